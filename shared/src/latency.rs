@@ -1,0 +1,97 @@
+//! A latency histogram that both sides report with: nanoseconds, three
+//! significant digits, up to one hour.
+
+use std::time::Duration;
+
+use hdrhistogram::Histogram;
+
+const HIGHEST_NS: u64 = 3_600_000_000_000;
+
+/// Records durations and summarises them.
+#[derive(Clone, Debug)]
+pub struct Latency {
+    histogram: Histogram<u64>,
+}
+
+/// Percentiles in nanoseconds; zero everywhere when nothing was recorded.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+pub struct Summary {
+    /// Number of samples.
+    pub count: u64,
+    /// Arithmetic mean.
+    pub mean_ns: f64,
+    /// Median.
+    pub p50_ns: u64,
+    /// 99th percentile.
+    pub p99_ns: u64,
+    /// 99.9th percentile.
+    pub p999_ns: u64,
+    /// Largest sample.
+    pub max_ns: u64,
+}
+
+impl Default for Latency {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+impl Latency {
+    /// An empty histogram.
+    pub fn new() -> Self {
+        let histogram = Histogram::new_with_bounds(1, HIGHEST_NS, 3)
+            .unwrap_or_else(|e| unreachable!("constant bounds are valid: {e}"));
+        Latency { histogram }
+    }
+
+    /// Records one sample; longer than an hour counts as an hour.
+    pub fn record(&mut self, sample: Duration) {
+        let ns = u64::try_from(sample.as_nanos()).unwrap_or(HIGHEST_NS);
+        self.histogram.saturating_record(ns.max(1));
+    }
+
+    /// Adds all samples of `other`.
+    pub fn merge(&mut self, other: &Latency) {
+        // Equal bounds: addition cannot fail.
+        let _ = self.histogram.add(&other.histogram);
+    }
+
+    /// Number of samples.
+    pub fn count(&self) -> u64 {
+        self.histogram.len()
+    }
+
+    /// Percentiles of what was recorded so far.
+    pub fn summary(&self) -> Summary {
+        if self.histogram.is_empty() {
+            return Summary::default();
+        }
+        Summary {
+            count: self.histogram.len(),
+            mean_ns: self.histogram.mean(),
+            p50_ns: self.histogram.value_at_quantile(0.5),
+            p99_ns: self.histogram.value_at_quantile(0.99),
+            p999_ns: self.histogram.value_at_quantile(0.999),
+            max_ns: self.histogram.max(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn percentiles_of_a_ramp() {
+        let mut latency = Latency::new();
+        assert_eq!(latency.summary(), Summary::default());
+        for us in 1..=1000 {
+            latency.record(Duration::from_micros(us));
+        }
+        latency.record(Duration::from_secs(1 << 40));
+        let s = latency.summary();
+        assert_eq!(s.count, 1001);
+        assert!(s.p50_ns.abs_diff(500_000) < 2_000, "{}", s.p50_ns);
+        assert!(s.max_ns >= HIGHEST_NS);
+    }
+}
