@@ -1,0 +1,21 @@
+//! The host side of daxwindow: a vhost-user-fs back end that serves a
+//! directory over virtio-fs and lends its page cache through a DAX window.
+//!
+//! | room | owns |
+//! | --- | --- |
+//! | [`device`] | the vhost-user back end: features, configuration, queues, memory table, reset |
+//! | [`server`] | one FUSE request: decode, call, encode |
+//! | [`fs`] | the shared directory: inodes, handles, names, attributes |
+//! | [`dax`] | the window: ledger, front-end capabilities, policy |
+//! | [`observe`] | logs and counters |
+//!
+//! Law of the whole crate: nothing from the guest or the VMM is trusted, and
+//! nothing they send ends the process.
+
+#![deny(unsafe_code)]
+
+pub mod dax;
+pub mod device;
+pub mod fs;
+pub mod observe;
+pub mod server;
