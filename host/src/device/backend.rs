@@ -25,11 +25,11 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use zerocopy::IntoBytes;
 
+use crate::dax::Channel;
 use crate::observe::logs::Throttle;
 use crate::server::{Server, chain};
 
 use super::exit_fd::ExitFds;
-use super::front_end::ShmemFrontEnd;
 use super::queue::{self, Chain, Gate, Memory, Taken, Vring};
 
 /// Longest ring a guest may set up.
@@ -53,12 +53,19 @@ pub struct Device {
     exit_fds: ExitFds,
     window_reset: Mutex<Option<JoinHandle<()>>>,
     complaints: Throttle,
+    front_end_timeout: Duration,
 }
 
 impl Device {
     /// A device with `config.num_request_queues` request queues, whose rings
-    /// and buffers lie in `memory`.
-    pub(super) fn new(server: Arc<Server>, config: Config, memory: Memory) -> Device {
+    /// and buffers lie in `memory`. The front end may take
+    /// `front_end_timeout` over one map.
+    pub(super) fn new(
+        server: Arc<Server>,
+        config: Config,
+        memory: Memory,
+        front_end_timeout: Duration,
+    ) -> Device {
         let queues = 1 + config.num_request_queues.get() as usize;
         Device {
             server,
@@ -69,6 +76,7 @@ impl Device {
             exit_fds: ExitFds::default(),
             window_reset: Mutex::new(None),
             complaints: Throttle::new(Duration::from_secs(10)),
+            front_end_timeout,
         }
     }
 
@@ -89,20 +97,20 @@ impl Device {
         self.server.reset();
     }
 
-    pub(super) fn exit_fds(&self) -> &ExitFds {
-        &self.exit_fds
-    }
-
     /// Empties a ring until the guest has nothing more for it.
     fn serve_queue(&self, vring: &Vring, gate: &Arc<Gate>) -> Result<(), virtio_queue::Error> {
-        loop {
+        let mut idle_rounds = 0;
+        // One idle round may be a request that came between the last look and
+        // `listen`. A ring that claims more and yields nothing again is broken.
+        while idle_rounds < 2 {
             queue::hush(vring)?;
             let taken = self.empty(vring, gate)?;
-            // A ring that claims more, but yields nothing, would keep us here.
-            if !queue::listen(vring)? || taken == 0 {
+            if !queue::listen(vring)? {
                 return Ok(());
             }
+            idle_rounds = if taken == 0 { idle_rounds + 1 } else { 0 };
         }
+        Ok(())
     }
 
     fn empty(&self, vring: &Vring, gate: &Arc<Gate>) -> Result<u64, virtio_queue::Error> {
@@ -213,8 +221,10 @@ impl VhostUserBackend for Device {
     }
 
     fn set_backend_req_fd(&self, channel: Backend) {
-        let front_end = Arc::new(ShmemFrontEnd::new(channel));
-        self.server.dax().set_front_end(Some(front_end));
+        match Channel::new(channel, self.front_end_timeout) {
+            Ok(channel) => self.server.dax().set_front_end(Some(Arc::new(channel))),
+            Err(error) => tracing::error!(%error, "no channel for maps, so no DAX"),
+        }
     }
 
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {

@@ -20,24 +20,24 @@ use vmm_sys_util::event::{
 pub(super) struct ExitFds(Mutex<Vec<RawFd>>);
 
 impl ExitFds {
-    /// A new pair, of which the framework will leave the reading end open.
+    /// A new pair for `VhostUserBackend::exit_event`, and for nothing else:
+    /// the reading end must not be closed by whoever gets it.
     pub(super) fn create(&self) -> io::Result<(EventConsumer, EventNotifier)> {
         let pair = new_event_consumer_and_notifier(EventFlag::NONBLOCK | EventFlag::CLOEXEC)?;
         self.0.lock().push(pair.0.as_raw_fd());
         Ok(pair)
     }
+}
 
-    /// Closes all reading ends.
-    ///
-    /// # Safety
-    ///
-    /// The framework object that called `exit_event` is dropped: it gave up
-    /// ownership of each reading end (`into_raw_fd`) and no longer uses it.
-    pub(super) unsafe fn close(&self) {
-        for fd in self.0.lock().drain(..) {
-            // SAFETY: `fd` was open when it was recorded; its owner was turned
-            // into a bare number by the framework, which is gone by the
-            // caller's promise; the list is drained, so it is closed once.
+impl Drop for ExitFds {
+    fn drop(&mut self) {
+        for fd in self.0.get_mut().drain(..) {
+            // SAFETY: `fd` was open when it was recorded, and the framework,
+            // the only caller of `create` (through `exit_event`), turned its
+            // owner into a bare number that it never closes. It uses the
+            // number only in an epoll set of objects that hold a clone of the
+            // `Arc` around the device which owns this list; so, when this
+            // runs, they are gone. Draining closes each number once.
             drop(unsafe { OwnedFd::from_raw_fd(fd) });
         }
     }

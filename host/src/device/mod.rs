@@ -2,7 +2,6 @@
 //!
 //! - [`backend`]: features, configuration space, memory table, reset.
 //! - `queue`: one queue's way from available to used.
-//! - [`front_end`]: the channel on which the VMM is asked to map.
 //! - `exit_fd`: the descriptors that end the workers.
 //! - [`socket`]: the listening socket and its file.
 //! - [`serve`]: one client after the other, until told to stop.
@@ -14,7 +13,6 @@
 
 pub mod backend;
 mod exit_fd;
-pub mod front_end;
 mod queue;
 pub mod serve;
 pub mod socket;

@@ -2,7 +2,7 @@
 
 use daxwindow_shared::fuse::flags::{FsyncFlags, OpenInFlags, OpenOutFlags, WriteFlags};
 use daxwindow_shared::fuse::{
-    Attr, CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn,
+    CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn,
     OpenOut, ReadIn, ReleaseIn, SyncfsIn, WriteIn, WriteOut,
 };
 use rustix::io::Errno;
@@ -24,11 +24,13 @@ impl Server {
         let fh = self
             .fs
             .open_file(nodeid, args.flags, kills_suidgid(args.open_flags))?;
+        // A DAX inode has no pages in the guest to invalidate at open, and the
+        // attempt makes the guest warn about its live mappings.
         let keep = self.dax.window_bytes() > 0
             && self
                 .fs
                 .getattr(nodeid, Some(fh))
-                .is_ok_and(|attr| self.dax.keep_cache(&attr));
+                .is_ok_and(|attr| self.dax.keep_cache(nodeid, &attr));
         call.reply.value(&open_out(fh, keep))
     }
 
@@ -43,15 +45,9 @@ impl Server {
             args.mode,
             args.umask,
         )?;
-        let keep = self.keeps_cache(&entry.attr);
+        let keep = self.dax.window_bytes() > 0 && self.dax.keep_cache(entry.nodeid, &entry.attr);
         call.reply.value(&self.entry_out(&entry))?;
         call.reply.value(&open_out(fh, keep))
-    }
-
-    /// A DAX inode has no pages in the guest to invalidate at open, and the
-    /// attempt makes the guest warn about its live mappings.
-    fn keeps_cache(&self, attr: &Attr) -> bool {
-        self.dax.window_bytes() > 0 && self.dax.keep_cache(attr)
     }
 
     pub(super) fn read(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
