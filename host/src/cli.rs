@@ -1,7 +1,6 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use daxwindow_shared::virtiofs;
@@ -197,12 +196,20 @@ mod tests {
         assert_eq!(config.dax.mode, DaxMode::Inode);
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
-        assert_eq!((config.share.max_inodes, config.share.max_handles), (512, 256));
+        assert_eq!(
+            (config.share.max_inodes, config.share.max_handles),
+            (512, 256)
+        );
     }
 
     #[test]
     fn sizes_have_suffixes_and_bounds() {
-        for (text, bytes) in [("0", 0), ("2M", 2 << 20), ("4096k", 4 << 20), ("3G", 3 << 30)] {
+        for (text, bytes) in [
+            ("0", 0),
+            ("2M", 2 << 20),
+            ("4096k", 4 << 20),
+            ("3G", 3 << 30),
+        ] {
             assert_eq!(parse_window(text), Ok(bytes), "{text}");
         }
         for text in ["", "G", "1T", "-1", "1M", "3000000", "99999999999G", "1é"] {

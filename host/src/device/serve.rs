@@ -165,8 +165,8 @@ fn serve_client(
     device.hang_up();
     // Ends and joins the workers, and unmaps the guest's memory.
     drop(daemon);
+    server.log_counters();
     device.forget_client();
-    tracing::info!("client served: {}", server.counters().report());
     served
 }
 

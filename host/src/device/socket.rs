@@ -128,7 +128,10 @@ fn clear_the_way(path: &Path) -> Result<(), SocketError> {
         Err(Errno::NOENT) => Ok(()),
         // A full backlog is somebody's backlog.
         Ok(()) | Err(Errno::AGAIN) => Err(SocketError::InUse(path.to_owned())),
-        Err(errno) => Err(failed("find out whether the socket is in use", errno.into())),
+        Err(errno) => Err(failed(
+            "find out whether the socket is in use",
+            errno.into(),
+        )),
     }
 }
 
@@ -172,7 +175,10 @@ mod tests {
     fn errors_name_flag_path_and_cause() {
         let long = PathBuf::from(format!("/tmp/{}", "x".repeat(200)));
         let error = Socket::bind(&long).expect_err("too long").to_string();
-        assert!(error.contains("--socket-path") && error.contains("205"), "{error}");
+        assert!(
+            error.contains("--socket-path") && error.contains("205"),
+            "{error}"
+        );
         let error = Socket::bind(Path::new("/nonexistent-directory/s"))
             .expect_err("no directory")
             .to_string();

@@ -229,9 +229,7 @@ impl Reader<'_> {
                 // `self.segments`, whose lifetime keeps the mapping alive; the
                 // kernel only reads them; their number is at most IOV_MAX. `fd` is
                 // open for as long as `file` is borrowed.
-                unsafe {
-                    libc::pwritev2(fd, buffers.as_ptr(), buffers.len() as i32, offset, flags)
-                }
+                unsafe { libc::pwritev2(fd, buffers.as_ptr(), buffers.len() as i32, offset, flags) }
             })?;
         self.position += done;
         Ok(done)

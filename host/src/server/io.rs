@@ -2,8 +2,8 @@
 
 use daxwindow_shared::fuse::flags::{FsyncFlags, OpenInFlags, OpenOutFlags, WriteFlags};
 use daxwindow_shared::fuse::{
-    CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn,
-    OpenOut, ReadIn, ReleaseIn, SyncfsIn, WriteIn, WriteOut,
+    CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn, OpenOut,
+    ReadIn, ReleaseIn, SyncfsIn, WriteIn, WriteOut,
 };
 use rustix::io::Errno;
 

@@ -37,7 +37,7 @@ mod tests;
 use std::time::{Duration, Instant};
 
 use daxwindow_shared::fuse::{
-    AttrOut, EntryOut, InHeader, InitOut, KStatfs, LseekOut, OpenOut, Opcode, WriteOut,
+    AttrOut, EntryOut, InHeader, InitOut, KStatfs, LseekOut, Opcode, OpenOut, WriteOut,
 };
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -120,6 +120,32 @@ impl Server {
     /// What was counted so far.
     pub fn counters(&self) -> &Counters {
         &self.counters
+    }
+
+    /// Logs everything counted, and what is live now.
+    pub fn log_counters(&self) {
+        let window = self.dax.stats();
+        tracing::info!("{}", self.counters.report());
+        tracing::info!(
+            inodes = self.fs.live_inodes(),
+            handles = self.fs.live_handles(),
+            mapped_ranges = window.live_ranges,
+            mapped_bytes = window.live_bytes,
+            mapped_inodes = window.live_inodes,
+            "live"
+        );
+        tracing::info!(
+            setups = window.setups,
+            hits = window.setup_hits,
+            upgrades = window.upgrades,
+            replacements = window.replacements,
+            removals = window.removals,
+            failed_removals = window.failed_removals,
+            refusals = window.refusals.iter().sum::<u64>(),
+            setup_p50_ns = window.setup_latency.p50_ns,
+            setup_p99_ns = window.setup_latency.p99_ns,
+            "window"
+        );
     }
 
     /// Ends the session as DESTROY does: no mapping, inode or handle is left.

@@ -47,10 +47,7 @@ impl<'b> Body<'b> {
     /// The next NUL-terminated string.
     pub(super) fn string(&mut self) -> Result<&'b CStr, Errno> {
         let string = CStr::from_bytes_until_nul(self.0).map_err(|_| Errno::INVAL)?;
-        self.0 = self
-            .0
-            .get(string.count_bytes() + 1..)
-            .ok_or(Errno::INVAL)?;
+        self.0 = self.0.get(string.count_bytes() + 1..).ok_or(Errno::INVAL)?;
         Ok(string)
     }
 
