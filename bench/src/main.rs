@@ -20,6 +20,8 @@ mod host_memory;
 mod machine;
 mod micro;
 mod raw;
+#[cfg(test)]
+mod readme_test;
 mod report;
 mod stats;
 
