@@ -14,7 +14,7 @@ fn an_unlinked_file_without_any_right_is_mapped() {
     let share = Share::new();
     let f = share.file(c"f", "12345");
     if is_root() {
-        let none = std::fs::Permissions::from_mode(0);
+        let none = std::fs::Permissions::from_mode(0o000);
         std::fs::set_permissions(share.path("f"), none).unwrap();
     }
     share.fs.unlink(ROOT_ID, n(c"f")).unwrap();
