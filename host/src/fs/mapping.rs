@@ -6,7 +6,6 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::SharedDir;
-use super::attr::stat;
 use crate::dax::{MapFile, MapSource};
 
 impl MapSource for SharedDir {
@@ -24,11 +23,6 @@ impl MapSource for SharedDir {
             OFlags::RDONLY
         };
         let fd = self.proc.reopen(inode.fd()?, access)?;
-        let size = stat(&fd)?.stx_size;
-        Ok(MapFile {
-            fd: Arc::new(fd),
-            size,
-            writable,
-        })
+        Ok(MapFile { fd: Arc::new(fd) })
     }
 }
