@@ -8,12 +8,14 @@
 //! | [`fs`] | the shared directory: inodes, handles, names, attributes |
 //! | [`dax`] | the window: ledger, front-end capabilities, policy |
 //! | [`observe`] | logs and counters |
+//! | [`cli`] | the command line of `daxwindowd` |
 //!
 //! Law of the whole crate: nothing from the guest or the VMM is trusted, and
 //! nothing they send ends the process.
 
 #![deny(unsafe_code)]
 
+pub mod cli;
 pub mod dax;
 pub mod device;
 pub mod fs;

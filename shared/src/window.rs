@@ -112,6 +112,67 @@ impl WindowRange {
         self.start < other.start + other.len && other.start < self.start + self.len
     }
 
+    /// What is left of this range on either side of `other`.
+    pub fn around(&self, other: &WindowRange) -> (Option<WindowRange>, Option<WindowRange>) {
+        let piece = |start: u64, end: u64| {
+            (start < end).then(|| WindowRange {
+                start,
+                len: end - start,
+            })
+        };
+        let (end, other_end) = (self.end().0, other.end().0);
+        (
+            piece(self.start, end.min(other.start)),
+            piece(self.start.max(other_end), end),
+        )
+    }
+
+    /// Cuts the range where the window offset is a multiple of `granule`
+    /// bytes, itself a multiple of the page size.
+    pub fn pieces(&self, granule: u64) -> impl Iterator<Item = WindowRange> + use<> {
+        let (mut start, end) = (self.start, self.start + self.len);
+        std::iter::from_fn(move || {
+            let next = (start / granule)
+                .saturating_add(1)
+                .saturating_mul(granule)
+                .min(end);
+            let piece = (start < end).then(|| WindowRange {
+                start,
+                len: next - start,
+            });
+            start = next;
+            piece
+        })
+    }
+
+    /// This range and `next` as one, if `next` follows at once.
+    pub fn joined(&self, next: &WindowRange) -> Option<WindowRange> {
+        (self.end() == next.start()).then(|| WindowRange {
+            start: self.start,
+            len: self.len + next.len,
+        })
+    }
+
+    /// The part that lies in `other` too.
+    pub fn intersection(&self, other: &WindowRange) -> Option<WindowRange> {
+        let start = self.start.max(other.start);
+        let end = self.end().0.min(other.end().0);
+        (start < end).then(|| WindowRange {
+            start,
+            len: end - start,
+        })
+    }
+
+    /// The first `len` bytes, or `None` if that is nothing. `len` is page
+    /// aligned.
+    pub fn first(&self, len: u64) -> Option<WindowRange> {
+        let len = len.min(self.len);
+        (len > 0).then_some(WindowRange {
+            start: self.start,
+            len,
+        })
+    }
+
     /// Whether every byte of `other` lies in this range.
     pub fn contains(&self, other: &WindowRange) -> bool {
         self.start <= other.start && other.end() <= self.end()
@@ -138,6 +199,32 @@ mod tests {
                 prop_assert_eq!(range.start().0 % 4096, 0);
             }
         }
+    }
+
+    #[test]
+    fn cutting() {
+        let range = |start, len| WindowRange { start, len };
+        let whole = range(0x1000, 0x6000);
+        assert_eq!(
+            whole.around(&range(0x2000, 0x1000)),
+            (Some(range(0x1000, 0x1000)), Some(range(0x3000, 0x4000)))
+        );
+        assert_eq!(
+            whole.around(&range(0, 0x3000)),
+            (None, Some(range(0x3000, 0x4000)))
+        );
+        assert_eq!(whole.around(&range(0, 0x9000)), (None, None));
+        let pieces: Vec<_> = whole.pieces(0x4000).collect();
+        assert_eq!(pieces, [range(0x1000, 0x3000), range(0x4000, 0x3000)]);
+        assert_eq!(whole.first(0x2000), Some(range(0x1000, 0x2000)));
+        assert_eq!(whole.first(0), None);
+        assert_eq!(range(0, 0x1000).joined(&whole), Some(range(0, 0x7000)));
+        assert_eq!(whole.joined(&whole), None);
+        assert_eq!(
+            whole.intersection(&range(0, 0x3000)),
+            Some(range(0x1000, 0x2000))
+        );
+        assert_eq!(whole.intersection(&range(0, 0x1000)), None);
     }
 
     #[test]

@@ -1,109 +1,320 @@
-//! The DAX window of one guest. (Interface; being filled in.)
+//! The DAX window of one guest: which file range is where, and whether the
+//! guest may have it there at all.
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | [`policy`] | who gets DAX, and how it is mapped |
+//! | [`capabilities`] | what the front end can do, learned by trying |
+//! | [`front_end`] | what is asked of it |
+//! | [`channel`] | the vhost-user back-end channel, with a time-out |
+//! | [`barrier`] | when a mapping is live |
+//! | [`ledger`] | the bookkeeping, without I/O |
+//! | [`operations`] | setup and removal |
+//! | [`counters`] | what it did |
+//!
+//! Laws: a range is answered for only when it is live; a live range is never
+//! torn down under its users; what was mapped is unmapped exactly; a front
+//! end that says nothing costs one request its time-out and nothing else.
 
-use std::os::fd::{BorrowedFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::sync::Arc;
+use std::time::Instant;
 
+use arc_swap::ArcSwapOption;
 use daxwindow_shared::fuse::{Attr, RemoveMappingOne, SetupMappingIn};
-use daxwindow_shared::window::WindowRange;
+use daxwindow_shared::window::{RANGE_SHIFT, WindowRange};
+use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
+
+pub mod barrier;
+pub mod capabilities;
+pub mod channel;
+pub mod counters;
+pub mod front_end;
+pub mod ledger;
+pub mod operations;
+pub mod policy;
+#[cfg(test)]
+mod tests;
+
+pub use capabilities::{Capabilities, ProbeError};
+pub use channel::Channel;
+pub use counters::DaxStats;
+pub use front_end::{FrontEnd, FrontEndError};
+pub use operations::MapError;
+pub use policy::{DaxMode, DaxOptions, NoDax};
+
+use barrier::MemoryTable;
+use counters::Counters;
+use ledger::Ledger;
 
 /// A file opened for mapping.
 #[derive(Clone, Debug)]
 pub struct MapFile {
+    /// A regular file, open read-write if that was asked for.
     pub fd: Arc<OwnedFd>,
-    pub size: u64,
-    pub writable: bool,
 }
 
-/// Where the ledger gets its files from: by node id, since a guest may map an unlinked or closed file.
+/// Where files to map come from: by node id, since a guest may map a file
+/// that is unlinked or has no open handle.
 pub trait MapSource {
-    /// `writable` asks for a read-write descriptor; EROFS on a read-only share.
+    /// Opens the regular file behind `nodeid`; `writable` for reading and
+    /// writing.
+    ///
+    /// # Errors
+    ///
+    /// `EROFS` for writing on a read-only share, `EINVAL` or similar for
+    /// what is no regular file, and whatever the host says.
     fn open_for_mapping(&self, nodeid: u64, writable: bool) -> Result<MapFile, Errno>;
-}
-
-/// What the VMM does for us.
-pub trait FrontEnd: Send + Sync {
-    fn map(
-        &self,
-        range: WindowRange,
-        fd: BorrowedFd<'_>,
-        fd_offset: u64,
-        writable: bool,
-    ) -> Result<(), Errno>;
-    fn unmap(&self, range: WindowRange) -> Result<(), Errno>;
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum DaxMode {
-    Never,
-    Inode,
-    Always,
-}
-
-#[derive(Clone, Debug)]
-pub struct DaxOptions {
-    pub mode: DaxMode,
-    /// Zero means: no window.
-    pub window_bytes: u64,
-    pub readonly: bool,
 }
 
 /// What INIT may promise the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct DaxOffer {
-    /// A window exists and the front end maps: answer MAP_ALIGNMENT with this log2.
+    /// Mappings work: answer `MAP_ALIGNMENT` with this logarithm of bytes.
     pub map_alignment: Option<u16>,
-    /// Answer HAS_INODE_DAX.
+    /// Answer `HAS_INODE_DAX`.
     pub inode_dax: bool,
 }
 
-pub struct Dax {}
+/// A front end that has been tried out.
+struct Connected {
+    front_end: Arc<dyn FrontEnd>,
+    can: Capabilities,
+}
 
-#[allow(unused_variables)]
+#[derive(Default)]
+struct State {
+    ledger: Ledger,
+    /// Ranges with a request under way.
+    busy: Vec<WindowRange>,
+}
+
+/// The window of one guest.
+pub struct Dax {
+    options: DaxOptions,
+    page_bytes: u64,
+    front_end: Mutex<Option<Arc<dyn FrontEnd>>>,
+    connected: ArcSwapOption<Connected>,
+    table: MemoryTable,
+    state: Mutex<State>,
+    released: Condvar,
+    counters: Counters,
+}
+
 impl Dax {
+    /// A window without a front end yet.
     pub fn new(options: DaxOptions) -> Dax {
-        todo!()
+        Dax {
+            options,
+            page_bytes: rustix::param::page_size() as u64,
+            front_end: Mutex::default(),
+            connected: ArcSwapOption::empty(),
+            table: MemoryTable::default(),
+            state: Mutex::default(),
+            released: Condvar::new(),
+            counters: Counters::default(),
+        }
     }
+
+    /// Bytes of the window; zero when there is none.
     pub fn window_bytes(&self) -> u64 {
-        todo!()
+        match self.options.mode {
+            DaxMode::Never => 0,
+            DaxMode::Inode | DaxMode::Always => self.options.window_bytes,
+        }
     }
-    /// The device calls this when the front end passes its channel (None: it went away).
+
+    /// Takes the front end's channel, or notes that it is gone. Either way
+    /// what the last one had mapped is forgotten.
     pub fn set_front_end(&self, front_end: Option<Arc<dyn FrontEnd>>) {
-        todo!()
+        let last = std::mem::replace(&mut *self.front_end.lock(), front_end);
+        self.connected.store(None);
+        if let Some(last) = last {
+            last.cancel_waits();
+        }
+        self.state.lock().ledger.take();
     }
-    /// FUSE_INIT: forget the last session's mappings, probe the front end, say what to offer.
+
+    /// FUSE_INIT: unmaps what an earlier session left, tries the front end
+    /// out, and says what may be offered.
     pub fn init(&self) -> DaxOffer {
-        todo!()
+        self.reset();
+        let Some(front_end) = self.front_end.lock().clone() else {
+            if self.window_bytes() > 0 {
+                tracing::info!("dax: off, the front end opened no channel for maps");
+            }
+            return DaxOffer::default();
+        };
+        if self.window_bytes() == 0 {
+            tracing::info!("dax: off by configuration");
+            return DaxOffer::default();
+        }
+        match capabilities::probe(
+            &*front_end,
+            &self.table,
+            self.window_bytes(),
+            self.page_bytes,
+        ) {
+            Ok(can) => self.offer(front_end, can),
+            Err(error) => {
+                tracing::warn!(%error, "dax: off, the front end failed the trial");
+                DaxOffer::default()
+            }
+        }
     }
-    /// FUSE_ATTR_DAX for entry and attr replies (wire `Attr.flags`).
+
+    fn offer(&self, front_end: Arc<dyn FrontEnd>, can: Capabilities) -> DaxOffer {
+        tracing::info!(window_bytes = self.window_bytes(), mode = ?self.options.mode,
+            "dax: front end tried out: {can}");
+        if self.options.readonly && !can.readonly_fd {
+            tracing::warn!("dax: no inode gets DAX: {}", NoDax::ReadOnlyShare);
+        } else if !can.past_eof {
+            tracing::warn!("dax: few or no inodes get DAX: {}", NoDax::PastEndOfFile);
+        }
+        self.connected
+            .store(Some(Arc::new(Connected { front_end, can })));
+        DaxOffer {
+            map_alignment: Some(RANGE_SHIFT as u16),
+            inode_dax: true,
+        }
+    }
+
+    /// What the front end was found to be able to do in this session.
+    pub fn capabilities(&self) -> Option<Capabilities> {
+        self.connected
+            .load()
+            .as_ref()
+            .map(|connected| connected.can)
+    }
+
+    /// `flags` of a wire [`Attr`]: `FUSE_ATTR_DAX` or nothing.
     pub fn attr_flags(&self, attr: &Attr) -> u32 {
-        todo!()
+        match &*self.connected.load() {
+            Some(connected) => self
+                .options
+                .decide(attr, &connected.can, self.page_bytes)
+                .map_or(0, |flags| flags.bits()),
+            None => 0,
+        }
     }
-    /// Whether OPEN of this inode is answered with FOPEN_KEEP_CACHE.
-    pub fn keep_cache(&self, attr: &Attr) -> bool {
-        todo!()
+
+    /// Whether OPEN of this inode is answered with `FOPEN_KEEP_CACHE`: the
+    /// guest would otherwise invalidate a page cache that a DAX inode does
+    /// not have, and warn if the inode is mapped.
+    pub fn keep_cache(&self, nodeid: u64, attr: &Attr) -> bool {
+        self.attr_flags(attr) != 0 || self.state.lock().ledger.pieces_of(nodeid) > 0
     }
+
+    /// SETUPMAPPING. On success the range is live in the guest.
+    ///
+    /// # Errors
+    ///
+    /// [`MapError`] as errno; what was live before stays as it was.
     pub fn setup(
         &self,
         source: &dyn MapSource,
         nodeid: u64,
         args: &SetupMappingIn,
     ) -> Result<(), Errno> {
-        todo!()
+        let start = Instant::now();
+        match self.try_setup(source, nodeid, args) {
+            Ok(()) => {
+                self.counters.setup_done(start.elapsed());
+                Ok(())
+            }
+            Err(error) => {
+                tracing::debug!(nodeid, ?args, %error, "dax: setup refused");
+                self.counters.refused(&error);
+                Err(error.errno())
+            }
+        }
     }
+
+    /// REMOVEMAPPING.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` if a range is bad, in which case nothing is unmapped; the
+    /// first failure else, after all ranges were tried.
     pub fn remove(&self, ranges: &[RemoveMappingOne]) -> Result<(), Errno> {
-        todo!()
+        let start = Instant::now();
+        let result = self.try_remove(ranges);
+        self.counters.removal_done(start.elapsed());
+        result.map_err(|error| {
+            tracing::debug!(count = ranges.len(), %error, "dax: removal failed");
+            error.errno()
+        })
     }
-    /// Unmaps everything: DESTROY, fresh INIT, reset, disconnect.
+
+    /// Unmaps everything: DESTROY, a fresh INIT, device reset.
     pub fn reset(&self) {
-        todo!()
+        self.clear();
     }
-    /// The memory table changed: (guest physical address, bytes) of every region.
+
+    /// Takes over the memory table: guest physical address and bytes of each
+    /// region.
     pub fn memory_table(&self, regions: &[(u64, u64)]) {
-        todo!()
+        self.table.update(regions);
     }
-    /// Fail everybody who waits for the front end (the front end itself waits for a queue to stop).
+
+    /// Fails everybody who waits for the front end, which itself waits for a
+    /// queue to stop.
     pub fn cancel_waits(&self) {
-        todo!()
+        let front_end = self.front_end.lock().clone();
+        if let Some(front_end) = front_end {
+            front_end.cancel_waits();
+        }
+        self.table.cancel_waits();
+    }
+
+    /// Counters and what is live now.
+    pub fn stats(&self) -> DaxStats {
+        let mut stats = self.counters.read();
+        let state = self.state.lock();
+        stats.live_ranges = state.ledger.len() as u64;
+        stats.live_bytes = state.ledger.bytes();
+        stats.live_inodes = state.ledger.inodes() as u64;
+        stats
+    }
+
+    /// Whether this is still the session in force. Under the state lock:
+    /// who ends a session takes that lock afterwards to empty the ledger.
+    fn is_current(&self, connected: &Arc<Connected>) -> bool {
+        self.connected
+            .load()
+            .as_ref()
+            .is_some_and(|now| Arc::ptr_eq(now, connected))
+    }
+
+    fn usable(&self) -> Option<Arc<Connected>> {
+        self.connected.load_full()
+    }
+
+    /// Waits until no request is under way on a byte of `range`, and keeps
+    /// others off it until the guard is dropped. Every holder is bounded by
+    /// the front end's time-out.
+    fn reserve(&self, range: WindowRange) -> Reserved<'_> {
+        let mut state = self.state.lock();
+        while state.busy.iter().any(|busy| busy.overlaps(&range)) {
+            self.released.wait(&mut state);
+        }
+        state.busy.push(range);
+        Reserved { dax: self, range }
+    }
+}
+
+struct Reserved<'a> {
+    dax: &'a Dax,
+    range: WindowRange,
+}
+
+impl Drop for Reserved<'_> {
+    fn drop(&mut self) {
+        let mut state = self.dax.state.lock();
+        if let Some(at) = state.busy.iter().position(|busy| *busy == self.range) {
+            state.busy.swap_remove(at);
+        }
+        self.dax.released.notify_all();
     }
 }

@@ -1,1 +1,18 @@
-//! (being filled in)
+//! The vhost-user-fs device: what a VMM connects to.
+//!
+//! - [`backend`]: features, configuration space, memory table, reset.
+//! - `queue`: one queue's way from available to used.
+//! - `exit_fd`: the descriptors that end the workers.
+//! - [`socket`]: the listening socket and its file.
+//! - [`serve`]: one client after the other, until told to stop.
+//!
+//! Laws: whatever a guest puts in its rings fails one request, never a worker
+//! or the daemon; no lock is held while a request is handled, since the VMM
+//! may need an answer from the message thread before it answers the request's
+//! question.
+
+pub mod backend;
+mod exit_fd;
+mod queue;
+pub mod serve;
+pub mod socket;

@@ -1,254 +1,173 @@
-//! The shared directory as one guest sees it. (Interface; being filled in.)
+//! The shared directory as one guest sees it.
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | `name` | checked path components |
+//! | `inode` | node ids, lookup counts, what pins an inode |
+//! | `handle` | open files and directories, bound to their node |
+//! | `budget` | what one guest may spend |
+//! | `procfd` | re-opening an inode that is held by `O_PATH` |
+//! | `creds` | acting as the caller on the host |
+//! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
+//!
+//! Law: no request leaves the shared directory. An inode is an `O_PATH |
+//! O_NOFOLLOW` descriptor; every name is a single component resolved beneath
+//! the descriptor of its parent without following links; whatever needs more
+//! than `O_PATH` goes through the descriptor itself and never through a name
+//! a second time. Only regular files and directories are ever opened.
+//!
+//! Like an open descriptor, a node stays usable when the host moves it, even
+//! out of the shared directory: a node is a capability, not a path. No guest
+//! can move one there.
 
-use std::ffi::CStr;
-use std::fs::File;
+mod attr;
+mod budget;
+mod create;
+mod creds;
+mod dir;
+mod handle;
+mod inode;
+mod io;
+mod lookup;
+mod mapping;
+mod name;
+mod open;
+mod procfd;
+mod remove;
+mod setattr;
+mod statfs;
+mod xattr;
+
+#[cfg(test)]
+mod tests;
+
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
-use daxwindow_shared::fuse::{Attr, FallocateIn, KStatfs, OpenOut, SetattrIn};
+use daxwindow_shared::fuse::Attr;
+use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
+
+use budget::Budget;
+use handle::HandleTable;
+use inode::{Inode, InodeTable};
+use procfd::ProcFd;
+
+pub use dir::DirItem;
+pub use name::Name;
+pub use open::OpenFile;
+pub use xattr::XattrReply;
 
 /// Who sent the request, from its header.
 #[derive(Clone, Copy, Debug)]
 pub struct Caller {
+    /// User id in the guest.
     pub uid: u32,
+    /// Group id in the guest.
     pub gid: u32,
+    /// Thread id in the guest.
     pub pid: u32,
 }
 
-/// One checked path component: not empty, at most 255 bytes, no slash, not "." or "..".
-#[derive(Clone, Copy, Debug)]
-pub struct Name<'a>(&'a CStr);
-
-/// Result of lookup and of all that create. `attr.flags` is zero here: DAX is the policy's business.
+/// Result of lookup and of all that create. `attr.flags` is zero here: DAX is
+/// the policy's business.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
+    /// Node id, never handed out twice for different inodes.
     pub nodeid: u64,
+    /// Always zero, since node ids are not reused.
     pub generation: u64,
+    /// Attributes at the time of the lookup.
     pub attr: Attr,
 }
 
-/// One directory entry handed to a READDIR sink.
-#[derive(Clone, Copy, Debug)]
-pub struct DirItem<'a> {
-    pub ino: u64,
-    /// Cookie of the *next* entry.
-    pub offset: u64,
-    /// DT_* type.
-    pub typ: u32,
-    pub name: &'a CStr,
-}
-
-/// An open file and the rights it was opened with.
-#[derive(Debug)]
-pub struct OpenFile {
-    pub file: File,
-    pub readable: bool,
-    pub writable: bool,
-    pub append: bool,
-}
-
+/// How a directory is shared with one guest.
 #[derive(Clone, Debug)]
 pub struct ShareOptions {
+    /// Every request that changes something is refused with `EROFS`.
     pub readonly: bool,
+    /// Inodes the guest may know at a time, the root aside. Each costs a
+    /// descriptor. Beyond: `ENFILE`.
+    pub max_inodes: usize,
+    /// Files and directories the guest may have open at a time, a descriptor
+    /// each. Beyond: `EMFILE`.
+    pub max_handles: usize,
 }
 
-pub struct SharedDir {}
+impl Default for ShareOptions {
+    fn default() -> Self {
+        ShareOptions {
+            readonly: false,
+            max_inodes: 1 << 20,
+            max_handles: 1 << 16,
+        }
+    }
+}
 
-#[allow(unused_variables)]
+/// A directory shared with one guest.
+#[derive(Debug)]
+pub struct SharedDir {
+    options: ShareOptions,
+    /// Counts sessions, so that a request from before a reset leaves nothing
+    /// behind after it.
+    session: Arc<AtomicU64>,
+    inodes: InodeTable,
+    handles: HandleTable,
+    proc: ProcFd,
+    /// Bytes of directory listings read but not yet asked for.
+    listing: Arc<Budget>,
+}
+
 impl SharedDir {
+    /// Shares the directory at `root`. Must run in the process that serves it
+    /// (after any fork) and before `/proc` is given up.
     pub fn open(root: &Path, options: ShareOptions) -> std::io::Result<SharedDir> {
-        todo!()
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
+        let session = Arc::new(AtomicU64::new(0));
+        Ok(SharedDir {
+            inodes: InodeTable::new(root, Arc::clone(&session), options.max_inodes)?,
+            handles: HandleTable::new(Arc::clone(&session), options.max_handles),
+            proc: ProcFd::open()?,
+            listing: Budget::new(dir::MAX_LISTING_BYTES),
+            session,
+            options,
+        })
     }
+
+    /// Whether the guest may change anything.
     pub fn readonly(&self) -> bool {
-        todo!()
+        self.options.readonly
     }
-    /// Forgets every inode but the root and closes every handle.
+
+    /// Forgets every inode but the root and closes every handle. Requests in
+    /// flight finish on what they hold, and what they would add is refused
+    /// with `ESTALE`.
     pub fn reset(&self) {
-        todo!()
+        self.session.fetch_add(1, Ordering::AcqRel);
+        self.handles.clear();
+        self.inodes.clear();
     }
 
-    pub fn lookup(&self, parent: u64, name: Name<'_>) -> Result<Entry, Errno> {
-        todo!()
-    }
-    pub fn forget(&self, nodeid: u64, count: u64) {
-        todo!()
-    }
-    pub fn getattr(&self, nodeid: u64, fh: Option<u64>) -> Result<Attr, Errno> {
-        todo!()
-    }
-    pub fn setattr(&self, caller: Caller, nodeid: u64, set: &SetattrIn) -> Result<Attr, Errno> {
-        todo!()
-    }
-    pub fn readlink(&self, nodeid: u64) -> Result<Vec<u8>, Errno> {
-        todo!()
-    }
-    pub fn symlink(
-        &self,
-        caller: Caller,
-        parent: u64,
-        name: Name<'_>,
-        target: &CStr,
-    ) -> Result<Entry, Errno> {
-        todo!()
-    }
-    pub fn mknod(
-        &self,
-        caller: Caller,
-        parent: u64,
-        name: Name<'_>,
-        mode: u32,
-        rdev: u32,
-        umask: u32,
-    ) -> Result<Entry, Errno> {
-        todo!()
-    }
-    pub fn mkdir(
-        &self,
-        caller: Caller,
-        parent: u64,
-        name: Name<'_>,
-        mode: u32,
-        umask: u32,
-    ) -> Result<Entry, Errno> {
-        todo!()
-    }
-    pub fn unlink(&self, parent: u64, name: Name<'_>) -> Result<(), Errno> {
-        todo!()
-    }
-    pub fn rmdir(&self, parent: u64, name: Name<'_>) -> Result<(), Errno> {
-        todo!()
-    }
-    pub fn rename(
-        &self,
-        parent: u64,
-        name: Name<'_>,
-        new_parent: u64,
-        new_name: Name<'_>,
-        flags: u32,
-    ) -> Result<(), Errno> {
-        todo!()
-    }
-    pub fn link(&self, nodeid: u64, new_parent: u64, new_name: Name<'_>) -> Result<Entry, Errno> {
-        todo!()
+    /// Inodes held, the root aside.
+    pub fn live_inodes(&self) -> usize {
+        self.inodes.live()
     }
 
-    /// Returns the handle; `flags` are the guest's open(2) flags.
-    pub fn open_file(&self, nodeid: u64, flags: u32, kill_suidgid: bool) -> Result<u64, Errno> {
-        todo!()
-    }
-    pub fn create(
-        &self,
-        caller: Caller,
-        parent: u64,
-        name: Name<'_>,
-        flags: u32,
-        mode: u32,
-        umask: u32,
-    ) -> Result<(Entry, u64), Errno> {
-        todo!()
-    }
-    pub fn release(&self, nodeid: u64, fh: u64) -> Result<(), Errno> {
-        todo!()
-    }
-    /// The open file behind a handle, if it is a handle of this inode; for READ, WRITE and friends.
-    pub fn file(&self, nodeid: u64, fh: u64) -> Result<Arc<OpenFile>, Errno> {
-        todo!()
-    }
-    pub fn flush(&self, nodeid: u64, fh: u64) -> Result<(), Errno> {
-        todo!()
-    }
-    pub fn fsync(&self, nodeid: u64, fh: u64, datasync: bool) -> Result<(), Errno> {
-        todo!()
-    }
-    pub fn fallocate(&self, nodeid: u64, args: &FallocateIn) -> Result<(), Errno> {
-        todo!()
-    }
-    pub fn lseek(&self, nodeid: u64, fh: u64, offset: u64, whence: u32) -> Result<u64, Errno> {
-        todo!()
-    }
-    /// (nodeid, fh, offset) of source and target.
-    pub fn copy_file_range(
-        &self,
-        from: (u64, u64, u64),
-        to: (u64, u64, u64),
-        len: u64,
-        flags: u64,
-    ) -> Result<u64, Errno> {
-        todo!()
+    /// Files and directories open.
+    pub fn live_handles(&self) -> usize {
+        self.handles.live()
     }
 
-    pub fn opendir(&self, nodeid: u64) -> Result<u64, Errno> {
-        todo!()
-    }
-    pub fn releasedir(&self, nodeid: u64, fh: u64) -> Result<(), Errno> {
-        todo!()
-    }
-    pub fn fsyncdir(&self, nodeid: u64, fh: u64, datasync: bool) -> Result<(), Errno> {
-        todo!()
-    }
-    /// Feeds entries from the cookie `offset` on to `sink` until it answers false or the directory ends.
-    /// For READDIRPLUS the sink itself calls `lookup` (never for "." and "..").
-    pub fn readdir(
-        &self,
-        nodeid: u64,
-        fh: u64,
-        offset: u64,
-        sink: &mut dyn FnMut(DirItem<'_>) -> bool,
-    ) -> Result<(), Errno> {
-        todo!()
+    fn inode(&self, nodeid: u64) -> Result<Arc<Inode>, Errno> {
+        self.inodes.get(nodeid).ok_or(Errno::STALE)
     }
 
-    pub fn statfs(&self, nodeid: u64) -> Result<KStatfs, Errno> {
-        todo!()
-    }
-    pub fn syncfs(&self, nodeid: u64) -> Result<(), Errno> {
-        todo!()
-    }
-    pub fn setxattr(
-        &self,
-        nodeid: u64,
-        name: &CStr,
-        value: &[u8],
-        flags: u32,
-        kill_sgid: bool,
-    ) -> Result<(), Errno> {
-        todo!()
-    }
-    /// The value, at most `size` bytes (ERANGE if longer); `size` 0 asks for the length only.
-    pub fn getxattr(&self, nodeid: u64, name: &CStr, size: usize) -> Result<XattrReply, Errno> {
-        todo!()
-    }
-    pub fn listxattr(&self, nodeid: u64, size: usize) -> Result<XattrReply, Errno> {
-        todo!()
-    }
-    pub fn removexattr(&self, nodeid: u64, name: &CStr) -> Result<(), Errno> {
-        todo!()
+    fn require_writable(&self) -> Result<(), Errno> {
+        if self.options.readonly {
+            return Err(Errno::ROFS);
+        }
+        Ok(())
     }
 }
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum XattrReply {
-    Size(u32),
-    Value(Vec<u8>),
-}
-
-#[allow(unused_variables)]
-impl<'a> Name<'a> {
-    pub fn new(bytes: &'a CStr) -> Result<Name<'a>, Errno> {
-        todo!()
-    }
-}
-
-impl crate::dax::MapSource for SharedDir {
-    fn open_for_mapping(
-        &self,
-        _nodeid: u64,
-        _writable: bool,
-    ) -> Result<crate::dax::MapFile, Errno> {
-        todo!()
-    }
-}
-
-#[allow(dead_code)]
-fn unused(_: OpenOut) {}

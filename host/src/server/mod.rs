@@ -1,1 +1,361 @@
-//! (being filled in)
+//! One FUSE request: decode, call, encode.
+//!
+//! A request comes in as a [`chain::Reader`] and a [`chain::Writer`]; its
+//! header and arguments are copied out and checked (`request`), the opcode
+//! picks a handler (this file), the handler calls [`SharedDir`] or [`Dax`],
+//! and its answer is put behind a header (`reply`). File data never passes
+//! through this process's own memory.
+//!
+//! | file | requests |
+//! | --- | --- |
+//! | `init` | INIT, DESTROY |
+//! | `names` | LOOKUP, FORGET, BATCH_FORGET, SYMLINK, READLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, RENAME2, LINK |
+//! | `attrs` | GETATTR, SETATTR, STATFS |
+//! | `io` | OPEN, CREATE, READ, WRITE, FLUSH, RELEASE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, SYNCFS |
+//! | `dirs` | OPENDIR, READDIR, READDIRPLUS, RELEASEDIR, FSYNCDIR |
+//! | `xattrs` | SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR |
+//! | `mapping` | SETUPMAPPING, REMOVEMAPPING |
+//!
+//! Laws: every request with room for a reply gets exactly one, of the length
+//! that is reported as used; whether the answer has room is checked before
+//! anything is done, so that a refused request has no effect.
+
+mod attrs;
+pub mod chain;
+mod dirs;
+mod init;
+mod io;
+mod mapping;
+mod names;
+mod reply;
+mod request;
+mod xattrs;
+
+#[cfg(test)]
+mod tests;
+
+use std::time::{Duration, Instant};
+
+use daxwindow_shared::fuse::{
+    AttrOut, EntryOut, InHeader, InitOut, KStatfs, LseekOut, Opcode, OpenOut, WriteOut,
+};
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use crate::dax::{Dax, DaxOffer};
+use crate::fs::SharedDir;
+use crate::observe::counters::Counters;
+use crate::observe::logs::Throttle;
+
+use chain::{ChainError, Reader, Writer};
+pub use init::MAX_WRITE_BYTES;
+use init::Session;
+use reply::Reply;
+use request::{Body, BodyBuffer};
+
+/// How long a guest may believe what it was told.
+#[derive(Clone, Copy, Debug)]
+pub struct CacheTimeouts {
+    /// That a name leads to an inode.
+    pub entry: Duration,
+    /// That attributes are as they were.
+    pub attr: Duration,
+}
+
+impl Default for CacheTimeouts {
+    /// One second each: what other hosts and guests change is soon seen.
+    fn default() -> Self {
+        CacheTimeouts {
+            entry: Duration::from_secs(1),
+            attr: Duration::from_secs(1),
+        }
+    }
+}
+
+/// Answers the requests of one guest at a time, from any number of threads.
+pub struct Server {
+    fs: SharedDir,
+    dax: Dax,
+    timeouts: CacheTimeouts,
+    session: Session,
+    counters: Counters,
+    complaints: Throttle,
+    /// The window still holds the mappings of a device that was reset.
+    stale_window: Mutex<bool>,
+}
+
+/// A request on its way to its handler.
+struct Call<'b, 'r, 'm> {
+    header: InHeader,
+    body: Body<'b>,
+    /// What follows the body: the data of WRITE.
+    data: &'r mut Reader<'m>,
+    reply: &'r mut Reply<'m>,
+}
+
+impl Server {
+    /// A server without a session: the first request must be INIT.
+    pub fn new(fs: SharedDir, dax: Dax, timeouts: CacheTimeouts) -> Server {
+        Server {
+            fs,
+            dax,
+            timeouts,
+            session: Session::default(),
+            counters: Counters::new(),
+            complaints: Throttle::new(Duration::from_secs(10)),
+            stale_window: Mutex::new(false),
+        }
+    }
+
+    /// The window.
+    pub fn dax(&self) -> &Dax {
+        &self.dax
+    }
+
+    /// The shared directory.
+    pub fn fs(&self) -> &SharedDir {
+        &self.fs
+    }
+
+    /// What was counted so far.
+    pub fn counters(&self) -> &Counters {
+        &self.counters
+    }
+
+    /// Logs everything counted, and what is live now.
+    pub fn log_counters(&self) {
+        let window = self.dax.stats();
+        tracing::info!("{}", self.counters.report());
+        tracing::info!(
+            inodes = self.fs.live_inodes(),
+            handles = self.fs.live_handles(),
+            mapped_ranges = window.live_ranges,
+            mapped_bytes = window.live_bytes,
+            mapped_inodes = window.live_inodes,
+            "live"
+        );
+        tracing::info!(
+            setups = window.setups,
+            hits = window.setup_hits,
+            upgrades = window.upgrades,
+            replacements = window.replacements,
+            removals = window.removals,
+            failed_removals = window.failed_removals,
+            refusals = window.refusals.iter().sum::<u64>(),
+            setup_p50_ns = window.setup_latency.p50_ns,
+            setup_p99_ns = window.setup_latency.p99_ns,
+            "window"
+        );
+    }
+
+    /// Ends the session as DESTROY does: no mapping, inode or handle is left.
+    /// Waits for the front end to unmap, so never call it where the front end
+    /// waits for us.
+    pub fn reset(&self) {
+        self.session.end();
+        self.fs.reset();
+        self.clear_window(true);
+    }
+
+    /// The part of [`reset`](Self::reset) that needs nobody's answer. The
+    /// window is cleared by [`finish_reset`](Self::finish_reset), or by the
+    /// next INIT, whichever comes first.
+    pub fn begin_reset(&self) {
+        self.session.end();
+        *self.stale_window.lock() = true;
+        self.fs.reset();
+    }
+
+    /// Clears the window after [`begin_reset`](Self::begin_reset), unless an
+    /// INIT has done so.
+    pub fn finish_reset(&self) {
+        self.clear_window(false);
+    }
+
+    fn clear_window(&self, always: bool) {
+        let mut stale = self.stale_window.lock();
+        if std::mem::take(&mut *stale) || always {
+            self.dax.reset();
+        }
+    }
+
+    /// For INIT: forgets what was mapped and asks what can be offered.
+    fn fresh_window(&self) -> DaxOffer {
+        // Held throughout, lest a late `finish_reset` unmap the new session.
+        let mut stale = self.stale_window.lock();
+        *stale = false;
+        self.dax.init()
+    }
+
+    /// Handles the request in `reader`, puts the reply in `writer` and
+    /// answers the used length.
+    pub fn handle<'m>(&self, mut reader: Reader<'m>, writer: Writer<'m>) -> u32 {
+        let started = Instant::now();
+        let Ok(header) = reader.read_value::<InHeader>() else {
+            self.refuse("a request is shorter than its header");
+            return 0;
+        };
+        let opcode = Opcode::from_u32(header.opcode);
+        let mut reply = Reply::new(writer);
+        let result = self.run(header, opcode, &mut reader, &mut reply);
+        let used = match opcode {
+            Some(Opcode::Forget | Opcode::BatchForget) => 0,
+            _ => self.finish(header, reply, result),
+        };
+        let taken = started.elapsed();
+        tracing::trace!(
+            op = ?opcode, number = header.opcode, unique = header.unique,
+            nodeid = header.nodeid, used, ?taken, error = ?result.err(), "request"
+        );
+        self.counters.record(opcode, taken, result.is_err());
+        used
+    }
+
+    /// Notes a chain that could not be resolved; its used length is 0.
+    pub fn refuse_chain(&self, error: &ChainError) {
+        self.refuse(error);
+    }
+
+    /// Answers a request given as plain bytes as if the guest had left
+    /// `reply_capacity` bytes for the reply. For tests and fuzzing.
+    pub fn handle_bytes(&self, request: &[u8], reply_capacity: usize) -> Vec<u8> {
+        let mut request = request.to_vec();
+        let mut reply = vec![0; reply_capacity];
+        let (reader, writer) = chain::over_buffers(&mut request, &mut reply);
+        let used = self.handle(reader, writer);
+        reply.truncate(used as usize);
+        reply
+    }
+
+    fn refuse(&self, why: impl std::fmt::Display) {
+        self.counters.record_malformed();
+        if let Some(held_back) = self.complaints.pass() {
+            tracing::warn!(held_back, "request refused: {why}");
+        }
+    }
+
+    fn finish(&self, header: InHeader, reply: Reply<'_>, result: Result<(), Errno>) -> u32 {
+        if !reply.fits_header() {
+            self.counters.record_unanswerable();
+            if let Some(held_back) = self.complaints.pass() {
+                tracing::warn!(
+                    held_back,
+                    opcode = header.opcode,
+                    "a request leaves no room for a reply"
+                );
+            }
+        }
+        reply.finish(header.unique, result)
+    }
+
+    fn run<'m>(
+        &self,
+        header: InHeader,
+        opcode: Option<Opcode>,
+        reader: &mut Reader<'m>,
+        reply: &mut Reply<'m>,
+    ) -> Result<(), Errno> {
+        let opcode = opcode.ok_or(Errno::NOSYS)?;
+        let mut buffer = BodyBuffer::new();
+        let body = buffer.fill(&header, opcode, reader)?;
+        if !self.session.is_live() && !matches!(opcode, Opcode::Init | Opcode::Destroy) {
+            // What a guest's programs see of a mount whose server is gone.
+            return Err(Errno::NOTCONN);
+        }
+        if !matches!(opcode, Opcode::Forget | Opcode::BatchForget)
+            && (!reply.fits_header() || reply.room() < least_body_bytes(opcode))
+        {
+            return Err(Errno::OVERFLOW);
+        }
+        let mut call = Call {
+            header,
+            body,
+            data: reader,
+            reply,
+        };
+        self.dispatch(opcode, &mut call)
+    }
+
+    fn dispatch(&self, opcode: Opcode, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        match opcode {
+            Opcode::Init => self.init(call),
+            Opcode::Destroy => self.destroy(call),
+
+            Opcode::Lookup => self.lookup(call),
+            Opcode::Forget => self.forget(call),
+            Opcode::BatchForget => self.batch_forget(call),
+            Opcode::Readlink => self.readlink(call),
+            Opcode::Symlink => self.symlink(call),
+            Opcode::Mknod => self.mknod(call),
+            Opcode::Mkdir => self.mkdir(call),
+            Opcode::Unlink => self.unlink(call),
+            Opcode::Rmdir => self.rmdir(call),
+            Opcode::Rename => self.rename(call),
+            Opcode::Rename2 => self.rename2(call),
+            Opcode::Link => self.link(call),
+
+            Opcode::Getattr => self.getattr(call),
+            Opcode::Setattr => self.setattr(call),
+            Opcode::Statfs => self.statfs(call),
+
+            Opcode::Open => self.open(call),
+            Opcode::Create => self.create(call),
+            Opcode::Read => self.read(call),
+            Opcode::Write => self.write(call),
+            Opcode::Flush => self.flush(call),
+            Opcode::Release => self.release(call),
+            Opcode::Fsync => self.fsync(call),
+            Opcode::Fallocate => self.fallocate(call),
+            Opcode::Lseek => self.lseek(call),
+            Opcode::CopyFileRange => self.copy_file_range(call),
+            Opcode::Syncfs => self.syncfs(call),
+
+            Opcode::Opendir => self.opendir(call),
+            Opcode::Readdir => self.readdir(call),
+            Opcode::Readdirplus => self.readdirplus(call),
+            Opcode::Releasedir => self.releasedir(call),
+            Opcode::Fsyncdir => self.fsyncdir(call),
+
+            Opcode::Setxattr => self.setxattr(call),
+            Opcode::Getxattr => self.getxattr(call),
+            Opcode::Listxattr => self.listxattr(call),
+            Opcode::Removexattr => self.removexattr(call),
+
+            Opcode::Setupmapping => self.setupmapping(call),
+            Opcode::Removemapping => self.removemapping(call),
+
+            // Locks are not offered, so the guest keeps them to itself; STATX
+            // replies could not carry the DAX flag; the others a virtio-fs
+            // guest can do without.
+            Opcode::Getlk
+            | Opcode::Setlk
+            | Opcode::Setlkw
+            | Opcode::Access
+            | Opcode::Interrupt
+            | Opcode::Bmap
+            | Opcode::Ioctl
+            | Opcode::Poll
+            | Opcode::NotifyReply
+            | Opcode::Tmpfile
+            | Opcode::Statx
+            | Opcode::CopyFileRange64 => Err(Errno::NOSYS),
+        }
+    }
+}
+
+/// Bytes that a successful reply has at least behind its header.
+fn least_body_bytes(opcode: Opcode) -> usize {
+    match opcode {
+        Opcode::Init => size_of::<InitOut>(),
+        Opcode::Lookup | Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Link => {
+            size_of::<EntryOut>()
+        }
+        Opcode::Create => size_of::<EntryOut>() + size_of::<OpenOut>(),
+        Opcode::Getattr | Opcode::Setattr => size_of::<AttrOut>(),
+        Opcode::Open | Opcode::Opendir => size_of::<OpenOut>(),
+        Opcode::Write | Opcode::CopyFileRange => size_of::<WriteOut>(),
+        Opcode::Statfs => size_of::<KStatfs>(),
+        Opcode::Lseek => size_of::<LseekOut>(),
+        _ => 0,
+    }
+}

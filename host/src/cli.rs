@@ -1,0 +1,241 @@
+//! The command line: what was typed becomes a checked [`Config`].
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, ValueEnum};
+use daxwindow_shared::virtiofs;
+use daxwindow_shared::window::RANGE_BYTES;
+
+use crate::dax::{DaxMode, DaxOptions};
+use crate::device::backend::MAX_REQUEST_QUEUES;
+use crate::device::serve::DeviceOptions;
+use crate::fs::ShareOptions;
+use crate::server::CacheTimeouts;
+
+/// Serves a directory to a virtual machine over virtio-fs, with a DAX window
+/// on the host's page cache.
+#[derive(Clone, Debug, Parser)]
+#[command(name = "daxwindowd", version, about)]
+pub struct Flags {
+    /// Unix socket to listen on for the VMM; one client at a time is served
+    #[arg(long, value_name = "PATH")]
+    pub socket_path: PathBuf,
+
+    /// Directory to share
+    #[arg(long, value_name = "DIR")]
+    pub shared_dir: PathBuf,
+
+    /// Name by which the guest mounts the share, at most 36 bytes
+    #[arg(long, default_value = "daxwindow", value_parser = parse_tag)]
+    pub tag: String,
+
+    /// Size of the DAX window, a multiple of 2M; suffixes K, M and G; 0 for no
+    /// window
+    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_window)]
+    pub dax_window: u64,
+
+    /// Which files the guest may access through the window
+    #[arg(long, value_name = "MODE", default_value = "inode")]
+    pub dax: DaxFlag,
+
+    /// Refuse everything that would change the directory
+    #[arg(long)]
+    pub readonly: bool,
+
+    /// Number of request queues, each with a worker of its own
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)),
+    )]
+    pub num_request_queues: u32,
+
+    /// What to log on standard error: off, error, warn, info, debug, trace, or
+    /// a list of target=level. RUST_LOG wins over it
+    #[arg(long, value_name = "LEVEL", default_value = "info")]
+    pub log_level: String,
+}
+
+/// `--dax`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DaxFlag {
+    /// No file; all data travel in requests
+    Never,
+    /// Files that gain by it: regular files that are not small. The default,
+    /// because each mapping costs some VMMs one of few memory slots
+    Inode,
+    /// Every regular file that the VMM can map
+    Always,
+}
+
+/// Everything the daemon needs to start.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Where to listen.
+    pub socket_path: PathBuf,
+    /// What to share.
+    pub shared_dir: PathBuf,
+    /// How it is shared.
+    pub share: ShareOptions,
+    /// The window.
+    pub dax: DaxOptions,
+    /// How long guests may cache names and attributes.
+    pub timeouts: CacheTimeouts,
+    /// What the device tells the guest.
+    pub device: DeviceOptions,
+    /// What to log.
+    pub log_level: String,
+}
+
+impl Flags {
+    /// What the flags mean. `max_open_files` is what the process may have
+    /// open, which the guest's inodes and handles must leave some of.
+    pub fn config(self, max_open_files: u64) -> Result<Config, virtiofs::TagError> {
+        let mode = match self.dax {
+            _ if self.dax_window == 0 => DaxMode::Never,
+            DaxFlag::Never => DaxMode::Never,
+            DaxFlag::Inode => DaxMode::Inode,
+            DaxFlag::Always => DaxMode::Always,
+        };
+        let dax = DaxOptions {
+            mode,
+            window_bytes: self.dax_window,
+            readonly: self.readonly,
+            ..DaxOptions::default()
+        };
+        let device = DeviceOptions {
+            config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
+            front_end_timeout: dax.front_end_timeout,
+        };
+        Ok(Config {
+            share: share_options(self.readonly, max_open_files),
+            socket_path: self.socket_path,
+            shared_dir: self.shared_dir,
+            dax,
+            timeouts: CacheTimeouts::default(),
+            device,
+            log_level: self.log_level,
+        })
+    }
+}
+
+/// Half of the descriptors may be spent on inodes and a quarter on handles;
+/// the window's files and the daemon's own needs have the rest.
+fn share_options(readonly: bool, max_open_files: u64) -> ShareOptions {
+    let defaults = ShareOptions::default();
+    let part = |divisor| usize::try_from(max_open_files / divisor).unwrap_or(usize::MAX);
+    ShareOptions {
+        readonly,
+        max_inodes: defaults.max_inodes.min(part(2)),
+        max_handles: defaults.max_handles.min(part(4)),
+    }
+}
+
+fn parse_tag(text: &str) -> Result<String, virtiofs::TagError> {
+    virtiofs::Config::new(text, 1)?;
+    Ok(text.to_owned())
+}
+
+fn parse_window(text: &str) -> Result<u64, String> {
+    let bytes = parse_size(text)?;
+    if bytes % RANGE_BYTES != 0 {
+        return Err("the window must be a multiple of 2M, the range in which guests map".into());
+    }
+    Ok(bytes)
+}
+
+/// A number of bytes with an optional suffix K, M or G (powers of 1024).
+fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "expected a number, optionally followed by K, M or G".to_owned())?;
+    number
+        .checked_mul(1 << shift)
+        .filter(|&bytes| bytes <= 1 << 46)
+        .ok_or_else(|| "too large: no guest has that much address space".to_owned())
+}
+
+/// Why the directory cannot be shared.
+#[derive(Debug, thiserror::Error)]
+#[error("--shared-dir {path:?}: {cause}")]
+pub struct SharedDirError {
+    path: PathBuf,
+    cause: std::io::Error,
+}
+
+impl SharedDirError {
+    /// Says which directory it was.
+    pub fn new(path: &Path, cause: std::io::Error) -> Self {
+        SharedDirError {
+            path: path.to_owned(),
+            cause,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(extra: &[&str]) -> Result<Flags, clap::Error> {
+        let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];
+        Flags::try_parse_from(base.iter().chain(extra))
+    }
+
+    #[test]
+    fn defaults_are_a_window_of_a_gibibyte_for_chosen_inodes() {
+        let config = parse(&[]).expect("valid").config(1024).expect("valid");
+        assert_eq!(config.dax.window_bytes, 1 << 30);
+        assert_eq!(config.dax.mode, DaxMode::Inode);
+        assert_eq!(config.device.config.tag(), Some("daxwindow"));
+        assert_eq!(config.device.config.num_request_queues.get(), 1);
+        assert_eq!(
+            (config.share.max_inodes, config.share.max_handles),
+            (512, 256)
+        );
+    }
+
+    #[test]
+    fn sizes_have_suffixes_and_bounds() {
+        for (text, bytes) in [
+            ("0", 0),
+            ("2M", 2 << 20),
+            ("4096k", 4 << 20),
+            ("3G", 3 << 30),
+        ] {
+            assert_eq!(parse_window(text), Ok(bytes), "{text}");
+        }
+        for text in ["", "G", "1T", "-1", "1M", "3000000", "99999999999G", "1é"] {
+            assert!(parse_window(text).is_err(), "{text}");
+        }
+    }
+
+    #[test]
+    fn bad_flags_are_named() {
+        for (flags, word) in [
+            (vec!["--tag", ""], "--tag"),
+            (vec!["--tag", "a\nb"], "--tag"),
+            (vec!["--num-request-queues", "0"], "--num-request-queues"),
+            (vec!["--num-request-queues", "64"], "--num-request-queues"),
+            (vec!["--dax-window", "1M"], "--dax-window"),
+            (vec!["--dax", "often"], "--dax"),
+        ] {
+            let error = parse(&flags).expect_err("refused");
+            assert!(error.to_string().contains(word), "{error}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn no_window_means_no_dax() {
+        let flags = parse(&["--dax-window", "0", "--dax", "always"]).expect("valid");
+        assert_eq!(flags.config(1024).expect("valid").dax.mode, DaxMode::Never);
+    }
+}

@@ -1,0 +1,231 @@
+//! What this front end can do, learned by harmless maps of small memfds.
+//!
+//! No VMM is named here or anywhere: each answer decides one behaviour of the
+//! ledger. Probing happens at FUSE_INIT, when nothing is mapped.
+
+use std::fmt;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use daxwindow_shared::window::WindowRange;
+use rustix::fs::{MemfdFlags, Mode, OFlags};
+
+use super::barrier::MemoryTable;
+use super::front_end::{FrontEnd, FrontEndError};
+
+/// Answers, kept for the connection.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Capabilities {
+    /// A range may reach past the end of the file, and the file stays as it is.
+    pub past_eof: bool,
+    /// A read-only descriptor is mapped.
+    pub readonly_fd: bool,
+    /// A map over a live map replaces it.
+    pub replace: bool,
+    /// Part of a map can be unmapped.
+    pub partial_unmap: bool,
+    /// Maps are announced in the memory table; the window starts at this
+    /// guest physical address.
+    pub announced_base: Option<u64>,
+}
+
+impl Capabilities {
+    /// The front end thinks in bytes rather than in maps: any range may be
+    /// replaced or unmapped, whatever was mapped as one.
+    pub fn is_byte_granular(&self) -> bool {
+        self.replace && self.partial_unmap
+    }
+
+    /// An acknowledgement alone does not say that the mapping is live, and
+    /// no announcement will: another answered request must follow.
+    pub fn needs_fence(&self) -> bool {
+        self.announced_base.is_none() && !self.replace
+    }
+}
+
+impl fmt::Display for Capabilities {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(
+            f,
+            "past end of file: {}, read-only fd: {}, map over map: {}, partial unmap: {}, \
+             announced: {}",
+            self.past_eof,
+            self.readonly_fd,
+            self.replace,
+            self.partial_unmap,
+            self.announced_base.is_some(),
+        )?;
+        match self.announced_base {
+            Some(base) => write!(f, ", window at {base:#x}"),
+            None => Ok(()),
+        }
+    }
+}
+
+/// Why there is no DAX with this front end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ProbeError {
+    /// The window has no room for the trial.
+    #[error("the window is smaller than four pages")]
+    WindowTooSmall,
+    /// A plain map of a memfd failed.
+    #[error("a first map failed: {0}")]
+    CannotMap(FrontEndError),
+    /// What cannot be mapped was acknowledged.
+    #[error("the front end acknowledges what it cannot have mapped")]
+    NoRealAnswers,
+    /// A trial was answered in a way that leaves the window unknown.
+    #[error("the channel failed during the trial: {0}")]
+    Channel(FrontEndError),
+    /// Our own memfd failed.
+    #[error("cannot make a memfd: {0}")]
+    Memfd(rustix::io::Errno),
+}
+
+/// Tries the front end out. On return nothing is mapped.
+pub fn probe(
+    front_end: &dyn FrontEnd,
+    table: &MemoryTable,
+    window_bytes: u64,
+    page_bytes: u64,
+) -> Result<Capabilities, ProbeError> {
+    let trial = Trial {
+        front_end,
+        window_bytes,
+        page_bytes,
+    };
+    let one_page = memfd(page_bytes)?;
+    let before = table.regions();
+    trial.must_refuse(&write_only(&one_page)?)?;
+    trial
+        .map(0, 1, &one_page, true)
+        .map_err(ProbeError::CannotMap)?;
+
+    let replace = trial.accepts(trial.map(0, 1, &one_page, true))?;
+    // That second answer came after the first map was committed.
+    let announced_base = table.regions().into_iter().find_map(|(address, len)| {
+        (len == page_bytes && !before.contains_key(&address)).then_some(address)
+    });
+    trial.accepts(trial.unmap(0, 1))?;
+
+    let readonly_fd = trial.try_map(0, 1, &read_only(&one_page)?, false)?;
+    let past_eof = trial.past_eof(&one_page)?;
+    let partial_unmap = trial.partial_unmap()?;
+    Ok(Capabilities {
+        past_eof,
+        readonly_fd,
+        replace,
+        partial_unmap,
+        announced_base,
+    })
+}
+
+struct Trial<'a> {
+    front_end: &'a dyn FrontEnd,
+    window_bytes: u64,
+    page_bytes: u64,
+}
+
+impl Trial<'_> {
+    fn range(&self, page: u64, pages: u64) -> Result<WindowRange, FrontEndError> {
+        let (start, len) = (page * self.page_bytes, pages * self.page_bytes);
+        WindowRange::new(start, len, self.window_bytes, self.page_bytes)
+            .map_err(|_| FrontEndError::Refused)
+    }
+
+    fn map(&self, page: u64, pages: u64, fd: &Arc<OwnedFd>, w: bool) -> Result<(), FrontEndError> {
+        self.front_end.map(self.range(page, pages)?, fd, 0, w)
+    }
+
+    fn unmap(&self, page: u64, pages: u64) -> Result<(), FrontEndError> {
+        self.front_end.unmap(self.range(page, pages)?)
+    }
+
+    /// A refusal is an answer; anything else ends the probe.
+    fn accepts(&self, result: Result<(), FrontEndError>) -> Result<bool, ProbeError> {
+        match result {
+            Ok(()) => Ok(true),
+            Err(FrontEndError::Refused) => Ok(false),
+            Err(error) => Err(ProbeError::Channel(error)),
+        }
+    }
+
+    /// Maps, and unmaps if that worked.
+    fn try_map(
+        &self,
+        page: u64,
+        pages: u64,
+        fd: &Arc<OwnedFd>,
+        writable: bool,
+    ) -> Result<bool, ProbeError> {
+        let accepted = self.accepts(self.map(page, pages, fd, writable))?;
+        if accepted {
+            self.accepts(self.unmap(page, pages))?;
+        }
+        Ok(accepted)
+    }
+
+    /// mmap refuses a write-only descriptor everywhere, so a front end that
+    /// takes one does not tell us what it did.
+    fn must_refuse(&self, write_only: &Arc<OwnedFd>) -> Result<(), ProbeError> {
+        if self.window_bytes < 4 * self.page_bytes {
+            return Err(ProbeError::WindowTooSmall);
+        }
+        match self.try_map(0, 1, write_only, true)? {
+            true => Err(ProbeError::NoRealAnswers),
+            false => Ok(()),
+        }
+    }
+
+    /// Accepted past the end, and neither that file nor an empty one grew.
+    fn past_eof(&self, one_page: &Arc<OwnedFd>) -> Result<bool, ProbeError> {
+        if !self.try_map(0, 2, one_page, true)? {
+            return Ok(false);
+        }
+        let empty = memfd(0)?;
+        let accepted = self.try_map(0, 1, &empty, true)?;
+        let grown = size(&empty)? != 0 || size(one_page)? != self.page_bytes;
+        Ok(accepted && !grown)
+    }
+
+    fn partial_unmap(&self) -> Result<bool, ProbeError> {
+        let two_pages = memfd(2 * self.page_bytes)?;
+        if !self.accepts(self.map(0, 2, &two_pages, true))? {
+            return Ok(false);
+        }
+        if !self.accepts(self.unmap(0, 1))? {
+            self.accepts(self.unmap(0, 2))?;
+            return Ok(false);
+        }
+        // A front end that goes by the offset alone has unmapped both pages
+        // and refuses the second.
+        self.accepts(self.unmap(1, 1))
+    }
+}
+
+fn memfd(bytes: u64) -> Result<Arc<OwnedFd>, ProbeError> {
+    let flags = MemfdFlags::CLOEXEC;
+    let fd = rustix::fs::memfd_create("daxwindow-probe", flags).map_err(ProbeError::Memfd)?;
+    rustix::fs::ftruncate(&fd, bytes).map_err(ProbeError::Memfd)?;
+    Ok(Arc::new(fd))
+}
+
+fn size(fd: &OwnedFd) -> Result<u64, ProbeError> {
+    let stat = rustix::fs::fstat(fd).map_err(ProbeError::Memfd)?;
+    Ok(stat.st_size as u64)
+}
+
+fn read_only(fd: &OwnedFd) -> Result<Arc<OwnedFd>, ProbeError> {
+    reopen(fd, OFlags::RDONLY)
+}
+
+fn write_only(fd: &OwnedFd) -> Result<Arc<OwnedFd>, ProbeError> {
+    reopen(fd, OFlags::WRONLY)
+}
+
+fn reopen(fd: &OwnedFd, flags: OFlags) -> Result<Arc<OwnedFd>, ProbeError> {
+    use std::os::fd::AsRawFd;
+    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
+    let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
+    fd.map(Arc::new).map_err(ProbeError::Memfd)
+}

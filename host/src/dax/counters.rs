@@ -1,0 +1,91 @@
+//! What the window did, counted.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::time::Duration;
+
+use daxwindow_shared::latency::{Latency, Summary};
+use parking_lot::Mutex;
+
+use super::operations::MapError;
+
+/// Totals since the guest connected, and what is live now.
+#[derive(Clone, Debug, Default)]
+pub struct DaxStats {
+    /// Pieces mapped now.
+    pub live_ranges: u64,
+    /// Bytes mapped now.
+    pub live_bytes: u64,
+    /// Inodes with mapped pieces now.
+    pub live_inodes: u64,
+    /// SETUPMAPPING requests that succeeded.
+    pub setups: u64,
+    /// Of those, requests for what was mapped already.
+    pub setup_hits: u64,
+    /// Read-only ranges made writable.
+    pub upgrades: u64,
+    /// Ranges mapped over other ranges.
+    pub replacements: u64,
+    /// Ranges unmapped by REMOVEMAPPING.
+    pub removals: u64,
+    /// REMOVEMAPPING ranges where nothing was mapped.
+    pub removals_of_nothing: u64,
+    /// Unmaps that the front end refused or did not answer.
+    pub failed_removals: u64,
+    /// Refused setups by reason, in the order of [`MapError::REASONS`].
+    pub refusals: [u64; MapError::REASONS.len()],
+    /// Latency of successful setups.
+    pub setup_latency: Summary,
+    /// Latency of removals, a request each.
+    pub removal_latency: Summary,
+}
+
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) setups: AtomicU64,
+    pub(super) setup_hits: AtomicU64,
+    pub(super) upgrades: AtomicU64,
+    pub(super) replacements: AtomicU64,
+    pub(super) removals: AtomicU64,
+    pub(super) removals_of_nothing: AtomicU64,
+    pub(super) failed_removals: AtomicU64,
+    refusals: [AtomicU64; MapError::REASONS.len()],
+    setup_latency: Mutex<Latency>,
+    removal_latency: Mutex<Latency>,
+}
+
+pub(super) fn count(counter: &AtomicU64) {
+    counter.fetch_add(1, Relaxed);
+}
+
+impl Counters {
+    pub(super) fn setup_done(&self, took: Duration) {
+        count(&self.setups);
+        self.setup_latency.lock().record(took);
+    }
+
+    pub(super) fn refused(&self, error: &MapError) {
+        if let Some(counter) = self.refusals.get(error.reason()) {
+            count(counter);
+        }
+    }
+
+    pub(super) fn removal_done(&self, took: Duration) {
+        self.removal_latency.lock().record(took);
+    }
+
+    pub(super) fn read(&self) -> DaxStats {
+        DaxStats {
+            setups: self.setups.load(Relaxed),
+            setup_hits: self.setup_hits.load(Relaxed),
+            upgrades: self.upgrades.load(Relaxed),
+            replacements: self.replacements.load(Relaxed),
+            removals: self.removals.load(Relaxed),
+            removals_of_nothing: self.removals_of_nothing.load(Relaxed),
+            failed_removals: self.failed_removals.load(Relaxed),
+            refusals: std::array::from_fn(|i| self.refusals[i].load(Relaxed)),
+            setup_latency: self.setup_latency.lock().summary(),
+            removal_latency: self.removal_latency.lock().summary(),
+            ..Default::default()
+        }
+    }
+}

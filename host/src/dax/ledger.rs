@@ -1,0 +1,300 @@
+//! Which file range is where in the window: plain bookkeeping, no I/O.
+//!
+//! Laws: pieces never overlap; every piece is one map as the front end knows
+//! it (or, with a byte-granular front end, part of one); an inode's files
+//! stay open exactly as long as it has pieces.
+
+use std::collections::{BTreeMap, HashMap};
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use daxwindow_shared::window::WindowRange;
+
+/// One mapped range.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Piece {
+    /// Where in the window.
+    pub range: WindowRange,
+    /// Which inode.
+    pub nodeid: u64,
+    /// Start in the file, bytes.
+    pub file_offset: u64,
+    /// Stores are allowed.
+    pub writable: bool,
+    /// False when the front end gave no answer: it may or may not be mapped.
+    pub certain: bool,
+}
+
+impl Piece {
+    /// Whether `range` of the window shows `file_offset` of `nodeid` already.
+    pub fn shows(&self, range: &WindowRange, nodeid: u64, file_offset: u64) -> bool {
+        let within = range.start().0.wrapping_sub(self.range.start().0);
+        self.certain
+            && self.range.contains(range)
+            && self.nodeid == nodeid
+            && self.file_offset.checked_add(within) == Some(file_offset)
+    }
+
+    /// The part of the piece in `range`, which lies inside it.
+    fn part(&self, range: WindowRange) -> Piece {
+        let skipped = range.start().0.saturating_sub(self.range.start().0);
+        Piece {
+            range,
+            file_offset: self.file_offset.saturating_add(skipped),
+            ..*self
+        }
+    }
+}
+
+/// Files of one mapped inode, kept open while it has pieces.
+#[derive(Debug, Default)]
+struct InodeUse {
+    pieces: usize,
+    read_only: Option<Arc<OwnedFd>>,
+    read_write: Option<Arc<OwnedFd>>,
+}
+
+/// All live pieces of one guest.
+#[derive(Debug, Default)]
+pub struct Ledger {
+    pieces: BTreeMap<u64, Piece>,
+    inodes: HashMap<u64, InodeUse>,
+    bytes: u64,
+}
+
+impl Ledger {
+    /// Number of live pieces.
+    pub fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether nothing is mapped.
+    pub fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Bytes mapped.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Number of inodes with pieces.
+    pub fn inodes(&self) -> usize {
+        self.inodes.len()
+    }
+
+    /// Pieces of one inode.
+    pub fn pieces_of(&self, nodeid: u64) -> usize {
+        self.inodes.get(&nodeid).map_or(0, |inode| inode.pieces)
+    }
+
+    /// All pieces, by window offset.
+    pub fn pieces(&self) -> impl Iterator<Item = &Piece> {
+        self.pieces.values()
+    }
+
+    /// The pieces that share a byte with `range`, by window offset.
+    pub fn overlapping(&self, range: &WindowRange) -> Vec<Piece> {
+        let (start, end) = (range.start().0, range.end().0);
+        let before = self
+            .pieces
+            .range(..start)
+            .next_back()
+            .map(|(_, piece)| piece);
+        let within = self.pieces.range(start..end).map(|(_, piece)| piece);
+        before
+            .into_iter()
+            .chain(within)
+            .filter(|piece| piece.range.overlaps(range))
+            .copied()
+            .collect()
+    }
+
+    /// Adds a piece, cutting away whatever it covers.
+    pub fn insert(&mut self, piece: Piece) {
+        self.carve(&piece.range);
+        self.add(piece);
+    }
+
+    /// Removes `range`; pieces that reach beyond it are cut.
+    pub fn carve(&mut self, range: &WindowRange) {
+        for old in self.overlapping(range) {
+            self.pieces.remove(&old.range.start().0);
+            let (left, right) = old.range.around(range);
+            // The remainders first, so that the inode's files stay open.
+            for part in [left, right].into_iter().flatten() {
+                self.add(old.part(part));
+            }
+            self.forget(&old);
+        }
+    }
+
+    /// Removes everything and returns it.
+    pub fn take(&mut self) -> Vec<Piece> {
+        self.inodes.clear();
+        self.bytes = 0;
+        std::mem::take(&mut self.pieces).into_values().collect()
+    }
+
+    /// A file of the inode that is open already: read-write for `writable`,
+    /// read-only otherwise.
+    pub fn file(&self, nodeid: u64, writable: bool) -> Option<Arc<OwnedFd>> {
+        let inode = self.inodes.get(&nodeid)?;
+        if writable {
+            inode.read_write.clone()
+        } else {
+            inode.read_only.clone()
+        }
+    }
+
+    /// Keeps `fd` for the inode's next map, if the inode has pieces.
+    pub fn keep_file(&mut self, nodeid: u64, writable: bool, fd: Arc<OwnedFd>) {
+        if let Some(inode) = self.inodes.get_mut(&nodeid) {
+            let slot = if writable {
+                &mut inode.read_write
+            } else {
+                &mut inode.read_only
+            };
+            *slot = Some(fd);
+        }
+    }
+
+    fn add(&mut self, piece: Piece) {
+        self.bytes = self.bytes.saturating_add(piece.range.len());
+        self.inodes.entry(piece.nodeid).or_default().pieces += 1;
+        self.pieces.insert(piece.range.start().0, piece);
+    }
+
+    fn forget(&mut self, piece: &Piece) {
+        self.bytes = self.bytes.saturating_sub(piece.range.len());
+        if let Some(inode) = self.inodes.get_mut(&piece.nodeid) {
+            inode.pieces = inode.pieces.saturating_sub(1);
+            if inode.pieces == 0 {
+                self.inodes.remove(&piece.nodeid);
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use proptest::prelude::*;
+
+    const PAGE: u64 = 4096;
+    const PAGES: u64 = 24;
+
+    fn range(page: u64, pages: u64) -> WindowRange {
+        WindowRange::new(page * PAGE, pages * PAGE, PAGES * PAGE, PAGE).expect("inside")
+    }
+
+    #[derive(Clone, Debug)]
+    enum Step {
+        Insert {
+            page: u64,
+            pages: u64,
+            nodeid: u64,
+            file_page: u64,
+            writable: bool,
+        },
+        Carve {
+            page: u64,
+            pages: u64,
+        },
+        Take,
+    }
+
+    fn step() -> impl Strategy<Value = Step> {
+        let place = (0..PAGES).prop_flat_map(|page| (Just(page), 1..=PAGES - page));
+        prop_oneof![
+            6 => (place.clone(), 1u64..4, 0u64..100, any::<bool>()).prop_map(
+                |((page, pages), nodeid, file_page, writable)| Step::Insert {
+                    page, pages, nodeid, file_page, writable
+                }
+            ),
+            3 => place.prop_map(|(page, pages)| Step::Carve { page, pages }),
+            1 => Just(Step::Take),
+        ]
+    }
+
+    /// What each page of the window shows.
+    type Model = [Option<(u64, u64, bool)>; PAGES as usize];
+
+    fn pages_of(ledger: &Ledger) -> Model {
+        let mut pages = Model::default();
+        for piece in ledger.pieces() {
+            for i in 0..piece.range.len() / PAGE {
+                let slot = &mut pages[(piece.range.start().0 / PAGE + i) as usize];
+                assert!(slot.is_none(), "pieces overlap");
+                *slot = Some((piece.nodeid, piece.file_offset / PAGE + i, piece.writable));
+            }
+        }
+        pages
+    }
+
+    proptest! {
+        #[test]
+        fn the_ledger_is_a_map_from_pages(steps in proptest::collection::vec(step(), 1..60)) {
+            let mut ledger = Ledger::default();
+            let mut model = Model::default();
+            for step in steps {
+                match step {
+                    Step::Insert { page, pages, nodeid, file_page, writable } => {
+                        ledger.insert(Piece {
+                            range: range(page, pages),
+                            nodeid,
+                            file_offset: file_page * PAGE,
+                            writable,
+                            certain: true,
+                        });
+                        for i in 0..pages {
+                            model[(page + i) as usize] = Some((nodeid, file_page + i, writable));
+                        }
+                    }
+                    Step::Carve { page, pages } => {
+                        ledger.carve(&range(page, pages));
+                        model[page as usize..(page + pages) as usize].fill(None);
+                    }
+                    Step::Take => {
+                        ledger.take();
+                        model = Model::default();
+                    }
+                }
+                prop_assert_eq!(pages_of(&ledger), model);
+                let mapped = model.iter().flatten().count() as u64;
+                prop_assert_eq!(ledger.bytes(), mapped * PAGE);
+                for nodeid in 1..4 {
+                    let pieces = ledger.pieces().filter(|p| p.nodeid == nodeid).count();
+                    prop_assert_eq!(ledger.pieces_of(nodeid), pieces);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn files_stay_open_as_long_as_there_are_pieces() {
+        let mut ledger = Ledger::default();
+        let fd: Arc<OwnedFd> = Arc::new(std::fs::File::open("/dev/null").expect("null").into());
+        ledger.keep_file(7, false, fd.clone());
+        assert!(
+            ledger.file(7, false).is_none(),
+            "nothing mapped, nothing kept"
+        );
+        let piece = Piece {
+            range: range(0, 4),
+            nodeid: 7,
+            file_offset: 0,
+            writable: false,
+            certain: true,
+        };
+        ledger.insert(piece);
+        ledger.keep_file(7, false, fd.clone());
+        ledger.carve(&range(1, 1));
+        assert_eq!((ledger.pieces_of(7), ledger.len()), (2, 2));
+        assert!(ledger.file(7, false).is_some());
+        assert!(ledger.file(7, true).is_none());
+        ledger.carve(&range(0, 4));
+        assert_eq!(Arc::strong_count(&fd), 1);
+        assert!(ledger.is_empty());
+    }
+}

@@ -1,0 +1,504 @@
+//! SETUPMAPPING and REMOVEMAPPING: check, reserve, ask the front end, enter.
+//!
+//! A request reserves its range of the window, so that requests on the same
+//! range follow each other; no lock is held while the front end is asked,
+//! because its answer may have to wait for a memory-table update of ours.
+
+use daxwindow_shared::fuse::flags::SetupMappingFlags;
+use daxwindow_shared::fuse::{RemoveMappingOne, SetupMappingIn};
+use daxwindow_shared::window::{RANGE_BYTES, WindowError, WindowRange};
+use rustix::io::Errno;
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use super::counters::count;
+use super::front_end::FrontEndError;
+use super::ledger::Piece;
+use super::policy::NoDax;
+use super::{Connected, Dax, MapFile, MapSource};
+
+/// Why a range is not mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum MapError {
+    /// There is no window, or the front end cannot map.
+    #[error("there is no usable window")]
+    NoWindow,
+    /// The policy says no.
+    #[error(transparent)]
+    Policy(#[from] NoDax),
+    /// The window range is bad.
+    #[error(transparent)]
+    Window(#[from] WindowError),
+    /// The file range is unaligned, too large or past the end.
+    #[error("file range at {offset:#x} of {len:#x} bytes is unaligned, too large or past the end")]
+    FileRange {
+        /// Start in the file.
+        offset: u64,
+        /// Length.
+        len: u64,
+    },
+    /// An undefined flag is set.
+    #[error("unknown flags {0:#x}")]
+    UnknownFlags(u64),
+    /// The file cannot be opened for this.
+    #[error("cannot open the file for mapping: {0}")]
+    File(Errno),
+    /// Part of a live map would have to go, and the front end cannot do that.
+    #[error("the range covers part of a live map")]
+    PartialOverlap,
+    /// The front end cannot make a live range writable without a gap.
+    #[error("the front end cannot upgrade a live range")]
+    Upgrade,
+    /// The front end's slots are used up.
+    #[error("the front end's mapping slots are used up")]
+    SlotBudget,
+    /// The front end failed us.
+    #[error(transparent)]
+    FrontEnd(#[from] FrontEndError),
+}
+
+impl MapError {
+    /// Names of the reasons, for reports.
+    pub const REASONS: [&'static str; 10] = [
+        "no-window",
+        "policy",
+        "window-range",
+        "file-range",
+        "flags",
+        "file",
+        "partial-overlap",
+        "upgrade",
+        "slot-budget",
+        "front-end",
+    ];
+
+    /// Index into [`MapError::REASONS`].
+    pub fn reason(&self) -> usize {
+        match self {
+            MapError::NoWindow => 0,
+            MapError::Policy(_) => 1,
+            MapError::Window(_) => 2,
+            MapError::FileRange { .. } => 3,
+            MapError::UnknownFlags(_) => 4,
+            MapError::File(_) => 5,
+            MapError::PartialOverlap => 6,
+            MapError::Upgrade => 7,
+            MapError::SlotBudget => 8,
+            MapError::FrontEnd(_) => 9,
+        }
+    }
+
+    /// What the guest is told. Never `EAGAIN`, which it would retry for
+    /// ever, and never `ENOMEM`, which it takes for its own shortage.
+    pub fn errno(&self) -> Errno {
+        match self {
+            MapError::NoWindow => Errno::OPNOTSUPP,
+            MapError::Policy(_) | MapError::SlotBudget => Errno::IO,
+            MapError::Window(_)
+            | MapError::FileRange { .. }
+            | MapError::UnknownFlags(_)
+            | MapError::PartialOverlap => Errno::INVAL,
+            MapError::File(errno) if matches!(*errno, Errno::AGAIN | Errno::NOMEM) => Errno::IO,
+            MapError::File(errno) => *errno,
+            MapError::Upgrade => Errno::ACCESS,
+            MapError::FrontEnd(error) => (*error).into(),
+        }
+    }
+}
+
+/// A request that has passed every check that needs no state.
+struct Setup {
+    range: WindowRange,
+    file_offset: u64,
+    nodeid: u64,
+    write: bool,
+}
+
+impl Dax {
+    pub(super) fn try_setup(
+        &self,
+        source: &dyn MapSource,
+        nodeid: u64,
+        args: &SetupMappingIn,
+    ) -> Result<(), MapError> {
+        let connected = self.usable().ok_or(MapError::NoWindow)?;
+        let setup = self.check(nodeid, args)?;
+        let _reserved = self.reserve(setup.range);
+        let mut fresh = Vec::new();
+        let result = self.map_all(&connected, source, &setup, &mut fresh);
+        if result.is_err() {
+            // Half a range would show its reader a hole.
+            for range in fresh {
+                let _ = self.unmap_piece(&connected, range);
+            }
+        }
+        result
+    }
+
+    fn check(&self, nodeid: u64, args: &SetupMappingIn) -> Result<Setup, MapError> {
+        let flags =
+            SetupMappingFlags::from_bits(args.flags).ok_or(MapError::UnknownFlags(args.flags))?;
+        let range = self.range(args.moffset, args.len)?;
+        let end = args.foffset.checked_add(args.len);
+        let aligned = args.foffset.is_multiple_of(self.page_bytes);
+        if !aligned || end.is_none_or(|end| end > i64::MAX as u64) {
+            return Err(MapError::FileRange {
+                offset: args.foffset,
+                len: args.len,
+            });
+        }
+        let write = flags.contains(SetupMappingFlags::WRITE);
+        Ok(Setup {
+            range,
+            file_offset: args.foffset,
+            nodeid,
+            write,
+        })
+    }
+
+    fn range(&self, offset: u64, len: u64) -> Result<WindowRange, WindowError> {
+        WindowRange::new(offset, len, self.options.window_bytes, self.page_bytes)
+    }
+
+    fn map_all(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        setup: &Setup,
+        fresh: &mut Vec<WindowRange>,
+    ) -> Result<(), MapError> {
+        // A front end that unmaps whole maps only gets them in the ranges
+        // the guest gives back.
+        let granule = if connected.can.is_byte_granular() {
+            u64::MAX
+        } else {
+            RANGE_BYTES
+        };
+        for range in setup.range.pieces(granule) {
+            let skipped = range.start().0 - setup.range.start().0;
+            let part = Setup {
+                range,
+                file_offset: setup.file_offset + skipped,
+                ..*setup
+            };
+            if self.map_one(connected, source, &part)? {
+                fresh.push(range);
+            }
+        }
+        Ok(())
+    }
+
+    /// Maps one piece; true if nothing was mapped there before.
+    fn map_one(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        setup: &Setup,
+    ) -> Result<bool, MapError> {
+        let overlapping = self.state.lock().ledger.overlapping(&setup.range);
+        let shown = overlapping
+            .iter()
+            .find(|piece| piece.shows(&setup.range, setup.nodeid, setup.file_offset));
+        if let Some(piece) = shown {
+            return self
+                .upgrade(connected, source, setup, piece)
+                .map(|()| false);
+        }
+        let (fd, writable) = self.open(connected, source, setup)?;
+        let range = self.within_file(connected, setup, &fd)?;
+        if !overlapping.is_empty() {
+            self.make_way(connected, &range, &overlapping)?;
+        }
+        self.check_budget(connected)?;
+        let piece = Piece {
+            range,
+            nodeid: setup.nodeid,
+            file_offset: setup.file_offset,
+            writable,
+            certain: true,
+        };
+        self.map_piece(connected, piece, &fd)?;
+        Ok(overlapping.is_empty())
+    }
+
+    /// The range shows the right bytes already; make it writable if asked.
+    fn upgrade(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        setup: &Setup,
+        piece: &Piece,
+    ) -> Result<(), MapError> {
+        if piece.writable || !setup.write {
+            count(&self.counters.setup_hits);
+            return Ok(());
+        }
+        if !connected.can.replace || (piece.range != setup.range && !connected.can.partial_unmap) {
+            return Err(MapError::Upgrade);
+        }
+        let fd = self.file(source, setup.nodeid, true)?;
+        // MAP_FIXED over the live range: readers see the old or the new
+        // mapping, and a refusal leaves the old one.
+        let upgraded = Piece {
+            range: setup.range,
+            file_offset: setup.file_offset,
+            writable: true,
+            ..*piece
+        };
+        self.map_piece(connected, upgraded, &fd)?;
+        count(&self.counters.upgrades);
+        Ok(())
+    }
+
+    /// Opens the file as the policy wants it: writable from the start where
+    /// that is allowed, read-only else.
+    fn open(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        setup: &Setup,
+    ) -> Result<(Arc<OwnedFd>, bool), MapError> {
+        if setup.write {
+            return Ok((self.file(source, setup.nodeid, true)?, true));
+        }
+        if let Some(fd) = self.state.lock().ledger.file(setup.nodeid, true) {
+            return Ok((fd, true));
+        }
+        if !connected.can.readonly_fd {
+            return Ok((self.file(source, setup.nodeid, true)?, true));
+        }
+        let read_only = self.file(source, setup.nodeid, false)?;
+        let mode = stat(&read_only)?.st_mode;
+        if self.options.writable_from_the_start(mode, &connected.can)
+            && let Ok(fd) = self.file(source, setup.nodeid, true)
+        {
+            return Ok((fd, true));
+        }
+        Ok((read_only, false))
+    }
+
+    fn file(
+        &self,
+        source: &dyn MapSource,
+        nodeid: u64,
+        writable: bool,
+    ) -> Result<Arc<OwnedFd>, MapError> {
+        if let Some(fd) = self.state.lock().ledger.file(nodeid, writable) {
+            return Ok(fd);
+        }
+        let MapFile { fd } = source
+            .open_for_mapping(nodeid, writable)
+            .map_err(MapError::File)?;
+        Ok(fd)
+    }
+
+    /// The part of the range that may be mapped of this file.
+    fn within_file(
+        &self,
+        connected: &Arc<Connected>,
+        setup: &Setup,
+        fd: &OwnedFd,
+    ) -> Result<WindowRange, MapError> {
+        if connected.can.past_eof
+            && self
+                .options
+                .may_map(0, &connected.can, self.page_bytes)
+                .is_ok()
+        {
+            return Ok(setup.range);
+        }
+        let size = stat(fd)?.st_size as u64;
+        self.options
+            .may_map(size, &connected.can, self.page_bytes)?;
+        let left = size.saturating_sub(setup.file_offset);
+        let past_end = MapError::FileRange {
+            offset: setup.file_offset,
+            len: setup.range.len(),
+        };
+        setup.range.first(left).ok_or(past_end)
+    }
+
+    /// Clears the way for a map over other live maps.
+    fn make_way(
+        &self,
+        connected: &Arc<Connected>,
+        range: &WindowRange,
+        overlapping: &[Piece],
+    ) -> Result<(), MapError> {
+        count(&self.counters.replacements);
+        if connected.can.is_byte_granular() {
+            return Ok(());
+        }
+        if !overlapping.iter().all(|piece| range.contains(&piece.range)) {
+            return Err(MapError::PartialOverlap);
+        }
+        for piece in overlapping {
+            self.unmap_piece(connected, piece.range)?;
+        }
+        Ok(())
+    }
+
+    fn check_budget(&self, connected: &Arc<Connected>) -> Result<(), MapError> {
+        let limited = connected.can.announced_base.is_some();
+        let live = self.state.lock().ledger.len();
+        if limited && live >= self.options.announced_slots {
+            return Err(MapError::SlotBudget);
+        }
+        Ok(())
+    }
+
+    /// Maps and enters. What the front end surely refused changes nothing;
+    /// what it gave no answer to is entered as uncertain.
+    fn map_piece(
+        &self,
+        connected: &Arc<Connected>,
+        piece: Piece,
+        fd: &Arc<OwnedFd>,
+    ) -> Result<(), MapError> {
+        let result = self.map_live(connected, &piece, fd);
+        let certain = result.is_ok();
+        if let Err(error) = result
+            && error.is_certain()
+        {
+            return Err(error.into());
+        }
+        let mut state = self.state.lock();
+        if !self.is_current(connected) {
+            // Another session has begun; what it has mapped is not ours.
+            return Err(FrontEndError::Gone.into());
+        }
+        state.ledger.insert(Piece { certain, ..piece });
+        state
+            .ledger
+            .keep_file(piece.nodeid, piece.writable, fd.clone());
+        result.map_err(MapError::from)
+    }
+
+    /// Returns once the guest can see the mapping.
+    fn map_live(
+        &self,
+        connected: &Arc<Connected>,
+        piece: &Piece,
+        fd: &Arc<OwnedFd>,
+    ) -> Result<(), FrontEndError> {
+        let map = || {
+            connected
+                .front_end
+                .map(piece.range, fd, piece.file_offset, piece.writable)
+        };
+        map()?;
+        if let Some(base) = connected.can.announced_base {
+            let timeout = self.options.front_end_timeout;
+            return self.table.wait(base, piece.range, true, timeout);
+        }
+        if connected.can.needs_fence() {
+            // Its main loop answers one request after the other, so that any
+            // further answer says that the map is committed. A map over this
+            // map is refused, or maps the same bytes again.
+            return match map() {
+                Ok(()) | Err(FrontEndError::Refused) => Ok(()),
+                Err(error) => Err(error),
+            };
+        }
+        Ok(())
+    }
+
+    /// Unmaps one map exactly and takes it out of the ledger. A refusal
+    /// leaves it there, unless it was not sure to be mapped.
+    fn unmap_piece(
+        &self,
+        connected: &Arc<Connected>,
+        range: WindowRange,
+    ) -> Result<(), FrontEndError> {
+        let certain = self
+            .state
+            .lock()
+            .ledger
+            .overlapping(&range)
+            .iter()
+            .all(|p| p.certain);
+        let mut result = connected.front_end.unmap(range);
+        if let (Ok(()), Some(base)) = (result, connected.can.announced_base) {
+            let timeout = self.options.front_end_timeout;
+            result = self.table.wait(base, range, false, timeout);
+        }
+        if result.is_ok() || (!certain && result == Err(FrontEndError::Refused)) {
+            self.state.lock().ledger.carve(&range);
+            return Ok(());
+        }
+        count(&self.counters.failed_removals);
+        result
+    }
+
+    pub(super) fn try_remove(&self, ranges: &[RemoveMappingOne]) -> Result<(), MapError> {
+        let connected = self.usable().ok_or(MapError::NoWindow)?;
+        // All are checked before any is unmapped.
+        let checked: Result<Vec<_>, _> = ranges
+            .iter()
+            .map(|one| self.range(one.moffset, one.len))
+            .collect();
+        let mut result = Ok(());
+        for range in checked? {
+            let _reserved = self.reserve(range);
+            // One bad range must not keep the others mapped.
+            result = result.and(self.remove_one(&connected, range));
+        }
+        result
+    }
+
+    fn remove_one(&self, connected: &Arc<Connected>, range: WindowRange) -> Result<(), MapError> {
+        let overlapping = self.state.lock().ledger.overlapping(&range);
+        if overlapping.is_empty() {
+            count(&self.counters.removals_of_nothing);
+        }
+        let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
+        if !whole && !connected.can.is_byte_granular() {
+            return Err(MapError::PartialOverlap);
+        }
+        for piece in overlapping {
+            let Some(part) = piece.range.intersection(&range) else {
+                continue;
+            };
+            self.unmap_piece(connected, part)?;
+            count(&self.counters.removals);
+        }
+        Ok(())
+    }
+
+    /// Ends the session: lets nobody in, waits for who is inside, unmaps
+    /// everything, whatever the front end says to it.
+    pub(super) fn clear(&self) {
+        let connected = self.connected.swap(None);
+        let Ok(whole) = self.range(0, self.options.window_bytes) else {
+            return;
+        };
+        let _reserved = self.reserve(whole);
+        let pieces = self.state.lock().ledger.take();
+        let Some(connected) = connected else { return };
+        for range in runs(&pieces, connected.can.is_byte_granular()) {
+            if connected.front_end.unmap(range) == Err(FrontEndError::Gone) {
+                return;
+            }
+        }
+    }
+}
+
+/// The ranges to unmap: neighbours as one where the front end allows.
+fn runs(pieces: &[Piece], joined: bool) -> Vec<WindowRange> {
+    let mut runs: Vec<WindowRange> = Vec::new();
+    for piece in pieces {
+        match runs
+            .last_mut()
+            .and_then(|last| last.joined(&piece.range).map(|run| (last, run)))
+        {
+            Some((last, run)) if joined => *last = run,
+            _ => runs.push(piece.range),
+        }
+    }
+    runs
+}
+
+fn stat(fd: &OwnedFd) -> Result<rustix::fs::Stat, MapError> {
+    rustix::fs::fstat(fd).map_err(MapError::File)
+}

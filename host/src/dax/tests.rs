@@ -1,0 +1,551 @@
+//! The whole window against model front ends: one that thinks in bytes like
+//! a plain mmap, and one that thinks in exact maps and refuses overlaps.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::{AsFd, OwnedFd};
+use std::sync::Arc;
+
+use daxwindow_shared::fuse::{NO_HANDLE, RemoveMappingOne, SetupMappingIn};
+use parking_lot::Mutex;
+use proptest::prelude::*;
+
+use super::*;
+
+const RANGE: u64 = 2 << 20;
+const PAGE: u64 = 4096;
+
+/// How a model front end behaves.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// mmap(MAP_SHARED | MAP_FIXED) and munmap.
+    Plain,
+    /// Refuses overlaps, ranges past the end and read-only descriptors,
+    /// grows empty files, unmaps exactly what was mapped.
+    Exact,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Shown {
+    inode: u64,
+    file_page: u64,
+    writable: bool,
+}
+
+/// A front end that records what the guest would see in each page.
+struct Model {
+    kind: Kind,
+    pages: Mutex<BTreeMap<u64, Shown>>,
+    /// start -> bytes of each map, for the exact kind.
+    maps: Mutex<BTreeMap<u64, u64>>,
+    refuse_next: Mutex<u32>,
+    messages: Mutex<u64>,
+}
+
+impl Model {
+    fn new(kind: Kind) -> Arc<Model> {
+        Arc::new(Model {
+            kind,
+            pages: Mutex::default(),
+            maps: Mutex::default(),
+            refuse_next: Mutex::default(),
+            messages: Mutex::default(),
+        })
+    }
+
+    fn refuses(&self) -> bool {
+        *self.messages.lock() += 1;
+        let mut left = self.refuse_next.lock();
+        let refuse = *left > 0;
+        *left = left.saturating_sub(1);
+        refuse
+    }
+
+    fn exact_refuses(&self, range: WindowRange, fd: &OwnedFd, fd_offset: u64, w: bool) -> bool {
+        let stat = rustix::fs::fstat(fd).expect("stat");
+        let size = (stat.st_size as u64).next_multiple_of(PAGE);
+        let overlaps = self
+            .maps
+            .lock()
+            .iter()
+            .any(|(start, len)| *start < range.end().0 && range.start().0 < start + len);
+        overlaps || fd_offset + range.len() > size || !(w && is_writable(fd))
+    }
+}
+
+fn is_writable(fd: &OwnedFd) -> bool {
+    let flags = rustix::fs::fcntl_getfl(fd).expect("flags");
+    flags & rustix::fs::OFlags::RWMODE == rustix::fs::OFlags::RDWR
+}
+
+impl FrontEnd for Model {
+    fn map(
+        &self,
+        range: WindowRange,
+        fd: &Arc<OwnedFd>,
+        fd_offset: u64,
+        writable: bool,
+    ) -> Result<(), FrontEndError> {
+        let flags = rustix::fs::fcntl_getfl(&**fd).expect("flags");
+        let unreadable = flags & rustix::fs::OFlags::RWMODE == rustix::fs::OFlags::WRONLY;
+        let refused = self.refuses()
+            || unreadable
+            || (writable && !is_writable(fd))
+            || (self.kind == Kind::Exact && self.exact_refuses(range, fd, fd_offset, writable));
+        if refused {
+            return Err(FrontEndError::Refused);
+        }
+        let inode = rustix::fs::fstat(&**fd).expect("stat").st_ino;
+        self.maps.lock().insert(range.start().0, range.len());
+        let mut pages = self.pages.lock();
+        for i in 0..range.len() / PAGE {
+            let shown = Shown {
+                inode,
+                file_page: fd_offset / PAGE + i,
+                writable,
+            };
+            pages.insert(range.start().0 / PAGE + i, shown);
+        }
+        Ok(())
+    }
+
+    fn unmap(&self, range: WindowRange) -> Result<(), FrontEndError> {
+        if self.refuses() {
+            return Err(FrontEndError::Refused);
+        }
+        if self.kind == Kind::Exact {
+            let mut maps = self.maps.lock();
+            if maps.get(&range.start().0) != Some(&range.len()) {
+                return Err(FrontEndError::Refused);
+            }
+            maps.remove(&range.start().0);
+        }
+        let (first, last) = (range.start().0 / PAGE, range.end().0 / PAGE);
+        self.pages
+            .lock()
+            .retain(|page, _| *page < first || *page >= last);
+        Ok(())
+    }
+}
+
+/// Files by node id; counts how often one is opened.
+struct Files {
+    files: Vec<File>,
+    opened: Mutex<u64>,
+}
+
+impl Files {
+    fn new(count: usize, bytes: u64) -> Files {
+        let files = (0..count)
+            .map(|_| {
+                let file = tempfile::tempfile().expect("temporary file");
+                file.set_len(bytes).expect("sparse");
+                file
+            })
+            .collect();
+        Files {
+            files,
+            opened: Mutex::default(),
+        }
+    }
+
+    fn inode(&self, nodeid: u64) -> u64 {
+        rustix::fs::fstat(&self.files[nodeid as usize])
+            .expect("stat")
+            .st_ino
+    }
+}
+
+impl MapSource for Files {
+    fn open_for_mapping(&self, nodeid: u64, writable: bool) -> Result<MapFile, Errno> {
+        use std::os::fd::AsRawFd;
+        let file = self.files.get(nodeid as usize).ok_or(Errno::BADF)?;
+        *self.opened.lock() += 1;
+        let access = if writable {
+            rustix::fs::OFlags::RDWR
+        } else {
+            rustix::fs::OFlags::RDONLY
+        };
+        let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
+        let fd = rustix::fs::open(path, access, rustix::fs::Mode::empty())?;
+        Ok(MapFile { fd: Arc::new(fd) })
+    }
+}
+
+fn dax(kind: Kind, ranges: u64, options: DaxOptions) -> (Dax, Arc<Model>) {
+    let dax = Dax::new(DaxOptions {
+        mode: DaxMode::Always,
+        window_bytes: ranges * RANGE,
+        ..options
+    });
+    let model = Model::new(kind);
+    dax.set_front_end(Some(model.clone()));
+    assert!(dax.init().inode_dax);
+    assert!(
+        model.pages.lock().is_empty(),
+        "the trial leaves nothing mapped"
+    );
+    (dax, model)
+}
+
+fn setup_in(file_range: u64, window_range: u64, write: bool) -> SetupMappingIn {
+    SetupMappingIn {
+        fh: NO_HANDLE,
+        foffset: file_range * RANGE,
+        len: RANGE,
+        flags: if write { 3 } else { 2 },
+        moffset: window_range * RANGE,
+    }
+}
+
+fn remove_one(offset: u64, len: u64) -> [RemoveMappingOne; 1] {
+    [RemoveMappingOne {
+        moffset: offset,
+        len,
+    }]
+}
+
+#[test]
+fn the_trial_tells_the_kinds_apart() {
+    let (plain, _) = dax(Kind::Plain, 4, DaxOptions::default());
+    let can = plain.capabilities().expect("usable");
+    assert!(can.past_eof && can.readonly_fd && can.replace && can.partial_unmap);
+    assert!(can.is_byte_granular() && !can.needs_fence());
+    let (exact, _) = dax(Kind::Exact, 4, DaxOptions::default());
+    let can = exact.capabilities().expect("usable");
+    assert!(!can.past_eof && !can.readonly_fd && !can.replace && !can.partial_unmap);
+    assert!(!can.is_byte_granular() && can.needs_fence());
+}
+
+#[test]
+fn a_front_end_without_real_answers_gets_no_dax() {
+    struct Yes;
+    impl FrontEnd for Yes {
+        fn map(
+            &self,
+            _: WindowRange,
+            _: &Arc<OwnedFd>,
+            _: u64,
+            _: bool,
+        ) -> Result<(), FrontEndError> {
+            Ok(())
+        }
+        fn unmap(&self, _: WindowRange) -> Result<(), FrontEndError> {
+            Ok(())
+        }
+    }
+    let dax = Dax::new(DaxOptions {
+        window_bytes: RANGE,
+        ..Default::default()
+    });
+    dax.set_front_end(Some(Arc::new(Yes)));
+    assert_eq!(dax.init(), DaxOffer::default());
+    let files = Files::new(1, RANGE);
+    assert_eq!(
+        dax.setup(&files, 0, &setup_in(0, 0, false)),
+        Err(Errno::OPNOTSUPP)
+    );
+}
+
+#[test]
+fn the_same_range_again_costs_no_message_and_an_upgrade_one() {
+    let (dax, model) = dax(Kind::Plain, 4, DaxOptions::default());
+    let files = Files::new(1, 8 * RANGE);
+    rustix::fs::fchmod(&files.files[0], rustix::fs::Mode::from_raw_mode(0o755)).expect("chmod");
+    let before = *model.messages.lock();
+    dax.setup(&files, 0, &setup_in(0, 1, false))
+        .expect("mapped");
+    assert!(
+        !model.pages.lock()[&512].writable,
+        "executables are mapped as asked"
+    );
+    dax.setup(&files, 0, &setup_in(0, 1, false))
+        .expect("mapped already");
+    assert_eq!(*model.messages.lock() - before, 1);
+    dax.setup(&files, 0, &setup_in(0, 1, true))
+        .expect("upgraded");
+    assert!(model.pages.lock()[&512].writable);
+    dax.setup(&files, 0, &setup_in(0, 1, false))
+        .expect("never downgraded");
+    assert!(model.pages.lock()[&512].writable);
+    assert_eq!(*model.messages.lock() - before, 2);
+    assert_eq!(dax.stats().upgrades, 1);
+}
+
+#[test]
+fn a_refused_upgrade_leaves_the_old_mapping() {
+    let (dax, model) = dax(Kind::Plain, 4, DaxOptions::default());
+    let files = Files::new(1, 8 * RANGE);
+    rustix::fs::fchmod(&files.files[0], rustix::fs::Mode::from_raw_mode(0o755)).expect("chmod");
+    dax.setup(&files, 0, &setup_in(3, 0, false))
+        .expect("mapped");
+    let shown = model.pages.lock().clone();
+    *model.refuse_next.lock() = 1;
+    assert_eq!(dax.setup(&files, 0, &setup_in(3, 0, true)), Err(Errno::IO));
+    assert_eq!(*model.pages.lock(), shown);
+    assert_eq!(dax.stats().live_bytes, RANGE);
+}
+
+#[test]
+fn bad_requests_are_refused_before_the_front_end_hears_of_them() {
+    let (dax, model) = dax(Kind::Plain, 2, DaxOptions::default());
+    let files = Files::new(1, 8 * RANGE);
+    let before = *model.messages.lock();
+    let good = setup_in(0, 0, false);
+    let bad = [
+        SetupMappingIn { len: 0, ..good },
+        SetupMappingIn {
+            len: u64::MAX,
+            ..good
+        },
+        SetupMappingIn {
+            len: 3 * RANGE,
+            ..good
+        },
+        SetupMappingIn {
+            moffset: 2 * RANGE,
+            ..good
+        },
+        SetupMappingIn { moffset: 5, ..good },
+        SetupMappingIn {
+            moffset: u64::MAX - 4095,
+            ..good
+        },
+        SetupMappingIn { foffset: 1, ..good },
+        SetupMappingIn {
+            foffset: u64::MAX - 4095,
+            ..good
+        },
+        SetupMappingIn {
+            foffset: i64::MAX as u64 - 4095,
+            ..good
+        },
+        SetupMappingIn { flags: 8, ..good },
+    ];
+    for args in bad {
+        assert_eq!(dax.setup(&files, 0, &args), Err(Errno::INVAL), "{args:?}");
+    }
+    assert_eq!(dax.setup(&files, 9, &good), Err(Errno::BADF));
+    assert_eq!(dax.remove(&remove_one(1, RANGE)), Err(Errno::INVAL));
+    assert_eq!(dax.remove(&remove_one(0, 3 * RANGE)), Err(Errno::INVAL));
+    assert_eq!(
+        dax.remove(&remove_one(RANGE, RANGE)),
+        Ok(()),
+        "nothing there is no harm"
+    );
+    assert_eq!(*model.messages.lock(), before);
+    let stats = dax.stats();
+    assert_eq!((stats.live_ranges, stats.removals_of_nothing), (0, 1));
+    assert_eq!(stats.refusals.iter().sum::<u64>(), 11);
+}
+
+#[test]
+fn reset_and_a_fresh_init_leave_nothing() {
+    for kind in [Kind::Plain, Kind::Exact] {
+        let (dax, model) = dax(
+            kind,
+            8,
+            DaxOptions {
+                readonly: false,
+                ..Default::default()
+            },
+        );
+        let files = Files::new(2, 8 * RANGE);
+        for i in 0..if kind == Kind::Plain { 8 } else { 0 } {
+            dax.setup(&files, i % 2, &setup_in(i, i, true))
+                .expect("mapped");
+        }
+        dax.reset();
+        assert!(model.pages.lock().is_empty());
+        assert_eq!(dax.stats().live_ranges, 0);
+        assert_eq!(
+            dax.setup(&files, 0, &setup_in(0, 0, true)),
+            Err(Errno::OPNOTSUPP)
+        );
+        assert!(dax.init().inode_dax);
+    }
+}
+
+#[test]
+fn files_of_mapped_inodes_are_opened_once() {
+    let (dax, _) = dax(Kind::Plain, 8, DaxOptions::default());
+    let files = Files::new(1, 8 * RANGE);
+    for i in 0..8 {
+        dax.setup(&files, 0, &setup_in(i, i, true)).expect("mapped");
+    }
+    assert_eq!(*files.opened.lock(), 1);
+    dax.remove(&remove_one(0, 8 * RANGE)).expect("all at once");
+    dax.setup(&files, 0, &setup_in(0, 0, true)).expect("mapped");
+    assert_eq!(*files.opened.lock(), 2);
+}
+
+#[test]
+fn a_read_only_share_is_never_mapped_writable() {
+    let options = DaxOptions {
+        readonly: true,
+        ..Default::default()
+    };
+    let (dax, model) = dax(Kind::Plain, 2, options);
+    let files = Files::new(1, 2 * RANGE);
+    dax.setup(&files, 0, &setup_in(0, 0, false))
+        .expect("mapped");
+    assert!(model.pages.lock().values().all(|shown| !shown.writable));
+}
+
+#[test]
+fn past_the_end_only_what_cannot_hurt_is_mapped() {
+    // An exact front end and a writable share: the file may grow, so no DAX.
+    let (dax, model) = dax(Kind::Exact, 2, DaxOptions::default());
+    let files = Files::new(1, RANGE);
+    assert_eq!(dax.setup(&files, 0, &setup_in(0, 0, true)), Err(Errno::IO));
+    let attr = Attr {
+        mode: 0o100_644,
+        size: RANGE,
+        ..Default::default()
+    };
+    assert_eq!(dax.attr_flags(&attr), 0);
+    assert!(model.pages.lock().is_empty());
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Setup {
+        nodeid: u64,
+        file: u64,
+        window: u64,
+        ranges: u64,
+        write: bool,
+    },
+    Remove {
+        window: u64,
+        ranges: u64,
+    },
+    RemovePages {
+        page: u64,
+        pages: u64,
+    },
+    Refuse(u32),
+    Reset,
+}
+
+const WINDOW_RANGES: u64 = 4;
+
+fn step() -> impl Strategy<Value = Step> {
+    let ranges =
+        || (0..WINDOW_RANGES).prop_flat_map(|window| (Just(window), 1..=WINDOW_RANGES - window));
+    let pages =
+        (0..WINDOW_RANGES * 512).prop_flat_map(|page| (Just(page), 1..=WINDOW_RANGES * 512 - page));
+    prop_oneof![
+        8 => (0u64..3, 0u64..6, ranges(), any::<bool>()).prop_map(
+            |(nodeid, file, (window, ranges), write)| Step::Setup {
+                nodeid, file, window, ranges, write
+            }
+        ),
+        4 => ranges().prop_map(|(window, ranges)| Step::Remove { window, ranges }),
+        2 => pages.prop_map(|(page, pages)| Step::RemovePages { page, pages }),
+        1 => (1u32..3).prop_map(Step::Refuse),
+        1 => Just(Step::Reset),
+    ]
+}
+
+/// What the ledger says each page shows.
+fn entered(dax: &Dax, files: &Files) -> BTreeMap<u64, Shown> {
+    let mut pages = BTreeMap::new();
+    for piece in dax.state.lock().ledger.pieces() {
+        for i in 0..piece.range.len() / PAGE {
+            let shown = Shown {
+                inode: files.inode(piece.nodeid),
+                file_page: piece.file_offset / PAGE + i,
+                writable: piece.writable,
+            };
+            pages.insert(piece.range.start().0 / PAGE + i, shown);
+        }
+    }
+    pages
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// After every step the ledger and the front end agree page by page, a
+    /// granted range shows its file, and a removed one shows nothing.
+    #[test]
+    fn ledger_and_front_end_agree(
+        steps in proptest::collection::vec(step(), 1..40),
+        exact: bool,
+    ) {
+        let kind = if exact { Kind::Exact } else { Kind::Plain };
+        let (dax, model) = dax(kind, WINDOW_RANGES, DaxOptions::default());
+        // The exact kind refuses past the end; let the policy pass so that
+        // the ledger itself is tried.
+        if exact {
+            let connected = dax.usable().expect("connected");
+            let can = Capabilities { past_eof: true, ..connected.can };
+            let front_end = connected.front_end.clone();
+            dax.connected.store(Some(Arc::new(Connected { front_end, can })));
+        }
+        let files = Files::new(3, 16 * RANGE);
+        for step in steps {
+            match step {
+                Step::Setup { nodeid, file, window, ranges, write } => {
+                    let args = SetupMappingIn { len: ranges * RANGE, ..setup_in(file, window, write) };
+                    if dax.setup(&files, nodeid, &args).is_ok() {
+                        let pages = model.pages.lock();
+                        for i in 0..ranges * 512 {
+                            let shown = pages.get(&(window * 512 + i)).copied();
+                            let shown = shown.expect("granted and live");
+                            prop_assert_eq!(shown.inode, files.inode(nodeid));
+                            prop_assert_eq!(shown.file_page, file * 512 + i);
+                            prop_assert!(shown.writable || !write);
+                        }
+                    }
+                }
+                Step::Remove { window, ranges } => {
+                    if dax.remove(&remove_one(window * RANGE, ranges * RANGE)).is_ok() {
+                        let pages = model.pages.lock();
+                        let gone = window * 512..(window + ranges) * 512;
+                        prop_assert!(pages.keys().all(|page| !gone.contains(page)));
+                    }
+                }
+                Step::RemovePages { page, pages } => {
+                    let done = dax.remove(&remove_one(page * PAGE, pages * PAGE));
+                    prop_assert!(exact || *model.refuse_next.lock() > 0 || done.is_ok()
+                        || done == Err(Errno::IO));
+                }
+                Step::Refuse(times) => *model.refuse_next.lock() = times,
+                Step::Reset => {
+                    *model.refuse_next.lock() = 0;
+                    let kept = dax.usable();
+                    dax.reset();
+                    prop_assert!(model.pages.lock().is_empty());
+                    dax.connected.store(kept);
+                }
+            }
+            prop_assert_eq!(&entered(&dax, &files), &*model.pages.lock());
+        }
+    }
+}
+
+#[test]
+fn requests_on_many_ranges_run_side_by_side() {
+    let (dax, model) = dax(Kind::Plain, 8, DaxOptions::default());
+    let files = Files::new(2, 64 * RANGE);
+    std::thread::scope(|scope| {
+        for thread in 0..4u64 {
+            let (dax, files) = (&dax, &files);
+            scope.spawn(move || {
+                for round in 0..200u64 {
+                    let window = (thread * 7 + round) % 8;
+                    let args = setup_in((round * 5) % 64, window, round % 3 == 0);
+                    dax.setup(files, thread % 2, &args).expect("mapped");
+                    if round % 2 == 0 {
+                        dax.remove(&remove_one(window * RANGE, RANGE))
+                            .expect("removed");
+                    }
+                }
+            });
+        }
+    });
+    assert_eq!(entered(&dax, &files), *model.pages.lock());
+    assert!(dax.stats().setups >= 800);
+}

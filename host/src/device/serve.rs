@@ -1,0 +1,246 @@
+//! One client after the other, until told to stop.
+//!
+//! While a client is served, a doorman turns others away with a message, lest
+//! they wait in the backlog without a word. When the client goes, its workers
+//! are joined, its memory is unmapped, and everything it had is dropped
+//! before the next one is let in.
+
+use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::thread;
+use std::time::Duration;
+
+use daxwindow_shared::virtiofs::Config;
+use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::io::Errno;
+use vhost::vhost_user::{Error as VhostError, Listener};
+use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
+use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
+
+use crate::server::Server;
+
+use super::backend::Device;
+use super::socket::Socket;
+
+/// A request to end, which any thread can make.
+#[derive(Clone, Debug)]
+pub struct Stop(Arc<OwnedFd>);
+
+impl Stop {
+    /// Not requested yet.
+    pub fn new() -> io::Result<Stop> {
+        Ok(Stop(Arc::new(event()?)))
+    }
+
+    /// Requests it; for good.
+    pub fn request(&self) {
+        ring(&self.0);
+    }
+}
+
+/// What the device tells the guest, and how patient it is.
+#[derive(Clone, Copy, Debug)]
+pub struct DeviceOptions {
+    /// Tag and number of queues.
+    pub config: Config,
+    /// How long the front end may take over one map.
+    pub front_end_timeout: Duration,
+}
+
+/// Why serving ended before it was told to.
+#[derive(Debug, thiserror::Error)]
+pub enum ServeError {
+    /// The kernel refused descriptors, threads or memory.
+    #[error("cannot {action}: {cause}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel says.
+        cause: io::Error,
+    },
+    /// The device cannot be set up.
+    #[error("cannot set up the device: {0}")]
+    Device(DaemonError),
+}
+
+fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
+    move |cause| ServeError::Io { action, cause }
+}
+
+/// Serves clients on `socket` until `stop` is requested.
+pub fn serve(
+    server: &Arc<Server>,
+    options: DeviceOptions,
+    socket: &Socket,
+    stop: &Stop,
+) -> Result<(), ServeError> {
+    let clone = socket.listener().try_clone();
+    let mut listener = Listener::from(clone.map_err(io_error("duplicate the socket"))?);
+    tracing::info!(
+        path = ?socket.path(),
+        tag = options.config.tag(),
+        request_queues = options.config.num_request_queues.get(),
+        window_bytes = server.dax().window_bytes(),
+        "waiting for a client"
+    );
+    loop {
+        match wait(socket.listener(), stop, None).map_err(io_error("wait for a client"))? {
+            Wake::Stop => return Ok(()),
+            Wake::Over => {}
+            Wake::Client => {
+                serve_client(server, options, socket, &mut listener, stop)?;
+                tracing::info!("waiting for the next client");
+            }
+        }
+    }
+}
+
+/// What a waiting thread is woken for, most urgent first.
+enum Wake {
+    /// The daemon is to end.
+    Stop,
+    /// The client that is being served has gone.
+    Over,
+    /// Somebody connects.
+    Client,
+}
+
+fn wait(listener: &UnixListener, stop: &Stop, over: Option<&OwnedFd>) -> io::Result<Wake> {
+    let mut fds = vec![
+        PollFd::from_borrowed_fd(stop.0.as_fd(), PollFlags::IN),
+        PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
+    ];
+    fds.extend(over.map(|over| PollFd::from_borrowed_fd(over.as_fd(), PollFlags::IN)));
+    loop {
+        match poll(&mut fds, None) {
+            Ok(_) | Err(Errno::INTR) => {}
+            Err(errno) => return Err(errno.into()),
+        }
+        let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
+        if ready(0) {
+            return Ok(Wake::Stop);
+        } else if ready(2) {
+            return Ok(Wake::Over);
+        } else if ready(1) {
+            return Ok(Wake::Client);
+        }
+    }
+}
+
+fn event() -> io::Result<OwnedFd> {
+    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
+}
+
+fn ring(event: &OwnedFd) {
+    // Fails only if the event is rung already, which is as good.
+    let _ = rustix::io::write(event, &1u64.to_ne_bytes());
+}
+
+fn serve_client(
+    server: &Arc<Server>,
+    options: DeviceOptions,
+    socket: &Socket,
+    listener: &mut Listener,
+    stop: &Stop,
+) -> Result<(), ServeError> {
+    let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
+    let device = Arc::new(Device::new(
+        server.clone(),
+        options.config,
+        memory.clone(),
+        options.front_end_timeout,
+    ));
+    let mut daemon = VhostUserDaemon::new("vhost-user".into(), device.clone(), memory)
+        .map_err(ServeError::Device)?;
+    let served = match daemon.start(listener) {
+        Ok(()) => attend(&mut daemon, socket, stop),
+        // The client was gone before it was let in.
+        Err(error) => {
+            tracing::warn!(%error, "a client could not be accepted");
+            Ok(())
+        }
+    };
+    device.hang_up();
+    // Ends and joins the workers, and unmaps the guest's memory.
+    drop(daemon);
+    server.log_counters();
+    device.forget_client();
+    served
+}
+
+/// Waits until the client has gone, with a doorman at the door.
+fn attend(
+    daemon: &mut VhostUserDaemon<Arc<Device>>,
+    socket: &Socket,
+    stop: &Stop,
+) -> Result<(), ServeError> {
+    tracing::info!("client connected");
+    let over = event().map_err(io_error("create an event"))?;
+    let shutdown = daemon.shutdown_handle();
+    thread::scope(|scope| {
+        let doorman = thread::Builder::new()
+            .name("doorman".into())
+            .spawn_scoped(scope, || {
+                guard_door(socket.listener(), stop, &over, shutdown.as_ref());
+            });
+        if doorman.is_err() {
+            daemon.request_shutdown();
+        }
+        let result = daemon.wait();
+        ring(&over);
+        note_end(result);
+        doorman.map(drop).map_err(io_error("start a thread"))
+    })
+}
+
+fn guard_door(
+    listener: &UnixListener,
+    stop: &Stop,
+    over: &OwnedFd,
+    shutdown: Option<&ShutdownHandle>,
+) {
+    loop {
+        match wait(listener, stop, Some(over)) {
+            Ok(Wake::Over) => return,
+            Ok(Wake::Client) => turn_away(listener),
+            Ok(Wake::Stop) => break,
+            Err(error) => {
+                tracing::error!(%error, "cannot wait for clients");
+                break;
+            }
+        }
+    }
+    if let Some(shutdown) = shutdown {
+        shutdown.shutdown();
+    }
+}
+
+fn turn_away(listener: &UnixListener) {
+    match listener.accept() {
+        Ok(_) => tracing::warn!("a second client was turned away: one at a time is served"),
+        Err(error) => {
+            tracing::warn!(%error, "a second client could not be turned away");
+            // Out of descriptors, most likely; do not spin on it.
+            thread::sleep(Duration::from_millis(100));
+        }
+    }
+}
+
+fn note_end(result: Result<(), DaemonError>) {
+    match result {
+        Ok(())
+        | Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
+            tracing::info!("client disconnected");
+        }
+        Err(DaemonError::WaitDaemon(_)) => {
+            tracing::error!("the client was dropped by a defect of this daemon");
+        }
+        Err(error) => tracing::warn!(%error, "the client broke the protocol and was dropped"),
+    }
+}
+
+#[cfg(test)]
+#[path = "serve_test.rs"]
+mod tests;

@@ -1,0 +1,187 @@
+//! The listening socket and its file.
+//!
+//! Law: a file that somebody else may still use is never replaced, and only a
+//! file of our own is removed.
+
+use std::io;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::net::UnixListener;
+use std::path::{Path, PathBuf};
+
+use rustix::fs::Mode;
+use rustix::io::Errno;
+use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+
+/// Nobody but the owner may connect: who does gets the whole share.
+const UMASK: u32 = 0o177;
+
+/// Why the socket cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum SocketError {
+    /// Unix sockets have short names.
+    #[error(
+        "--socket-path {path:?}: {len} bytes are too long for the name of a socket (at most 107)"
+    )]
+    TooLong {
+        /// The path.
+        path: PathBuf,
+        /// Its length in bytes.
+        len: usize,
+    },
+    /// A daemon answers there.
+    #[error("--socket-path {0:?}: in use, another daemon is listening there")]
+    InUse(PathBuf),
+    /// A file that is not a socket would be lost.
+    #[error("--socket-path {0:?}: the file exists and is not a socket")]
+    NotASocket(PathBuf),
+    /// Anything else.
+    #[error("--socket-path {path:?}: cannot {action}: {cause}")]
+    Io {
+        /// The path.
+        path: PathBuf,
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel says.
+        cause: io::Error,
+    },
+}
+
+/// A listening socket whose file goes away with it.
+#[derive(Debug)]
+pub struct Socket {
+    listener: UnixListener,
+    path: PathBuf,
+    /// Device and inode of the file, to know it again.
+    identity: Option<(u64, u64)>,
+}
+
+impl Socket {
+    /// Listens at `path`, replacing what a daemon left behind that is gone.
+    /// Changes the umask for a moment, so call it before there are threads.
+    pub fn bind(path: &Path) -> Result<Socket, SocketError> {
+        let failed = |action, cause| SocketError::Io {
+            path: path.to_owned(),
+            action,
+            cause,
+        };
+        let len = path.as_os_str().len();
+        if len > 107 {
+            let path = path.to_owned();
+            return Err(SocketError::TooLong { path, len });
+        }
+        clear_the_way(path)?;
+        let umask = rustix::process::umask(Mode::from_raw_mode(UMASK));
+        let bound = UnixListener::bind(path);
+        rustix::process::umask(umask);
+        let listener = bound.map_err(|cause| failed("listen", cause))?;
+        Ok(Socket {
+            listener,
+            path: path.to_owned(),
+            identity: identity(path),
+        })
+    }
+
+    /// The socket itself.
+    pub fn listener(&self) -> &UnixListener {
+        &self.listener
+    }
+
+    /// Where it listens.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Socket {
+    fn drop(&mut self) {
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
+}
+
+fn identity(path: &Path) -> Option<(u64, u64)> {
+    let meta = std::fs::symlink_metadata(path).ok()?;
+    Some((meta.dev(), meta.ino()))
+}
+
+/// Removes a socket file that nobody listens on.
+fn clear_the_way(path: &Path) -> Result<(), SocketError> {
+    let failed = |action, cause| SocketError::Io {
+        path: path.to_owned(),
+        action,
+        cause,
+    };
+    match std::fs::symlink_metadata(path) {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+        Err(error) => return Err(failed("look at the path", error)),
+        Ok(meta) if !meta.file_type().is_socket() => {
+            return Err(SocketError::NotASocket(path.to_owned()));
+        }
+        Ok(_) => {}
+    }
+    match knock(path) {
+        Err(Errno::CONNREFUSED) => {
+            tracing::info!(?path, "replacing the socket file of a daemon that is gone");
+            std::fs::remove_file(path).map_err(|cause| failed("remove a stale socket", cause))
+        }
+        Err(Errno::NOENT) => Ok(()),
+        // A full backlog is somebody's backlog.
+        Ok(()) | Err(Errno::AGAIN) => Err(SocketError::InUse(path.to_owned())),
+        Err(errno) => Err(failed(
+            "find out whether the socket is in use",
+            errno.into(),
+        )),
+    }
+}
+
+/// Connects without waiting, and hangs up.
+fn knock(path: &Path) -> Result<(), Errno> {
+    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
+    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    connect(&socket, &SocketAddrUnix::new(path)?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn stale_is_replaced_live_is_refused_and_files_are_kept() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("s");
+        let first = Socket::bind(&path).expect("free");
+        let error = Socket::bind(&path).expect_err("in use");
+        assert!(matches!(error, SocketError::InUse(_)), "{error}");
+        drop(first);
+        assert!(!path.exists(), "the file goes with the socket");
+
+        drop(UnixListener::bind(&path).expect("bind"));
+        assert!(path.exists(), "a stale file");
+        let again = Socket::bind(&path).expect("stale is replaced");
+        let mode = std::fs::metadata(&path).expect("exists").mode();
+        assert_eq!(mode & 0o077, 0, "{mode:o}");
+
+        // Somebody else's file in our place stays.
+        std::fs::remove_file(&path).expect("remove");
+        std::fs::write(&path, "precious").expect("write");
+        drop(again);
+        let error = Socket::bind(&path).expect_err("not a socket");
+        assert!(matches!(error, SocketError::NotASocket(_)), "{error}");
+        assert_eq!(std::fs::read(&path).expect("still there"), b"precious");
+    }
+
+    #[test]
+    fn errors_name_flag_path_and_cause() {
+        let long = PathBuf::from(format!("/tmp/{}", "x".repeat(200)));
+        let error = Socket::bind(&long).expect_err("too long").to_string();
+        assert!(
+            error.contains("--socket-path") && error.contains("205"),
+            "{error}"
+        );
+        let error = Socket::bind(Path::new("/nonexistent-directory/s"))
+            .expect_err("no directory")
+            .to_string();
+        assert!(error.contains("/nonexistent-directory/s"), "{error}");
+    }
+}

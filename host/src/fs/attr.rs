@@ -1,0 +1,102 @@
+//! Attributes, from the host's statx to the wire.
+
+use std::os::fd::AsFd;
+
+use daxwindow_shared::fuse::Attr;
+use rustix::fs::{AtFlags, FileType, Statx, StatxFlags};
+use rustix::io::Errno;
+
+use super::SharedDir;
+use super::inode::Key;
+
+/// Attributes and identity of the inode behind a descriptor.
+pub(super) fn stat(fd: impl AsFd) -> Result<Statx, Errno> {
+    let mask = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
+    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask)
+}
+
+pub(super) fn key_of(stat: &Statx) -> Key {
+    Key {
+        dev_major: stat.stx_dev_major,
+        dev_minor: stat.stx_dev_minor,
+        ino: stat.stx_ino,
+        mount: stat.stx_mnt_id,
+    }
+}
+
+pub(super) fn kind_of(stat: &Statx) -> FileType {
+    FileType::from_raw_mode(stat.stx_mode.into())
+}
+
+pub(super) fn attr_of(stat: &Statx) -> Attr {
+    Attr {
+        ino: stat.stx_ino,
+        size: stat.stx_size,
+        blocks: stat.stx_blocks,
+        // Times before 1970 are negative; the wire carries their bits.
+        atime: stat.stx_atime.tv_sec as u64,
+        mtime: stat.stx_mtime.tv_sec as u64,
+        ctime: stat.stx_ctime.tv_sec as u64,
+        atimensec: stat.stx_atime.tv_nsec,
+        mtimensec: stat.stx_mtime.tv_nsec,
+        ctimensec: stat.stx_ctime.tv_nsec,
+        mode: stat.stx_mode.into(),
+        nlink: stat.stx_nlink,
+        uid: stat.stx_uid,
+        gid: stat.stx_gid,
+        rdev: encode_dev(stat.stx_rdev_major, stat.stx_rdev_minor),
+        blksize: stat.stx_blksize,
+        flags: 0,
+    }
+}
+
+/// A device number as the wire carries it: 8 bits of minor, 12 of major, 12
+/// more of minor.
+fn encode_dev(major: u32, minor: u32) -> u32 {
+    (minor & 0xff) | (major & 0xfff) << 8 | (minor & 0xf_ff00) << 12
+}
+
+/// (major, minor) of a device number from the wire.
+pub(super) fn decode_dev(dev: u32) -> (u32, u32) {
+    ((dev >> 8) & 0xfff, (dev & 0xff) | (dev >> 12) & 0xf_ff00)
+}
+
+impl SharedDir {
+    /// Attributes of a node, by its handle if one is given.
+    pub fn getattr(&self, nodeid: u64, fh: Option<u64>) -> Result<Attr, Errno> {
+        let Some(fh) = fh else {
+            let inode = self.inode(nodeid)?;
+            return Ok(attr_of(&stat(inode.fd()?)?));
+        };
+        match self.handles.file(nodeid, fh) {
+            Ok(open) => Ok(attr_of(&stat(&open.file)?)),
+            Err(_) => {
+                // A directory's handle will do as well, and must be its own.
+                self.handles.dir(nodeid, fh)?;
+                self.getattr(nodeid, None)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn device_numbers_round_trip() {
+        for (major, minor) in [
+            (0, 0),
+            (1, 3),
+            (8, 255),
+            (8, 256),
+            (0xfff, 0xf_ffff),
+            (259, 7),
+        ] {
+            assert_eq!(decode_dev(encode_dev(major, minor)), (major, minor));
+        }
+        // Bytes as Linux writes them for /dev/null and for 259:300.
+        assert_eq!(encode_dev(1, 3), 0x103);
+        assert_eq!(encode_dev(259, 300), 0x11_032c);
+    }
+}

@@ -1,0 +1,75 @@
+//! What one guest may spend: a counter with a limit, and shares of it that
+//! give themselves back.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// A limited number of something.
+#[derive(Debug)]
+pub(super) struct Budget {
+    limit: usize,
+    used: AtomicUsize,
+}
+
+/// A share of a budget, given back on drop.
+#[derive(Debug)]
+pub(super) struct Share {
+    budget: Arc<Budget>,
+    amount: usize,
+}
+
+impl Budget {
+    pub(super) fn new(limit: usize) -> Arc<Budget> {
+        Arc::new(Budget {
+            limit,
+            used: AtomicUsize::new(0),
+        })
+    }
+
+    /// Takes `amount`, or nothing if the limit would be passed.
+    pub(super) fn take(self: &Arc<Self>, amount: usize) -> Option<Share> {
+        // Relaxed: the number guards no other memory.
+        self.used
+            .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
+                used.checked_add(amount).filter(|sum| *sum <= self.limit)
+            })
+            .ok()?;
+        Some(Share {
+            budget: Arc::clone(self),
+            amount,
+        })
+    }
+
+    pub(super) fn used(&self) -> usize {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_spent(&self) -> bool {
+        self.used() >= self.limit
+    }
+}
+
+impl Drop for Share {
+    fn drop(&mut self) {
+        self.budget.used.fetch_sub(self.amount, Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn takes_up_to_the_limit_and_gives_back() {
+        let budget = Budget::new(10);
+        let seven = budget.take(7).unwrap();
+        assert!(budget.take(4).is_none());
+        assert!(budget.take(usize::MAX).is_none());
+        let three = budget.take(3).unwrap();
+        assert!(budget.is_spent());
+        drop(seven);
+        assert_eq!(budget.used(), 3);
+        drop(three);
+        assert_eq!(budget.used(), 0);
+    }
+}

@@ -1,0 +1,199 @@
+//! New names: nodes, directories, links, files.
+//!
+//! Everything but a hard link is created as the caller (see `creds`). The mode
+//! is the guest's with the request's umask taken away; the daemon's own umask
+//! is zero.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+
+use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev};
+use rustix::io::Errno;
+
+use super::attr::{decode_dev, stat};
+use super::inode::{Inode, openable};
+use super::lookup::{Found, RESOLVE, find};
+use super::open::Request;
+use super::procfd::ProcFd;
+use super::{Caller, Entry, Name, SharedDir, creds};
+
+/// How often CREATE starts over when a name comes and goes under it.
+const CREATE_TRIES: usize = 16;
+
+fn mode_of(mode: u32, umask: u32) -> Mode {
+    Mode::from_raw_mode(mode & !umask & 0o7777)
+}
+
+impl SharedDir {
+    /// Creates a symbolic link. `target` is stored as it is.
+    pub fn symlink(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: Name<'_>,
+        target: &CStr,
+    ) -> Result<Entry, Errno> {
+        let dir = self.parent_for_new(parent)?;
+        let fd = dir.fd()?;
+        creds::creating(caller, || {
+            rustix::fs::symlinkat(target, &fd, name.as_c_str())
+        })?;
+        self.lookup_in(&dir, name)
+    }
+
+    /// Creates a regular file, FIFO, socket or device node. Other types are
+    /// `EINVAL`.
+    pub fn mknod(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: Name<'_>,
+        mode: u32,
+        rdev: u32,
+        umask: u32,
+    ) -> Result<Entry, Errno> {
+        let dir = self.parent_for_new(parent)?;
+        let kind = match FileType::from_raw_mode(mode) {
+            FileType::Directory | FileType::Symlink => return Err(Errno::INVAL),
+            FileType::Unknown if mode & 0o170000 != 0 => return Err(Errno::INVAL),
+            FileType::Unknown => FileType::RegularFile,
+            kind => kind,
+        };
+        let (major, minor) = decode_dev(rdev);
+        let (fd, mode, dev) = (dir.fd()?, mode_of(mode, umask), makedev(major, minor));
+        creds::creating(caller, || {
+            rustix::fs::mknodat(&fd, name.as_c_str(), kind, mode, dev)
+        })?;
+        self.lookup_in(&dir, name)
+    }
+
+    /// Creates a directory.
+    pub fn mkdir(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: Name<'_>,
+        mode: u32,
+        umask: u32,
+    ) -> Result<Entry, Errno> {
+        let dir = self.parent_for_new(parent)?;
+        let (fd, mode) = (dir.fd()?, mode_of(mode, umask));
+        creds::creating(caller, || rustix::fs::mkdirat(&fd, name.as_c_str(), mode))?;
+        self.lookup_in(&dir, name)
+    }
+
+    /// Gives an inode one more name. A symbolic link is linked itself.
+    pub fn link(&self, nodeid: u64, new_parent: u64, new_name: Name<'_>) -> Result<Entry, Errno> {
+        self.require_writable()?;
+        let inode = self.inode(nodeid)?;
+        let dir = self.inode(new_parent)?;
+        // By the link in procfs: AT_EMPTY_PATH would need one more capability.
+        let source = ProcFd::link(inode.fd()?);
+        rustix::fs::linkat(
+            self.proc.dir(),
+            source.as_c_str(),
+            dir.fd()?,
+            new_name.as_c_str(),
+            AtFlags::SYMLINK_FOLLOW,
+        )?;
+        self.lookup_in(&dir, new_name)
+    }
+
+    /// Creates and opens a regular file; without `O_EXCL` opens the one that
+    /// is there. Returns the entry and the handle.
+    ///
+    /// A file that came to be there after the guest looked has not been
+    /// checked against the caller by the guest, so it is opened with the
+    /// caller's own rights. A link is never followed: `ELOOP`.
+    pub fn create(
+        &self,
+        caller: Caller,
+        parent: u64,
+        name: Name<'_>,
+        flags: u32,
+        mode: u32,
+        umask: u32,
+    ) -> Result<(Entry, u64), Errno> {
+        let dir = self.parent_for_new(parent)?;
+        let want = Request::parse(flags)?;
+        let room = self.handles.reserve()?;
+        let (file, found) = self.create_or_open(caller, &dir, name, want, mode_of(mode, umask))?;
+        let entry = self.bind(dir.session(), found)?;
+        let open = want.opened(file);
+        match self
+            .handles
+            .add_for(room, dir.session(), entry.nodeid, open)
+        {
+            Ok(fh) => Ok((entry, fh)),
+            Err(errno) => {
+                self.forget(entry.nodeid, 1);
+                Err(errno)
+            }
+        }
+    }
+
+    fn create_or_open(
+        &self,
+        caller: Caller,
+        dir: &Inode,
+        name: Name<'_>,
+        want: Request,
+        mode: Mode,
+    ) -> Result<(OwnedFd, Found), Errno> {
+        // O_EXCL always: what exists must be looked at before it is opened.
+        let flags = want.flags
+            | OFlags::CREATE
+            | OFlags::EXCL
+            | OFlags::NOFOLLOW
+            | OFlags::NOCTTY
+            | OFlags::CLOEXEC;
+        let fd = dir.fd()?;
+        for _ in 0..CREATE_TRIES {
+            let made = creds::creating(caller, || {
+                rustix::fs::openat2(&fd, name.as_c_str(), flags, mode, RESOLVE)
+            });
+            match made {
+                Ok(file) => {
+                    let node = self.proc.reopen(&file, OFlags::PATH)?;
+                    return Ok((file, Found::new(node)?));
+                }
+                Err(Errno::EXIST) if !want.exclusive => {}
+                Err(errno) => return Err(errno),
+            }
+            match self.open_existing(caller, dir, name, want) {
+                // Gone again.
+                Err(Errno::NOENT) => {}
+                other => return other,
+            }
+        }
+        Err(Errno::STALE)
+    }
+
+    fn open_existing(
+        &self,
+        caller: Caller,
+        dir: &Inode,
+        name: Name<'_>,
+        want: Request,
+    ) -> Result<(OwnedFd, Found), Errno> {
+        let mut found = find(dir.fd()?, name)?;
+        openable(found.kind())?;
+        let mut flags = want.flags;
+        flags.set(OFlags::TRUNC, want.truncate);
+        let file = creds::unprivileged(caller, || self.proc.reopen(&found.fd, flags))?;
+        if want.truncate {
+            found.stat = stat(&found.fd)?;
+        }
+
+        Ok((file, found))
+    }
+
+    /// The directory for a new name, when something may be created and then
+    /// handed out.
+    fn parent_for_new(&self, parent: u64) -> Result<Arc<Inode>, Errno> {
+        self.require_writable()?;
+        self.inodes.require_room()?;
+        self.inode(parent)
+    }
+}

@@ -1,0 +1,86 @@
+//! What is done with an open file besides reading and writing.
+
+use daxwindow_shared::fuse::FallocateIn;
+use rustix::fs::{FallocateFlags, SeekFrom};
+use rustix::io::Errno;
+
+use super::SharedDir;
+use super::attr::stat;
+
+/// `whence` of lseek(2).
+const SEEK_SET: u32 = 0;
+const SEEK_END: u32 = 2;
+const SEEK_DATA: u32 = 3;
+const SEEK_HOLE: u32 = 4;
+
+impl SharedDir {
+    /// A descriptor of the guest was closed. Nothing is kept back here that
+    /// would have to go out: RELEASE closes the host's descriptor.
+    pub fn flush(&self, nodeid: u64, fh: u64) -> Result<(), Errno> {
+        self.handles.file(nodeid, fh).map(|_| ())
+    }
+
+    /// Makes a file durable on the host.
+    pub fn fsync(&self, nodeid: u64, fh: u64, datasync: bool) -> Result<(), Errno> {
+        let open = self.handles.file(nodeid, fh)?;
+        if datasync {
+            rustix::fs::fdatasync(&open.file)
+        } else {
+            rustix::fs::fsync(&open.file)
+        }
+    }
+
+    /// Allocates, punches, zeroes: what the host's file system supports.
+    pub fn fallocate(&self, nodeid: u64, args: &FallocateIn) -> Result<(), Errno> {
+        self.require_writable()?;
+        let open = self.handles.file(nodeid, args.fh)?;
+        let mode = FallocateFlags::from_bits_retain(args.mode);
+        rustix::fs::fallocate(&open.file, mode, args.offset, args.length)
+    }
+
+    /// Finds data or a hole from `offset` on. The guest keeps its own file
+    /// position, so `SEEK_CUR` means nothing here: `EINVAL`.
+    pub fn lseek(&self, nodeid: u64, fh: u64, offset: u64, whence: u32) -> Result<u64, Errno> {
+        let open = self.handles.file(nodeid, fh)?;
+        match whence {
+            SEEK_DATA => rustix::fs::seek(&open.file, SeekFrom::Data(offset)),
+            SEEK_HOLE => rustix::fs::seek(&open.file, SeekFrom::Hole(offset)),
+            SEEK_SET => in_file(Some(offset)),
+            // The offset is signed on the wire.
+            SEEK_END => in_file(stat(&open.file)?.stx_size.checked_add_signed(offset as i64)),
+            _ => Err(Errno::INVAL),
+        }
+    }
+
+    /// Copies between files; `from` and `to` are (node id, handle, offset).
+    /// May copy less than `len`.
+    pub fn copy_file_range(
+        &self,
+        from: (u64, u64, u64),
+        to: (u64, u64, u64),
+        len: u64,
+        flags: u64,
+    ) -> Result<u64, Errno> {
+        self.require_writable()?;
+        if flags != 0 {
+            return Err(Errno::INVAL);
+        }
+        let source = self.handles.file(from.0, from.1)?;
+        let target = self.handles.file(to.0, to.1)?;
+        let (mut off_in, mut off_out) = (from.2, to.2);
+        let copied = rustix::fs::copy_file_range(
+            &source.file,
+            Some(&mut off_in),
+            &target.file,
+            Some(&mut off_out),
+            usize::try_from(len).unwrap_or(usize::MAX),
+        )?;
+        Ok(copied as u64)
+    }
+}
+
+fn in_file(offset: Option<u64>) -> Result<u64, Errno> {
+    offset
+        .filter(|offset| i64::try_from(*offset).is_ok())
+        .ok_or(Errno::INVAL)
+}

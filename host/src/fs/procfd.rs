@@ -1,0 +1,59 @@
+//! Re-opening an inode that is held by an `O_PATH` descriptor, by the kernel's
+//! own link to it in `/proc/self/fd`. The directory is opened once and kept,
+//! so that this goes on working when `/proc` is out of reach.
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC};
+use rustix::io::Errno;
+use rustix::path::DecInt;
+
+const PATH: &str = "/proc/self/fd";
+
+/// The open directory `/proc/self/fd`.
+#[derive(Debug)]
+pub(super) struct ProcFd {
+    dir: OwnedFd,
+}
+
+impl ProcFd {
+    pub(super) fn open() -> std::io::Result<ProcFd> {
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let dir = rustix::fs::openat(CWD, PATH, flags, Mode::empty())?;
+        if rustix::fs::fstatfs(&dir)?.f_type != PROC_SUPER_MAGIC {
+            return Err(std::io::Error::other(format!("{PATH} is not procfs")));
+        }
+        Ok(ProcFd { dir })
+    }
+
+    /// Opens the inode behind `fd` once more. The caller has checked that it
+    /// is a regular file or a directory: opening anything else could block or
+    /// reach a device.
+    pub(super) fn reopen(&self, fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+        let link = DecInt::from_fd(fd);
+        rustix::fs::openat(&self.dir, link.as_c_str(), flags, Mode::empty())
+    }
+
+    /// The directory in which [`ProcFd::link`] is a name.
+    pub(super) fn dir(&self) -> BorrowedFd<'_> {
+        self.dir.as_fd()
+    }
+
+    /// Name of the link to the inode behind `fd`. Following it ends at that
+    /// inode, also when the inode is a symbolic link itself.
+    pub(super) fn link(fd: impl AsFd) -> DecInt {
+        DecInt::from_fd(fd)
+    }
+
+    /// The same as an absolute path, if `/proc/self/fd` still is the directory
+    /// held here; for the few system calls that take nothing else.
+    pub(super) fn absolute(&self, fd: impl AsFd) -> Option<String> {
+        let held = super::attr::stat(&self.dir).ok()?;
+        let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let now = rustix::fs::openat(CWD, PATH, flags, Mode::empty()).ok()?;
+        let now = super::attr::stat(&now).ok()?;
+        let same = super::attr::key_of(&held) == super::attr::key_of(&now);
+        same.then(|| format!("{PATH}/{}", DecInt::from_fd(fd).as_str()))
+    }
+}

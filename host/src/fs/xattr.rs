@@ -1,0 +1,138 @@
+//! Extended attributes.
+//!
+//! The system calls take no `O_PATH` descriptor. Regular files and directories
+//! are opened for reading; what must not be opened (links, devices), or cannot
+//! be, is reached by its link in `/proc/self/fd`, which ends at the inode and
+//! never behind it. Where that is out of reach the answer is `ENOTSUP`.
+
+use std::ffi::CStr;
+use std::os::fd::OwnedFd;
+
+use rustix::buffer::spare_capacity;
+use rustix::fs::{FileType, OFlags, XattrFlags};
+use rustix::io::Errno;
+
+use super::SharedDir;
+use super::attr::stat;
+use super::inode::Inode;
+
+/// Largest value and largest list Linux knows, in bytes.
+const MAX_BYTES: usize = 64 << 10;
+
+/// Answer to GETXATTR and LISTXATTR.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum XattrReply {
+    /// Bytes needed, when that was asked.
+    Size(u32),
+    /// The value, or the names with a NUL after each.
+    Value(Vec<u8>),
+}
+
+/// A way to an inode that the xattr calls accept.
+enum Way {
+    Open(OwnedFd),
+    Link(String),
+}
+
+impl SharedDir {
+    /// Sets an attribute. With `kill_sgid` the setgid bit goes as well, where
+    /// the group may execute. Errors: `E2BIG` above 64 KiB.
+    pub fn setxattr(
+        &self,
+        nodeid: u64,
+        name: &CStr,
+        value: &[u8],
+        flags: u32,
+        kill_sgid: bool,
+    ) -> Result<(), Errno> {
+        self.require_writable()?;
+        let flags = XattrFlags::from_bits(flags).ok_or(Errno::INVAL)?;
+        if value.len() > MAX_BYTES {
+            return Err(Errno::TOOBIG);
+        }
+        let inode = self.inode(nodeid)?;
+        match self.way_to(&inode)? {
+            Way::Open(fd) => rustix::fs::fsetxattr(fd, name, value, flags)?,
+            Way::Link(path) => rustix::fs::setxattr(path, name, value, flags)?,
+        }
+        if kill_sgid {
+            self.kill_sgid(&inode)?;
+        }
+        Ok(())
+    }
+
+    /// The value, at most `size` bytes (`ERANGE` if longer); `size` 0 asks for
+    /// the length only.
+    pub fn getxattr(&self, nodeid: u64, name: &CStr, size: usize) -> Result<XattrReply, Errno> {
+        let inode = self.inode(nodeid)?;
+        match (self.way_to(&inode)?, size) {
+            (Way::Open(fd), 0) => length(rustix::fs::fgetxattr_query(fd, name)),
+            (Way::Link(path), 0) => length(rustix::fs::getxattr_query(path, name)),
+            (Way::Open(fd), _) => value(size, |buf| {
+                rustix::fs::fgetxattr(fd, name, spare_capacity(buf))
+            }),
+            (Way::Link(path), _) => value(size, |buf| {
+                rustix::fs::getxattr(path, name, spare_capacity(buf))
+            }),
+        }
+    }
+
+    /// The names, under the rules of [`SharedDir::getxattr`].
+    pub fn listxattr(&self, nodeid: u64, size: usize) -> Result<XattrReply, Errno> {
+        let inode = self.inode(nodeid)?;
+        match (self.way_to(&inode)?, size) {
+            (Way::Open(fd), 0) => length(rustix::fs::flistxattr_query(fd)),
+            (Way::Link(path), 0) => length(rustix::fs::listxattr_query(path)),
+            (Way::Open(fd), _) => {
+                value(size, |buf| rustix::fs::flistxattr(fd, spare_capacity(buf)))
+            }
+            (Way::Link(path), _) => {
+                value(size, |buf| rustix::fs::listxattr(path, spare_capacity(buf)))
+            }
+        }
+    }
+
+    /// Removes an attribute.
+    pub fn removexattr(&self, nodeid: u64, name: &CStr) -> Result<(), Errno> {
+        self.require_writable()?;
+        let inode = self.inode(nodeid)?;
+        match self.way_to(&inode)? {
+            Way::Open(fd) => rustix::fs::fremovexattr(fd, name),
+            Way::Link(path) => rustix::fs::removexattr(path, name),
+        }
+    }
+
+    fn way_to(&self, inode: &Inode) -> Result<Way, Errno> {
+        let fd = inode.fd()?;
+        if let FileType::RegularFile | FileType::Directory = inode.kind() {
+            // NONBLOCK: a lease somebody holds is not worth waiting for.
+            if let Ok(open) = self.proc.reopen(&fd, OFlags::RDONLY | OFlags::NONBLOCK) {
+                return Ok(Way::Open(open));
+            }
+        }
+        self.proc.absolute(&fd).map(Way::Link).ok_or(Errno::NOTSUP)
+    }
+
+    fn kill_sgid(&self, inode: &Inode) -> Result<(), Errno> {
+        let mode = u32::from(stat(inode.fd()?)?.stx_mode);
+        if mode & 0o2010 != 0o2010 || inode.kind() != FileType::RegularFile {
+            return Ok(());
+        }
+        self.set_mode(inode.fd()?, mode & !0o2000)
+    }
+}
+
+fn length(queried: Result<usize, Errno>) -> Result<XattrReply, Errno> {
+    let bytes = u32::try_from(queried?).map_err(|_| Errno::TOOBIG)?;
+    Ok(XattrReply::Size(bytes))
+}
+
+/// Reads into a buffer of the size asked for, or the largest that is of use.
+fn value(
+    size: usize,
+    read: impl FnOnce(&mut Vec<u8>) -> Result<usize, Errno>,
+) -> Result<XattrReply, Errno> {
+    let mut buffer = Vec::with_capacity(size.min(MAX_BYTES));
+    read(&mut buffer)?;
+    Ok(XattrReply::Value(buffer))
+}

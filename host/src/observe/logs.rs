@@ -1,0 +1,104 @@
+//! Logs go to standard error, one line each, through tracing.
+
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
+use tracing_subscriber::EnvFilter;
+
+/// The queue crate logs each thing a guest does wrong, without a limit; the
+/// device reports the same, throttled.
+const QUIET: &str = "virtio_queue=off";
+
+/// Why logging cannot be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum LogError {
+    /// Not a level and not a list of `target=level`.
+    #[error("--log-level or RUST_LOG: cannot understand {filter:?}: {cause}")]
+    Filter {
+        /// What was given.
+        filter: String,
+        /// What the parser says.
+        cause: tracing_subscriber::filter::ParseError,
+    },
+    /// Somebody in this process has set up logging before.
+    #[error("logging is already set up")]
+    AlreadySet,
+}
+
+/// Starts logging at `level` (`off`, `error`, `warn`, `info`, `debug`,
+/// `trace`, or a list of `target=level`). `RUST_LOG`, where set, wins.
+pub fn init(level: &str) -> Result<(), LogError> {
+    let given = std::env::var("RUST_LOG")
+        .ok()
+        .filter(|given| !given.is_empty());
+    let filter = match given {
+        Some(given) => parse(given)?,
+        None => parse(format!("{QUIET},{level}"))?,
+    };
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_target(true)
+        .try_init()
+        .map_err(|_| LogError::AlreadySet)
+}
+
+fn parse(filter: String) -> Result<EnvFilter, LogError> {
+    EnvFilter::try_new(&filter).map_err(|cause| LogError::Filter { filter, cause })
+}
+
+/// Lets one message through per interval and counts the others.
+#[derive(Debug)]
+pub struct Throttle {
+    interval: Duration,
+    last: Mutex<Option<Instant>>,
+    held_back: AtomicU64,
+}
+
+impl Throttle {
+    /// At most one message per `interval`.
+    pub const fn new(interval: Duration) -> Self {
+        Throttle {
+            interval,
+            last: Mutex::new(None),
+            held_back: AtomicU64::new(0),
+        }
+    }
+
+    /// `Some(n)` if a message may be logged now; `n` were held back since the
+    /// last one.
+    pub fn pass(&self) -> Option<u64> {
+        let mut last = self.last.lock();
+        let now = Instant::now();
+        if last.is_some_and(|last| now.duration_since(last) < self.interval) {
+            // Only a number for a message; it orders nothing.
+            self.held_back.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        *last = Some(now);
+        Some(self.held_back.swap(0, Ordering::Relaxed))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_throttle_counts_what_it_holds_back() {
+        let throttle = Throttle::new(Duration::from_secs(3600));
+        assert_eq!(throttle.pass(), Some(0));
+        assert_eq!(throttle.pass(), None);
+        assert_eq!(throttle.pass(), None);
+        *throttle.last.lock() = None;
+        assert_eq!(throttle.pass(), Some(2));
+    }
+
+    #[test]
+    fn a_bad_filter_is_an_error_that_names_it() {
+        let error = parse("host=notalevel".into()).expect_err("no such level");
+        assert!(error.to_string().contains("notalevel"), "{error}");
+        assert!(parse("info,daxwindow_host=trace".into()).is_ok());
+    }
+}

@@ -1,0 +1,345 @@
+//! The two sides of a descriptor chain: a bounded [`Reader`] over the bytes
+//! the guest sends and a bounded [`Writer`] over the room it leaves for the
+//! reply.
+//!
+//! Laws: every byte touched lies in a [`VolatileSlice`] that the memory map
+//! has handed out; file data goes straight between the file and those slices;
+//! a chain that is malformed in any way is refused whole, before a byte of it
+//! is used. This is the only module of the server with `unsafe` code.
+
+#![allow(unsafe_code)]
+
+use std::fs::File;
+use std::io;
+use std::ops::Deref;
+use std::os::fd::AsRawFd;
+
+use rustix::io::Errno;
+use virtio_queue::DescriptorChain;
+use vm_memory::{
+    GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions, VolatileSlice,
+};
+use zerocopy::{FromBytes, IntoBytes};
+
+/// Most buffers that one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
+const IOV_MAX: usize = 1024;
+
+/// Why a chain is refused.
+#[derive(Debug, thiserror::Error)]
+pub enum ChainError {
+    /// A descriptor names memory that the guest does not have.
+    #[error("descriptor at {addr:#x} of {len:#x} bytes is outside guest memory: {cause}")]
+    Memory {
+        /// Guest physical address.
+        addr: u64,
+        /// Length in bytes.
+        len: u32,
+        /// What the memory map says.
+        cause: GuestMemoryError,
+    },
+    /// A readable descriptor follows a writable one.
+    #[error("a readable descriptor follows a writable one")]
+    Order,
+    /// The chain loops, leaves its table, or adds up to more than 4 GiB.
+    #[error("the chain has no proper end")]
+    Endless,
+}
+
+/// Slices of guest memory in order.
+#[derive(Default)]
+struct Segments<'m> {
+    slices: Vec<VolatileSlice<'m>>,
+    bytes: usize,
+}
+
+impl<'m> Segments<'m> {
+    fn push(&mut self, slice: VolatileSlice<'m>) {
+        // At most 4 GiB per chain (checked by the iterator over descriptors).
+        self.bytes = self.bytes.saturating_add(slice.len());
+        self.slices.push(slice);
+    }
+
+    fn add(
+        &mut self,
+        mem: &'m GuestMemoryMmap,
+        addr: GuestAddress,
+        len: u32,
+        access: Permissions,
+    ) -> Result<(), GuestMemoryError> {
+        if len == 0 {
+            return Ok(());
+        }
+        for slice in GuestMemory::get_slices(mem, addr, len as usize, access)? {
+            self.push(slice?);
+        }
+        Ok(())
+    }
+
+    /// The pieces of `count` bytes from `offset` on, as far as there are any.
+    fn pieces(&self, offset: usize, count: usize) -> impl Iterator<Item = VolatileSlice<'m>> {
+        let mut skip = offset;
+        let mut left = count;
+        self.slices.iter().filter_map(move |slice| {
+            let start = skip.min(slice.len());
+            skip -= start;
+            let len = (slice.len() - start).min(left);
+            left -= len;
+            if len == 0 {
+                return None;
+            }
+            slice.subslice(start, len).ok()
+        })
+    }
+
+    fn copy_out(&self, offset: usize, buf: &mut [u8]) -> usize {
+        let mut done = 0;
+        for piece in self.pieces(offset, buf.len()) {
+            done += piece.copy_to(&mut buf[done..]);
+        }
+        done
+    }
+
+    fn copy_in(&self, offset: usize, bytes: &[u8]) -> usize {
+        let mut done = 0;
+        for piece in self.pieces(offset, bytes.len()) {
+            piece.copy_from(&bytes[done..]);
+            done += piece.len();
+        }
+        done
+    }
+
+    /// Buffers for at most [`IOV_MAX`] pieces; neighbours in memory become one.
+    fn iovecs(&self, offset: usize, count: usize) -> Vec<libc::iovec> {
+        let mut out: Vec<libc::iovec> = Vec::with_capacity(self.slices.len().min(IOV_MAX));
+        for piece in self.pieces(offset, count) {
+            let base = piece.ptr_guard_mut().as_ptr();
+            let full = out.len() == IOV_MAX;
+            match out.last_mut() {
+                Some(last) if last.iov_base.wrapping_byte_add(last.iov_len) == base.cast() => {
+                    last.iov_len += piece.len();
+                }
+                _ if full => break,
+                _ => out.push(libc::iovec {
+                    iov_base: base.cast(),
+                    iov_len: piece.len(),
+                }),
+            }
+        }
+        out
+    }
+
+    /// Calls `step(buffers, bytes done)` until `count` bytes are done or it
+    /// answers 0. An error after the first byte ends the transfer short.
+    fn transfer(
+        &self,
+        offset: usize,
+        count: usize,
+        mut step: impl FnMut(&[libc::iovec], usize) -> isize,
+    ) -> Result<usize, Errno> {
+        let mut done = 0;
+        while done < count {
+            let buffers = self.iovecs(offset.saturating_add(done), count - done);
+            if buffers.is_empty() {
+                break;
+            }
+            match usize::try_from(step(&buffers, done)) {
+                Ok(0) => break,
+                Ok(n) => done += n,
+                Err(_) => match last_errno() {
+                    Errno::INTR => {}
+                    errno if done == 0 => return Err(errno),
+                    _ => break,
+                },
+            }
+        }
+        Ok(done)
+    }
+}
+
+fn last_errno() -> Errno {
+    Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)
+}
+
+/// Position of byte `done` of a transfer that starts at `offset` in the file;
+/// negative (which the kernel refuses) if there is no such position.
+fn position(offset: u64, done: usize) -> libc::off_t {
+    offset
+        .checked_add(done as u64)
+        .and_then(|at| libc::off_t::try_from(at).ok())
+        .unwrap_or(-2)
+}
+
+/// How WRITE data reach the file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Placement {
+    /// At this offset.
+    At(u64),
+    /// At the end of the file as it is at that moment.
+    Append,
+}
+
+/// What the guest sends, read once from front to back.
+#[derive(Default)]
+pub struct Reader<'m> {
+    segments: Segments<'m>,
+    position: usize,
+}
+
+impl Reader<'_> {
+    /// Bytes not yet read.
+    pub fn remaining(&self) -> usize {
+        self.segments.bytes - self.position
+    }
+
+    /// Fills `buf`, or reads nothing and answers `EINVAL` if there is not
+    /// enough.
+    pub fn read(&mut self, buf: &mut [u8]) -> Result<(), Errno> {
+        if buf.len() > self.remaining() {
+            return Err(Errno::INVAL);
+        }
+        self.position += self.segments.copy_out(self.position, buf);
+        Ok(())
+    }
+
+    /// Reads one wire struct.
+    pub fn read_value<T: FromBytes + IntoBytes>(&mut self) -> Result<T, Errno> {
+        let mut value = T::new_zeroed();
+        self.read(value.as_mut_bytes())?;
+        Ok(value)
+    }
+
+    /// Writes the next `count` bytes to `file`, straight from guest memory,
+    /// and answers how many were written.
+    pub fn write_to(
+        &mut self,
+        file: &File,
+        placement: Placement,
+        count: usize,
+    ) -> Result<usize, Errno> {
+        let count = count.min(self.remaining());
+        let fd = file.as_raw_fd();
+        let done = self
+            .segments
+            .transfer(self.position, count, |buffers, done| {
+                let (offset, flags) = match placement {
+                    Placement::At(offset) => (position(offset, done), 0),
+                    Placement::Append => (0, libc::RWF_APPEND),
+                };
+                // SAFETY: each buffer is a piece of a VolatileSlice in
+                // `self.segments`, whose lifetime keeps the mapping alive; the
+                // kernel only reads them; their number is at most IOV_MAX. `fd` is
+                // open for as long as `file` is borrowed.
+                unsafe { libc::pwritev2(fd, buffers.as_ptr(), buffers.len() as i32, offset, flags) }
+            })?;
+        self.position += done;
+        Ok(done)
+    }
+}
+
+/// Room for the reply.
+#[derive(Default)]
+pub struct Writer<'m> {
+    segments: Segments<'m>,
+}
+
+impl Writer<'_> {
+    /// Bytes of room.
+    pub fn capacity(&self) -> usize {
+        self.segments.bytes
+    }
+
+    /// Places `bytes` at `offset`, or nothing and `EOVERFLOW` if they do not
+    /// fit.
+    pub fn write_at(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
+        match offset.checked_add(bytes.len()) {
+            Some(end) if end <= self.capacity() => {
+                self.segments.copy_in(offset, bytes);
+                Ok(())
+            }
+            _ => Err(Errno::OVERFLOW),
+        }
+    }
+
+    /// Reads up to `count` bytes at `file_offset` of `file` straight into
+    /// guest memory from `offset` on. Less than `count` means end of file (or
+    /// of the room).
+    pub fn read_from(
+        &self,
+        offset: usize,
+        file: &File,
+        file_offset: u64,
+        count: usize,
+    ) -> Result<usize, Errno> {
+        let fd = file.as_raw_fd();
+        self.segments.transfer(offset, count, |buffers, done| {
+            // SAFETY: each buffer is a piece of a VolatileSlice in
+            // `self.segments`, whose lifetime keeps the mapping alive; it is
+            // guest memory, which anybody may write at any time and nobody
+            // holds a reference into; their number is at most IOV_MAX. `fd` is
+            // open for as long as `file` is borrowed.
+            unsafe {
+                libc::preadv(
+                    fd,
+                    buffers.as_ptr(),
+                    buffers.len() as i32,
+                    position(file_offset, done),
+                )
+            }
+        })
+    }
+}
+
+/// Resolves every descriptor of `chain` in `mem`, or refuses the chain.
+pub fn split<'m, M>(
+    mem: &'m GuestMemoryMmap,
+    chain: DescriptorChain<M>,
+) -> Result<(Reader<'m>, Writer<'m>), ChainError>
+where
+    M: Deref<Target = GuestMemoryMmap>,
+{
+    let (mut readable, mut writable) = (Segments::default(), Segments::default());
+    let mut saw_writable = false;
+    // The iterator ends silently at whatever is wrong with a chain; a proper
+    // end is a last descriptor that names no next one.
+    let mut expects_more = true;
+    for descriptor in chain {
+        expects_more = descriptor.has_next();
+        let (addr, len) = (descriptor.addr(), descriptor.len());
+        let added = if descriptor.is_write_only() {
+            saw_writable = true;
+            writable.add(mem, addr, len, Permissions::Write)
+        } else if saw_writable {
+            return Err(ChainError::Order);
+        } else {
+            readable.add(mem, addr, len, Permissions::Read)
+        };
+        added.map_err(|cause| ChainError::Memory {
+            addr: addr.0,
+            len,
+            cause,
+        })?;
+    }
+    if expects_more {
+        return Err(ChainError::Endless);
+    }
+    Ok((over(readable), Writer { segments: writable }))
+}
+
+fn over(segments: Segments<'_>) -> Reader<'_> {
+    Reader {
+        segments,
+        position: 0,
+    }
+}
+
+/// Reader and writer over plain buffers instead of guest memory.
+pub fn over_buffers<'m>(request: &'m mut [u8], reply: &'m mut [u8]) -> (Reader<'m>, Writer<'m>) {
+    let (mut readable, mut writable) = (Segments::default(), Segments::default());
+    readable.push(VolatileSlice::from(request));
+    writable.push(VolatileSlice::from(reply));
+    (over(readable), Writer { segments: writable })
+}
+
+#[cfg(test)]
+#[path = "chain_test.rs"]
+mod tests;

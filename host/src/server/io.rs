@@ -1,0 +1,160 @@
+//! Requests about open files.
+
+use daxwindow_shared::fuse::flags::{FsyncFlags, OpenInFlags, OpenOutFlags, WriteFlags};
+use daxwindow_shared::fuse::{
+    CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn, OpenOut,
+    ReadIn, ReleaseIn, SyncfsIn, WriteIn, WriteOut,
+};
+use rustix::io::Errno;
+
+use crate::fs::OpenFile;
+
+use super::chain::Placement;
+use super::request::caller;
+use super::{Call, Server};
+
+/// Most that one COPY_FILE_RANGE moves: its reply counts in 32 bits, and no
+/// system call moves more than 2 GiB less a page.
+const MAX_COPY_BYTES: u64 = 0x7fff_f000;
+
+impl Server {
+    pub(super) fn open(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: OpenIn = call.body.only()?;
+        let nodeid = call.header.nodeid;
+        let fh = self
+            .fs
+            .open_file(nodeid, args.flags, kills_suidgid(args.open_flags))?;
+        // A DAX inode has no pages in the guest to invalidate at open, and the
+        // attempt makes the guest warn about its live mappings.
+        let keep = self.dax.window_bytes() > 0
+            && self
+                .fs
+                .getattr(nodeid, Some(fh))
+                .is_ok_and(|attr| self.dax.keep_cache(nodeid, &attr));
+        call.reply.value(&open_out(fh, keep))
+    }
+
+    pub(super) fn create(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: CreateIn = call.body.args()?;
+        let name = call.body.only_name()?;
+        let (entry, fh) = self.fs.create(
+            caller(&call.header),
+            call.header.nodeid,
+            name,
+            args.flags,
+            args.mode,
+            args.umask,
+        )?;
+        let keep = self.dax.window_bytes() > 0 && self.dax.keep_cache(entry.nodeid, &entry.attr);
+        call.reply.value(&self.entry_out(&entry))?;
+        call.reply.value(&open_out(fh, keep))
+    }
+
+    pub(super) fn read(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: ReadIn = call.body.only()?;
+        let open = self.fs.file(call.header.nodeid, args.fh)?;
+        if !open.readable {
+            return Err(Errno::BADF);
+        }
+        call.reply.file(&open.file, args.offset, args.size as usize)
+    }
+
+    pub(super) fn write(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: WriteIn = call.body.only()?;
+        let open = self.fs.file(call.header.nodeid, args.fh)?;
+        if !open.writable {
+            return Err(Errno::BADF);
+        }
+        let count = args.size as usize;
+        if call.data.remaining() < count {
+            return Err(Errno::INVAL);
+        }
+        let size = call
+            .data
+            .write_to(&open.file, placement(&open, &args), count)?;
+        call.reply.value(&WriteOut {
+            size: u32::try_from(size).unwrap_or(u32::MAX),
+            padding: 0,
+        })
+    }
+
+    pub(super) fn flush(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: FlushIn = call.body.only()?;
+        self.fs.flush(call.header.nodeid, args.fh)
+    }
+
+    pub(super) fn release(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: ReleaseIn = call.body.only()?;
+        self.fs.release(call.header.nodeid, args.fh)
+    }
+
+    pub(super) fn fsync(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: FsyncIn = call.body.only()?;
+        self.fs.fsync(call.header.nodeid, args.fh, datasync(&args))
+    }
+
+    pub(super) fn fallocate(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: FallocateIn = call.body.only()?;
+        self.fs.fallocate(call.header.nodeid, &args)
+    }
+
+    pub(super) fn lseek(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: LseekIn = call.body.only()?;
+        let offset = self
+            .fs
+            .lseek(call.header.nodeid, args.fh, args.offset, args.whence)?;
+        call.reply.value(&LseekOut { offset })
+    }
+
+    pub(super) fn copy_file_range(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: CopyFileRangeIn = call.body.only()?;
+        let copied = self.fs.copy_file_range(
+            (call.header.nodeid, args.fh_in, args.off_in),
+            (args.nodeid_out, args.fh_out, args.off_out),
+            args.len.min(MAX_COPY_BYTES),
+            args.flags,
+        )?;
+        call.reply.value(&WriteOut {
+            size: u32::try_from(copied).map_err(|_| Errno::IO)?,
+            padding: 0,
+        })
+    }
+
+    pub(super) fn syncfs(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let _: SyncfsIn = call.body.only()?;
+        self.fs.syncfs(call.header.nodeid)
+    }
+}
+
+/// Where WRITE data go. The guest computes the offset of an append from the
+/// size it last saw; another guest or the host may have appended since, and
+/// writing there would destroy their bytes. So data of an append handle go to
+/// the end as it is now, as they would for a local process. Pages written
+/// back from the guest's cache (a shared mapping of that handle) do have a
+/// place of their own.
+fn placement(open: &OpenFile, args: &WriteIn) -> Placement {
+    let cached = WriteFlags::from_bits_retain(args.write_flags).contains(WriteFlags::CACHE);
+    if open.append && !cached {
+        Placement::Append
+    } else {
+        Placement::At(args.offset)
+    }
+}
+
+fn kills_suidgid(open_flags: u32) -> bool {
+    OpenInFlags::from_bits_retain(open_flags).contains(OpenInFlags::KILL_SUIDGID)
+}
+
+pub(super) fn datasync(args: &FsyncIn) -> bool {
+    FsyncFlags::from_bits_retain(args.fsync_flags).contains(FsyncFlags::FDATASYNC)
+}
+
+fn open_out(fh: u64, keep_cache: bool) -> OpenOut {
+    let mut flags = OpenOutFlags::empty();
+    flags.set(OpenOutFlags::KEEP_CACHE, keep_cache);
+    OpenOut {
+        fh,
+        open_flags: flags.bits(),
+        padding: 0,
+    }
+}

@@ -1,0 +1,129 @@
+//! Requests about names: look up, create, remove, rename.
+
+use daxwindow_shared::fuse::{
+    BatchForgetIn, EntryOut, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn,
+};
+use rustix::io::Errno;
+
+use crate::fs::{Entry, Name};
+
+use super::request::caller;
+use super::{Call, Server};
+
+impl Server {
+    pub(super) fn lookup(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let name = call.body.only_name()?;
+        let entry = self.fs.lookup(call.header.nodeid, name)?;
+        call.reply.value(&self.entry_out(&entry))
+    }
+
+    pub(super) fn forget(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: ForgetIn = call.body.only()?;
+        self.fs.forget(call.header.nodeid, args.nlookup);
+        Ok(())
+    }
+
+    /// Forgets what the body holds in full, even if `count` promises more.
+    pub(super) fn batch_forget(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: BatchForgetIn = call.body.args()?;
+        for _ in 0..args.count {
+            let one: ForgetOne = call.body.args()?;
+            self.fs.forget(one.nodeid, one.nlookup);
+        }
+        Ok(())
+    }
+
+    pub(super) fn readlink(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        call.body.end()?;
+        let target = self.fs.readlink(call.header.nodeid)?;
+        call.reply.bytes(&target)
+    }
+
+    pub(super) fn symlink(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let name = call.body.name()?;
+        let target = call.body.string()?;
+        call.body.end()?;
+        let entry = self
+            .fs
+            .symlink(caller(&call.header), call.header.nodeid, name, target)?;
+        call.reply.value(&self.entry_out(&entry))
+    }
+
+    pub(super) fn mknod(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: MknodIn = call.body.args()?;
+        let name = call.body.only_name()?;
+        let entry = self.fs.mknod(
+            caller(&call.header),
+            call.header.nodeid,
+            name,
+            args.mode,
+            args.rdev,
+            args.umask,
+        )?;
+        call.reply.value(&self.entry_out(&entry))
+    }
+
+    pub(super) fn mkdir(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: MkdirIn = call.body.args()?;
+        let name = call.body.only_name()?;
+        let entry = self.fs.mkdir(
+            caller(&call.header),
+            call.header.nodeid,
+            name,
+            args.mode,
+            args.umask,
+        )?;
+        call.reply.value(&self.entry_out(&entry))
+    }
+
+    pub(super) fn unlink(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        self.fs.unlink(call.header.nodeid, call.body.only_name()?)
+    }
+
+    pub(super) fn rmdir(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        self.fs.rmdir(call.header.nodeid, call.body.only_name()?)
+    }
+
+    pub(super) fn rename(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: RenameIn = call.body.args()?;
+        self.rename_names(call, args.newdir, 0)
+    }
+
+    pub(super) fn rename2(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: Rename2In = call.body.args()?;
+        self.rename_names(call, args.newdir, args.flags)
+    }
+
+    fn rename_names(
+        &self,
+        call: &mut Call<'_, '_, '_>,
+        new_parent: u64,
+        flags: u32,
+    ) -> Result<(), Errno> {
+        let old: Name<'_> = call.body.name()?;
+        let new = call.body.only_name()?;
+        self.fs
+            .rename(call.header.nodeid, old, new_parent, new, flags)
+    }
+
+    pub(super) fn link(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: LinkIn = call.body.args()?;
+        let name = call.body.only_name()?;
+        let entry = self.fs.link(args.oldnodeid, call.header.nodeid, name)?;
+        call.reply.value(&self.entry_out(&entry))
+    }
+
+    /// The wire form of an entry, with the DAX flag of its inode.
+    pub(super) fn entry_out(&self, entry: &Entry) -> EntryOut {
+        let (name, attr) = (self.timeouts.entry, self.timeouts.attr);
+        EntryOut {
+            nodeid: entry.nodeid,
+            generation: entry.generation,
+            entry_valid: name.as_secs(),
+            entry_valid_nsec: name.subsec_nanos(),
+            attr_valid: attr.as_secs(),
+            attr_valid_nsec: attr.subsec_nanos(),
+            attr: self.flagged(entry.attr),
+        }
+    }
+}
