@@ -77,6 +77,11 @@ impl Inode {
         self.size.store(bytes, Ordering::Relaxed);
     }
 
+    /// Notes that the file has at least this size.
+    pub(crate) fn raise_size(&self, bytes: u64) {
+        self.size.fetch_max(bytes, Ordering::Relaxed);
+    }
+
     pub(super) fn get(&self, index: u64) -> Option<SlotRef> {
         self.table.read().slots.get(&index).copied()
     }
