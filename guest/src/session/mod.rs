@@ -1,7 +1,7 @@
 //! The FUSE client: typed requests to one daemon, many in flight from many
 //! threads.
 //!
-//! - `lane`: slots, completions, who waits.
+//! - `lane`: slots, completions, who waits; `spin`: and how.
 //! - `call`: one request from encoding to checked reply.
 //! - `negotiate`: INIT.
 //! - `names`, `attributes`, `data`, `directory`, `mapping`: the requests, by
@@ -23,6 +23,7 @@ mod names;
 mod negotiate;
 mod pending;
 mod raw;
+mod spin;
 
 use std::path::PathBuf;
 use std::sync::Arc;
