@@ -303,12 +303,14 @@ impl Lane {
 
     /// Takes completions for everybody until the own request is done.
     fn lead(&self, transport: &dyn Transport, slot: u32, deadline: Instant) -> Result<(), Halt> {
+        let began = Instant::now();
         loop {
             self.reap(transport);
             if self.is_done(slot) {
+                self.spin.learn(began.elapsed());
                 return Ok(());
             }
-            if self.spin.until(|| transport.has_used(self.queue)) {
+            if self.is_alone() && self.spin.until(|| transport.has_used(self.queue)) {
                 continue;
             }
             match transport.wait(self.queue, deadline) {
@@ -322,6 +324,12 @@ impl Lane {
                 }
             }
         }
+    }
+
+    /// Whether nobody else waits: with others about, the processor has better
+    /// things to do.
+    fn is_alone(&self) -> bool {
+        self.election.lock().followers.is_empty()
     }
 
     /// Sleeps until the own request is done or somebody must lead.
@@ -460,45 +468,70 @@ pub(super) fn segment(addr: GuestAddr, len: usize) -> Segment {
     }
 }
 
-/// A short wait on the processor before a long one in the kernel, as long as
-/// it pays: each miss halves the patience, each hit restores it.
+/// A wait on the processor before one in the kernel, for requests that are
+/// usually done soon.
+///
+/// Waking a processor that has gone idle costs far more than most requests
+/// take, above all in a virtual machine. So who waits alone looks for the
+/// completion himself for twice the time requests have lately taken, slept
+/// ones included; if they take longer than `most`, not at all.
 struct Spin {
     most_ns: u32,
-    now_ns: AtomicU32,
+    /// Moving average of what requests took.
+    typical_ns: AtomicU32,
 }
-
-/// Patience never sinks below this share of the most, so that a device that
-/// became fast is noticed.
-const LEAST_SHARE: u32 = 32;
 
 impl Spin {
     fn new(most: Duration) -> Spin {
         let most_ns = u32::try_from(most.as_nanos()).unwrap_or(u32::MAX);
-        Spin {
-            most_ns,
-            now_ns: AtomicU32::new(most_ns),
-        }
+        Spin { most_ns, typical_ns: AtomicU32::new(most_ns / 2) }
     }
 
+    /// Looks at `ready` for as long as it is likely to pay.
     fn until(&self, ready: impl Fn() -> bool) -> bool {
-        if self.most_ns == 0 {
+        let typical = self.typical_ns.load(Ordering::Relaxed);
+        if self.most_ns == 0 || typical > self.most_ns {
             return false;
         }
-        let patience = self.now_ns.load(Ordering::Relaxed);
+        let patience = typical.saturating_mul(2).min(self.most_ns);
         let end = Instant::now() + Duration::from_nanos(patience.into());
         loop {
             for _ in 0..32 {
                 if ready() {
-                    self.now_ns.store(self.most_ns, Ordering::Relaxed);
                     return true;
                 }
                 std::hint::spin_loop();
             }
             if Instant::now() >= end {
-                let less = (patience / 2).max(self.most_ns / LEAST_SHARE);
-                self.now_ns.store(less, Ordering::Relaxed);
                 return false;
             }
         }
+    }
+
+    /// Takes note of what a request took.
+    fn learn(&self, took: Duration) {
+        let took = i64::from(u32::try_from(took.as_nanos()).unwrap_or(u32::MAX));
+        let typical = i64::from(self.typical_ns.load(Ordering::Relaxed));
+        // A lost update of another leader does no harm.
+        let next = typical + (took - typical) / 8;
+        self.typical_ns.store(u32::try_from(next).unwrap_or(0), Ordering::Relaxed);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn patience_follows_what_requests_take() {
+        let spin = Spin::new(Duration::from_micros(200));
+        (0..100).for_each(|_| spin.learn(Duration::from_millis(5)));
+        assert!(!spin.until(|| true), "slow requests are slept for");
+        (0..100).for_each(|_| spin.learn(Duration::from_micros(3)));
+        assert!(spin.until(|| true));
+        let start = Instant::now();
+        assert!(!spin.until(|| false));
+        assert!(start.elapsed() < Duration::from_millis(50));
+        assert!(!Spin::new(Duration::ZERO).until(|| true));
     }
 }

@@ -277,8 +277,8 @@ impl Handshake {
             .map_err(failed("SET_VRING_KICK"))
     }
 
-    /// Resets the device; afterwards it looks at no ring until
-    /// [`start`](Self::start).
+    /// Resets the device; afterwards it looks at no ring until it is started
+    /// anew.
     pub fn reset(&mut self, agreed: &Agreed) -> Result<()> {
         if !agreed.has(VhostUserProtocolFeatures::RESET_DEVICE) {
             return Err(Error::Invalid("the device cannot be reset".into()));
