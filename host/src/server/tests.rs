@@ -649,7 +649,8 @@ fn mapping_requests_are_checked_before_they_reach_the_window() {
         len: 2 << 20,
     };
     for (count, items) in [(2u32, 1), (0, 1), (u32::MAX, 1), (1, 0), (4097, 4097)] {
-        let body = [count.as_bytes(), &vec![one; items].as_bytes().to_vec()];
+        let items = vec![one; items];
+        let body = [count.as_bytes(), items.as_bytes()];
         assert_eq!(
             guest.errno(Opcode::Removemapping, node, &body),
             Errno::INVAL,
