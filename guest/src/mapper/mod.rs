@@ -1,1 +1,666 @@
-//! (being filled in)
+//! Which file ranges are in the window.
+//!
+//! A window is cut into slots of `range_bytes`. A slot holds one range of one
+//! inode ([`Inode`] says which), is pinned while bytes are copied through it
+//! ([`Pin`]), and is given back by use ([`reclaim`]) when slots run out.
+//! Laws:
+//! - one SETUPMAPPING per range: whoever else wants it waits for that one;
+//! - what is pinned is not reclaimed, and nobody who holds a pin waits for a
+//!   slot, so a window of one range is enough for any number of threads;
+//! - no lock is held across a request, a wait or the taking back of an alias;
+//! - a slot whose mapping the back end may still hold (its removal failed, or
+//!   a setup ended without an answer) is quarantined: its removal is tried
+//!   again until it succeeds. Only when nothing else is left is such a slot
+//!   used as it is, by a SETUPMAPPING over it, which a back end has to honour
+//!   by replacing what is there;
+//! - every wait ends: with the range, with the error of the setup that was
+//!   waited for, or after [`MapperOptions::patience`].
+
+mod channel;
+mod inode;
+pub(crate) mod prefetch;
+mod reclaim;
+mod slot;
+pub(crate) mod stats;
+
+#[cfg(test)]
+pub(crate) mod fake;
+#[cfg(test)]
+mod tests;
+
+use std::collections::VecDeque;
+use std::io;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Weak};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use daxwindow_shared::window::RANGE_BYTES;
+use parking_lot::{Condvar, Mutex};
+
+use crate::error::{Error, Result};
+use crate::window::{Area, Window};
+
+pub use channel::MapChannel;
+pub(crate) use inode::Inode;
+use inode::NotInserted;
+pub(crate) use slot::AliasHolder;
+use slot::{Alias, PinOutcome, Slot, SlotRef, State};
+use stats::Stats;
+
+/// How a mapper works.
+#[derive(Clone, Debug)]
+pub(crate) struct MapperOptions {
+    /// Bytes of a slot, a multiple of 2 MiB.
+    pub(crate) range_bytes: u64,
+    /// Ranges mapped ahead of a sequential reader.
+    pub(crate) prefetch_ranges: u32,
+    /// How long to wait for a slot or for somebody else's request.
+    pub(crate) patience: Duration,
+}
+
+/// How far an acquisition may go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Effort {
+    /// Waits for others and reclaims, until patience ends.
+    Wait,
+    /// Sends the request itself if a slot is free, but waits for nobody.
+    Try,
+    /// As `Try`, and leaves some free slots to those who need them.
+    Speculate,
+}
+
+/// Waiters for a change of a slot; slots share them.
+#[derive(Default)]
+struct Bell {
+    lock: Mutex<()>,
+    rung: Condvar,
+}
+
+const BELLS: usize = 32;
+
+#[derive(Default)]
+struct Pool {
+    free: VecDeque<u32>,
+    quarantined: VecDeque<u32>,
+}
+
+/// The state that the mapper's threads share.
+pub(crate) struct Core {
+    window: Arc<Window>,
+    channel: Arc<dyn MapChannel>,
+    options: MapperOptions,
+    slots: Box<[Slot]>,
+    pool: Mutex<Pool>,
+    /// A slot was freed, or a last pin was dropped while somebody waited.
+    freed: Condvar,
+    /// Threads that wait for a slot.
+    waiters: AtomicUsize,
+    /// Raised by each last unpin while somebody waits; pairs with `freed`.
+    releases: AtomicU64,
+    hand: Mutex<usize>,
+    bells: [Bell; BELLS],
+    low_water: usize,
+    reclaimer: reclaim::Alarm,
+    stopping: AtomicBool,
+    pub(crate) stats: Stats,
+}
+
+/// Maps ranges of files into the window; owns the threads that do so ahead
+/// of use and give back behind it.
+pub(crate) struct Mapper {
+    core: Arc<Core>,
+    ahead: Arc<prefetch::Ahead>,
+    reclaimer: Mutex<Option<JoinHandle<()>>>,
+}
+
+impl std::ops::Deref for Mapper {
+    type Target = Core;
+    fn deref(&self) -> &Core {
+        &self.core
+    }
+}
+
+impl Mapper {
+    /// A mapper for all of `window`. Fails if not even one range fits.
+    pub(crate) fn new(
+        window: Arc<Window>,
+        channel: Arc<dyn MapChannel>,
+        options: MapperOptions,
+    ) -> Result<Mapper> {
+        let core = Arc::new(Core::new(window, channel, options)?);
+        let reclaimer = reclaim::spawn(Arc::clone(&core))?;
+        Ok(Mapper {
+            ahead: Arc::new(prefetch::Ahead::spawn(Arc::clone(&core))?),
+            core,
+            reclaimer: Mutex::new(Some(reclaimer)),
+        })
+    }
+
+    /// The part that threads share.
+    pub(crate) fn core(&self) -> &Arc<Core> {
+        &self.core
+    }
+
+    /// The worker that maps ahead.
+    pub(crate) fn ahead(&self) -> &Arc<prefetch::Ahead> {
+        &self.ahead
+    }
+}
+
+impl Mapper {
+    /// Ends the threads. Whoever serves faults has to go on until this is
+    /// done, since a reclaim in progress waits for it.
+    pub(crate) fn stop(&self) {
+        self.core.stopping.store(true, Ordering::SeqCst);
+        self.core.reclaimer.ring();
+        self.ahead.stop();
+        if let Some(thread) = self.reclaimer.lock().take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Mapper {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// A range that stays mapped while this lives.
+pub(crate) struct Pin<'a> {
+    core: &'a Core,
+    slot: u32,
+    writable: bool,
+}
+
+impl Core {
+    fn new(
+        window: Arc<Window>,
+        channel: Arc<dyn MapChannel>,
+        options: MapperOptions,
+    ) -> Result<Core> {
+        let bytes = options.range_bytes;
+        if bytes == 0 || !bytes.is_multiple_of(RANGE_BYTES) {
+            let what = format!("a range of {bytes} bytes is no positive multiple of 2 MiB");
+            return Err(Error::Invalid(what));
+        }
+        let count = usize::try_from(window.bytes() / bytes)
+            .ok()
+            .filter(|&n| n > 0 && n < u32::MAX as usize)
+            .ok_or_else(|| Error::Invalid("the window holds no range of this size".into()))?;
+        let low_water = if count > 2 { (count / 5).max(1) } else { 0 };
+        let free = (0..count as u32).collect();
+        Ok(Core {
+            window,
+            channel,
+            options,
+            slots: (0..count).map(|_| Slot::default()).collect(),
+            pool: Mutex::new(Pool {
+                free,
+                quarantined: VecDeque::new(),
+            }),
+            freed: Condvar::new(),
+            waiters: AtomicUsize::new(0),
+            releases: AtomicU64::new(0),
+            hand: Mutex::new(0),
+            bells: Default::default(),
+            low_water,
+            reclaimer: reclaim::Alarm::default(),
+            stopping: AtomicBool::new(false),
+            stats: Stats::default(),
+        })
+    }
+
+    /// Bytes of a range.
+    pub(crate) fn range_bytes(&self) -> u64 {
+        self.options.range_bytes
+    }
+
+    /// How many ranges the window holds.
+    pub(crate) fn capacity(&self) -> usize {
+        self.slots.len()
+    }
+
+    /// Most ranges worth mapping ahead: a quarter of the window.
+    pub(crate) fn prefetch_ranges(&self) -> u64 {
+        u64::from(self.options.prefetch_ranges).min(self.slots.len() as u64 / 4)
+    }
+
+    /// Slots that hold a range, or may.
+    pub(crate) fn live(&self) -> usize {
+        self.slots.len() - self.pool.lock().free.len()
+    }
+
+    /// Pins range `index` of `inode`, mapping it if need be. `None` only if
+    /// `effort` forbids what it would take.
+    pub(crate) fn acquire(
+        &self,
+        inode: &Arc<Inode>,
+        index: u64,
+        writable: bool,
+        effort: Effort,
+    ) -> Result<Option<Pin<'_>>> {
+        // The way of almost every call.
+        if let Some(found) = inode.get(index)
+            && let PinOutcome::Pinned {
+                writable: can_write,
+            } = self.slot(found.slot).try_pin(found.generation)
+        {
+            let pin = self.pin(found.slot, can_write);
+            if can_write || !writable {
+                if effort != Effort::Speculate {
+                    self.stats.hits.one();
+                }
+                return Ok(Some(pin));
+            }
+            drop(pin);
+        }
+        self.acquire_slowly(inode, index, writable, effort)
+    }
+
+    fn acquire_slowly(
+        &self,
+        inode: &Arc<Inode>,
+        index: u64,
+        writable: bool,
+        effort: Effort,
+    ) -> Result<Option<Pin<'_>>> {
+        let deadline = Instant::now() + self.options.patience;
+        loop {
+            let Some(found) = inode.get(index) else {
+                match self.map_new(inode, index, writable, effort, deadline)? {
+                    Mapped::Pin(pin) => return Ok(Some(pin)),
+                    Mapped::Refused => return Ok(None),
+                    Mapped::Again => continue,
+                }
+            };
+            let slot = self.slot(found.slot);
+            match slot.try_pin(found.generation) {
+                PinOutcome::Pinned {
+                    writable: can_write,
+                } => {
+                    let mut pin = self.pin(found.slot, can_write);
+                    if writable && !can_write && !self.upgrade(&mut pin, found, effort, deadline)? {
+                        return Ok(None);
+                    }
+                    return Ok(Some(pin));
+                }
+                PinOutcome::Busy if effort != Effort::Wait => return Ok(None),
+                PinOutcome::Busy => {
+                    self.wait_while(found, deadline, || slot.is_busy(found.generation))?;
+                    self.failure_of(found)?;
+                }
+                // Its owner is about to take the entry out of the table.
+                PinOutcome::Stale => std::thread::yield_now(),
+            }
+        }
+    }
+
+    /// Takes a slot and maps the range there.
+    fn map_new(
+        &self,
+        inode: &Arc<Inode>,
+        index: u64,
+        writable: bool,
+        effort: Effort,
+        deadline: Instant,
+    ) -> Result<Mapped<'_>> {
+        let file_offset = index
+            .checked_mul(self.range_bytes())
+            .ok_or_else(|| Error::Invalid(format!("range {index} is past the largest file")))?;
+        let Some((number, from)) = self.allocate(effort, deadline)? else {
+            return Ok(Mapped::Refused);
+        };
+        let slot = self.slot(number);
+        let entry = SlotRef {
+            slot: number,
+            generation: slot.begin_mapping(),
+        };
+        slot.content.lock().owner = Some((Arc::clone(inode), index));
+        if let Err(why) = inode.insert(index, entry) {
+            self.release(number, from);
+            return match why {
+                NotInserted::Present => Ok(Mapped::Again),
+                NotInserted::Closed => Err(Error::Invalid("the file is closed".into())),
+            };
+        }
+        if effort != Effort::Speculate {
+            self.stats.misses.one();
+        }
+        slot.referenced.store(true, Ordering::Relaxed);
+        match self.setup(number, inode, file_offset, writable) {
+            Ok(()) => {
+                slot.publish(writable);
+                self.ring(number);
+                Ok(Mapped::Pin(self.pin(number, writable)))
+            }
+            Err(error) => {
+                self.abandon(entry, inode, index, from, &error);
+                Err(error)
+            }
+        }
+    }
+
+    /// A setup failed: tells those who wait for it, and gives the slot back.
+    fn abandon(&self, entry: SlotRef, inode: &Inode, index: u64, from: State, error: &Error) {
+        self.stats.setup_failures.one();
+        let slot = self.slot(entry.slot);
+        slot.content.lock().failure = Some((entry.generation, duplicate(error)));
+        inode.remove(index);
+        // Without an answer nobody knows what is mapped there.
+        let refused = matches!(error, Error::Remote { .. } | Error::Invalid(_));
+        let state = if refused { from } else { State::Quarantined };
+        self.release(entry.slot, state);
+        self.ring(entry.slot);
+    }
+
+    fn setup(&self, slot: u32, inode: &Inode, file_offset: u64, writable: bool) -> Result<()> {
+        let start = Instant::now();
+        let at = self.window_offset(slot);
+        let len = self.range_bytes();
+        self.channel
+            .setup(inode.nodeid(), file_offset, at, len, writable)?;
+        self.stats.setups.one();
+        self.stats.setup_latency.stop(start);
+        Ok(())
+    }
+
+    /// Makes a pinned range writable. False if `effort` forbids to wait.
+    fn upgrade(
+        &self,
+        pin: &mut Pin<'_>,
+        found: SlotRef,
+        effort: Effort,
+        deadline: Instant,
+    ) -> Result<bool> {
+        let slot = self.slot(pin.slot);
+        while !slot.is_writable() {
+            if slot.begin_upgrade() {
+                let result = self.send_upgrade(pin.slot);
+                slot.end_upgrade(result.is_ok());
+                self.ring(pin.slot);
+                result?;
+                self.stats.upgrades.one();
+            } else if effort != Effort::Wait {
+                return Ok(false);
+            } else {
+                self.wait_while(found, deadline, || slot.is_upgrading(found.generation))?;
+            }
+        }
+        pin.writable = true;
+        Ok(true)
+    }
+
+    fn send_upgrade(&self, slot: u32) -> Result<()> {
+        let owner = self.slot(slot).content.lock().owner.clone();
+        let Some((inode, index)) = owner else {
+            return Err(Error::Invalid("the range has no owner".into()));
+        };
+        // The product was checked when the range was mapped.
+        self.setup(slot, &inode, index.saturating_mul(self.range_bytes()), true)
+    }
+
+    fn failure_of(&self, waited: SlotRef) -> Result<()> {
+        match &self.slot(waited.slot).content.lock().failure {
+            Some((generation, error)) if *generation == waited.generation => Err(duplicate(error)),
+            _ => Ok(()),
+        }
+    }
+
+    /// A free slot, and the state to put it back in should it not be used.
+    fn allocate(&self, effort: Effort, deadline: Instant) -> Result<Option<(u32, State)>> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(Error::Disconnected);
+        }
+        if let Some(slot) = self.take_free(effort) {
+            return Ok(Some((slot, State::Free)));
+        }
+        match effort {
+            Effort::Wait => self.allocate_waiting(deadline).map(Some),
+            Effort::Try | Effort::Speculate => Ok(None),
+        }
+    }
+
+    fn take_free(&self, effort: Effort) -> Option<u32> {
+        let mut pool = self.pool.lock();
+        let waited_for = self.waiters.load(Ordering::SeqCst) > 0;
+        let kept = match effort {
+            Effort::Wait => 0,
+            Effort::Try if waited_for => return None,
+            Effort::Try => 0,
+            Effort::Speculate if waited_for => return None,
+            Effort::Speculate => self.low_water / 4,
+        };
+        let slot = match pool.free.len() > kept {
+            true => pool.free.pop_front(),
+            false => None,
+        };
+        let low = pool.free.len() < self.low_water;
+        drop(pool);
+        if low {
+            self.reclaimer.ring();
+        }
+        slot
+    }
+
+    fn allocate_waiting(&self, deadline: Instant) -> Result<(u32, State)> {
+        let _waiting = Waiting::new(&self.waiters);
+        loop {
+            let seen = self.releases.load(Ordering::SeqCst);
+            if let Some(slot) = self.take_free(Effort::Wait) {
+                return Ok((slot, State::Free));
+            }
+            if let Some(slot) = self.reclaim_for_me() {
+                return Ok((slot, State::Free));
+            }
+            let mut pool = self.pool.lock();
+            if let Some(slot) = pool.quarantined.pop_front() {
+                return Ok((slot, State::Quarantined));
+            }
+            if !pool.free.is_empty() || self.releases.load(Ordering::SeqCst) != seen {
+                continue;
+            }
+            if self.stopping.load(Ordering::SeqCst) {
+                return Err(Error::Disconnected);
+            }
+            // Slots on their way in or out ring when they arrive; the bound
+            // only covers a reclaim by somebody else that came to nothing.
+            let soon = deadline.min(Instant::now() + Duration::from_millis(20));
+            let late = self.freed.wait_until(&mut pool, soon).timed_out();
+            if late && Instant::now() >= deadline {
+                return Err(Error::TimedOut {
+                    operation: "waiting for a range of the window",
+                    after: self.options.patience,
+                });
+            }
+        }
+    }
+
+    /// Ends the use of a slot that the caller owns.
+    fn release(&self, number: u32, state: State) {
+        let slot = self.slot(number);
+        slot.content.lock().owner = None;
+        slot.retire(state);
+        let mut pool = self.pool.lock();
+        match state {
+            State::Quarantined => pool.quarantined.push_back(number),
+            _ => pool.free.push_back(number),
+        }
+        drop(pool);
+        self.freed.notify_one();
+        if state == State::Quarantined {
+            self.reclaimer.ring();
+        }
+    }
+
+    fn wait_while(&self, what: SlotRef, deadline: Instant, busy: impl Fn() -> bool) -> Result<()> {
+        let bell = self.bell(what.slot);
+        let mut guard = bell.lock.lock();
+        while busy() {
+            if bell.rung.wait_until(&mut guard, deadline).timed_out() && busy() {
+                return Err(Error::TimedOut {
+                    operation: "waiting for a range to be mapped",
+                    after: self.options.patience,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    /// Wakes those who wait for a change of this slot.
+    fn ring(&self, slot: u32) {
+        let bell = self.bell(slot);
+        // A waiter checks under the lock, so it sees the change or waits
+        // before it is notified.
+        drop(bell.lock.lock());
+        bell.rung.notify_all();
+    }
+
+    fn bell(&self, slot: u32) -> &Bell {
+        &self.bells[slot as usize % BELLS]
+    }
+
+    fn slot(&self, number: u32) -> &Slot {
+        // Numbers come from the free list, which was filled from this array.
+        &self.slots[number as usize]
+    }
+
+    fn pin(&self, slot: u32, writable: bool) -> Pin<'_> {
+        Pin {
+            core: self,
+            slot,
+            writable,
+        }
+    }
+
+    fn window_offset(&self, slot: u32) -> u64 {
+        // Cannot overflow: the product lies inside the window.
+        u64::from(slot) * self.range_bytes()
+    }
+}
+
+enum Mapped<'a> {
+    Pin(Pin<'a>),
+    Refused,
+    Again,
+}
+
+/// Counts a thread among those that wait for a slot.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Pin<'_> {
+    /// Copies out of the range from byte `at` of it; the error is the number
+    /// of bytes copied before a page had no file behind it.
+    pub(crate) fn copy_out(&self, at: u64, out: &mut [u8]) -> Result<(), usize> {
+        self.check(at, out.len())?;
+        self.core
+            .window
+            .copy_out(self.core.window_offset(self.slot) + at, out)
+    }
+
+    /// Copies into the range, which must have been acquired writable.
+    pub(crate) fn copy_in(&self, at: u64, bytes: &[u8]) -> Result<(), usize> {
+        self.check(at, bytes.len())?;
+        if !self.writable {
+            return Err(0);
+        }
+        self.core
+            .window
+            .copy_in(self.core.window_offset(self.slot) + at, bytes)
+    }
+
+    /// Fills the window's page tables for the first `bytes` of the range.
+    pub(crate) fn populate(&self, bytes: u64) -> io::Result<()> {
+        let bytes = bytes.min(self.core.range_bytes());
+        self.core
+            .window
+            .populate(self.core.window_offset(self.slot), bytes)
+    }
+
+    /// Whether stores are possible.
+    pub(crate) fn is_writable(&self) -> bool {
+        self.writable
+    }
+
+    /// Shows the range also in `target` at `at`, until `holder` is asked to
+    /// take it back.
+    pub(crate) fn alias_into(
+        &self,
+        target: &Area,
+        at: usize,
+        holder: Weak<dyn AliasHolder>,
+        index: u64,
+    ) -> io::Result<()> {
+        let mut content = self.core.slot(self.slot).content.lock();
+        content.aliases.retain(|a| {
+            a.holder.strong_count() > 0 && !(a.index == index && a.holder.ptr_eq(&holder))
+        });
+        content.aliases.push(Alias { holder, index });
+        drop(content);
+        let len = self.core.range_bytes() as usize;
+        let from = self.core.window_offset(self.slot);
+        self.core.window.alias_into(target, at, from, len)
+    }
+
+    fn check(&self, at: u64, len: usize) -> Result<(), usize> {
+        match at.checked_add(len as u64) {
+            Some(end) if end <= self.core.range_bytes() => Ok(()),
+            _ => Err(0),
+        }
+    }
+}
+
+impl Drop for Pin<'_> {
+    fn drop(&mut self) {
+        let core = self.core;
+        // SeqCst on both sides: either this sees the waiter, or the waiter's
+        // scan sees the slot without pins.
+        if core.slot(self.slot).unpin() && core.waiters.load(Ordering::SeqCst) > 0 {
+            core.releases.fetch_add(1, Ordering::SeqCst);
+            drop(core.pool.lock());
+            core.freed.notify_one();
+        }
+    }
+}
+
+/// The same error once more, for another waiter.
+pub(crate) fn duplicate(error: &Error) -> Error {
+    match error {
+        Error::Remote { operation, errno } => Error::Remote {
+            operation,
+            errno: *errno,
+        },
+        Error::Local { operation, source } => Error::Local {
+            operation,
+            source: match source.raw_os_error() {
+                Some(code) => io::Error::from_raw_os_error(code),
+                None => io::Error::new(source.kind(), source.to_string()),
+            },
+        },
+        Error::Disconnected => Error::Disconnected,
+        Error::TimedOut { operation, after } => Error::TimedOut {
+            operation,
+            after: *after,
+        },
+        Error::Protocol { operation, what } => Error::Protocol {
+            operation,
+            what: what.clone(),
+        },
+        Error::Truncated { offset } => Error::Truncated { offset: *offset },
+        Error::Invalid(what) => Error::Invalid(what.clone()),
+    }
+}

@@ -1,23 +1,64 @@
-//! The FUSE client. (Interface; being filled in.)
+//! The FUSE client: typed requests to one daemon, many in flight from many
+//! threads.
+//!
+//! - `lane`: slots, completions, who waits.
+//! - `call`: one request from encoding to checked reply.
+//! - `negotiate`: INIT.
+//! - `names`, `attributes`, `data`, `directory`, `mapping`: the requests, by
+//!   family.
+//! - [`pending`](Pending): requests waited for later.
+//! - `raw`: doors for hostile tests.
+//!
+//! Laws: a call ends with an answer, a time-out, or, as soon as the daemon is
+//! gone, [`Error::Disconnected`]; what the daemon answers can fail a call but
+//! never this process; memory the device may still write is never reused.
+
+mod attributes;
+mod call;
+mod data;
+mod directory;
+mod lane;
+mod mapping;
+mod names;
+mod negotiate;
+mod pending;
+mod raw;
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
-use daxwindow_shared::fuse::{
-    Attr, EntryOut, InitOut, KStatfs, OpenOut, RemoveMappingOne, SetattrIn,
-};
+use daxwindow_shared::fuse::flags::InitFlags;
+use daxwindow_shared::fuse::{InitOut, Opcode};
+use parking_lot::RwLock;
 
-use crate::error::Result;
+use self::call::{Caller, Core, Request};
+use self::negotiate::Limits;
+use crate::error::{Error, Result};
+use crate::transport::Transport;
+use crate::transport::vhost_user::back_requests::WindowHook;
+use crate::transport::vhost_user::{VhostUser, VhostUserOptions};
 use crate::window::Window;
 
+pub use crate::transport::{DmaBuf, RawDescriptor};
+pub use directory::Listed;
+pub use pending::Pending;
+
+/// How long DESTROY may take when a session is dropped.
+const FAREWELL: Duration = Duration::from_secs(2);
+
+/// How to connect, and what to ask for. [`SessionOptions::new`] has the
+/// defaults.
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
+    /// The daemon's vhost-user socket.
     pub socket: PathBuf,
     /// Bytes of guest memory for queues and buffers.
     pub memory_bytes: u64,
     /// Request queues to use; at most what the device has.
     pub request_queues: usize,
+    /// Entries of each queue, a power of two.
     pub queue_size: u16,
     /// How long a request may take.
     pub timeout: Duration,
@@ -25,120 +66,213 @@ pub struct SessionOptions {
     pub dax: bool,
 }
 
-/// A buffer in guest memory that the device reads and writes without a copy; freed on drop.
-pub struct DmaBuf {}
-
-#[allow(unused_variables)]
-impl DmaBuf {
-    pub fn len(&self) -> usize {
-        todo!()
-    }
-    pub fn copy_to(&self, at: usize, out: &mut [u8]) {
-        todo!()
-    }
-    pub fn copy_from(&mut self, at: usize, bytes: &[u8]) {
-        todo!()
+impl SessionOptions {
+    /// Defaults for a daemon at `socket`: 64 MiB of memory, one request queue
+    /// of 256 entries, 30 seconds, with a window.
+    pub fn new(socket: impl Into<PathBuf>) -> SessionOptions {
+        SessionOptions {
+            socket: socket.into(),
+            memory_bytes: 64 << 20,
+            request_queues: 1,
+            queue_size: 256,
+            timeout: Duration::from_secs(30),
+            dax: true,
+        }
     }
 }
 
-pub struct Session {}
+/// Settings beyond [`SessionOptions`], for tests and measurements.
+#[derive(Clone)]
+pub struct Tuning {
+    /// Bytes of window to reserve at most.
+    pub window_limit_bytes: u64,
+    /// How long a lone caller looks for his completion before he sleeps, at
+    /// most; zero never does. It adapts: slow requests are slept for.
+    pub spin: Duration,
+    /// How long the vhost-user handshake may take.
+    pub control_timeout: Duration,
+    /// Decides about map and unmap requests of the daemon.
+    pub hook: Option<Arc<dyn WindowHook>>,
+}
 
-#[allow(unused_variables)]
+impl Default for Tuning {
+    fn default() -> Tuning {
+        Tuning {
+            window_limit_bytes: 1 << 40,
+            spin: Duration::from_micros(200),
+            control_timeout: Duration::from_secs(10),
+            hook: None,
+        }
+    }
+}
+
+/// A FUSE session with one daemon. All methods may be called from many
+/// threads. Dropping it sends DESTROY and closes the connection.
+pub struct Session {
+    core: Arc<Core>,
+    /// The transport again, for what only vhost-user has.
+    device: Option<Arc<VhostUser>>,
+    negotiated: RwLock<(InitOut, Limits)>,
+    /// Neither DESTROY nor a further request makes sense.
+    ended: AtomicBool,
+}
+
 impl Session {
     /// Connects, sets the device up, sends INIT.
     pub fn connect(options: SessionOptions) -> Result<Arc<Session>> {
-        todo!()
-    }
-    /// The window, if the daemon has one and DAX was asked for.
-    pub fn window(&self) -> Option<&Arc<Window>> {
-        todo!()
-    }
-    pub fn negotiated(&self) -> &InitOut {
-        todo!()
-    }
-    /// Inode DAX agreed: only inodes with FUSE_ATTR_DAX are mapped.
-    pub fn inode_dax(&self) -> bool {
-        todo!()
-    }
-    pub fn alloc(&self, bytes: usize) -> Result<DmaBuf> {
-        todo!()
+        Session::connect_with(options, Tuning::default())
     }
 
-    pub fn lookup(&self, parent: u64, name: &[u8]) -> Result<EntryOut> {
-        todo!()
+    /// As [`connect`](Self::connect), with settings of one's own.
+    pub fn connect_with(options: SessionOptions, tuning: Tuning) -> Result<Arc<Session>> {
+        let device = Arc::new(VhostUser::connect(VhostUserOptions {
+            socket: options.socket,
+            memory_bytes: options.memory_bytes,
+            queue_size: options.queue_size,
+            request_queues: options.request_queues,
+            window_limit_bytes: if options.dax {
+                tuning.window_limit_bytes
+            } else {
+                0
+            },
+            control_timeout: tuning.control_timeout,
+            hook: tuning.hook,
+        })?);
+        let transport: Arc<dyn Transport> = device.clone();
+        Session::over(transport, Some(device), options.timeout, tuning.spin)
     }
-    pub fn forget(&self, nodeid: u64, count: u64) {
-        todo!()
+
+    /// A session over any transport.
+    pub fn over(
+        transport: Arc<dyn Transport>,
+        device: Option<Arc<VhostUser>>,
+        timeout: Duration,
+        spin: Duration,
+    ) -> Result<Arc<Session>> {
+        let core = Core::new(transport, caller(), timeout, spin)?;
+        let reply = negotiate::init(&core, core.transport.window().is_some())?;
+        let negotiated = RwLock::new((reply, Limits::from_reply(&reply)));
+        Ok(Arc::new(Session {
+            core,
+            device,
+            negotiated,
+            ended: AtomicBool::new(false),
+        }))
     }
-    pub fn getattr(&self, nodeid: u64, fh: Option<u64>) -> Result<Attr> {
-        todo!()
+
+    /// The window, if the daemon has one and DAX was asked for.
+    pub fn window(&self) -> Option<&Arc<Window>> {
+        self.core.transport.window()
     }
-    pub fn setattr(&self, nodeid: u64, set: &SetattrIn) -> Result<Attr> {
-        todo!()
+
+    /// The vhost-user device underneath, for its counters and features.
+    pub fn device(&self) -> Option<&VhostUser> {
+        self.device.as_deref()
     }
-    pub fn open(&self, nodeid: u64, flags: u32) -> Result<OpenOut> {
-        todo!()
+
+    /// The daemon's answer to INIT, without flags that were not offered.
+    pub fn negotiated(&self) -> InitOut {
+        self.negotiated.read().0
     }
-    pub fn create(
-        &self,
-        parent: u64,
-        name: &[u8],
-        flags: u32,
-        mode: u32,
-    ) -> Result<(EntryOut, OpenOut)> {
-        todo!()
+
+    /// Inode DAX agreed: only inodes with FUSE_ATTR_DAX are mapped.
+    pub fn inode_dax(&self) -> bool {
+        self.flags().contains(InitFlags::HAS_INODE_DAX)
     }
-    pub fn release(&self, nodeid: u64, fh: u64) -> Result<()> {
-        todo!()
+
+    /// Whether the daemon is still there.
+    pub fn is_connected(&self) -> bool {
+        self.core.transport.is_connected()
     }
-    /// Reads straight into `buf[at..at+len]`; returns the bytes read.
-    pub fn read(
-        &self,
-        nodeid: u64,
-        fh: u64,
-        offset: u64,
-        buf: &mut DmaBuf,
-        at: usize,
-        len: usize,
-    ) -> Result<usize> {
-        todo!()
+
+    /// A buffer of at least `bytes` in guest memory.
+    pub fn alloc(&self, bytes: usize) -> Result<DmaBuf> {
+        let full = || Error::Local {
+            operation: "allocate a buffer in guest memory",
+            source: rustix::io::Errno::NOMEM.into(),
+        };
+        self.core.transport.memory().alloc(bytes).ok_or_else(full)
     }
-    pub fn write(
-        &self,
-        nodeid: u64,
-        fh: u64,
-        offset: u64,
-        buf: &DmaBuf,
-        at: usize,
-        len: usize,
-    ) -> Result<usize> {
-        todo!()
-    }
-    pub fn flush(&self, nodeid: u64, fh: u64) -> Result<()> {
-        todo!()
-    }
-    pub fn fsync(&self, nodeid: u64, fh: u64, datasync: bool) -> Result<()> {
-        todo!()
-    }
-    pub fn statfs(&self, nodeid: u64) -> Result<KStatfs> {
-        todo!()
-    }
-    pub fn setup_mapping(
-        &self,
-        nodeid: u64,
-        file_offset: u64,
-        window_offset: u64,
-        len: u64,
-        writable: bool,
-    ) -> Result<()> {
-        todo!()
-    }
-    pub fn remove_mapping(&self, ranges: &[RemoveMappingOne]) -> Result<()> {
-        todo!()
-    }
-    /// Sends DESTROY and closes the connection; also done on drop.
+
+    /// Ends the FUSE session: the daemon drops all mappings, inodes and
+    /// handles. The connection stays, for [`reinit`](Self::reinit).
     pub fn destroy(&self) -> Result<()> {
-        todo!()
+        self.farewell(self.core.timeout)
     }
-    // … and the rest of the opcodes the host serves (mkdir, unlink, rename, readdirplus, xattr, …)
+
+    fn farewell(&self, timeout: Duration) -> Result<()> {
+        let request = Request::new(Opcode::Destroy, 0, &[]);
+        let core = &*self.core;
+        let ticket = core.start(core, core.own_queue(), &request, timeout)?;
+        ticket.wait(&request, 0..=0)?;
+        self.ended.store(true, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Sends INIT again, as a guest that mounts again.
+    pub fn reinit(&self) -> Result<InitOut> {
+        let reply = negotiate::init(&self.core, self.window().is_some())?;
+        *self.negotiated.write() = (reply, Limits::from_reply(&reply));
+        self.ended.store(false, Ordering::Relaxed);
+        Ok(reply)
+    }
+
+    /// Resets the device, as a guest that reboots, and sends INIT again.
+    /// Requests in flight fail.
+    pub fn reset_device(&self) -> Result<InitOut> {
+        self.core.reset()?;
+        self.reinit()
+    }
+
+    /// Cuts the connection without DESTROY, as a guest that dies.
+    pub fn abandon(&self) {
+        self.ended.store(true, Ordering::Relaxed);
+        self.core.transport.disconnect();
+    }
+
+    fn flags(&self) -> InitFlags {
+        negotiate::agreed(&self.negotiated.read().0)
+    }
+
+    fn limits(&self) -> Limits {
+        self.negotiated.read().1
+    }
+
+    /// A buffer with `parts` in it, one behind the other.
+    fn spill(&self, parts: &[&[u8]]) -> Result<DmaBuf> {
+        let len = parts.iter().map(|part| part.len()).sum();
+        let mut buf = self.alloc(len)?;
+        let mut at = 0;
+        for part in parts {
+            buf.copy_from(at, part);
+            at += part.len();
+        }
+        Ok(buf)
+    }
 }
+
+impl Drop for Session {
+    fn drop(&mut self) {
+        let ended = self.ended.load(Ordering::Relaxed) || !self.is_connected();
+        if !ended && let Err(error) = self.farewell(FAREWELL) {
+            tracing::debug!(%error, "DESTROY was not answered");
+        }
+        self.core.transport.disconnect();
+    }
+}
+
+/// This process, as the daemon may log it.
+fn caller() -> Caller {
+    Caller {
+        uid: rustix::process::getuid().as_raw(),
+        gid: rustix::process::getgid().as_raw(),
+        pid: rustix::process::getpid()
+            .as_raw_nonzero()
+            .get()
+            .unsigned_abs(),
+    }
+}
+
+#[cfg(test)]
+#[path = "session_test.rs"]
+mod tests;

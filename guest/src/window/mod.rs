@@ -1,28 +1,110 @@
-//! The window: reserved address space the back end maps files into. (Interface; being filled in.)
+//! The window: reserved address space that the back end maps files into.
+//!
+//! Owns the address space and its copies. Laws: what is not mapped is
+//! inaccessible; a range is replaced in one step, so that somebody who reads
+//! through it sees the old mapping or the new one and nothing else; a copy
+//! into or out of a file that shrinks meanwhile ends early and says so. All
+//! `unsafe` of this room is in [`sys`].
+
+pub(crate) mod sys;
 
 use std::io;
 use std::os::fd::BorrowedFd;
 
 use daxwindow_shared::shmem::MapRequest;
-use daxwindow_shared::window::WindowRange;
+use daxwindow_shared::window::{RANGE_BYTES, WindowRange};
 
-pub struct Window {}
+pub(crate) use sys::{Area, Protection};
 
-#[allow(unused_variables)]
+/// The region of address space that a back end maps files into.
+#[derive(Debug)]
+pub struct Window {
+    area: Area,
+}
+
 impl Window {
-    /// Reserves `bytes` (multiple of 2 MiB) of PROT_NONE address space, 2 MiB aligned.
+    /// Reserves `bytes` (a positive multiple of 2 MiB) of inaccessible
+    /// address space, aligned to 2 MiB.
     pub fn reserve(bytes: u64) -> io::Result<Window> {
-        todo!()
+        let refuse = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+        if bytes == 0 || !bytes.is_multiple_of(RANGE_BYTES) {
+            return Err(refuse("a window is a positive multiple of 2 MiB"));
+        }
+        let bytes = usize::try_from(bytes).map_err(|_| refuse("the window is too large"))?;
+        Ok(Window {
+            area: Area::reserve(bytes, Protection::None)?,
+        })
     }
+
+    /// Size in bytes.
     pub fn bytes(&self) -> u64 {
-        todo!()
+        self.area.len() as u64
     }
-    /// Replaces `request.range` by a shared mapping of `file`, atomically (MAP_FIXED).
+
+    /// Address of the first byte in this process.
+    pub fn address(&self) -> usize {
+        self.area.address()
+    }
+
+    /// Replaces `request.range` by a shared mapping of `file`, in one step.
     pub fn map(&self, request: MapRequest, file: BorrowedFd<'_>) -> io::Result<()> {
-        todo!()
+        let (at, len) = span(request.range)?;
+        let protection = match request.writable {
+            true => Protection::ReadWrite,
+            false => Protection::Read,
+        };
+        self.area
+            .map_file(at, len, file, request.fd_offset, protection)
     }
-    /// Puts the PROT_NONE reservation back.
+
+    /// Puts the inaccessible reservation back.
     pub fn unmap(&self, range: WindowRange) -> io::Result<()> {
-        todo!()
+        let (at, len) = span(range)?;
+        self.area.map_nothing(at, len)
     }
+
+    /// Copies out of the window from byte `at`. Where a page has no file
+    /// behind it the copy ends, and the error is the number of bytes copied.
+    /// The range must be mapped: the caller holds it.
+    pub(crate) fn copy_out(&self, at: u64, out: &mut [u8]) -> Result<(), usize> {
+        let at = usize::try_from(at).map_err(|_| 0usize)?;
+        self.area.copy_out(at, out)
+    }
+
+    /// Copies into the window, with the same rules; the range must be mapped
+    /// writable.
+    pub(crate) fn copy_in(&self, at: u64, bytes: &[u8]) -> Result<(), usize> {
+        let at = usize::try_from(at).map_err(|_| 0usize)?;
+        self.area.copy_in(at, bytes)
+    }
+
+    /// Fills page tables ahead of use. Past the end of the file: an error and
+    /// no harm.
+    pub(crate) fn populate(&self, at: u64, len: u64) -> io::Result<()> {
+        let range = WindowRange::new(at, len, self.bytes(), rustix::param::page_size() as u64)
+            .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
+        let (at, len) = span(range)?;
+        self.area.populate(at, len)
+    }
+
+    /// Shows what is mapped at `from` also in `target`, at `at`.
+    pub(crate) fn alias_into(
+        &self,
+        target: &Area,
+        at: usize,
+        from: u64,
+        len: usize,
+    ) -> io::Result<()> {
+        let from = usize::try_from(from)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "outside the window"))?;
+        target.alias(at, &self.area, from, len)
+    }
+}
+
+fn span(range: WindowRange) -> io::Result<(usize, usize)> {
+    let fits = |n: u64| {
+        usize::try_from(n)
+            .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "outside the address space"))
+    };
+    Ok((fits(range.start().0)?, fits(range.len())?))
 }

@@ -93,13 +93,13 @@ fn unstick() -> Result<(), Errno> {
 
 impl Away {
     fn leave(caller: Caller, powers: CapabilitySet) -> Result<Away, Errno> {
+        if caller.uid == u32::MAX || caller.gid == u32::MAX {
+            return Err(Errno::INVAL);
+        }
         let (uid, gid) = (geteuid(), getegid());
         if !uid.is_root() {
             // Not root: everything is created as who we are.
             return Ok(Away { home: None });
-        }
-        if caller.uid == u32::MAX || caller.gid == u32::MAX {
-            return Err(Errno::INVAL);
         }
         let (to_uid, to_gid) = (Uid::from_raw(caller.uid), Gid::from_raw(caller.gid));
         if (to_uid, to_gid) == (uid, gid) {
@@ -177,34 +177,33 @@ mod tests {
         pid: 1,
     };
 
-    fn who() -> (u32, u32, CapabilitySets) {
+    type Who = (u32, u32, CapabilitySet, CapabilitySet);
+
+    fn who() -> Who {
         let caps = capabilities(None).unwrap();
-        (geteuid().as_raw(), getegid().as_raw(), caps)
+        let (uid, gid) = (geteuid().as_raw(), getegid().as_raw());
+        (uid, gid, caps.effective, caps.permitted)
+    }
+
+    /// What a thread should be while it acts for somebody: only root changes.
+    fn expected(caller: Caller, powers: CapabilitySet) -> Who {
+        let (uid, gid, effective, permitted) = who();
+        match (uid, caller.uid) {
+            (0, 0) => (0, caller.gid, effective, permitted),
+            (0, _) => (caller.uid, caller.gid, permitted & powers, permitted),
+            _ => (uid, gid, effective, permitted),
+        }
     }
 
     #[test]
     fn a_thread_is_the_caller_and_then_itself() {
         let before = who();
-        let (uid, gid, caps) = creating(SOMEBODY, || Ok(who())).unwrap();
-        assert_eq!((uid, gid), (1000, 1001));
-        assert_eq!(caps.effective, before.2.permitted & CREATE);
-        assert_eq!(caps.permitted, before.2.permitted);
+        let there = creating(SOMEBODY, || Ok(who())).unwrap();
+        assert_eq!(there, expected(SOMEBODY, CREATE));
         assert_eq!(who(), before);
 
-        let (uid, _, caps) = unprivileged(SOMEBODY, || Ok(who())).unwrap();
-        assert_eq!((uid, caps.effective), (1000, CapabilitySet::empty()));
-        assert_eq!(who(), before);
-    }
-
-    #[test]
-    fn an_error_or_a_panic_inside_leaves_the_thread_itself() {
-        let before = who();
-        let failed: Result<(), _> = creating(SOMEBODY, || Err(Errno::NOSPC));
-        assert_eq!(failed, Err(Errno::NOSPC));
-        assert_eq!(who(), before);
-        let panicked =
-            std::panic::catch_unwind(|| creating(SOMEBODY, || -> Result<(), _> { panic!("test") }));
-        assert!(panicked.is_err());
+        let there = unprivileged(SOMEBODY, || Ok(who())).unwrap();
+        assert_eq!(there, expected(SOMEBODY, CapabilitySet::empty()));
         assert_eq!(who(), before);
     }
 
@@ -216,8 +215,21 @@ mod tests {
             gid: 7,
             pid: 1,
         };
-        let (uid, gid, caps) = creating(caller, || Ok(who())).unwrap();
-        assert_eq!((uid, gid, caps), (0, 7, before.2));
+        let there = creating(caller, || Ok(who())).unwrap();
+        assert_eq!(there, expected(caller, CREATE));
+        assert_eq!(who(), before);
+    }
+
+    #[test]
+    fn an_error_or_a_panic_inside_leaves_the_thread_itself() {
+        let before = who();
+        let failed: Result<(), _> = creating(SOMEBODY, || Err(Errno::NOSPC));
+        assert_eq!(failed, Err(Errno::NOSPC));
+        assert_eq!(who(), before);
+        let panicked = std::panic::catch_unwind(|| {
+            creating(SOMEBODY, || -> Result<(), Errno> { panic!("on purpose") })
+        });
+        assert!(panicked.is_err());
         assert_eq!(who(), before);
     }
 
@@ -231,18 +243,17 @@ mod tests {
 
     #[test]
     fn a_stuck_thread_creates_nothing_until_it_is_back() {
-        // In a thread of its own, since it gives up its way back.
-        std::thread::spawn(|| {
-            let (uid, gid) = (geteuid(), getegid());
-            let caps = capabilities(None).unwrap();
-            let all = Uid::from_raw(1000);
-            set_thread_res_uid(all, all, all).unwrap();
-            let home = Home {
-                uid,
-                gid,
-                caps: Some(caps),
+        // In a thread of its own, which may give up its way back to root.
+        let checks = || {
+            let caps = Some(capabilities(None).unwrap());
+            if geteuid().is_root() {
+                let other = Uid::from_raw(1000);
+                set_thread_res_uid(other, other, other).unwrap();
+            }
+            let (uid, gid) = (Uid::ROOT, getegid());
+            let mut away = Away {
+                home: Some(Home { uid, gid, caps }),
             };
-            let mut away = Away { home: Some(home) };
             assert_eq!(away.return_home(), Err(Errno::IO));
             let mut ran = false;
             let refused = creating(SOMEBODY, || {
@@ -251,8 +262,17 @@ mod tests {
             });
             assert_eq!(refused, Err(Errno::PERM));
             assert!(!ran);
-        })
-        .join()
-        .unwrap();
+
+            // Once the way is free the thread goes on.
+            let uid = geteuid();
+            STUCK.set(Some(Home {
+                uid,
+                gid,
+                caps: None,
+            }));
+            assert_eq!(creating(SOMEBODY, || Ok(())), Ok(()));
+            assert!(STUCK.get().is_none());
+        };
+        std::thread::spawn(checks).join().unwrap();
     }
 }

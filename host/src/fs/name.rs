@@ -25,6 +25,12 @@ impl<'a> Name<'a> {
         }
     }
 
+    /// A name that was not checked, to test what stands behind the check.
+    #[cfg(test)]
+    pub(super) fn unchecked(bytes: &'a CStr) -> Name<'a> {
+        Name(bytes)
+    }
+
     /// The component as a C string.
     pub fn as_c_str(self) -> &'a CStr {
         self.0

@@ -1,0 +1,41 @@
+//! How the mapper asks for mappings.
+
+use daxwindow_shared::fuse::RemoveMappingOne;
+
+use crate::error::Result;
+use crate::session::Session;
+
+/// The two requests of a mapper. A session is one; tests have another.
+pub trait MapChannel: Send + Sync {
+    /// Has `len` bytes at `file_offset` of inode `nodeid` mapped at
+    /// `window_offset`, in place of whatever is there. When this returns the
+    /// mapping can be used.
+    fn setup(
+        &self,
+        nodeid: u64,
+        file_offset: u64,
+        window_offset: u64,
+        len: u64,
+        writable: bool,
+    ) -> Result<()>;
+
+    /// Has all of `ranges` unmapped; after an error each may be or not.
+    fn remove(&self, ranges: &[RemoveMappingOne]) -> Result<()>;
+}
+
+impl MapChannel for Session {
+    fn setup(
+        &self,
+        nodeid: u64,
+        file_offset: u64,
+        window_offset: u64,
+        len: u64,
+        writable: bool,
+    ) -> Result<()> {
+        self.setup_mapping(nodeid, file_offset, window_offset, len, writable)
+    }
+
+    fn remove(&self, ranges: &[RemoveMappingOne]) -> Result<()> {
+        self.remove_mapping(ranges)
+    }
+}

@@ -1,0 +1,434 @@
+//! One request: encode, send, wait, check the reply.
+//!
+//! Laws: a reply counts only if its `unique` is the request's and its `len`
+//! is what the device says it wrote; whatever else comes back fails this
+//! request and nothing more.
+
+use std::ops::{Deref, RangeInclusive};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use daxwindow_shared::fuse::{InHeader, Opcode, OutHeader};
+use daxwindow_shared::virtiofs::FIRST_REQUEST_QUEUE;
+use rustix::io::Errno;
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::lane::{Halt, Lane, Outcome, REPLY_BYTES, REQUEST_BYTES, segment};
+use crate::error::{Error, Result};
+use crate::transport::memory::Lent;
+use crate::transport::{Chain, DmaBuf, Segment, Transport};
+
+const IN_HEADER: usize = size_of::<InHeader>();
+const OUT_HEADER: usize = size_of::<OutHeader>();
+/// Largest errno in a reply; Linux has none above.
+const MAX_ERRNO: i32 = 4095;
+
+/// A part of a buffer that belongs to a request.
+#[derive(Clone, Copy)]
+pub(super) struct Data<'a> {
+    pub(super) buf: &'a DmaBuf,
+    pub(super) at: usize,
+    pub(super) len: usize,
+}
+
+impl<'a> Data<'a> {
+    /// Checks the range.
+    pub(super) fn new(buf: &'a DmaBuf, at: usize, len: usize) -> Result<Data<'a>> {
+        if at.checked_add(len).is_none_or(|end| end > buf.len()) {
+            let what = format!("{len} bytes at {at} are outside a buffer of {}", buf.len());
+            return Err(Error::Invalid(what));
+        }
+        if buf.is_lent() {
+            let what = "the buffer still belongs to a request that timed out";
+            return Err(Error::Invalid(what.into()));
+        }
+        Ok(Data { buf, at, len })
+    }
+
+    /// All of `buf`.
+    pub(super) fn all(buf: &'a DmaBuf) -> Result<Data<'a>> {
+        Data::new(buf, 0, buf.len())
+    }
+
+    fn segment(&self) -> Segment {
+        segment(self.buf.addr().plus(self.at as u64), self.len)
+    }
+}
+
+/// What to send.
+pub(super) struct Request<'a> {
+    pub(super) operation: &'static str,
+    pub(super) opcode: Opcode,
+    pub(super) nodeid: u64,
+    /// Arguments, one behind the other.
+    pub(super) args: &'a [&'a [u8]],
+    /// Data behind the arguments.
+    pub(super) payload: Option<Data<'a>>,
+    /// Bytes of fixed reply behind the header.
+    pub(super) reply_bytes: usize,
+    /// Room for data behind the fixed reply.
+    pub(super) room: Option<Data<'a>>,
+}
+
+impl<'a> Request<'a> {
+    /// A request with nothing but arguments and an empty reply.
+    pub(super) fn new(opcode: Opcode, nodeid: u64, args: &'a [&'a [u8]]) -> Request<'a> {
+        let operation = super::names::operation(opcode);
+        Request {
+            operation,
+            opcode,
+            nodeid,
+            args,
+            payload: None,
+            reply_bytes: 0,
+            room: None,
+        }
+    }
+}
+
+/// Who the requests claim to come from.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Caller {
+    pub(super) uid: u32,
+    pub(super) gid: u32,
+    pub(super) pid: u32,
+}
+
+/// Everything needed to make requests; shared by a session and its pendings.
+pub(super) struct Core {
+    pub(super) transport: Arc<dyn Transport>,
+    lanes: Vec<Lane>,
+    unique: AtomicU64,
+    caller: Caller,
+    pub(super) timeout: Duration,
+}
+
+impl Core {
+    pub(super) fn new(
+        transport: Arc<dyn Transport>,
+        caller: Caller,
+        timeout: Duration,
+        spin: Duration,
+    ) -> Result<Arc<Core>> {
+        let lanes = (0..transport.queues())
+            .map(|queue| Lane::new(transport.as_ref(), queue, spin))
+            .collect::<Option<Vec<_>>>();
+        let too_small = || Error::Invalid("guest memory is too small for its requests".into());
+        let lanes = lanes.ok_or_else(too_small)?;
+        if lanes.len() <= FIRST_REQUEST_QUEUE {
+            return Err(Error::Invalid("the device has no request queue".into()));
+        }
+        Ok(Arc::new(Core {
+            transport,
+            lanes,
+            unique: AtomicU64::new(2),
+            caller,
+            timeout,
+        }))
+    }
+
+    pub(super) fn lane(&self, queue: usize) -> Result<&Lane> {
+        let missing = || Error::Invalid(format!("there is no queue {queue}"));
+        self.lanes.get(queue).ok_or_else(missing)
+    }
+
+    /// The request queue of this thread: threads take turns when they first
+    /// come.
+    pub(super) fn own_queue(&self) -> usize {
+        static TURN: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static MINE: usize = TURN.fetch_add(1, Ordering::Relaxed);
+        }
+        let queues = self.lanes.len() - FIRST_REQUEST_QUEUE;
+        FIRST_REQUEST_QUEUE + MINE.with(|mine| mine % queues)
+    }
+
+    /// A number no other request has; even, as the kernel's are.
+    fn next_unique(&self) -> u64 {
+        self.unique.fetch_add(2, Ordering::Relaxed)
+    }
+
+    pub(super) fn deadline(&self) -> Instant {
+        Instant::now() + self.timeout
+    }
+
+    /// Sends and waits; the reply's fixed part must be exactly a `T`.
+    pub(super) fn call<T: FromBytes + IntoBytes>(&self, mut request: Request<'_>) -> Result<T> {
+        request.reply_bytes = size_of::<T>();
+        let ticket = self.start(self, self.own_queue(), &request, self.timeout)?;
+        Ok(ticket
+            .wait(&request, size_of::<T>()..=size_of::<T>())?
+            .fixed())
+    }
+
+    /// Sends and waits; the reply is a header alone.
+    pub(super) fn call_empty(&self, request: Request<'_>) -> Result<()> {
+        self.call::<()>(request)
+    }
+
+    /// Sends and waits; returns the bytes that came into the request's room.
+    pub(super) fn call_data(&self, request: &Request<'_>) -> Result<usize> {
+        let room = request.room.map_or(0, |room| room.len);
+        let ticket = self.start(self, self.own_queue(), request, self.timeout)?;
+        Ok(ticket.wait(request, 0..=room)?.bytes)
+    }
+
+    /// Encodes and sends.
+    pub(super) fn start<C: Deref<Target = Core>>(
+        &self,
+        core: C,
+        queue: usize,
+        request: &Request<'_>,
+        timeout: Duration,
+    ) -> Result<Ticket<C>> {
+        let operation = request.operation;
+        let started = Instant::now();
+        let deadline = started + timeout;
+        let lane = self.lane(queue)?;
+        let halted = |halt| self.halted(operation, halt, timeout);
+        let slot = lane
+            .acquire(self.transport.as_ref(), deadline)
+            .map_err(halted)?;
+        let unique = self.next_unique();
+        let Some(len) = self.encode(lane, slot, unique, request) else {
+            lane.release(slot);
+            return Err(Error::Invalid(format!(
+                "{operation}: the arguments are too long"
+            )));
+        };
+        let mut readable = [segment(lane.request_addr(slot), len); 2];
+        let mut writable = [segment(lane.reply_addr(slot), OUT_HEADER + request.reply_bytes); 2];
+        let (mut reads, mut writes) = (1, usize::from(!request.opcode.is_oneway()));
+        if let Some(payload) = request.payload.filter(|payload| payload.len > 0) {
+            readable[1] = payload.segment();
+            reads = 2;
+        }
+        if let Some(room) = request.room.filter(|room| room.len > 0) {
+            writable[1] = room.segment();
+            writes = 2;
+        }
+        let chain = Chain {
+            readable: &readable[..reads],
+            writable: &writable[..writes],
+        };
+        lane.send(self.transport.as_ref(), slot, chain, deadline)
+            .map_err(halted)?;
+        Ok(Ticket {
+            core,
+            queue,
+            slot,
+            unique,
+            operation,
+            deadline,
+            timeout,
+            held: None,
+        })
+    }
+
+    /// Writes header and arguments into the slot; the bytes written, or
+    /// `None` if they do not fit.
+    fn encode(&self, lane: &Lane, slot: u32, unique: u64, request: &Request<'_>) -> Option<usize> {
+        let memory = self.transport.memory();
+        let start = lane.request_addr(slot);
+        let mut end = IN_HEADER;
+        for arg in request.args {
+            let next = end
+                .checked_add(arg.len())
+                .filter(|next| *next <= REQUEST_BYTES)?;
+            memory.write(start.plus(end as u64), arg);
+            end = next;
+        }
+        if OUT_HEADER + request.reply_bytes > REPLY_BYTES {
+            return None;
+        }
+        let len = end.checked_add(request.payload.map_or(0, |payload| payload.len))?;
+        let header = InHeader {
+            len: u32::try_from(len).ok()?,
+            opcode: request.opcode as u32,
+            unique,
+            nodeid: request.nodeid,
+            uid: self.caller.uid,
+            gid: self.caller.gid,
+            pid: self.caller.pid,
+            ..InHeader::default()
+        };
+        memory.store(start, &header);
+        Some(end)
+    }
+
+    pub(super) fn halted(&self, operation: &'static str, halt: Halt, after: Duration) -> Error {
+        match halt {
+            Halt::TimedOut => Error::TimedOut { operation, after },
+            Halt::Disconnected => Error::Disconnected,
+            Halt::TooLong => Error::Invalid(format!("{operation}: the chain is too long")),
+            Halt::Broken(why) => Error::Protocol {
+                operation,
+                what: why.into(),
+            },
+        }
+    }
+
+    /// Resets the device; what was in flight fails.
+    pub(super) fn reset(&self) -> Result<()> {
+        let closed: Vec<_> = self.lanes.iter().map(Lane::close).collect();
+        self.transport.reset()?;
+        self.lanes.iter().for_each(Lane::reset);
+        drop(closed);
+        Ok(())
+    }
+}
+
+/// A request in flight. If it is dropped before the reply came, its slot and
+/// the buffers it was told to hold stay out of use until the device is done.
+pub(super) struct Ticket<C: Deref<Target = Core>> {
+    core: C,
+    queue: usize,
+    slot: u32,
+    unique: u64,
+    pub(super) operation: &'static str,
+    deadline: Instant,
+    timeout: Duration,
+    /// Holds on the request's buffers, for a request that outlives its call.
+    held: Option<Vec<Lent>>,
+}
+
+impl<C: Deref<Target = Core>> Ticket<C> {
+    /// Waits for the reply to `request` and checks its header. `allowed`:
+    /// bytes behind it.
+    pub(super) fn wait(
+        mut self,
+        request: &Request<'_>,
+        allowed: RangeInclusive<usize>,
+    ) -> Result<Reply<C>> {
+        let outcome = match self.outcome() {
+            Ok(outcome) => outcome,
+            Err(error) => {
+                let data = request.payload.into_iter().chain(request.room);
+                data.for_each(|data| self.hold(data.buf.lend()));
+                return Err(error);
+            }
+        };
+        if let Outcome::Broken(_) = outcome {
+            // The device has the buffers for good: nobody may use them again.
+            let data = request.payload.into_iter().chain(request.room);
+            data.for_each(|data| std::mem::forget(data.buf.lend()));
+        }
+        self.judge(outcome, allowed)
+    }
+
+    /// Waits for a request whose buffers are held already.
+    pub(super) fn wait_held(self, allowed: RangeInclusive<usize>) -> Result<Reply<C>> {
+        let outcome = self.outcome()?;
+        self.judge(outcome, allowed)
+    }
+
+    fn judge(self, outcome: Outcome, allowed: RangeInclusive<usize>) -> Result<Reply<C>> {
+        let written = match outcome {
+            Outcome::Used {
+                written,
+                overrun: false,
+            } => written as usize,
+            Outcome::Used {
+                written,
+                overrun: true,
+            } => {
+                let what = format!("{written} bytes used, more than there was room for");
+                return Err(self.broken(what));
+            }
+            Outcome::Disconnected => return Err(Error::Disconnected),
+            Outcome::Reset => return Err(self.broken("the device was reset".into())),
+            Outcome::Broken(why) => return Err(self.broken(why.into())),
+        };
+        let bytes = self.check_header(written)?;
+        if !allowed.contains(&bytes) {
+            return Err(self.broken(format!("{bytes} bytes of reply, not {allowed:?}")));
+        }
+        Ok(Reply {
+            bytes,
+            ticket: self,
+        })
+    }
+
+    /// What the device did with the chain, nothing checked.
+    pub(super) fn outcome(&self) -> Result<Outcome> {
+        let lane = self.core.lane(self.queue)?;
+        let waited = lane.wait(self.core.transport.as_ref(), self.slot, self.deadline);
+        waited.map_err(|halt| self.core.halted(self.operation, halt, self.timeout))
+    }
+
+    /// Bytes behind the header.
+    fn check_header(&self, written: usize) -> Result<usize> {
+        let Some(bytes) = written.checked_sub(OUT_HEADER) else {
+            return Err(self.broken(format!("{written} bytes used, less than a header")));
+        };
+        let addr = self.core.lane(self.queue)?.reply_addr(self.slot);
+        let header: OutHeader = self.core.transport.memory().load(addr);
+        if header.unique != self.unique {
+            let (got, want) = (header.unique, self.unique);
+            return Err(self.broken(format!("the reply is for request {got}, not {want}")));
+        }
+        if header.len as usize != written {
+            let what = format!("the reply says {} bytes, the queue {written}", header.len);
+            return Err(self.broken(what));
+        }
+        match header.error {
+            0 => Ok(bytes),
+            error if (-MAX_ERRNO..0).contains(&error) => Err(Error::Remote {
+                operation: self.operation,
+                errno: Errno::from_raw_os_error(-error),
+            }),
+            error => Err(self.broken(format!("{error} is no errno"))),
+        }
+    }
+
+    fn broken(&self, what: String) -> Error {
+        Error::Protocol {
+            operation: self.operation,
+            what,
+        }
+    }
+
+    /// Keeps `lent` until the device is done, even if nobody waits.
+    pub(super) fn hold(&mut self, lent: Lent) {
+        self.held.get_or_insert_default().push(lent);
+    }
+}
+
+impl<C: Deref<Target = Core>> Drop for Ticket<C> {
+    fn drop(&mut self) {
+        if let Ok(lane) = self.core.lane(self.queue) {
+            lane.retire(self.slot, self.held.take().into_iter().flatten());
+        }
+    }
+}
+
+/// A good reply, still in its slot.
+pub(super) struct Reply<C: Deref<Target = Core>> {
+    /// Bytes behind the header.
+    pub(super) bytes: usize,
+    ticket: Ticket<C>,
+}
+
+impl<C: Deref<Target = Core>> Reply<C> {
+    /// The fixed part; zeros where the reply was shorter.
+    pub(super) fn fixed<T: FromBytes + IntoBytes>(&self) -> T {
+        let mut value = T::new_zeroed();
+        if let Ok(lane) = self.ticket.core.lane(self.ticket.queue) {
+            let addr = lane.reply_addr(self.ticket.slot).plus(OUT_HEADER as u64);
+            let bytes = value.as_mut_bytes();
+            let have = bytes.len().min(self.bytes);
+            self.ticket
+                .core
+                .transport
+                .memory()
+                .read(addr, &mut bytes[..have]);
+        }
+        value
+    }
+}
+
+/// A struct's bytes, to put in a list of arguments.
+pub(super) fn bytes<T: IntoBytes + Immutable>(value: &T) -> &[u8] {
+    value.as_bytes()
+}

@@ -1,0 +1,238 @@
+//! A vhost-user front end in this process: the part of a VMM that a
+//! virtio-fs back end talks to, and nothing else.
+//!
+//! - [`handshake`]: negotiation, memory table, rings.
+//! - [`back_requests`]: the server that maps and unmaps the window.
+//! - `mapped`: which bytes of the window are mapped.
+//! - `watch`: the thread that notices a dead back end.
+
+pub mod back_requests;
+pub mod handshake;
+mod mapped;
+mod watch;
+
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use daxwindow_shared::window::RANGE_BYTES;
+use parking_lot::Mutex;
+
+use self::back_requests::{ServerStats, WindowHook, WindowServer};
+use self::handshake::{Agreed, Handshake};
+use self::watch::Watch;
+use super::queue::Queue;
+use super::{Chain, Completion, GuestMemory, RawDescriptor, SubmitError, Transport, Wake};
+use crate::error::{Error, Result};
+use crate::window::Window;
+
+/// How to reach a back end.
+#[derive(Clone)]
+pub struct VhostUserOptions {
+    /// The back end's socket.
+    pub socket: PathBuf,
+    /// Bytes of guest memory.
+    pub memory_bytes: u64,
+    /// Entries of each queue, a power of two.
+    pub queue_size: u16,
+    /// Request queues wanted; at most what the device has.
+    pub request_queues: usize,
+    /// Bytes of window to reserve at most; of a larger region only the start
+    /// is used. Zero asks for no window at all.
+    pub window_limit_bytes: u64,
+    /// How long the back end may take for a whole handshake.
+    pub control_timeout: Duration,
+    /// Decides about map and unmap requests, for tests; `None` serves all.
+    pub hook: Option<Arc<dyn WindowHook>>,
+}
+
+/// A connected vhost-user device.
+pub struct VhostUser {
+    memory: Arc<GuestMemory>,
+    window: Option<Arc<Window>>,
+    server: Option<WindowServer>,
+    queues: Vec<Arc<Queue>>,
+    handshake: Mutex<Handshake>,
+    agreed: Agreed,
+    watch: Watch,
+    control_timeout: Duration,
+}
+
+impl VhostUser {
+    /// Connects, negotiates, starts the rings.
+    pub fn connect(options: VhostUserOptions) -> Result<VhostUser> {
+        check(&options)?;
+        let connecting = |source| Error::Local {
+            operation: "connect to the daemon",
+            source,
+        };
+        let stream = UnixStream::connect(&options.socket).map_err(connecting)?;
+        let watch = Watch::start(&stream).map_err(connecting)?;
+        let bounded = watch.deadline(Instant::now() + options.control_timeout);
+        let memory = GuestMemory::new(options.memory_bytes).map_err(|source| Error::Local {
+            operation: "allocate guest memory",
+            source,
+        })?;
+        let mut handshake = Handshake::new(stream, options.request_queues);
+        let agreed = handshake.negotiate(&options)?;
+        let queues = (0..agreed.queues)
+            .map(|_| Queue::new(&memory, options.queue_size, agreed.queue_features()))
+            .map(|queue| queue.map(Arc::new))
+            .collect::<Result<Vec<_>>>()?;
+        watch.wakes(&queues);
+        let (window, server) = open_window(&mut handshake, &agreed, options.hook)?;
+        handshake.start(&agreed, &memory, &queues)?;
+        drop(bounded);
+        tracing::debug!(?agreed, "the device is up");
+        Ok(VhostUser {
+            memory,
+            window,
+            server,
+            queues,
+            handshake: Mutex::new(handshake),
+            agreed,
+            watch,
+            control_timeout: options.control_timeout,
+        })
+    }
+
+    /// What was negotiated.
+    pub fn agreed(&self) -> &Agreed {
+        &self.agreed
+    }
+
+    /// Totals of the window server; zero when there is none.
+    pub fn server_stats(&self) -> ServerStats {
+        self.server
+            .as_ref()
+            .map(WindowServer::stats)
+            .unwrap_or_default()
+    }
+
+    fn open_queue(&self, queue: usize) -> Result<&Queue, SubmitError> {
+        if !self.is_connected() {
+            return Err(SubmitError::Disconnected);
+        }
+        self.queues
+            .get(queue)
+            .map(Arc::as_ref)
+            .ok_or(SubmitError::Broken("no such queue"))
+    }
+}
+
+fn check(options: &VhostUserOptions) -> Result<()> {
+    let size = options.queue_size;
+    if !size.is_power_of_two() || !(4..=32768).contains(&size) {
+        let what = format!("a queue of {size} entries: not a power of two from 4 to 32768");
+        return Err(Error::Invalid(what));
+    }
+    if options.request_queues == 0 {
+        return Err(Error::Invalid("no request queue asked for".into()));
+    }
+    Ok(())
+}
+
+/// Reserves the window and offers the back end its channel, if the device has
+/// a window.
+fn open_window(
+    handshake: &mut Handshake,
+    agreed: &Agreed,
+    hook: Option<Arc<dyn WindowHook>>,
+) -> Result<(Option<Arc<Window>>, Option<WindowServer>)> {
+    if agreed.window_bytes < RANGE_BYTES {
+        return Ok((None, None));
+    }
+    let window = Window::reserve(agreed.window_bytes).map_err(|source| Error::Local {
+        operation: "reserve the window",
+        source,
+    })?;
+    let window = Arc::new(window);
+    let starting = |source| Error::Local {
+        operation: "start the window server",
+        source,
+    };
+    let (ours, theirs) = UnixStream::pair().map_err(starting)?;
+    let reply_ack = agreed.reply_ack();
+    let server =
+        WindowServer::start(ours, Arc::clone(&window), reply_ack, hook).map_err(starting)?;
+    handshake.offer_channel(&theirs)?;
+    Ok((Some(window), Some(server)))
+}
+
+impl Transport for VhostUser {
+    fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    fn queues(&self) -> usize {
+        self.queues.len()
+    }
+
+    fn depth(&self) -> usize {
+        usize::from(self.agreed.queue_size)
+    }
+
+    fn submit(&self, queue: usize, chain: Chain<'_>, token: u32) -> Result<(), SubmitError> {
+        self.open_queue(queue)?.submit(chain, token)
+    }
+
+    fn submit_raw(
+        &self,
+        queue: usize,
+        descriptors: &[RawDescriptor],
+        token: u32,
+    ) -> Result<(), SubmitError> {
+        self.open_queue(queue)?.submit_raw(descriptors, token)
+    }
+
+    fn reap(&self, queue: usize, out: &mut [Completion]) -> Result<usize, SubmitError> {
+        match self.queues.get(queue) {
+            Some(queue) => queue.reap(out),
+            None => Ok(0),
+        }
+    }
+
+    fn has_used(&self, queue: usize) -> bool {
+        self.queues.get(queue).is_some_and(|queue| queue.has_used())
+    }
+
+    fn wait(&self, queue: usize, deadline: Instant) -> Wake {
+        match self.queues.get(queue) {
+            Some(queue) => queue.wait(deadline, || self.is_connected()),
+            None => Wake::Disconnected,
+        }
+    }
+
+    fn is_connected(&self) -> bool {
+        self.watch.is_connected()
+    }
+
+    fn window(&self) -> Option<&Arc<Window>> {
+        self.window.as_ref()
+    }
+
+    fn reset(&self) -> Result<()> {
+        let mut handshake = self.handshake.lock();
+        let bounded = self.watch.deadline(Instant::now() + self.control_timeout);
+        handshake.reset(&self.agreed)?;
+        for queue in &self.queues {
+            queue.reset();
+        }
+        let started = handshake.start(&self.agreed, &self.memory, &self.queues);
+        drop(bounded);
+        started
+    }
+
+    fn disconnect(&self) {
+        self.watch.disconnect();
+    }
+}
+
+impl Drop for VhostUser {
+    fn drop(&mut self) {
+        // Both sockets end first, so that the threads joined by the fields'
+        // own drop have nothing left to wait for.
+        self.watch.disconnect();
+    }
+}

@@ -1,0 +1,272 @@
+//! Every mapping call of the guest end, behind checked ranges.
+//!
+//! Owns the [`Area`]: a piece of reserved address space. Law: an operation
+//! turns its offsets into addresses only through [`Area::pages`] or
+//! [`Area::bytes`], which refuse whatever does not lie inside the area, so no
+//! call here can touch memory that the area does not own. An area is created
+//! by `mmap` and given back by `munmap`, and its address space is never
+//! handed to anybody else in between.
+#![allow(unsafe_code)]
+
+mod guard;
+
+use std::ffi::c_void;
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::ptr::NonNull;
+
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+use rustix::param::page_size;
+
+/// Areas start on this boundary, so that huge pages of a file can be mapped
+/// huge.
+const ALIGN_BYTES: usize = 2 << 20;
+
+/// What may be done with the memory of a mapping.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Protection {
+    /// Nothing: an access is a SIGSEGV.
+    None,
+    /// Loads.
+    Read,
+    /// Loads and stores.
+    ReadWrite,
+}
+
+impl Protection {
+    fn to_mmap(self) -> ProtFlags {
+        match self {
+            Protection::None => ProtFlags::empty(),
+            Protection::Read => ProtFlags::READ,
+            Protection::ReadWrite => ProtFlags::READ | ProtFlags::WRITE,
+        }
+    }
+}
+
+/// Reserved address space, aligned to 2 MiB; unmapped on drop.
+#[derive(Debug)]
+pub(crate) struct Area {
+    base: NonNull<u8>,
+    len: usize,
+}
+
+// SAFETY: an area is an address and a length. It hands out no references into
+// itself; all copies go through the guarded copy, which tolerates racing
+// stores as the shared memory of another process has to be tolerated.
+unsafe impl Send for Area {}
+// SAFETY: as for `Send`; the kernel serialises mapping calls.
+unsafe impl Sync for Area {}
+
+fn invalid(what: &'static str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidInput, what)
+}
+
+impl Area {
+    /// Reserves `len` bytes (a multiple of the page size) of anonymous memory
+    /// that costs nothing until touched.
+    pub(crate) fn reserve(len: usize, protection: Protection) -> io::Result<Area> {
+        if len == 0 || !len.is_multiple_of(page_size()) {
+            return Err(invalid("an area is a positive number of pages"));
+        }
+        let padded = len
+            .checked_add(ALIGN_BYTES)
+            .ok_or_else(|| invalid("an area must fit the address space"))?;
+        // SAFETY: a fresh anonymous mapping at an address the kernel chooses
+        // replaces nothing.
+        let raw = unsafe {
+            mm::mmap_anonymous(
+                std::ptr::null_mut(),
+                padded,
+                protection.to_mmap(),
+                MapFlags::PRIVATE | MapFlags::NORESERVE,
+            )?
+        };
+        let head = raw.addr().next_multiple_of(ALIGN_BYTES) - raw.addr();
+        let tail = padded - head - len;
+        // SAFETY: `head + len + tail == padded`: all pointers stay in or at
+        // the end of the mapping just made, and the two trimmed pieces are
+        // ours and not in use.
+        unsafe {
+            let base = raw.cast::<u8>().add(head);
+            if head > 0 {
+                mm::munmap(raw, head)?;
+            }
+            if tail > 0 {
+                mm::munmap(base.add(len).cast(), tail)?;
+            }
+            Ok(Area {
+                base: NonNull::new_unchecked(base),
+                len,
+            })
+        }
+    }
+
+    /// Bytes of the area.
+    pub(crate) fn len(&self) -> usize {
+        self.len
+    }
+
+    /// Address of the first byte.
+    pub(crate) fn address(&self) -> usize {
+        self.base.as_ptr().addr()
+    }
+
+    /// Pointer to byte `at`; `at` may be one past the end.
+    pub(crate) fn pointer(&self, at: usize) -> *mut u8 {
+        self.base.as_ptr().wrapping_add(at.min(self.len))
+    }
+
+    /// Replaces `at..at + len` by a shared mapping of `file`, in one step.
+    pub(crate) fn map_file(
+        &self,
+        at: usize,
+        len: usize,
+        file: BorrowedFd<'_>,
+        file_offset: u64,
+        protection: Protection,
+    ) -> io::Result<()> {
+        let target = self.pages(at, len)?;
+        let flags = MapFlags::SHARED | MapFlags::FIXED;
+        // SAFETY: `pages` checked that the whole target belongs to this area,
+        // so MAP_FIXED replaces only memory of the area.
+        unsafe { mm::mmap(target, len, protection.to_mmap(), flags, file, file_offset)? };
+        Ok(())
+    }
+
+    /// Puts the inaccessible reservation back over `at..at + len`.
+    pub(crate) fn map_nothing(&self, at: usize, len: usize) -> io::Result<()> {
+        let target = self.pages(at, len)?;
+        let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
+        // SAFETY: as in `map_file`.
+        unsafe { mm::mmap_anonymous(target, len, ProtFlags::empty(), flags)? };
+        Ok(())
+    }
+
+    /// Makes `at..at + len` show what `source` shows at `from`: a second
+    /// mapping of the same file range. `source` must hold a shared mapping
+    /// there; what this area held is replaced in one step.
+    pub(crate) fn alias(
+        &self,
+        at: usize,
+        source: &Area,
+        from: usize,
+        len: usize,
+    ) -> io::Result<()> {
+        let target = self.pages(at, len)?;
+        let origin = source.pages(from, len)?;
+        let flags = MremapFlags::MAYMOVE;
+        // SAFETY: both ranges were checked to lie inside their areas. An old
+        // size of 0 leaves the source as it is and only duplicates it; the
+        // kernel refuses that for private mappings.
+        unsafe { mm::mremap_fixed(origin, 0, len, flags, target)? };
+        Ok(())
+    }
+
+    /// Replaces `at..at + len` by the first `len` bytes of `spare`, which
+    /// stays mapped. The spare's userfaultfd registration travels along, if
+    /// that was opened with `EVENT_REMAP`: then the target is at no moment
+    /// without one, and this call returns only when somebody has read the
+    /// event.
+    pub(crate) fn take_registration(&self, at: usize, spare: &Area, len: usize) -> io::Result<()> {
+        let target = self.pages(at, len)?;
+        let origin = spare.pages(0, len)?;
+        let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
+        // SAFETY: both ranges were checked to lie inside their areas; the
+        // spare holds no data (every access to it would fault), so moving its
+        // pages away loses nothing.
+        unsafe { mm::mremap_fixed(origin, len, len, flags, target)? };
+        Ok(())
+    }
+
+    /// Changes what may be done with `at..at + len`.
+    pub(crate) fn protect(&self, at: usize, len: usize, protection: Protection) -> io::Result<()> {
+        let target = self.pages(at, len)?;
+        let flags = match protection {
+            Protection::None => MprotectFlags::empty(),
+            Protection::Read => MprotectFlags::READ,
+            Protection::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
+        };
+        // SAFETY: the range lies inside the area; nobody holds references
+        // into it, and raw pointers are documented to follow the protection.
+        unsafe { mm::mprotect(target, len, flags)? };
+        Ok(())
+    }
+
+    /// Fills the page tables of `at..at + len`, as loads would.
+    pub(crate) fn populate(&self, at: usize, len: usize) -> io::Result<()> {
+        let target = self.pages(at, len)?;
+        // SAFETY: populating changes no content; the range is ours.
+        unsafe { mm::madvise(target, len, Advice::LinuxPopulateRead)? };
+        Ok(())
+    }
+
+    /// Keeps the area out of child processes.
+    pub(crate) fn keep_from_children(&self) -> io::Result<()> {
+        // SAFETY: the advice concerns children only; the range is ours.
+        unsafe { mm::madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxDontFork)? };
+        Ok(())
+    }
+
+    /// Copies `out.len()` bytes from `at` out of the area. On a page without
+    /// a file behind it: the number of bytes copied until there.
+    pub(crate) fn copy_out(&self, at: usize, out: &mut [u8]) -> Result<(), usize> {
+        let source = self.bytes(at, out.len()).ok_or(0usize)?;
+        // SAFETY: the source range is mapped as long as the area lives and
+        // the copy survives SIGBUS; the target is an exclusive slice outside
+        // the area's own mapping calls.
+        let left = unsafe { guard::copy(out.as_mut_ptr(), source, out.len()) };
+        match left {
+            0 => Ok(()),
+            left => Err(out.len().saturating_sub(left)),
+        }
+    }
+
+    /// Copies `bytes` into the area at `at`, which must be mapped writable;
+    /// otherwise as [`copy_out`](Self::copy_out).
+    pub(crate) fn copy_in(&self, at: usize, bytes: &[u8]) -> Result<(), usize> {
+        let target = self.bytes(at, bytes.len()).ok_or(0usize)?;
+        // SAFETY: as in `copy_out`, with the roles changed; shared file
+        // memory may be stored to at any time, nobody holds references to it.
+        let left = unsafe { guard::copy(target, bytes.as_ptr(), bytes.len()) };
+        match left {
+            0 => Ok(()),
+            left => Err(bytes.len().saturating_sub(left)),
+        }
+    }
+
+    /// The address of a page-aligned, non-empty range inside the area.
+    fn pages(&self, at: usize, len: usize) -> io::Result<*mut c_void> {
+        let page = page_size();
+        if len == 0 || !at.is_multiple_of(page) || !len.is_multiple_of(page) {
+            return Err(invalid("the range is empty or not page aligned"));
+        }
+        match self.bytes(at, len) {
+            Some(pointer) => Ok(pointer.cast()),
+            None => Err(invalid("the range leaves the area")),
+        }
+    }
+
+    /// The address of a range of any alignment inside the area.
+    fn bytes(&self, at: usize, len: usize) -> Option<*mut u8> {
+        let end = at.checked_add(len)?;
+        if end > self.len {
+            return None;
+        }
+        // SAFETY: `at <= self.len`, so the result is in or at the end of the
+        // mapping.
+        Some(unsafe { self.base.as_ptr().add(at) })
+    }
+}
+
+impl Drop for Area {
+    fn drop(&mut self) {
+        // SAFETY: the area owns exactly this range, and with `self` gone
+        // nobody can reach it any more.
+        if let Err(e) = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) } {
+            tracing::warn!("munmap of {:#x} bytes: {e}", self.len);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;
