@@ -240,7 +240,3 @@ fn note_end(result: Result<(), DaemonError>) {
         Err(error) => tracing::warn!(%error, "the client broke the protocol and was dropped"),
     }
 }
-
-#[cfg(test)]
-#[path = "serve_test.rs"]
-mod tests;
