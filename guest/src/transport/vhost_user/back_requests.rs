@@ -355,7 +355,7 @@ impl Worker {
     }
 
     fn failed(&self, operation: &str, error: &io::Error) -> Errno {
-        tracing::warn!(operation, %error, "the window refused");
+        tracing::debug!(operation, %error, "the window refused");
         Errno::from_io_error(error).unwrap_or(Errno::IO)
     }
 }
