@@ -456,8 +456,14 @@ impl Dax {
             .iter()
             .map(|one| self.range(one.moffset, one.len))
             .collect();
+        let mut checked = checked?;
+        if connected.can.is_byte_granular() {
+            // Neighbours cost one message together.
+            checked.sort_unstable();
+            checked = joined(checked);
+        }
         let mut result = Ok(());
-        for range in checked? {
+        for range in checked {
             let _reserved = self.reserve(range);
             // One bad range must not keep the others mapped.
             result = result.and(self.remove_one(&connected, range));
@@ -470,18 +476,22 @@ impl Dax {
         if overlapping.is_empty() {
             count(&self.counters.removals_of_nothing);
         }
+        let granular = connected.can.is_byte_granular();
         let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
-        if !whole && !connected.can.is_byte_granular() {
+        if !whole && !granular {
             return Err(MapError::PartialOverlap);
         }
-        for piece in overlapping {
-            let Some(part) = piece.range.intersection(&range) else {
+        let mut result = Ok(());
+        for unmapped in runs(&overlapping, granular) {
+            let Some(part) = unmapped.intersection(&range) else {
                 continue;
             };
-            self.unmap_piece(connected, part)?;
-            count(&self.counters.removals);
+            match self.unmap_piece(connected, part) {
+                Ok(()) => count(&self.counters.removals),
+                Err(error) => result = result.and(Err(error.into())),
+            }
         }
-        Ok(())
+        result
     }
 
     /// Ends the session: lets nobody in, waits for who is inside, unmaps
@@ -502,16 +512,26 @@ impl Dax {
     }
 }
 
-/// The ranges to unmap: neighbours as one where the front end allows.
-fn runs(pieces: &[Piece], joined: bool) -> Vec<WindowRange> {
+/// The ranges to unmap: neighbours as one where the front end allows, and
+/// apart from them what is not sure to be mapped.
+fn runs(pieces: &[Piece], granular: bool) -> Vec<WindowRange> {
+    let ranges = pieces.iter().map(|piece| piece.range).collect();
+    if granular && pieces.iter().all(|piece| piece.certain) {
+        return joined(ranges);
+    }
+    ranges
+}
+
+/// Sorted ranges with neighbours joined.
+fn joined(ranges: Vec<WindowRange>) -> Vec<WindowRange> {
     let mut runs: Vec<WindowRange> = Vec::new();
-    for piece in pieces {
-        match runs
-            .last_mut()
-            .and_then(|last| last.joined(&piece.range).map(|run| (last, run)))
-        {
-            Some((last, run)) if joined => *last = run,
-            _ => runs.push(piece.range),
+    for range in ranges {
+        match runs.last_mut() {
+            Some(last) => match last.joined(&range) {
+                Some(run) => *last = run,
+                None => runs.push(range),
+            },
+            None => runs.push(range),
         }
     }
     runs

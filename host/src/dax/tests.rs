@@ -367,6 +367,24 @@ fn reset_and_a_fresh_init_leave_nothing() {
 }
 
 #[test]
+fn a_batch_of_neighbours_costs_one_message() {
+    let (dax, model) = dax(Kind::Plain, 8, DaxOptions::default());
+    let files = Files::new(1, 8 * RANGE);
+    for i in 0..8 {
+        dax.setup(&files, 0, &setup_in(i, i, true)).expect("mapped");
+    }
+    let before = *model.messages.lock();
+    let batch: Vec<_> = [3, 1, 2, 6]
+        .iter()
+        .map(|i| remove_one(i * RANGE, RANGE)[0])
+        .collect();
+    dax.remove(&batch).expect("removed");
+    assert_eq!(*model.messages.lock() - before, 2);
+    assert_eq!(dax.stats().live_ranges, 4);
+    assert_eq!(entered(&dax, &files), *model.pages.lock());
+}
+
+#[test]
 fn files_of_mapped_inodes_are_opened_once() {
     let (dax, _) = dax(Kind::Plain, 8, DaxOptions::default());
     let files = Files::new(1, 8 * RANGE);
