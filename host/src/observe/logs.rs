@@ -1,5 +1,6 @@
 //! Logs go to standard error, one line each, through tracing.
 
+use std::io::IsTerminal;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
@@ -39,6 +40,8 @@ pub fn init(level: &str) -> Result<(), LogError> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        // A journal or a file keeps escape sequences for ever.
+        .with_ansi(std::io::stderr().is_terminal())
         .with_target(true)
         .try_init()
         .map_err(|_| LogError::AlreadySet)
