@@ -53,7 +53,10 @@ fn bad_flags_are_named_and_end_with_2() {
     let cases: [(&[&str], &str); 10] = [
         (&["--tag", ""], "--tag"),
         (&["--tag", "a\nb"], "--tag"),
-        (&["--tag", "a-tag-that-is-longer-than-the-36-bytes"], "--tag"),
+        (
+            &["--tag", "a-tag-that-is-longer-than-the-36-bytes"],
+            "--tag",
+        ),
         (&["--num-request-queues", "0"], "--num-request-queues"),
         (&["--num-request-queues", "64"], "--num-request-queues"),
         (&["--dax-window", "3M"], "--dax-window"),
@@ -170,4 +173,12 @@ fn another_socket_in_its_place_is_not_removed() {
     let _other = UnixListener::bind(daemon.socket()).expect("bind");
     assert!(daemon.terminate().success());
     assert!(daemon.socket().exists(), "it was not the daemon's");
+}
+
+#[test]
+fn a_log_that_is_no_terminal_has_no_colours() {
+    let share = on_disk();
+    let daemon = Daemon::start(share.path(), &[]);
+    assert_serves_next(&daemon);
+    assert!(!daemon.log().contains('\u{1b}'), "{:?}", daemon.log());
 }

@@ -59,12 +59,7 @@ pub(crate) fn ask(session: &Session, message: &Message) -> Answer {
 }
 
 /// Sends any bytes, one descriptor for each part.
-pub(crate) fn send(
-    session: &Session,
-    parts: &[&[u8]],
-    unique: u64,
-    room: usize,
-) -> Option<Answer> {
+pub(crate) fn send(session: &Session, parts: &[&[u8]], unique: u64, room: usize) -> Option<Answer> {
     let reply = session.raw(1, parts, room).expect("handed back in time");
     check(&reply, unique)
 }

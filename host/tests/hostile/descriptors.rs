@@ -1,14 +1,20 @@
 //! Bad descriptors around good requests.
 
-use std::time::Duration;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use daxwindow_guest::Error;
-use daxwindow_guest::session::{RawDescriptor, Session};
+use daxwindow_guest::session::{DmaBuf, RawDescriptor, Session, SessionOptions};
+use daxwindow_guest::transport::Transport;
+use daxwindow_guest::transport::memory::MEMORY_BASE;
 use daxwindow_shared::fuse::{Opcode, OutHeader, ROOT_ID};
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::common::wire::Message;
-use crate::common::{Daemon, PATIENCE, assert_serves, assert_serves_next, attach, in_memory};
+use crate::common::{
+    Daemon, PATIENCE, assert_serves, assert_serves_next, attach, attach_soon, in_memory, options,
+    pattern,
+};
 
 const NEXT: u16 = 1;
 const WRITE: u16 = 2;
@@ -16,10 +22,10 @@ const INDIRECT: u16 = 4;
 
 /// A session with a good request and room for its reply in guest memory.
 struct Bench {
-    session: std::sync::Arc<Session>,
-    request: daxwindow_guest::session::DmaBuf,
-    reply: daxwindow_guest::session::DmaBuf,
-    table: daxwindow_guest::session::DmaBuf,
+    session: Arc<Session>,
+    request: DmaBuf,
+    reply: DmaBuf,
+    table: DmaBuf,
     len: u32,
     daemon: Daemon,
     _share: tempfile::TempDir,
@@ -239,7 +245,10 @@ fn indirect_tables_are_checked() {
     let bad = [
         (RawDescriptor { len: 0, ..whole }, "an empty table"),
         (RawDescriptor { len: 31, ..whole }, "half a descriptor"),
-        (RawDescriptor { len: 17, ..whole }, "a descriptor and a byte"),
+        (
+            RawDescriptor { len: 17, ..whole },
+            "a descriptor and a byte",
+        ),
         (RawDescriptor { addr: 8, ..whole }, "a table outside memory"),
         (
             RawDescriptor {
@@ -314,7 +323,10 @@ fn a_full_ring_of_bad_chains_does_not_use_the_queue_up() {
     }
     assert_serves(&bench.session);
     let log = bench.daemon.log();
-    assert!(log.matches("refused").count() < 10, "the log is not flooded");
+    assert!(
+        log.matches("refused").count() < 10,
+        "the log is not flooded"
+    );
 }
 
 #[test]
@@ -324,12 +336,11 @@ fn rings_full_of_noise_cost_the_connection_at_most() {
     for round in 0..8u64 {
         let session = attach_quickly(&daemon);
         let memory = session.device().expect("vhost-user");
-        use daxwindow_guest::transport::Transport;
         let memory = memory.memory();
         // All of guest memory, so the rings as well.
-        let noise = crate::common::pattern(round, 0, 1 << 20);
+        let noise = pattern(round, 0, 1 << 20);
         for mebibyte in 0..memory.bytes() >> 20 {
-            let at = daxwindow_guest::transport::memory::MEMORY_BASE.plus(mebibyte << 20);
+            let at = MEMORY_BASE.plus(mebibyte << 20);
             memory.write(at, &noise);
         }
         // It may be answered or not.
@@ -340,18 +351,18 @@ fn rings_full_of_noise_cost_the_connection_at_most() {
 }
 
 /// A session that does not wait long for answers, since none may come.
-fn attach_quickly(daemon: &Daemon) -> std::sync::Arc<Session> {
-    drop(crate::common::attach_soon(daemon));
-    let options = daxwindow_guest::session::SessionOptions {
+fn attach_quickly(daemon: &Daemon) -> Arc<Session> {
+    drop(attach_soon(daemon));
+    let options = SessionOptions {
         timeout: Duration::from_millis(100),
         memory_bytes: 4 << 20,
-        ..crate::common::options(daemon)
+        ..options(daemon)
     };
-    let deadline = std::time::Instant::now() + PATIENCE;
+    let deadline = Instant::now() + PATIENCE;
     loop {
         match Session::connect(options.clone()) {
             Ok(session) => return session,
-            Err(error) => assert!(std::time::Instant::now() < deadline, "{error}"),
+            Err(error) => assert!(Instant::now() < deadline, "{error}"),
         }
     }
 }

@@ -6,9 +6,9 @@
 mod common;
 
 mod descriptors;
-// mod front_end;
-// mod mutated;
+mod front_end;
+mod mutated;
 mod requests;
 mod samples;
-// mod socket;
-// mod windows;
+mod socket;
+mod windows;

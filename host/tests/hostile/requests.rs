@@ -10,7 +10,7 @@ use std::time::Instant;
 use zerocopy::IntoBytes;
 
 use crate::common::wire::{Message, ROOM, args, ask, ask_with, check, send};
-use crate::common::{Daemon, PATIENCE, assert_serves, attach, in_memory};
+use crate::common::{Daemon, PATIENCE, assert_serves, in_memory};
 use crate::samples::{Scene, answered, forgets, init, releases};
 
 const INVAL: i32 = libc::EINVAL;
@@ -238,7 +238,9 @@ fn names_that_are_no_single_component_are_refused() {
         let bad = Message::new(good.header.opcode, ROOT_ID, body);
         assert_eq!(ask(&scene.session, &bad).errno, INVAL, "{bad:?}");
     }
-    let unharmed: Vec<_> = std::fs::read_dir(scene.share.path()).expect("list").collect();
+    let unharmed: Vec<_> = std::fs::read_dir(scene.share.path())
+        .expect("list")
+        .collect();
     assert_eq!(unharmed.len(), 3, "{unharmed:?}");
 }
 
@@ -420,7 +422,10 @@ fn requests_before_init_are_enotconn() {
 fn anything_may_come_on_the_queue_for_forgets() {
     let scene = Scene::new();
     let getattr = Message::new(Opcode::Statfs as u32, ROOT_ID, []).bytes();
-    let reply = scene.session.raw(0, &[&getattr], ROOM).expect("handed back");
+    let reply = scene
+        .session
+        .raw(0, &[&getattr], ROOM)
+        .expect("handed back");
     let unique = Message::new(0, 0, []).header.unique;
     assert_eq!(check(&reply, unique).expect("an answer").errno, 0);
     for junk in [&[0xff; 100][..], &[0; 1][..]] {

@@ -36,14 +36,24 @@ fn furnish(share: &Path) {
     std::os::unix::fs::symlink("file", share.join("link")).expect("a link");
 }
 
+/// Puts back what damaged requests may have removed.
+pub(crate) fn refurnish(share: &Path) {
+    for entry in std::fs::read_dir(share).expect("list") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() && !path.is_symlink() {
+            std::fs::remove_dir_all(path).expect("remove");
+        } else {
+            std::fs::remove_file(path).expect("remove");
+        }
+    }
+    furnish(share);
+}
+
 impl Scene {
     pub(crate) fn new() -> Scene {
         let share = in_memory();
         furnish(share.path());
-        let daemon = Daemon::start(
-            share.path(),
-            &["--dax", "always", "--dax-window", "16M"],
-        );
+        let daemon = Daemon::start(share.path(), &["--dax", "always", "--dax-window", "16M"]);
         let session = attach(&daemon);
         let mut scene = Scene {
             share,
@@ -260,11 +270,7 @@ pub(crate) fn forgets() -> Vec<Message> {
     });
     let many = args(BatchForgetIn { count: 1, dummy: 0 });
     vec![
-        message(
-            Opcode::Forget,
-            u64::MAX,
-            &[&args(ForgetIn { nlookup: 1 })],
-        ),
+        message(Opcode::Forget, u64::MAX, &[&args(ForgetIn { nlookup: 1 })]),
         message(Opcode::BatchForget, 0, &[&many, &one]),
     ]
 }
