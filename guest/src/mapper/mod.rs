@@ -24,7 +24,7 @@ mod slot;
 pub(crate) mod stats;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
@@ -110,8 +110,8 @@ pub(crate) struct Core {
 /// of use and give back behind it.
 pub(crate) struct Mapper {
     core: Arc<Core>,
-    ahead: prefetch::Ahead,
-    reclaimer: Option<JoinHandle<()>>,
+    ahead: Arc<prefetch::Ahead>,
+    reclaimer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::ops::Deref for Mapper {
@@ -131,9 +131,9 @@ impl Mapper {
         let core = Arc::new(Core::new(window, channel, options)?);
         let reclaimer = reclaim::spawn(Arc::clone(&core))?;
         Ok(Mapper {
-            ahead: prefetch::Ahead::spawn(Arc::clone(&core))?,
+            ahead: Arc::new(prefetch::Ahead::spawn(Arc::clone(&core))?),
             core,
-            reclaimer: Some(reclaimer),
+            reclaimer: Mutex::new(Some(reclaimer)),
         })
     }
 
@@ -143,19 +143,27 @@ impl Mapper {
     }
 
     /// The worker that maps ahead.
-    pub(crate) fn ahead(&self) -> &prefetch::Ahead {
+    pub(crate) fn ahead(&self) -> &Arc<prefetch::Ahead> {
         &self.ahead
+    }
+}
+
+impl Mapper {
+    /// Ends the threads. Whoever serves faults has to go on until this is
+    /// done, since a reclaim in progress waits for it.
+    pub(crate) fn stop(&self) {
+        self.core.stopping.store(true, Ordering::SeqCst);
+        self.core.reclaimer.ring();
+        self.ahead.stop();
+        if let Some(thread) = self.reclaimer.lock().take() {
+            let _ = thread.join();
+        }
     }
 }
 
 impl Drop for Mapper {
     fn drop(&mut self) {
-        self.core.stopping.store(true, Ordering::SeqCst);
-        self.core.reclaimer.ring();
-        self.ahead.stop();
-        if let Some(thread) = self.reclaimer.take() {
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 

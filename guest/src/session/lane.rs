@@ -502,7 +502,3 @@ impl Spin {
         }
     }
 }
-
-#[cfg(test)]
-#[path = "lane_test.rs"]
-mod tests;

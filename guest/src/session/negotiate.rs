@@ -120,7 +120,7 @@ mod tests {
 
     #[test]
     fn answers_are_checked_and_trimmed() {
-        let (flags, flags2) = (OFFERED | InitFlags::WRITEBACK_CACHE).to_words();
+        let (flags, _) = (OFFERED | InitFlags::WRITEBACK_CACHE).to_words();
         let good = InitOut {
             major: 7,
             minor: 45,

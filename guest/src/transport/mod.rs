@@ -8,7 +8,10 @@
 
 mod buddy;
 pub mod memory;
+mod queue;
 pub mod split_queue;
+#[cfg(test)]
+pub(crate) mod test_device;
 pub mod vhost_user;
 
 use std::sync::Arc;

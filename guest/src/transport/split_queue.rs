@@ -30,9 +30,9 @@ use super::{
     Chain, Completion, DmaBuf, GuestAddr, GuestMemory, RawDescriptor, Segment, SubmitError,
 };
 
-const F_NEXT: u16 = VRING_DESC_F_NEXT as u16;
-const F_WRITE: u16 = VRING_DESC_F_WRITE as u16;
-const F_INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
+pub(super) const F_NEXT: u16 = VRING_DESC_F_NEXT as u16;
+pub(super) const F_WRITE: u16 = VRING_DESC_F_WRITE as u16;
+pub(super) const F_INDIRECT: u16 = VRING_DESC_F_INDIRECT as u16;
 
 /// Descriptors in one indirect table.
 const TABLE_ENTRIES: u16 = 8;
@@ -40,20 +40,20 @@ const TABLE_ENTRIES: u16 = 8;
 /// An entry of the descriptor table.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct Descriptor {
-    addr: u64,
-    len: u32,
-    flags: u16,
-    next: u16,
+pub(super) struct Descriptor {
+    pub(super) addr: u64,
+    pub(super) len: u32,
+    pub(super) flags: u16,
+    pub(super) next: u16,
 }
 const _: () = assert!(size_of::<Descriptor>() == 16);
 
 /// An entry of the used ring.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-struct UsedElement {
-    id: u32,
-    len: u32,
+pub(super) struct UsedElement {
+    pub(super) id: u32,
+    pub(super) len: u32,
 }
 const _: () = assert!(size_of::<UsedElement>() == 8);
 
@@ -88,19 +88,19 @@ impl Layout {
         }
     }
 
-    fn avail_idx(&self) -> GuestAddr {
+    pub(super) fn avail_idx(&self) -> GuestAddr {
         self.avail.plus(2)
     }
 
-    fn used_idx(&self) -> GuestAddr {
+    pub(super) fn used_idx(&self) -> GuestAddr {
         self.used.plus(2)
     }
 
-    fn used_event(&self, size: u16) -> GuestAddr {
+    pub(super) fn used_event(&self, size: u16) -> GuestAddr {
         self.avail.plus(4 + 2 * u64::from(size))
     }
 
-    fn avail_event(&self, size: u16) -> GuestAddr {
+    pub(super) fn avail_event(&self, size: u16) -> GuestAddr {
         self.used.plus(4 + 8 * u64::from(size))
     }
 }
@@ -186,6 +186,16 @@ impl SplitQueue {
     /// Where the rings are.
     pub fn layout(&self) -> &Layout {
         &self.layout
+    }
+
+    /// The memory it is in.
+    pub fn memory(&self) -> &Arc<GuestMemory> {
+        &self.memory
+    }
+
+    /// Its number of entries.
+    pub fn size(&self) -> u16 {
+        self.size
     }
 
     /// Queues `chain`; returns whether the device wants a kick.
@@ -431,7 +441,7 @@ impl SplitQueue {
 
 /// Whether an index moving from `old` to `new` passed `event` (virtio 1.3,
 /// section 2.7.10).
-fn crossed(event: u16, new: u16, old: u16) -> bool {
+pub(super) fn crossed(event: u16, new: u16, old: u16) -> bool {
     new.wrapping_sub(event).wrapping_sub(1) < new.wrapping_sub(old)
 }
 

@@ -1,82 +1,16 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::transport::test_device::RingDevice;
 
-/// The device's side, as small as it can be.
-struct Device {
-    memory: Arc<GuestMemory>,
-    layout: Layout,
-    size: u16,
-    seen: u16,
-    used: u16,
-}
-
-impl Device {
-    fn new(queue: &SplitQueue) -> Device {
-        let memory = Arc::clone(&queue.memory);
-        Device {
-            memory,
-            layout: *queue.layout(),
-            size: queue.size,
-            seen: 0,
-            used: 0,
-        }
-    }
-
-    /// Heads made available since the last call.
-    fn take(&mut self) -> Vec<u16> {
-        let idx = self
-            .memory
-            .word(self.layout.avail_idx())
-            .load(Ordering::Acquire);
-        let mut heads = Vec::new();
-        while self.seen != idx {
-            let slot = u64::from(self.seen % self.size);
-            let entry = self.memory.word(self.layout.avail.plus(4 + 2 * slot));
-            heads.push(entry.load(Ordering::Relaxed));
-            self.seen = self.seen.wrapping_add(1);
-        }
-        heads
-    }
-
-    /// The segments of a chain: address, length, whether writable.
-    fn chain(&self, head: u16) -> Vec<(u64, u32, bool)> {
-        let (mut table, mut index, mut out) = (self.layout.descriptors, head, Vec::new());
-        loop {
-            let d: Descriptor = self.memory.load(table.plus(16 * u64::from(index)));
-            if d.flags & F_INDIRECT != 0 {
-                (table, index) = (GuestAddr(d.addr), 0);
-                continue;
-            }
-            out.push((d.addr, d.len, d.flags & F_WRITE != 0));
-            if d.flags & F_NEXT == 0 {
-                return out;
-            }
-            index = d.next;
-        }
-    }
-
-    fn give_back(&mut self, id: u32, len: u32) {
-        let slot = u64::from(self.used % self.size);
-        self.memory.store(
-            self.layout.used.plus(4 + 8 * slot),
-            &UsedElement { id, len },
-        );
-        self.used = self.used.wrapping_add(1);
-        self.memory
-            .word(self.layout.used_idx())
-            .store(self.used, Ordering::Release);
-    }
-}
-
-fn queue(size: u16, indirect: bool) -> (SplitQueue, Device) {
+fn queue(size: u16, indirect: bool) -> (SplitQueue, RingDevice) {
     let memory = GuestMemory::new(1 << 20).expect("memory");
     let features = QueueFeatures {
         event_idx: true,
         indirect,
     };
     let queue = SplitQueue::new(&memory, size, features).expect("rings fit");
-    let device = Device::new(&queue);
+    let device = RingDevice::new(&queue);
     (queue, device)
 }
 

@@ -39,6 +39,11 @@ impl MemoryTable {
         self.state.lock().regions.len()
     }
 
+    /// Whether the table has no region.
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+
     /// The regions now.
     pub fn regions(&self) -> BTreeMap<u64, u64> {
         self.state.lock().regions.clone()

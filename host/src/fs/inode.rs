@@ -172,11 +172,13 @@ impl<V> IdShards<V> {
     }
 }
 
+type KeyShard = RwLock<HashMap<Key, Arc<Inode>>>;
+
 /// All inodes of one guest.
 #[derive(Debug)]
 pub(super) struct InodeTable {
     by_id: IdShards<Arc<Inode>>,
-    by_key: Box<[RwLock<HashMap<Key, Arc<Inode>>>]>,
+    by_key: Box<[KeyShard]>,
     hasher: RandomState,
     next_id: AtomicU64,
     session: Arc<AtomicU64>,
@@ -308,7 +310,7 @@ impl InodeTable {
         shard.insert(ROOT_ID, Arc::new(root));
     }
 
-    fn key_shard(&self, key: &Key) -> &RwLock<HashMap<Key, Arc<Inode>>> {
+    fn key_shard(&self, key: &Key) -> &KeyShard {
         // The remainder is below the number of shards.
         &self.by_key[(self.hasher.hash_one(key) % SHARDS as u64) as usize]
     }

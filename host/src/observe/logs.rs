@@ -40,7 +40,6 @@ pub fn init(level: &str) -> Result<(), LogError> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
-        // A journal or a file keeps escape sequences for ever.
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(true)
         .try_init()

@@ -33,7 +33,7 @@ impl Server {
 
 /// A Linux guest takes EAGAIN on a fault for "no free range" and tries again
 /// for ever, out of reach of any signal.
-fn never_again(errno: Errno) -> Errno {
+pub(super) fn never_again(errno: Errno) -> Errno {
     if errno == Errno::AGAIN {
         Errno::IO
     } else {

@@ -1,1 +1,353 @@
+use std::fs::File;
+use std::io::{IoSlice, Read, Write};
+use std::os::fd::BorrowedFd;
+use std::time::Duration;
 
+use daxwindow_shared::shmem::MAP_WRITABLE;
+use daxwindow_shared::window::RANGE_BYTES;
+use rustix::fs::{Mode, OFlags};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
+
+use super::*;
+
+const WINDOW: u64 = 4 * RANGE_BYTES;
+
+/// The back end's end of a channel, and the server behind the other.
+struct Peer {
+    stream: UnixStream,
+    server: WindowServer,
+}
+
+impl Peer {
+    fn new() -> Peer {
+        Peer::with(None)
+    }
+
+    fn with(hook: Option<Arc<dyn WindowHook>>) -> Peer {
+        let (ours, stream) = UnixStream::pair().expect("pair");
+        stream
+            .set_read_timeout(Some(Duration::from_secs(10)))
+            .expect("timeout");
+        let window = Arc::new(Window::reserve(WINDOW).expect("window"));
+        let server = WindowServer::start(ours, window, true, hook).expect("server");
+        Peer { stream, server }
+    }
+
+    fn send(&self, header: Header, body: &[u8], fds: &[BorrowedFd<'_>]) {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        if !fds.is_empty() {
+            assert!(control.push(SendAncillaryMessage::ScmRights(fds)));
+        }
+        let iov = [IoSlice::new(header.as_bytes()), IoSlice::new(body)];
+        rustix::net::sendmsg(&self.stream, &iov, &mut control, SendFlags::empty()).expect("sent");
+    }
+
+    /// The errno answered, zero for success.
+    fn answer(&mut self) -> i32 {
+        let mut reply = [0; 20];
+        self.stream.read_exact(&mut reply).expect("an answer");
+        let (header, value) = reply.split_at(12);
+        let header = Header::read_from_bytes(header).expect("header");
+        assert_eq!((header.flags, header.size), (VERSION | F_REPLY, 8));
+        let value = i64::from_ne_bytes(value.try_into().expect("8 bytes"));
+        i32::try_from(-value).expect("an errno")
+    }
+
+    fn ask(&mut self, request: u32, message: MapMessage, fds: &[BorrowedFd<'_>]) -> i32 {
+        self.send(header(request, 40), message.as_bytes(), fds);
+        self.answer()
+    }
+
+    fn map(&mut self, message: MapMessage, file: &impl AsFd) -> i32 {
+        self.ask(SHMEM_MAP, message, &[file.as_fd()])
+    }
+
+    fn unmap(&mut self, message: MapMessage) -> i32 {
+        self.ask(SHMEM_UNMAP, message, &[])
+    }
+}
+
+fn header(request: u32, size: u32) -> Header {
+    Header {
+        request,
+        flags: VERSION | F_NEED_REPLY,
+        size,
+    }
+}
+
+fn range(n: u64) -> MapMessage {
+    MapMessage {
+        shm_offset: n * RANGE_BYTES,
+        len: RANGE_BYTES,
+        ..MapMessage::default()
+    }
+}
+
+fn file() -> File {
+    let file = tempfile::tempfile().expect("file");
+    file.set_len(3 * RANGE_BYTES).expect("size");
+    file
+}
+
+fn errno(errno: Errno) -> i32 {
+    errno.raw_os_error()
+}
+
+#[test]
+fn maps_and_unmaps_are_served_and_counted() {
+    let (mut peer, file) = (Peer::new(), file());
+    assert_eq!(
+        peer.map(
+            MapMessage {
+                flags: MAP_WRITABLE,
+                ..range(0)
+            },
+            &file
+        ),
+        0
+    );
+    assert_eq!(peer.map(range(2), &file), 0);
+    // Over a live one, as a plain mmap front end allows.
+    assert_eq!(
+        peer.map(
+            MapMessage {
+                fd_offset: RANGE_BYTES,
+                ..range(2)
+            },
+            &file
+        ),
+        0
+    );
+    assert_eq!(
+        peer.server.stats(),
+        ServerStats {
+            maps: 3,
+            unmaps: 0,
+            refusals: 0,
+            live: 2
+        }
+    );
+    assert_eq!(peer.unmap(range(2)), 0);
+    assert_eq!(peer.unmap(range(2)), errno(Errno::NOENT));
+    assert_eq!(
+        peer.unmap(MapMessage {
+            len: WINDOW,
+            ..range(0)
+        }),
+        errno(Errno::NOENT)
+    );
+    assert_eq!(peer.unmap(range(0)), 0);
+    assert_eq!(
+        peer.server.stats(),
+        ServerStats {
+            maps: 3,
+            unmaps: 2,
+            refusals: 2,
+            live: 0
+        }
+    );
+}
+
+#[test]
+fn bad_ranges_are_refused_and_the_channel_stays_usable() {
+    let (mut peer, file) = (Peer::new(), file());
+    let good = range(1);
+    for bad in [
+        MapMessage { shmid: 1, ..good },
+        MapMessage { flags: 2, ..good },
+        MapMessage { len: 0, ..good },
+        MapMessage { len: 4095, ..good },
+        MapMessage {
+            len: u64::MAX,
+            ..good
+        },
+        MapMessage {
+            len: WINDOW,
+            ..good
+        },
+        MapMessage {
+            shm_offset: 1,
+            ..good
+        },
+        MapMessage {
+            shm_offset: u64::MAX - 4095,
+            ..good
+        },
+        MapMessage {
+            shm_offset: WINDOW,
+            ..good
+        },
+        MapMessage {
+            fd_offset: 5,
+            ..good
+        },
+        MapMessage {
+            fd_offset: u64::MAX - 4095,
+            ..good
+        },
+        MapMessage {
+            fd_offset: i64::MAX as u64 - 4095,
+            ..good
+        },
+    ] {
+        assert_eq!(peer.map(bad, &file), errno(Errno::INVAL), "{bad:?}");
+        if bad.flags == 0 && bad.fd_offset == 0 {
+            assert_eq!(peer.unmap(bad), errno(Errno::INVAL), "{bad:?}");
+        }
+    }
+    assert_eq!(peer.server.stats().live, 0);
+    assert_eq!(peer.map(good, &file), 0);
+}
+
+#[test]
+fn only_one_regular_file_is_mapped() {
+    let mut peer = Peer::new();
+    let (pipe, _writer) = std::io::pipe().expect("pipe");
+    let directory = File::open("/").expect("directory");
+    let device = File::open("/dev/zero").expect("device");
+    let (socket, _other) = UnixStream::pair().expect("pair");
+    for fd in [
+        pipe.as_fd(),
+        directory.as_fd(),
+        device.as_fd(),
+        socket.as_fd(),
+    ] {
+        assert_eq!(peer.ask(SHMEM_MAP, range(0), &[fd]), errno(Errno::ACCESS));
+    }
+    let file = file();
+    assert_eq!(peer.ask(SHMEM_MAP, range(0), &[]), errno(Errno::BADF));
+    let two = [file.as_fd(), file.as_fd()];
+    assert_eq!(peer.ask(SHMEM_MAP, range(0), &two), errno(Errno::BADF));
+    assert_eq!(peer.ask(SHMEM_UNMAP, range(0), &two), errno(Errno::BADF));
+    // The kernel refuses these two.
+    let dir = tempfile::tempdir().expect("dir");
+    let path = dir.path().join("f");
+    std::fs::write(&path, [1; 8192]).expect("write");
+    let read_only = File::open(&path).expect("open");
+    let writable = MapMessage {
+        flags: MAP_WRITABLE,
+        ..range(0)
+    };
+    assert_eq!(peer.map(writable, &read_only), errno(Errno::ACCESS));
+    let no_access = rustix::fs::open(&path, OFlags::PATH, Mode::empty()).expect("O_PATH");
+    assert_eq!(peer.map(range(0), &no_access), errno(Errno::BADF));
+
+    let memfd = rustix::fs::memfd_create("m", rustix::fs::MemfdFlags::CLOEXEC).expect("memfd");
+    assert_eq!(peer.map(range(0), &memfd), 0);
+    assert_eq!(peer.map(range(1), &read_only), 0);
+}
+
+#[test]
+fn malformed_messages_are_answered_and_skipped_whole() {
+    let (mut peer, file) = (Peer::new(), file());
+    for size in [0u32, 39, 41, 4096] {
+        peer.send(
+            header(SHMEM_MAP, size),
+            &vec![0; size as usize],
+            &[file.as_fd()],
+        );
+        assert_eq!(peer.answer(), errno(Errno::INVAL), "{size}");
+    }
+    for request in [0, 1, 6, 8, 11, u32::MAX] {
+        assert_eq!(
+            peer.ask(request, range(0), &[]),
+            errno(Errno::NOSYS),
+            "{request}"
+        );
+    }
+    for flags in [
+        F_NEED_REPLY,
+        F_NEED_REPLY | 2,
+        F_NEED_REPLY | VERSION | F_REPLY,
+    ] {
+        let header = Header {
+            flags,
+            ..header(SHMEM_MAP, 40)
+        };
+        peer.send(header, range(0).as_bytes(), &[file.as_fd()]);
+        assert_eq!(peer.answer(), errno(Errno::PROTO), "{flags}");
+    }
+    // A message in pieces.
+    let whole: Vec<u8> = [header(SHMEM_UNMAP, 40).as_bytes(), range(3).as_bytes()].concat();
+    for piece in whole.chunks(7) {
+        peer.stream.write_all(piece).expect("sent");
+    }
+    assert_eq!(peer.answer(), errno(Errno::NOENT));
+    assert_eq!(peer.map(range(0), &file), 0);
+}
+
+#[test]
+fn nobody_is_answered_who_did_not_ask_and_a_giant_ends_the_channel() {
+    let (mut peer, file) = (Peer::new(), file());
+    let silent = Header {
+        flags: VERSION,
+        ..header(SHMEM_MAP, 40)
+    };
+    peer.send(silent, range(0).as_bytes(), &[file.as_fd()]);
+    assert_eq!(peer.map(range(1), &file), 0);
+    assert_eq!(peer.server.stats().maps, 2);
+    peer.send(header(SHMEM_MAP, u32::MAX), &[], &[]);
+    assert_eq!(peer.stream.read(&mut [0; 8]).expect("end of file"), 0);
+}
+
+#[test]
+fn a_hook_can_refuse_lie_and_hang() {
+    struct Moody(Mutex<Vec<Verdict>>);
+    impl WindowHook for Moody {
+        fn on_map(&self, _: &MapRequest) -> Verdict {
+            self.0.lock().pop().unwrap_or(Verdict::Serve)
+        }
+        fn on_unmap(&self, _: &MapRequest) -> Verdict {
+            Verdict::Refuse(Errno::BUSY)
+        }
+    }
+    let moods = vec![
+        Verdict::Ignore,
+        Verdict::Pretend,
+        Verdict::Refuse(Errno::NOSPC),
+    ];
+    let (mut peer, file) = (Peer::with(Some(Arc::new(Moody(Mutex::new(moods))))), file());
+    assert_eq!(peer.map(range(0), &file), errno(Errno::NOSPC));
+    assert_eq!(peer.map(range(0), &file), 0);
+    assert_eq!(peer.server.stats().maps, 0);
+    peer.send(header(SHMEM_MAP, 40), range(0).as_bytes(), &[file.as_fd()]);
+    // The next answer is the next message's.
+    assert_eq!(peer.unmap(range(0)), errno(Errno::NOENT));
+    assert_eq!(peer.map(range(0), &file), 0);
+    assert_eq!(peer.unmap(range(0)), errno(Errno::BUSY));
+}
+
+#[test]
+fn a_server_ends_with_its_channel_and_with_its_owner() {
+    let Peer { stream, server } = Peer::new();
+    stream.shutdown(Shutdown::Both).expect("shutdown");
+    drop(server);
+    let Peer { stream, server } = Peer::new();
+    drop(server);
+    assert_eq!((&stream).read(&mut [0; 1]).expect("end of file"), 0);
+}
+
+#[test]
+fn the_vhost_crates_back_end_is_understood() {
+    use vhost::vhost_user::message::{VhostUserMMap, VhostUserMMapFlags};
+    use vhost::vhost_user::{Backend, VhostUserFrontendReqHandler};
+    let (peer, file) = (Peer::new(), file());
+    let backend = Backend::from_stream(peer.stream.try_clone().expect("clone"));
+    backend.set_reply_ack_flag(true);
+    backend.set_shmem_flag(true);
+    let request = VhostUserMMap {
+        shmid: 0,
+        padding: [0; 7],
+        fd_offset: 0,
+        shm_offset: RANGE_BYTES,
+        len: RANGE_BYTES,
+        flags: VhostUserMMapFlags::WRITABLE.bits(),
+    };
+    backend.shmem_map(&request, &file).expect("mapped");
+    backend.shmem_unmap(&request).expect("unmapped");
+    backend
+        .shmem_unmap(&request)
+        .expect_err("nothing there any more");
+    assert_eq!(peer.server.stats().unmaps, 1);
+}

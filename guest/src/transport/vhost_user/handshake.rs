@@ -19,10 +19,10 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use zerocopy::FromBytes;
 
 use super::VhostUserOptions;
-use super::queue::Queue;
 use crate::error::{Error, Result};
 use crate::transport::GuestMemory;
 use crate::transport::memory::MEMORY_BASE;
+use crate::transport::queue::Queue;
 use crate::transport::split_queue::QueueFeatures;
 
 /// `VHOST_USER_F_PROTOCOL_FEATURES`.

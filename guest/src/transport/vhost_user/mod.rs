@@ -4,13 +4,11 @@
 //! - [`handshake`]: negotiation, memory table, rings.
 //! - [`back_requests`]: the server that maps and unmaps the window.
 //! - `mapped`: which bytes of the window are mapped.
-//! - `queue`: one virtqueue with its two eventfds.
 //! - `watch`: the thread that notices a dead back end.
 
 pub mod back_requests;
 pub mod handshake;
 mod mapped;
-mod queue;
 mod watch;
 
 use std::os::unix::net::UnixStream;
@@ -23,8 +21,8 @@ use parking_lot::Mutex;
 
 use self::back_requests::{ServerStats, WindowHook, WindowServer};
 use self::handshake::{Agreed, Handshake};
-use self::queue::Queue;
 use self::watch::Watch;
+use super::queue::Queue;
 use super::{Chain, Completion, GuestMemory, RawDescriptor, SubmitError, Transport, Wake};
 use crate::error::{Error, Result};
 use crate::window::Window;

@@ -15,7 +15,7 @@ use parking_lot::Mutex;
 use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::fd::OwnedFd;
 
-use super::queue::Queue;
+use crate::transport::queue::Queue;
 
 /// Watches one connection; joined on drop.
 pub(super) struct Watch {

@@ -81,7 +81,7 @@ fn a_size_by_handle() {
     let fh = fs.open_file(f, O_RDWR, false).unwrap();
     // No right left: the handle is enough.
     let mut none = std::fs::metadata(share.path("f")).unwrap().permissions();
-    none.set_mode(0);
+    none.set_mode(0o000);
     std::fs::set_permissions(share.path("f"), none).unwrap();
     let by_handle = set(valid(V::SIZE | V::FH), |s| (s.size, s.fh) = (2, fh));
     assert_eq!(fs.setattr(USER, f, &by_handle).unwrap().size, 2);

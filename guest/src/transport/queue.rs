@@ -1,5 +1,5 @@
-//! One virtqueue of a vhost-user device: the split queue and the two eventfds
-//! that carry kicks and calls.
+//! One virtqueue with its eventfds: the split queue, and the two descriptors
+//! that carry kicks to the device and calls from it.
 //!
 //! The call eventfd is watched edge-triggered: each signal wakes one wait and
 //! need not be read, so a completion costs one system call here.
@@ -13,9 +13,9 @@ use parking_lot::Mutex;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+use super::split_queue::{Layout, QueueFeatures, SplitQueue, UsedWatch};
+use super::{Chain, Completion, GuestMemory, RawDescriptor, SubmitError, Wake};
 use crate::error::{Error, Result};
-use crate::transport::split_queue::{Layout, QueueFeatures, SplitQueue, UsedWatch};
-use crate::transport::{Chain, Completion, GuestMemory, RawDescriptor, SubmitError, Wake};
 
 /// A queue and its eventfds.
 pub(super) struct Queue {
