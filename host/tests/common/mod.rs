@@ -14,6 +14,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daxwindow_guest::Result;
+use daxwindow_guest::file::{File as GuestFile, Guest, GuestOptions};
 use daxwindow_guest::session::{Session, SessionOptions, Tuning};
 use daxwindow_shared::fuse::{EntryOut, OpenOut, ROOT_ID};
 use parking_lot::{Condvar, Mutex};
@@ -247,6 +248,23 @@ pub(crate) fn attach_plain(daemon: &Daemon) -> Arc<Session> {
 /// A session with settings of its own.
 pub(crate) fn attach_with(daemon: &Daemon, tuning: Tuning) -> Arc<Session> {
     Session::connect_with(options(daemon), tuning).expect("a session")
+}
+
+/// A guest with a mapper.
+pub(crate) fn guest(daemon: &Daemon) -> Guest {
+    Guest::connect(GuestOptions::new(options(daemon))).expect("a guest")
+}
+
+/// All of a file by `read_at`, in steps that fit no boundary.
+pub(crate) fn read_all(file: &GuestFile) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut step = vec![0; 300_007];
+    loop {
+        match file.read_at(&mut step, out.len() as u64)? {
+            0 => return Ok(out),
+            got => out.extend_from_slice(&step[..got]),
+        }
+    }
 }
 
 /// The daemon answers a request of this session.
