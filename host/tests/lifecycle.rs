@@ -441,7 +441,7 @@ fn a_client_killed_under_load_leaves_the_daemon_ready() {
 #[test]
 fn what_one_daemon_wrote_the_next_one_serves() {
     let share = on_disk();
-    let mut seen = Vec::new();
+    let mut seen: Vec<(String, u64)> = Vec::new();
     for round in 0..3u64 {
         let daemon = Daemon::start(share.path(), &FLAGS);
         let session = attach(&daemon);

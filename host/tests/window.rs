@@ -481,7 +481,8 @@ fn a_window_is_used_by_many_sessions_in_turn() {
     make_file(&share.path().join("file"), 1, 1 << 20);
     let daemon = Daemon::start(share.path(), &["--dax-window", "16M"]);
     for _ in 0..10 {
-        let session = common::attach_soon(&daemon);
+        // At once, before the daemon may have noticed that the last is gone.
+        let session = attach(&daemon);
         let options = GuestOptions::new(options(&daemon));
         let guest = Guest::over(Arc::clone(&session), &options).expect("a guest");
         let file = guest.open("file", Access::Read).expect("open");
@@ -492,5 +493,4 @@ fn a_window_is_used_by_many_sessions_in_turn() {
         );
         assert_eq!(mapped(&guest), 1);
     }
-    drop(attach(&daemon));
 }
