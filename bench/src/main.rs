@@ -25,6 +25,7 @@ mod readme_test;
 mod report;
 mod stats;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -47,10 +48,13 @@ enum Command {
 
 fn main() -> ExitCode {
     let cli = Cli::parse();
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    // The guest library warns of the maps it refuses, and the daemon tries a
+    // few such on purpose when a guest attaches.
+    let quiet = || EnvFilter::new("warn,daxwindow_guest::transport=error");
     tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(EnvFilter::try_from_default_env().unwrap_or_else(|_| quiet()))
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let done = cleanup::watch_signals().and_then(|()| match cli.command {
         Command::Demo(args) => demo::run(&args),
