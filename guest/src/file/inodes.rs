@@ -87,6 +87,8 @@ struct Entry {
     opens: u64,
     /// Which closing this is, to find it in the queue.
     closing: u64,
+    /// A name was removed since it was last opened: not kept once closed.
+    unlinked: bool,
 }
 
 #[derive(Default)]
@@ -138,6 +140,7 @@ impl Inodes {
         if let Some(known) = table.entries.get_mut(&entry.nodeid) {
             known.lookups += 1;
             known.opens += 1;
+            known.unlinked = false;
             known.node.learn(&entry.attr);
             let node = Arc::clone(&known.node);
             if known.opens == 1 {
@@ -151,6 +154,7 @@ impl Inodes {
             lookups: 1,
             opens: 1,
             closing: 0,
+            unlinked: false,
         };
         table.entries.insert(entry.nodeid, new);
         node
@@ -169,19 +173,23 @@ impl Inodes {
             return Vec::new();
         }
         entry.closing = closing;
+        let unlinked = entry.unlinked;
         table.closed_count += 1;
-        if node.inode.live() == 0 {
+        if unlinked || node.inode.live() == 0 {
             return table.take(node.nodeid()).into_iter().collect();
         }
         table.closed.push_back((node.nodeid(), closing));
         table.shrink()
     }
 
-    /// Takes a node that nobody has open, if there is one.
-    fn take_closed(&self, nodeid: u64) -> Option<(Arc<Node>, u64)> {
+    /// A name of the node was removed: takes it if nobody has it open, else
+    /// sees to it that it goes when it is closed.
+    fn take_unlinked(&self, nodeid: u64) -> Option<(Arc<Node>, u64)> {
         let mut table = self.table.lock();
-        match table.entries.get(&nodeid) {
-            Some(entry) if entry.opens == 0 => table.take(nodeid),
+        let entry = table.entries.get_mut(&nodeid)?;
+        entry.unlinked = true;
+        match entry.opens {
+            0 => table.take(nodeid),
             _ => None,
         }
     }
@@ -236,10 +244,10 @@ impl Shared {
         }
     }
 
-    /// A name of this node is gone; if nobody has it open, it need not be
-    /// kept.
+    /// A name of this node is gone: it is kept only as long as somebody has
+    /// it open, for its mappings would keep its data on the host's disk.
     pub(super) fn let_go(&self, nodeid: u64) {
-        self.forget(self.inodes.take_closed(nodeid).into_iter().collect());
+        self.forget(self.inodes.take_unlinked(nodeid).into_iter().collect());
     }
 
     /// Asks for the attributes of a node.
