@@ -5,6 +5,7 @@
 //! | [`demo`] | one real directory, read every way, compared byte by byte |
 //! | [`micro`] | the figures, each with its denominator from the same run |
 //! | [`attach`] | a daemon with a guest, and the proof of whether DAX was in use |
+//! | [`buffer`] | copy targets at a chosen place in a page |
 //! | [`daemon`] | the daemon as a process of its own |
 //! | [`report`] | figures, JSON, tables |
 //! | [`host_memory`] | page cache by file, memory by process |
@@ -13,6 +14,7 @@
 #![deny(unsafe_code)]
 
 mod attach;
+mod buffer;
 mod cleanup;
 mod daemon;
 mod demo;

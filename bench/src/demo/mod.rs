@@ -16,13 +16,14 @@ use daxwindow_shared::window::RANGE_BYTES;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::attach::Attached;
+use crate::buffer::Buffer;
 use crate::daemon::{self, Dax, Share};
 use crate::host_memory;
 use crate::machine::{COMMIT, Machine, Versions};
 use crate::report::Report;
 use outcome::{Memory, Outcome, Peak};
 use passes::BUFFER_BYTES;
-use readers::Turn;
+use readers::{HOT_PASSES, Turn};
 use select::{Candidate, Selection};
 
 /// Read a directory through the window, check every byte, show the speed and
@@ -100,7 +101,7 @@ struct Demo {
 impl Demo {
     fn run(&self) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        let mut buffer = vec![0; BUFFER_BYTES];
+        let mut buffer = Buffer::like_malloc(BUFFER_BYTES);
         let hashes = self.host_hashes(&mut buffer)?;
         outcome
             .memory
@@ -235,10 +236,9 @@ fn hash_by_read(path: &Path, buffer: &mut [u8]) -> Result<blake3::Hash> {
 }
 
 /// On stderr, and only when that is a terminal. Passes: the host's hashes;
-/// then for each of four guests two of the host's mmap, two of the guest and
-/// the comparison.
+/// then for each of four guests the host's mmap, the guest and the comparison.
 fn progress(selection: &Selection, hidden: bool) -> ProgressBar {
-    const PASSES: u64 = 1 + 4 * (2 + 2 + 1);
+    const PASSES: u64 = 1 + 4 * (2 * (1 + HOT_PASSES as u64) + 1);
     if hidden {
         return ProgressBar::hidden();
     }
