@@ -7,7 +7,7 @@
 //! | [`window`] | the region of address space the back end maps files into |
 //! | [`mapper`] | which file ranges are in the window: lookup, pins, reclaim, prefetch |
 //! | [`fault`] | views: address space whose page faults become mapped ranges |
-//! | [`file`] | the API people use |
+//! | [`mod@file`] | the API people use |
 //!
 //! Start at [`Guest`](file::Guest).
 

@@ -108,6 +108,15 @@ fn a_device_reset_leaves_nothing() {
     occupy(&session);
 }
 
+/// Opens, maps and reads one of the files.
+fn work_once(session: &Session, number: u64, slot: u64) -> daxwindow_guest::Result<()> {
+    let (entry, handle) = open(session, &number.to_string(), libc::O_RDWR)?;
+    session.setup_mapping(entry.nodeid, 0, slot * RANGE, RANGE, true)?;
+    let bytes = read_by_request(session, (entry.nodeid, handle.fh), 0, 10_000)?;
+    assert_same(&bytes, &pattern(number, 0, 10_000), "under resets");
+    Ok(())
+}
+
 #[test]
 fn a_reset_under_load_is_survived() {
     let share = furnished();
@@ -126,17 +135,12 @@ fn a_reset_under_load_is_survived() {
                 let mut turn = 0;
                 while !stop.load(Ordering::Relaxed) {
                     turn += 1;
-                    let name = (word(thread, turn) % 20).to_string();
-                    // Any of these may meet the reset, and fail.
-                    let Ok((entry, handle)) = open(session, &name, libc::O_RDWR) else {
-                        continue;
-                    };
-                    let slot = 20 + thread;
-                    let _ = session.setup_mapping(entry.nodeid, 0, slot * RANGE, RANGE, true);
-                    let at = (entry.nodeid, handle.fh);
-                    if let Ok(bytes) = read_by_request(session, at, 0, 10_000) {
-                        let seed = name.parse().expect("a number");
-                        assert_same(&bytes, &pattern(seed, 0, 10_000), "under resets");
+                    let number = word(thread, turn) % 20;
+                    // Any request may meet the reset and fail, but not be
+                    // lost.
+                    if let Err(error) = work_once(session, number, 20 + thread) {
+                        let lost = matches!(error, Error::TimedOut { .. });
+                        assert!(!lost, "{error}");
                     }
                 }
             });

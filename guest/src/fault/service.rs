@@ -37,6 +37,8 @@ pub(crate) struct Shared {
     doorbell: Area,
     /// A file without pages.
     empty: OwnedFd,
+    /// By address. Each leaves before its address space is given back, so
+    /// they never overlap.
     views: RwLock<BTreeMap<usize, Weak<Ranges>>>,
 }
 
@@ -95,11 +97,6 @@ impl Faults {
         let ranges = Arc::new(Ranges::new(&self.shared, inode, first, count, writable)?);
         let mut views = self.shared.views.write();
         views.insert(ranges.base(), Arc::downgrade(&ranges));
-        // Address space of views that are gone may be used again, so what is
-        // in the way goes; the rest goes now and then.
-        if views.len().is_power_of_two() {
-            views.retain(|_, view| view.strong_count() > 0);
-        }
         Ok(ranges)
     }
 }
@@ -150,6 +147,11 @@ impl Shared {
             empty,
             views: RwLock::default(),
         })
+    }
+
+    /// The view that starts here is about to give its address space back.
+    pub(super) fn remove_view(&self, base: usize) {
+        self.views.write().remove(&base);
     }
 
     pub(super) fn spare(&self) -> &Area {
@@ -211,9 +213,12 @@ impl Shared {
     }
 
     fn find(&self, address: usize) -> Option<(Arc<Ranges>, u64)> {
-        let views = self.views.read();
-        let (_, view) = views.range(..=address).next_back()?;
-        let ranges = view.upgrade()?;
+        // The lock must be gone before `ranges` can be dropped.
+        let ranges = {
+            let views = self.views.read();
+            let (_, view) = views.range(..=address).next_back()?;
+            view.upgrade()?
+        };
         let index = ranges.index_of(address)?;
         Some((ranges, index))
     }

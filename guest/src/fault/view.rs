@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 use std::io;
+use std::ops::Range;
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, Weak};
 
@@ -9,7 +10,7 @@ use parking_lot::Mutex;
 
 use super::service::Shared;
 use crate::error::{Error, Result};
-use crate::mapper::prefetch::{Batch, FaultPattern, Reading, bytes_in_range};
+use crate::mapper::prefetch::{Batch, FaultPattern, Reading, bytes_in_ranges};
 use crate::mapper::{AliasHolder, Core, Effort, Inode, Pin, duplicate};
 use crate::window::{Area, Protection};
 
@@ -190,49 +191,87 @@ impl Ranges {
         let weak = Arc::downgrade(self);
         let epoch = self.epoch.load(Ordering::Relaxed);
         self.shared.ahead.submit(move |core| {
-            for index in batch.ranges {
+            let mut next = batch.ranges.start;
+            while next < batch.ranges.end && !core.is_stopping() {
                 let Some(ranges) = weak.upgrade() else { return };
-                let current = ranges.epoch.load(Ordering::Relaxed) == epoch;
-                if !current || core.is_stopping() || !ranges.ahead_one(core, index, batch.marker) {
+                if ranges.epoch.load(Ordering::Relaxed) != epoch {
                     return;
+                }
+                match ranges.ahead(core, next..batch.ranges.end, batch.marker) {
+                    0 => return,
+                    done => next += done,
                 }
             }
         });
     }
 
-    /// Maps one range ahead; false if it is no use to go on.
-    fn ahead_one(self: &Arc<Self>, core: &Core, index: u64, marker: u64) -> bool {
-        let in_file = self.first.saturating_add(index);
-        let bytes = bytes_in_range(in_file, core.range_bytes(), self.inode.size());
-        if bytes == 0 {
-            return false;
+    /// Maps the first of `wanted` ahead, and more behind it if that can be
+    /// done at once. Returns how many; zero if it is no use to go on.
+    fn ahead(self: &Arc<Self>, core: &Core, wanted: Range<u64>, marker: u64) -> u64 {
+        let size = self.inode.size();
+        let in_file = |index: u64| self.first.saturating_add(index);
+        let file_end = size.div_ceil(core.range_bytes());
+        let absent = wanted
+            .clone()
+            .take_while(|&index| in_file(index) < file_end && self.state(index) == EMPTY)
+            .count() as u64;
+        if absent == 0 {
+            // Shown already, or past the end.
+            return u64::from(in_file(wanted.start) < file_end);
         }
-        if self.state(index) != EMPTY {
-            return true;
+        let start = wanted.start;
+        let range = in_file(start)..in_file(start + absent);
+        let Ok(run) = core.map_run(&self.inode, range, self.writable) else {
+            return 0;
+        };
+        if run.len() == 0 {
+            return self.ahead_one(core, start, marker);
+        }
+        core.stats.prefetched.add(run.len() as u64);
+        let skip = u64::from(start == marker);
+        let shown = start + skip..start + run.len() as u64;
+        let weak: Weak<dyn AliasHolder> = Arc::downgrade(self) as _;
+        let at = self.offset(shown.start);
+        let result = run.alias_into(skip as usize, &self.area, at, &weak, shown.start);
+        self.finish_ahead(result, shown);
+        run.len() as u64
+    }
+
+    /// Shows one range that is in the window already.
+    fn ahead_one(self: &Arc<Self>, core: &Core, index: u64, marker: u64) -> u64 {
+        if index == marker {
+            return 1;
         }
         let Ok(Some(pin)) = self.acquire(core, index, Effort::Speculate) else {
-            return false;
+            return 0;
         };
         core.stats.prefetched.one();
-        if index == marker {
-            return true;
+        self.finish_ahead(self.show(index, &pin), index..index + 1);
+        1
+    }
+
+    /// Ranges are shown, or not: fills their page tables, and wakes whoever
+    /// touched them meanwhile.
+    fn finish_ahead(&self, result: io::Result<()>, shown: Range<u64>) {
+        let count = shown.end.saturating_sub(shown.start);
+        if count == 0 {
+            return;
         }
-        if let Err(e) = self.show(index, &pin) {
-            self.fail(
-                index,
-                Error::Local {
-                    operation: "showing a range ahead",
-                    source: e,
-                },
-            );
+        let (start, len) = self.span(shown.start);
+        if let Err(source) = result {
+            for index in shown {
+                let operation = "showing a range ahead";
+                let source = io::Error::new(source.kind(), source.to_string());
+                self.fail(index, Error::Local { operation, source });
+            }
         } else {
+            shown.clone().for_each(|index| self.set_state(index, SHOWN));
+            let first = self.first.saturating_add(shown.start);
+            let bytes = bytes_in_ranges(first, count, len as u64, self.inode.size());
             // A file that shrank meanwhile is met by the reader.
-            let _ = self.area.populate(self.offset(index), bytes as usize);
+            let _ = self.area.populate(self.offset(shown.start), bytes as usize);
         }
-        // Somebody may have touched it meanwhile.
-        let (start, len) = self.span(index);
-        let _ = self.shared.uffd.wake(start, len);
-        true
+        let _ = self.shared.uffd.wake(start, len * count as usize);
     }
 
     /// Copies out, from byte `at` of the ranges.
@@ -279,6 +318,12 @@ impl Ranges {
         Error::Truncated {
             offset: start.saturating_add(at as u64),
         }
+    }
+}
+
+impl Drop for Ranges {
+    fn drop(&mut self) {
+        self.shared.remove_view(self.area.address());
     }
 }
 

@@ -243,7 +243,7 @@ impl File {
         if let Some(ranges) = wanted
             && ranges.start.saturating_mul(mapper.range_bytes()) < size
         {
-            mapper.ahead().map(&self.node().inode, ranges, size);
+            mapper.ahead().map(&self.node().inode, ranges);
         }
     }
 

@@ -1,8 +1,8 @@
 //! Which file ranges are in the window.
 //!
 //! A window is cut into slots of `range_bytes`. A slot holds one range of one
-//! inode ([`Inode`] says which), is pinned while bytes are copied through it
-//! ([`Pin`]), and is given back by use ([`reclaim`]) when slots run out.
+//! inode (`Inode` says which), is pinned while bytes are copied through it
+//! (`Pin`), and is given back by use (room `reclaim`) when slots run out.
 //! Laws:
 //! - one SETUPMAPPING per range: whoever else wants it waits for that one;
 //! - what is pinned is not reclaimed, and nobody who holds a pin waits for a
@@ -14,14 +14,19 @@
 //!   used as it is, by a SETUPMAPPING over it, which a back end has to honour
 //!   by replacing what is there;
 //! - every wait ends: with the range, with the error of the setup that was
-//!   waited for, or after [`MapperOptions::patience`].
+//!   waited for, or when patience ends.
 
+mod allocate;
 mod channel;
+mod free;
 mod inode;
+mod pin;
 pub(crate) mod prefetch;
 mod reclaim;
+mod run;
 mod slot;
 pub(crate) mod stats;
+mod wait;
 
 #[cfg(test)]
 pub(crate) mod fake;
@@ -29,9 +34,8 @@ pub(crate) mod fake;
 mod tests;
 
 use std::collections::VecDeque;
-use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Weak};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -39,14 +43,19 @@ use daxwindow_shared::window::RANGE_BYTES;
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
-use crate::window::{Area, Window};
+use crate::window::Window;
 
+use allocate::Pool;
 pub use channel::MapChannel;
+use free::FreeSlots;
 pub(crate) use inode::Inode;
 use inode::NotInserted;
+pub(crate) use pin::Pin;
 pub(crate) use slot::AliasHolder;
-use slot::{Alias, PinOutcome, Slot, SlotRef, State};
+use slot::{PinOutcome, Slot, SlotRef, State};
 use stats::Stats;
+pub(crate) use wait::duplicate;
+use wait::{BELLS, Bell};
 
 /// How a mapper works.
 #[derive(Clone, Debug)]
@@ -64,25 +73,11 @@ pub(crate) struct MapperOptions {
 pub(crate) enum Effort {
     /// Waits for others and reclaims, until patience ends.
     Wait,
-    /// Sends the request itself if a slot is free, but waits for nobody.
+    /// Sends the request itself if a slot is free, or waits for a mapping that
+    /// is on its way, but for nothing else.
     Try,
     /// As `Try`, and leaves some free slots to those who need them.
     Speculate,
-}
-
-/// Waiters for a change of a slot; slots share them.
-#[derive(Default)]
-struct Bell {
-    lock: Mutex<()>,
-    rung: Condvar,
-}
-
-const BELLS: usize = 32;
-
-#[derive(Default)]
-struct Pool {
-    free: VecDeque<u32>,
-    quarantined: VecDeque<u32>,
 }
 
 /// The state that the mapper's threads share.
@@ -99,6 +94,8 @@ pub(crate) struct Core {
     /// Raised by each last unpin while somebody waits; pairs with `freed`.
     releases: AtomicU64,
     hand: Mutex<usize>,
+    /// The back end took no more than one range in a request.
+    one_by_one: AtomicBool,
     bells: [Bell; BELLS],
     low_water: usize,
     reclaimer: reclaim::Alarm,
@@ -167,13 +164,6 @@ impl Drop for Mapper {
     }
 }
 
-/// A range that stays mapped while this lives.
-pub(crate) struct Pin<'a> {
-    core: &'a Core,
-    slot: u32,
-    writable: bool,
-}
-
 impl Core {
     fn new(
         window: Arc<Window>,
@@ -190,20 +180,20 @@ impl Core {
             .filter(|&n| n > 0 && n < u32::MAX as usize)
             .ok_or_else(|| Error::Invalid("the window holds no range of this size".into()))?;
         let low_water = if count > 2 { (count / 5).max(1) } else { 0 };
-        let free = (0..count as u32).collect();
         Ok(Core {
             window,
             channel,
             options,
             slots: (0..count).map(|_| Slot::default()).collect(),
             pool: Mutex::new(Pool {
-                free,
+                free: FreeSlots::all(count as u32),
                 quarantined: VecDeque::new(),
             }),
             freed: Condvar::new(),
             waiters: AtomicUsize::new(0),
             releases: AtomicU64::new(0),
             hand: Mutex::new(0),
+            one_by_one: AtomicBool::new(false),
             bells: Default::default(),
             low_water,
             reclaimer: reclaim::Alarm::default(),
@@ -286,14 +276,28 @@ impl Core {
                     }
                     return Ok(Some(pin));
                 }
-                PinOutcome::Busy if effort != Effort::Wait => return Ok(None),
+                PinOutcome::Busy if !self.may_wait(slot, effort) => return Ok(None),
                 PinOutcome::Busy => {
-                    self.wait_while(found, deadline, || slot.is_busy(found.generation))?;
+                    // What was being mapped may be reclaimed already.
+                    let patient = effort == Effort::Wait;
+                    let mapping = || slot.is_mapping(found.generation);
+                    let busy = || mapping() || patient && slot.is_busy(found.generation);
+                    self.wait_while(found, deadline, busy)?;
                     self.failure_of(found)?;
                 }
                 // Its owner is about to take the entry out of the table.
                 PinOutcome::Stale => std::thread::yield_now(),
             }
+        }
+    }
+
+    /// Whether this effort waits for a busy slot. A mapping on its way waits
+    /// for the back end only; a reclaim may wait for the reader of faults.
+    fn may_wait(&self, slot: &Slot, effort: Effort) -> bool {
+        match effort {
+            Effort::Wait => true,
+            Effort::Try => slot.state() == State::Mapping,
+            Effort::Speculate => false,
         }
     }
 
@@ -329,7 +333,7 @@ impl Core {
             self.stats.misses.one();
         }
         slot.referenced.store(true, Ordering::Relaxed);
-        match self.setup(number, inode, file_offset, writable) {
+        match self.setup(number, 1, inode, file_offset, writable) {
             Ok(()) => {
                 slot.publish(writable);
                 self.ring(number);
@@ -355,13 +359,22 @@ impl Core {
         self.ring(entry.slot);
     }
 
-    fn setup(&self, slot: u32, inode: &Inode, file_offset: u64, writable: bool) -> Result<()> {
+    /// Has `count` neighbouring slots mapped by one request.
+    fn setup(
+        &self,
+        slot: u32,
+        count: u32,
+        inode: &Inode,
+        file_offset: u64,
+        writable: bool,
+    ) -> Result<()> {
         let start = Instant::now();
         let at = self.window_offset(slot);
-        let len = self.range_bytes();
+        // Cannot overflow: the slots lie in the window.
+        let len = u64::from(count) * self.range_bytes();
         self.channel
             .setup(inode.nodeid(), file_offset, at, len, writable)?;
-        self.stats.setups.one();
+        self.stats.setups.add(u64::from(count));
         self.stats.setup_latency.stop(start);
         Ok(())
     }
@@ -398,127 +411,8 @@ impl Core {
             return Err(Error::Invalid("the range has no owner".into()));
         };
         // The product was checked when the range was mapped.
-        self.setup(slot, &inode, index.saturating_mul(self.range_bytes()), true)
-    }
-
-    fn failure_of(&self, waited: SlotRef) -> Result<()> {
-        match &self.slot(waited.slot).content.lock().failure {
-            Some((generation, error)) if *generation == waited.generation => Err(duplicate(error)),
-            _ => Ok(()),
-        }
-    }
-
-    /// A free slot, and the state to put it back in should it not be used.
-    fn allocate(&self, effort: Effort, deadline: Instant) -> Result<Option<(u32, State)>> {
-        if self.stopping.load(Ordering::Relaxed) {
-            return Err(Error::Disconnected);
-        }
-        if let Some(slot) = self.take_free(effort) {
-            return Ok(Some((slot, State::Free)));
-        }
-        match effort {
-            Effort::Wait => self.allocate_waiting(deadline).map(Some),
-            Effort::Try | Effort::Speculate => Ok(None),
-        }
-    }
-
-    fn take_free(&self, effort: Effort) -> Option<u32> {
-        let mut pool = self.pool.lock();
-        let waited_for = self.waiters.load(Ordering::SeqCst) > 0;
-        let kept = match effort {
-            Effort::Wait => 0,
-            Effort::Try if waited_for => return None,
-            Effort::Try => 0,
-            Effort::Speculate if waited_for => return None,
-            Effort::Speculate => self.low_water / 4,
-        };
-        let slot = match pool.free.len() > kept {
-            true => pool.free.pop_front(),
-            false => None,
-        };
-        let low = pool.free.len() < self.low_water;
-        drop(pool);
-        if low {
-            self.reclaimer.ring();
-        }
-        slot
-    }
-
-    fn allocate_waiting(&self, deadline: Instant) -> Result<(u32, State)> {
-        let _waiting = Waiting::new(&self.waiters);
-        loop {
-            let seen = self.releases.load(Ordering::SeqCst);
-            if let Some(slot) = self.take_free(Effort::Wait) {
-                return Ok((slot, State::Free));
-            }
-            if let Some(slot) = self.reclaim_for_me() {
-                return Ok((slot, State::Free));
-            }
-            let mut pool = self.pool.lock();
-            if let Some(slot) = pool.quarantined.pop_front() {
-                return Ok((slot, State::Quarantined));
-            }
-            if !pool.free.is_empty() || self.releases.load(Ordering::SeqCst) != seen {
-                continue;
-            }
-            if self.stopping.load(Ordering::SeqCst) {
-                return Err(Error::Disconnected);
-            }
-            // Slots on their way in or out ring when they arrive; the bound
-            // only covers a reclaim by somebody else that came to nothing.
-            let soon = deadline.min(Instant::now() + Duration::from_millis(20));
-            let late = self.freed.wait_until(&mut pool, soon).timed_out();
-            if late && Instant::now() >= deadline {
-                return Err(Error::TimedOut {
-                    operation: "waiting for a range of the window",
-                    after: self.options.patience,
-                });
-            }
-        }
-    }
-
-    /// Ends the use of a slot that the caller owns.
-    fn release(&self, number: u32, state: State) {
-        let slot = self.slot(number);
-        slot.content.lock().owner = None;
-        slot.retire(state);
-        let mut pool = self.pool.lock();
-        match state {
-            State::Quarantined => pool.quarantined.push_back(number),
-            _ => pool.free.push_back(number),
-        }
-        drop(pool);
-        self.freed.notify_one();
-        if state == State::Quarantined {
-            self.reclaimer.ring();
-        }
-    }
-
-    fn wait_while(&self, what: SlotRef, deadline: Instant, busy: impl Fn() -> bool) -> Result<()> {
-        let bell = self.bell(what.slot);
-        let mut guard = bell.lock.lock();
-        while busy() {
-            if bell.rung.wait_until(&mut guard, deadline).timed_out() && busy() {
-                return Err(Error::TimedOut {
-                    operation: "waiting for a range to be mapped",
-                    after: self.options.patience,
-                });
-            }
-        }
-        Ok(())
-    }
-
-    /// Wakes those who wait for a change of this slot.
-    fn ring(&self, slot: u32) {
-        let bell = self.bell(slot);
-        // A waiter checks under the lock, so it sees the change or waits
-        // before it is notified.
-        drop(bell.lock.lock());
-        bell.rung.notify_all();
-    }
-
-    fn bell(&self, slot: u32) -> &Bell {
-        &self.bells[slot as usize % BELLS]
+        let file_offset = index.saturating_mul(self.range_bytes());
+        self.setup(slot, 1, &inode, file_offset, true)
     }
 
     fn slot(&self, number: u32) -> &Slot {
@@ -544,123 +438,4 @@ enum Mapped<'a> {
     Pin(Pin<'a>),
     Refused,
     Again,
-}
-
-/// Counts a thread among those that wait for a slot.
-struct Waiting<'a>(&'a AtomicUsize);
-
-impl<'a> Waiting<'a> {
-    fn new(count: &'a AtomicUsize) -> Self {
-        count.fetch_add(1, Ordering::SeqCst);
-        Waiting(count)
-    }
-}
-
-impl Drop for Waiting<'_> {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
-}
-
-impl Pin<'_> {
-    /// Copies out of the range from byte `at` of it; the error is the number
-    /// of bytes copied before a page had no file behind it.
-    pub(crate) fn copy_out(&self, at: u64, out: &mut [u8]) -> Result<(), usize> {
-        self.check(at, out.len())?;
-        self.core
-            .window
-            .copy_out(self.core.window_offset(self.slot) + at, out)
-    }
-
-    /// Copies into the range, which must have been acquired writable.
-    pub(crate) fn copy_in(&self, at: u64, bytes: &[u8]) -> Result<(), usize> {
-        self.check(at, bytes.len())?;
-        if !self.writable {
-            return Err(0);
-        }
-        self.core
-            .window
-            .copy_in(self.core.window_offset(self.slot) + at, bytes)
-    }
-
-    /// Fills the window's page tables for the first `bytes` of the range.
-    pub(crate) fn populate(&self, bytes: u64) -> io::Result<()> {
-        let bytes = bytes.min(self.core.range_bytes());
-        self.core
-            .window
-            .populate(self.core.window_offset(self.slot), bytes)
-    }
-
-    /// Whether stores are possible.
-    pub(crate) fn is_writable(&self) -> bool {
-        self.writable
-    }
-
-    /// Shows the range also in `target` at `at`, until `holder` is asked to
-    /// take it back.
-    pub(crate) fn alias_into(
-        &self,
-        target: &Area,
-        at: usize,
-        holder: Weak<dyn AliasHolder>,
-        index: u64,
-    ) -> io::Result<()> {
-        let mut content = self.core.slot(self.slot).content.lock();
-        content.aliases.retain(|a| {
-            a.holder.strong_count() > 0 && !(a.index == index && a.holder.ptr_eq(&holder))
-        });
-        content.aliases.push(Alias { holder, index });
-        drop(content);
-        let len = self.core.range_bytes() as usize;
-        let from = self.core.window_offset(self.slot);
-        self.core.window.alias_into(target, at, from, len)
-    }
-
-    fn check(&self, at: u64, len: usize) -> Result<(), usize> {
-        match at.checked_add(len as u64) {
-            Some(end) if end <= self.core.range_bytes() => Ok(()),
-            _ => Err(0),
-        }
-    }
-}
-
-impl Drop for Pin<'_> {
-    fn drop(&mut self) {
-        let core = self.core;
-        // SeqCst on both sides: either this sees the waiter, or the waiter's
-        // scan sees the slot without pins.
-        if core.slot(self.slot).unpin() && core.waiters.load(Ordering::SeqCst) > 0 {
-            core.releases.fetch_add(1, Ordering::SeqCst);
-            drop(core.pool.lock());
-            core.freed.notify_one();
-        }
-    }
-}
-
-/// The same error once more, for another waiter.
-pub(crate) fn duplicate(error: &Error) -> Error {
-    match error {
-        Error::Remote { operation, errno } => Error::Remote {
-            operation,
-            errno: *errno,
-        },
-        Error::Local { operation, source } => Error::Local {
-            operation,
-            source: match source.raw_os_error() {
-                Some(code) => io::Error::from_raw_os_error(code),
-                None => io::Error::new(source.kind(), source.to_string()),
-            },
-        },
-        Error::Disconnected => Error::Disconnected,
-        Error::TimedOut { operation, after } => Error::TimedOut {
-            operation,
-            after: *after,
-        },
-        Error::Protocol { operation, what } => Error::Protocol {
-            operation,
-            what: what.clone(),
-        },
-        Error::Truncated { offset } => Error::Truncated { offset: *offset },
-        Error::Invalid(what) => Error::Invalid(what.clone()),
-    }
 }

@@ -4,7 +4,7 @@
 //! inaccessible; a range is replaced in one step, so that somebody who reads
 //! through it sees the old mapping or the new one and nothing else; a copy
 //! into or out of a file that shrinks meanwhile ends early and says so. All
-//! `unsafe` of this room is in [`sys`].
+//! `unsafe` of this room is in `sys`.
 
 pub(crate) mod sys;
 

@@ -1,0 +1,91 @@
+//! daxwindow-bench: shows what the window does, and measures it.
+//!
+//! | room | owns |
+//! | --- | --- |
+//! | [`demo`] | one real directory, read every way, compared byte by byte |
+//! | [`micro`] | the figures, each with its denominator from the same run |
+//! | [`attach`] | a daemon with a guest, and the proof of whether DAX was in use |
+//! | [`buffer`] | copy targets at a chosen place in a page |
+//! | [`daemon`] | the daemon as a process of its own |
+//! | [`vm`] | real guests: a kit that boots one without root, and its commands |
+//! | [`report`] | figures, JSON, tables |
+//! | [`host_memory`] | page cache by file, memory by process |
+//! | [`raw`] | all unsafe code |
+
+#![deny(unsafe_code)]
+
+mod attach;
+mod buffer;
+mod cleanup;
+mod daemon;
+mod demo;
+mod host_memory;
+mod machine;
+mod micro;
+mod raw;
+#[cfg(test)]
+mod readme_test;
+mod report;
+mod stats;
+pub mod vm;
+
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+use tracing_subscriber::EnvFilter;
+
+/// Demonstrates and measures daxwindow. Every number is taken together with a
+/// proof that the window was, or was not, in use.
+#[derive(Parser)]
+#[command(version)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Demo(demo::Args),
+    Micro(micro::Args),
+    Vm(vm::Args),
+}
+
+/// The program: parses the command line and runs what it names.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
+        .init();
+    let failed = cli.command.failure();
+    let done = cleanup::watch_signals().and_then(|()| match cli.command {
+        Command::Demo(args) => demo::run(&args).map(verdict),
+        Command::Micro(args) => micro::run(&args).map(verdict),
+        Command::Vm(args) => vm::run(args),
+    });
+    cleanup::end_everything();
+    done.unwrap_or_else(|e| {
+        eprintln!("daxwindow-bench: {e:#}");
+        failed
+    })
+}
+
+impl Command {
+    /// What the program exits with when the command could not be done.
+    fn failure(&self) -> ExitCode {
+        match self {
+            Command::Vm(_) => ExitCode::from(vm::VM_FAILED),
+            Command::Demo(_) | Command::Micro(_) => ExitCode::FAILURE,
+        }
+    }
+}
+
+fn verdict(good: bool) -> ExitCode {
+    match good {
+        true => ExitCode::SUCCESS,
+        false => ExitCode::FAILURE,
+    }
+}

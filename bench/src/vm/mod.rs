@@ -1,0 +1,48 @@
+//! Real guests on a stock QEMU: a kit that needs no root, and commands.
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | [`kit`] | the folder with everything a guest needs |
+//! | `apt` | packages, without touching the system's own |
+//! | [`qemu`] | which QEMU |
+//! | [`kernel`] | which kernel |
+//! | [`userland`] | busybox and tools |
+//! | `initramfs`, `script` | the guest's first file system and what it runs |
+//! | [`accel`] | kvm or tcg, by trial |
+//! | [`options`] | what to boot |
+//! | `dialect`, `process` | daemons in their dialect, processes that end |
+//! | [`machine`] | one guest |
+//! | [`agent`], `console` | commands into it, and what its kernel says |
+//! | `commands`, `doctor`, `terminal` | the command line |
+//!
+//! Law: no process, file or socket outlives the value or command it is for,
+//! and nothing waits without a limit.
+
+pub mod accel;
+pub mod agent;
+mod apt;
+mod commands;
+mod console;
+mod dialect;
+mod doctor;
+mod initramfs;
+pub mod kernel;
+pub mod kit;
+pub mod machine;
+pub mod options;
+mod process;
+pub mod qemu;
+mod script;
+mod terminal;
+pub mod userland;
+
+pub use agent::Output;
+pub(crate) use commands::{Args, run};
+pub use kit::Kit;
+pub use machine::Vm;
+pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
+
+/// Exit status when the guest itself failed, not the command in it.
+pub const VM_FAILED: u8 = 125;
+/// Exit status when the command took too long.
+pub const TOOK_TOO_LONG: u8 = 124;

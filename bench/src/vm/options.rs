@@ -1,0 +1,217 @@
+//! What guest to boot: flags and library options, one set of types.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::ValueEnum;
+
+/// Bytes of a range in which guests map files.
+const RANGE_BYTES: u64 = 2 << 20;
+
+/// The guest's mount option, and the daemon's policy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Dax {
+    /// Every regular file through the window.
+    Always,
+    /// The files that the daemon flags.
+    Inode,
+    /// No file.
+    Never,
+}
+
+impl Dax {
+    /// As flag and mount option have it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dax::Always => "always",
+            Dax::Inode => "inode",
+            Dax::Never => "never",
+        }
+    }
+}
+
+/// What runs the guest's code.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum AccelChoice {
+    /// KVM if a guest boots under it within ten seconds, else TCG.
+    Auto,
+    /// The host's processor.
+    Kvm,
+    /// Emulation.
+    Tcg,
+}
+
+/// The front end's side of the share.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum DeviceChoice {
+    /// By what the daemon's help says.
+    Auto,
+    /// QEMU's generic vhost-user device, which has shared memory regions.
+    Generic,
+    /// QEMU's virtio-fs device, which has none.
+    Fs,
+}
+
+/// One shared directory, with a daemon of its own.
+#[derive(Clone, Debug)]
+pub struct ShareOptions {
+    /// The directory.
+    pub directory: PathBuf,
+    /// The name that the guest mounts it by.
+    pub tag: String,
+    /// Where it is mounted in the guest; none leaves that to the caller.
+    pub mount_at: Option<String>,
+    /// The daemon's policy and the mount option.
+    pub dax: Dax,
+    /// Mount with no option, whatever `dax` says: the guest's own default.
+    pub plain_mount: bool,
+    /// Bytes of the window.
+    pub window_bytes: u64,
+    /// Request queues.
+    pub queues: usize,
+    /// Nothing may be changed through it.
+    pub readonly: bool,
+    /// The daemon; none is the one beside this program.
+    pub daemon: Option<PathBuf>,
+    /// Further arguments of the daemon.
+    pub daemon_arguments: Vec<String>,
+    /// The device.
+    pub device: DeviceChoice,
+}
+
+impl ShareOptions {
+    /// A directory at `/mnt` with a window of 512 MiB.
+    pub fn new(directory: impl Into<PathBuf>, dax: Dax) -> ShareOptions {
+        ShareOptions {
+            directory: directory.into(),
+            tag: "daxwindow".into(),
+            mount_at: Some("/mnt".into()),
+            dax,
+            plain_mount: false,
+            window_bytes: 512 << 20,
+            queues: 1,
+            readonly: false,
+            daemon: None,
+            daemon_arguments: Vec::new(),
+            device: DeviceChoice::Auto,
+        }
+    }
+
+    /// What follows `-o` of mount.
+    pub(crate) fn mount_options(&self) -> Vec<String> {
+        let dax = (!self.plain_mount).then(|| format!("dax={}", self.dax.name()));
+        dax.into_iter()
+            .chain(self.readonly.then(|| "ro".into()))
+            .collect()
+    }
+}
+
+/// What to boot.
+#[derive(Clone, Debug)]
+pub struct VmOptions {
+    /// Shared directories.
+    pub shares: Vec<ShareOptions>,
+    /// Guest memory in bytes.
+    pub memory_bytes: u64,
+    /// Virtual processors.
+    pub cpus: usize,
+    /// What runs them.
+    pub accel: AccelChoice,
+    /// Programs from Debian packages: `fio`, `strace`, `package:program`.
+    pub tools: Vec<String>,
+    /// Files of the host to put into the guest, executable: guest path, host path.
+    pub files: Vec<(String, PathBuf)>,
+    /// Further words of the kernel's command line.
+    pub kernel_arguments: Vec<String>,
+    /// Further arguments of QEMU.
+    pub qemu_arguments: Vec<String>,
+    /// Fetch nothing.
+    pub offline: bool,
+    /// How long booting may take.
+    pub boot_limit: Duration,
+}
+
+impl VmOptions {
+    /// One processor, 512 MiB, two minutes to boot.
+    pub fn new(shares: Vec<ShareOptions>) -> VmOptions {
+        VmOptions {
+            shares,
+            memory_bytes: 512 << 20,
+            cpus: 1,
+            accel: AccelChoice::Auto,
+            tools: Vec::new(),
+            files: Vec::new(),
+            kernel_arguments: Vec::new(),
+            qemu_arguments: Vec::new(),
+            offline: false,
+            boot_limit: Duration::from_secs(120),
+        }
+    }
+}
+
+/// Bytes, with a suffix K, M or G of 1024.
+pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
+    let (digits, shift) = match text.as_bytes().last() {
+        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
+        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
+        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
+        _ => (text, 0),
+    };
+    let number: u64 = digits
+        .parse()
+        .map_err(|_| "expected a number with K, M or G".to_owned())?;
+    let bytes = number
+        .checked_mul(1 << shift)
+        .filter(|bytes| *bytes <= 1 << 46);
+    bytes.ok_or_else(|| "too large".to_owned())
+}
+
+/// A size that is whole ranges.
+pub(crate) fn parse_window(text: &str) -> Result<u64, String> {
+    match parse_size(text)? {
+        bytes if bytes % RANGE_BYTES == 0 => Ok(bytes),
+        _ => Err("the window must be a multiple of 2M".into()),
+    }
+}
+
+/// `HOST:GUEST`.
+pub(crate) fn parse_file(text: &str) -> Result<(String, PathBuf), String> {
+    match text.rsplit_once(':') {
+        Some((host, guest)) if !host.is_empty() && guest.starts_with('/') => {
+            Ok((guest.to_owned(), host.into()))
+        }
+        _ => Err("expected HOST:/GUEST".into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes() {
+        assert_eq!(parse_window("512M"), Ok(512 << 20));
+        assert_eq!(parse_size("3k"), Ok(3072));
+        for text in ["", "M", "x", "1T", "99999999999G", "-1", "1é"] {
+            assert!(parse_size(text).is_err(), "{text}");
+        }
+        assert!(parse_window("1M").is_err());
+    }
+
+    #[test]
+    fn mount_options_follow_the_share() {
+        let mut share = ShareOptions::new("/d", Dax::Inode);
+        assert_eq!(share.mount_options(), ["dax=inode"]);
+        share.readonly = true;
+        share.plain_mount = true;
+        assert_eq!(share.mount_options(), ["ro"]);
+    }
+
+    #[test]
+    fn files_have_two_names() {
+        assert_eq!(parse_file("/a:b:/c"), Ok(("/c".into(), "/a:b".into())));
+        for text in ["", "/a", ":/c", "/a:c"] {
+            assert!(parse_file(text).is_err(), "{text}");
+        }
+    }
+}

@@ -1,0 +1,174 @@
+//! The scripts that busybox runs in the guest: init, and the loop that takes
+//! commands from the host.
+
+use super::options::ShareOptions;
+
+/// Names of the ports between host and guest, in QEMU and in the guest.
+pub(crate) const PORTS: [&str; 3] = ["daxwindow.control", "daxwindow.out", "daxwindow.err"];
+/// The port of an interactive shell.
+pub(crate) const SHELL_CONSOLE: &str = "/dev/hvc0";
+
+/// What the guest does once its shares are mounted.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Then {
+    /// Takes commands from the host, one after the other.
+    Agent,
+    /// Gives a shell to whoever sits at the other end of the console.
+    Shell { rows: u16, columns: u16 },
+}
+
+const PROLOGUE: &str = r#"#!/bin/sh
+export PATH=/bin:/usr/bin:/sbin:/usr/sbin HOME=/root TERM=${TERM:-linux}
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs tmp /tmp
+mount -t tmpfs run /run
+ln -s /proc/self/fd /dev/fd
+"#;
+
+/// Both ends of a port are there before it is read: writing waits for the
+/// host, reading does not.
+const AGENT: &str = r#"for port in /sys/class/virtio-ports/*; do
+    ln -s "/dev/${port##*/}" "/run/$(cat "$port/name")"
+done
+exec 3<>/run/daxwindow.control 4>/run/daxwindow.out 5>/run/daxwindow.err
+if [ -n "$failed" ]; then
+    echo "FAILED $failed" >&3
+else
+    echo "READY $(uname -r)" >&3
+fi
+while read -r verb token bytes <&3; do
+    [ "$verb" = RUN ] || break
+    dd of=/run/script iflag=fullblock bs="$bytes" count=1 <&3 2>/dev/null
+    sh /run/script </dev/null >&4 2>&5 3<&- 4>&- 5>&-
+    status=$?
+    printf '\036%s %d\n' "$token" "$status" >&4
+    printf '\036%s %d\n' "$token" "$status" >&5
+done
+"#;
+
+const EPILOGUE: &str = "cd /\nsync\numount -a -r -t virtiofs 2>/dev/null\npoweroff -f\n";
+
+/// The init script of a guest with these shares.
+pub(crate) fn init(shares: &[ShareOptions], then: &Then) -> String {
+    let mut script = PROLOGUE.to_owned();
+    script.push_str("failed=\n");
+    for share in shares {
+        if let Some(place) = &share.mount_at {
+            script.push_str(&mount(share, place));
+        }
+    }
+    match then {
+        Then::Agent => script.push_str(AGENT),
+        Then::Shell { rows, columns } => script.push_str(&shell(*rows, *columns)),
+    }
+    script.push_str(EPILOGUE);
+    script
+}
+
+fn mount(share: &ShareOptions, place: &str) -> String {
+    let options = share.mount_options();
+    let options = match options.is_empty() {
+        true => String::new(),
+        false => format!("-o {} ", quote(&options.join(","))),
+    };
+    let (tag, place) = (quote(&share.tag), quote(place));
+    format!(
+        "mkdir -p {place}\n\
+         said=$(mount -t virtiofs {options}{tag} {place} 2>&1) || failed=\"$failed $said\"\n"
+    )
+}
+
+fn shell(rows: u16, columns: u16) -> String {
+    format!(
+        "[ -n \"$failed\" ] && echo \"$failed\" >{SHELL_CONSOLE}\n\
+         stty rows {rows} cols {columns} <{SHELL_CONSOLE}\n\
+         cd /mnt && setsid -c sh -l <{SHELL_CONSOLE} >{SHELL_CONSOLE} 2>&1\n"
+    )
+}
+
+/// A word as the shell takes it, whatever is in it.
+pub(crate) fn quote(word: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_./=,:@%+".contains(c);
+    match !word.is_empty() && word.chars().all(plain) {
+        true => word.to_owned(),
+        false => format!("'{}'", word.replace('\'', r"'\''")),
+    }
+}
+
+/// A command given as words.
+pub(crate) fn command(words: &[String], place: &str) -> String {
+    let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
+    format!("cd {} && exec {}\n", quote(place), words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::options::Dax;
+    use super::*;
+    use std::process::Command;
+
+    #[test]
+    fn words_survive_a_shell() {
+        for word in [
+            "plain",
+            "",
+            "two words",
+            "it's",
+            "$HOME `x` \"q\" \\",
+            "é\n*",
+        ] {
+            let script = format!("printf %s {}", quote(word));
+            let output = Command::new("sh")
+                .args(["-c", &script])
+                .output()
+                .expect("sh");
+            assert_eq!(String::from_utf8_lossy(&output.stdout), word);
+        }
+    }
+
+    #[test]
+    fn scripts_are_well_formed() {
+        let mut second = ShareOptions::new("/d", Dax::Never);
+        second.mount_at = Some("/mnt/second one".into());
+        let shares = [ShareOptions::new("/d", Dax::Always), second];
+        let thens = [
+            Then::Agent,
+            Then::Shell {
+                rows: 24,
+                columns: 80,
+            },
+        ];
+        for then in thens {
+            let script = init(&shares, &then);
+            let mut check = Command::new("sh");
+            let status = check.args(["-n", "-c", &script]).status().expect("sh");
+            assert!(status.success(), "{script}");
+            assert!(script.contains("mount -t virtiofs -o dax=always daxwindow /mnt"));
+            assert!(script.contains("'/mnt/second one'"));
+            assert!(script.ends_with("poweroff -f\n"));
+        }
+    }
+
+    #[test]
+    fn a_share_may_be_left_unmounted_or_mounted_plainly() {
+        let mut share = ShareOptions::new("/d", Dax::Inode);
+        share.plain_mount = true;
+        assert!(init(&[share.clone()], &Then::Agent).contains("mount -t virtiofs daxwindow /mnt"));
+        share.mount_at = None;
+        assert!(!init(&[share], &Then::Agent).contains("-t virtiofs daxwindow"));
+    }
+
+    #[test]
+    fn a_command_runs_where_the_share_is() {
+        let words = ["sha256sum".to_owned(), "a file".to_owned()];
+        assert_eq!(
+            command(&words, "/mnt"),
+            "cd /mnt && exec sha256sum 'a file'\n"
+        );
+    }
+}

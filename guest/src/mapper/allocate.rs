@@ -1,0 +1,130 @@
+//! Where a slot for a new range comes from: the free ones, a reclaim of one's
+//! own, a quarantined one, or somebody else's when he is done with it.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use super::free::FreeSlots;
+use super::slot::State;
+use super::{Core, Effort};
+use crate::error::{Error, Result};
+
+#[derive(Default)]
+pub(super) struct Pool {
+    pub(super) free: FreeSlots,
+    pub(super) quarantined: VecDeque<u32>,
+}
+
+/// Counts a thread among those that wait for a slot.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl<'a> Waiting<'a> {
+    fn new(count: &'a AtomicUsize) -> Self {
+        count.fetch_add(1, Ordering::SeqCst);
+        Waiting(count)
+    }
+}
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+impl Core {
+    /// A free slot, and the state to put it back in should it not be used.
+    pub(super) fn allocate(
+        &self,
+        effort: Effort,
+        deadline: Instant,
+    ) -> Result<Option<(u32, State)>> {
+        if self.stopping.load(Ordering::Relaxed) {
+            return Err(Error::Disconnected);
+        }
+        if let Some(slot) = self.take_free(effort) {
+            return Ok(Some((slot, State::Free)));
+        }
+        match effort {
+            Effort::Wait => self.allocate_waiting(deadline).map(Some),
+            Effort::Try | Effort::Speculate => Ok(None),
+        }
+    }
+
+    pub(super) fn take_free(&self, effort: Effort) -> Option<u32> {
+        let mut pool = self.pool.lock();
+        let slot = match pool.free.len() > self.kept_free(effort)? {
+            true => pool.free.take(),
+            false => None,
+        };
+        self.ring_if_low(pool.free.len());
+        slot
+    }
+
+    /// Free slots that are not for this effort; `None` if none is.
+    pub(super) fn kept_free(&self, effort: Effort) -> Option<usize> {
+        let waited_for = self.waiters.load(Ordering::SeqCst) > 0;
+        match effort {
+            Effort::Wait => Some(0),
+            Effort::Try | Effort::Speculate if waited_for => None,
+            Effort::Try => Some(0),
+            Effort::Speculate => Some(self.low_water / 4),
+        }
+    }
+
+    pub(super) fn ring_if_low(&self, free: usize) {
+        if free < self.low_water {
+            self.reclaimer.ring();
+        }
+    }
+
+    pub(super) fn allocate_waiting(&self, deadline: Instant) -> Result<(u32, State)> {
+        let _waiting = Waiting::new(&self.waiters);
+        loop {
+            let seen = self.releases.load(Ordering::SeqCst);
+            if let Some(slot) = self.take_free(Effort::Wait) {
+                return Ok((slot, State::Free));
+            }
+            if let Some(slot) = self.reclaim_for_me() {
+                return Ok((slot, State::Free));
+            }
+            let mut pool = self.pool.lock();
+            if let Some(slot) = pool.quarantined.pop_front() {
+                return Ok((slot, State::Quarantined));
+            }
+            if !pool.free.is_empty() || self.releases.load(Ordering::SeqCst) != seen {
+                continue;
+            }
+            if self.stopping.load(Ordering::SeqCst) {
+                return Err(Error::Disconnected);
+            }
+            // Slots on their way in or out ring when they arrive; the bound
+            // only covers a reclaim by somebody else that came to nothing.
+            let soon = deadline.min(Instant::now() + Duration::from_millis(20));
+            let late = self.freed.wait_until(&mut pool, soon).timed_out();
+            if late && Instant::now() >= deadline {
+                return Err(Error::TimedOut {
+                    operation: "waiting for a range of the window",
+                    after: self.options.patience,
+                });
+            }
+        }
+    }
+
+    /// Ends the use of a slot that the caller owns.
+    pub(super) fn release(&self, number: u32, state: State) {
+        let slot = self.slot(number);
+        slot.content.lock().owner = None;
+        slot.retire(state);
+        let mut pool = self.pool.lock();
+        match state {
+            State::Quarantined => pool.quarantined.push_back(number),
+            _ => pool.free.put(number),
+        }
+        drop(pool);
+        self.freed.notify_one();
+        if state == State::Quarantined {
+            self.reclaimer.ring();
+        }
+    }
+}
