@@ -36,7 +36,7 @@ pub(super) fn pressure(bench: &Bench, cell: &Cell) -> Result<Figure> {
     let len = bench.bytes / FILES;
     let write = |i| TestFile::write(&directory.join(format!("f{i}")), len, 100 + i);
     let files: Vec<TestFile> = (0..FILES).map(write).collect::<Result<_>>()?;
-    let reads = if bench.quick { 2_000 } else { 5_000 };
+    let reads = if bench.quick { 2_000 } else { 3_000 };
     let (mut pairs, mut speeds, mut stats) = (Paired::default(), Vec::new(), Default::default());
     for repetition in 0..bench.repetitions {
         let share = Share::readonly(&directory, Dax::Always, WINDOW_BYTES);
