@@ -3,8 +3,6 @@
 //! Start a daemon first:
 //! `daxwindowd --socket-path /tmp/fs.sock --shared-dir /usr/lib --dax always --readonly`
 
-use std::time::Duration;
-
 use daxwindow_guest::file::{Access, Guest, GuestOptions};
 use daxwindow_guest::session::SessionOptions;
 
@@ -15,14 +13,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     };
     // README begins
     let guest = Guest::connect(GuestOptions {
-        session: SessionOptions {
-            socket: socket.into(),
-            memory_bytes: 64 << 20, // queues and buffers, not file data
-            request_queues: 1,
-            queue_size: 128,
-            timeout: Duration::from_secs(30),
-            dax: true,
-        },
+        session: SessionOptions::new(socket),
         range_bytes: 2 << 20,
         prefetch_ranges: 4,
     })?;

@@ -124,12 +124,10 @@ pub(crate) fn session(daemon: &Daemon, share: &Share) -> Result<std::sync::Arc<S
 
 fn session_options(daemon: &Daemon, share: &Share) -> SessionOptions {
     SessionOptions {
-        socket: daemon.socket().to_path_buf(),
-        memory_bytes: 64 << 20,
         request_queues: share.request_queues,
-        queue_size: 128,
         timeout: ANSWERS_WITHIN,
         dax: share.dax == Dax::Always,
+        ..SessionOptions::new(daemon.socket())
     }
 }
 

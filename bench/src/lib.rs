@@ -5,6 +5,7 @@
 //! | [`demo`] | one real directory, read every way, compared byte by byte |
 //! | [`micro`] | the figures, each with its denominator from the same run |
 //! | [`attach`] | a daemon with a guest, and the proof of whether DAX was in use |
+//! | [`buffer`] | copy targets at a chosen place in a page |
 //! | [`daemon`] | the daemon as a process of its own |
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | [`report`] | figures, JSON, tables |
@@ -14,6 +15,7 @@
 #![deny(unsafe_code)]
 
 mod attach;
+mod buffer;
 mod cleanup;
 mod daemon;
 mod demo;
@@ -27,6 +29,7 @@ mod report;
 mod stats;
 pub mod vm;
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
@@ -55,6 +58,7 @@ pub fn main() -> ExitCode {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)
+        .with_ansi(std::io::stderr().is_terminal())
         .init();
     let failed = cli.command.failure();
     let done = cleanup::watch_signals().and_then(|()| match cli.command {

@@ -15,13 +15,15 @@ use anyhow::{Context, Result, ensure};
 use daxwindow_shared::window::RANGE_BYTES;
 use indicatif::{ProgressBar, ProgressStyle};
 
+use crate::attach::Attached;
+use crate::buffer::Buffer;
 use crate::daemon::{self, Dax, Share};
 use crate::host_memory;
 use crate::machine::{COMMIT, Machine, Versions};
 use crate::report::Report;
-use outcome::{Memory, Outcome};
-use passes::{BUFFER_BYTES, hash};
-use readers::{Readers, read_through_views};
+use outcome::{Memory, Outcome, Peak};
+use passes::BUFFER_BYTES;
+use readers::{HOT_PASSES, Turn};
 use select::{Candidate, Selection};
 
 /// Read a directory through the window, check every byte, show the speed and
@@ -99,69 +101,77 @@ struct Demo {
 impl Demo {
     fn run(&self) -> Result<Outcome> {
         let mut outcome = Outcome::default();
-        let hashes = self.host_hashes()?;
+        let mut buffer = Buffer::like_malloc(BUFFER_BYTES);
+        let hashes = self.host_hashes(&mut buffer)?;
         outcome
             .memory
             .push(Memory::take("before", self.cached(), &[])?);
-        let mut readers = Readers::start(self)?;
-        let mut buffer = vec![0; BUFFER_BYTES];
-        let mut done = 0;
-        for batch in self.batches() {
-            let hashes = &hashes[done..done + batch.len()];
-            readers.batch(self, batch, hashes, &mut buffer, &mut outcome)?;
-            done += batch.len();
-        }
-        let first = readers.finish(self, &mut outcome)?;
-        let second = self.second_guest(&hashes, &mut buffer, &mut outcome)?;
-        let daemons = [first.daemon().pid(), second.daemon().pid()];
-        outcome
-            .memory
-            .push(Memory::take("second guest", self.cached(), &daemons)?);
+        self.views(&hashes, &mut buffer, &mut outcome)?;
+
+        let guest = self.attach(Dax::Always).context("guest for read_at")?;
+        let turn = self.turn("read_at", &guest, &hashes);
+        outcome.read_at = turn.read_at(&mut buffer, &mut outcome)?;
+        drop(guest);
+
+        let guest = self.attach(Dax::Never).context("guest without DAX")?;
+        let turn = self.turn("FUSE_READ", &guest, &hashes);
+        outcome.plain = turn.requests(&mut buffer, &mut outcome)?;
         Ok(outcome)
     }
 
+    /// The first guest, and while it stays, a second one with a daemon of its
+    /// own, so that what the second adds can be seen.
+    fn views(
+        &self,
+        hashes: &[blake3::Hash],
+        buffer: &mut [u8],
+        outcome: &mut Outcome,
+    ) -> Result<()> {
+        let first = self.attach(Dax::Always).context("first guest")?;
+        let pids = [first.daemon().pid()];
+        let mut peak = Peak::new("first guest");
+        let turn = self.turn("view", &first, hashes);
+        outcome.view = turn.views(buffer, outcome, || peak.note(self.cached(), &pids))?;
+        outcome.mapper = first.guest().stats();
+        outcome.memory.extend(peak.memory);
+
+        let second = self.attach(Dax::Always).context("second guest")?;
+        let pids = [first.daemon().pid(), second.daemon().pid()];
+        let mut peak = Peak::new("second guest");
+        let turn = self.turn("second guest", &second, hashes);
+        outcome.second = turn.views(buffer, outcome, || peak.note(self.cached(), &pids))?;
+        outcome.memory.extend(peak.memory);
+        Ok(())
+    }
+
+    fn turn<'a>(
+        &'a self,
+        name: &'static str,
+        guest: &'a Attached,
+        hashes: &'a [blake3::Hash],
+    ) -> Turn<'a> {
+        Turn {
+            demo: self,
+            guest,
+            name,
+            hashes,
+        }
+    }
+
     /// Reads every file on the host, which also warms the page cache.
-    fn host_hashes(&self) -> Result<Vec<blake3::Hash>> {
-        let mut buffer = vec![0; BUFFER_BYTES];
+    fn host_hashes(&self, buffer: &mut [u8]) -> Result<Vec<blake3::Hash>> {
+        self.progress.set_message("host");
         let hash_one = |file: &Candidate| -> Result<blake3::Hash> {
-            let path = self.directory.join(&file.path);
-            let hash = hash_by_read(&path, &mut buffer)?;
+            let hash = hash_by_read(&self.directory.join(&file.path), buffer)?;
             self.progress.inc(file.len);
             Ok(hash)
         };
         self.selection.files.iter().map(hash_one).collect()
     }
 
-    /// A second guest with a daemon of its own reads the same files.
-    fn second_guest(
-        &self,
-        hashes: &[blake3::Hash],
-        buffer: &mut [u8],
-        outcome: &mut Outcome,
-    ) -> Result<crate::attach::Attached> {
-        let guest = self.attach(Dax::Always)?;
-        let mark = guest.mark()?;
-        let mut done = 0;
-        for batch in self.batches() {
-            let (mut files, laps) = read_through_views(self, &guest, batch, buffer)?;
-            outcome.second_pass.add(laps.first);
-            for (i, file) in files.iter_mut().enumerate() {
-                outcome.check(
-                    "second guest",
-                    &batch[i],
-                    hash(file, buffer)?,
-                    hashes[done + i],
-                );
-            }
-            done += batch.len();
-        }
-        guest.prove_window(&mark, self.selection.bytes)?;
-        Ok(guest)
-    }
-
-    fn attach(&self, dax: Dax) -> Result<crate::attach::Attached> {
+    fn attach(&self, dax: Dax) -> Result<Attached> {
         let share = Share::readonly(&self.directory, dax, self.window_bytes);
-        crate::attach::Attached::start(&self.binary, &share, PREFETCH_RANGES)
+        Attached::start(&self.binary, &share, PREFETCH_RANGES)
     }
 
     fn batches(&self) -> Vec<&[Candidate]> {
@@ -226,10 +236,9 @@ fn hash_by_read(path: &Path, buffer: &mut [u8]) -> Result<blake3::Hash> {
 }
 
 /// On stderr, and only when that is a terminal. Passes: the host's hashes;
-/// first, hot and compare for each of three guests; first and hot from the
-/// host's mmap; first, hot and compare for the second guest.
+/// then for each of four guests the host's mmap, the guest and the comparison.
 fn progress(selection: &Selection, hidden: bool) -> ProgressBar {
-    const PASSES: u64 = 1 + 3 * 3 + 2 + 3;
+    const PASSES: u64 = 1 + 4 * (2 * (1 + HOT_PASSES as u64) + 1);
     if hidden {
         return ProgressBar::hidden();
     }

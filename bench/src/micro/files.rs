@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
@@ -40,10 +41,17 @@ impl TestFile {
         })
     }
 
-    /// A sparse file: all holes.
-    pub(super) fn sparse(path: &Path, len: u64) -> Result<()> {
-        let file = File::create(path).and_then(|f| f.set_len(len));
-        file.with_context(|| format!("make the sparse file {}", path.display()))
+    /// A sparse file of `ranges` ranges with one byte each, [`mark`]; these
+    /// bytes are in the page cache.
+    pub(super) fn sparse(path: &Path, ranges: u64, range_bytes: u64) -> Result<()> {
+        let what = || format!("make the sparse file {}", path.display());
+        let file = File::create(path).with_context(what)?;
+        file.set_len(ranges * range_bytes).with_context(what)?;
+        for range in 0..ranges {
+            file.write_all_at(&[mark(range)], range * range_bytes)
+                .with_context(what)?;
+        }
+        file.sync_data().with_context(what)
     }
 
     pub(super) fn open(&self) -> Result<File> {
@@ -60,6 +68,11 @@ impl TestFile {
     pub(super) fn name(&self) -> &Path {
         self.path.file_name().map_or(Path::new(""), Path::new)
     }
+}
+
+/// The first byte of a range of a sparse file, never zero.
+pub(super) fn mark(range: u64) -> u8 {
+    mix(range) as u8 | 1
 }
 
 /// The pattern's word at `offset`, a multiple of 8.

@@ -9,7 +9,7 @@ use daxwindow_guest::file::Access;
 use daxwindow_shared::latency::Latency;
 use daxwindow_shared::window::RANGE_BYTES;
 
-use super::files::TestFile;
+use super::files::{TestFile, mark};
 use super::parts::p50_micros;
 use super::{Bench, Cell};
 use crate::attach::Attached;
@@ -26,7 +26,7 @@ const SAMPLES: u64 = 128;
 pub(super) fn mapping_growth(bench: &Bench, cell: &Cell) -> Result<Figure> {
     let directory = bench.directory.join("growth");
     std::fs::create_dir_all(&directory)?;
-    TestFile::sparse(&directory.join("sparse"), (MANY + SAMPLES) * RANGE_BYTES)?;
+    TestFile::sparse(&directory.join("sparse"), MANY + SAMPLES, RANGE_BYTES)?;
     let mut pairs = Paired::default();
     for _ in 0..bench.repetitions {
         let (few, many) = one_repetition(bench, &directory)?;
@@ -44,22 +44,26 @@ fn one_repetition(bench: &Bench, directory: &Path) -> Result<(f64, f64)> {
         .guest()
         .open("sparse", Access::Read)
         .context("open in the guest")?;
-    let mark = guest.mark()?;
+    let since = guest.mark()?;
     let (mut few, mut many) = (Latency::new(), Latency::new());
+    let mut byte = [0];
     for range in 0..MANY + SAMPLES {
         let started = Instant::now();
         let n = file
-            .read_at(&mut [0], range * RANGE_BYTES)
+            .read_at(&mut byte, range * RANGE_BYTES)
             .context("read_at")?;
         let took = started.elapsed();
-        ensure!(n == 1, "nothing read at range {range}");
+        ensure!(
+            n == 1 && byte[0] == mark(range),
+            "wrong byte at range {range}"
+        );
         match range {
             FEW.. if range < FEW + SAMPLES => few.record(took),
             MANY.. => many.record(took),
             _ => {}
         }
     }
-    guest.prove_window(&mark, MANY + SAMPLES)?;
+    guest.prove_window(&since, MANY + SAMPLES)?;
     let live = guest.guest().stats().live;
     ensure!(live >= MANY, "only {live} ranges are live");
     Ok((p50_micros(&few), p50_micros(&many)))

@@ -9,6 +9,7 @@ use daxwindow_shared::window::RANGE_BYTES;
 use super::files::is_pattern;
 use super::{Bench, Cell, interleaved, seconds};
 use crate::attach::Attached;
+use crate::buffer::Buffer;
 use crate::daemon::{Dax, Share};
 use crate::raw::{Source, page_bytes};
 use crate::report::Figure;
@@ -61,27 +62,38 @@ pub(super) fn hot_read_at(bench: &Bench, cell: &Cell) -> Result<Figure> {
     let guest = attach(bench)?;
     let file = open(bench, &guest)?;
     let host = bench.big.map()?;
-    let (mut ours, mut theirs) = (vec![0; CHUNK], vec![0; CHUNK]);
-    copy_all(host.source(), &mut theirs)?;
+    let mut buffer = Buffer::like_malloc(CHUNK);
+    copy_all(host.source(), &mut buffer)?;
     for at in (0..bench.bytes).step_by(CHUNK) {
-        ensure!(file.read_at(&mut ours, at)? == CHUNK, "short read at {at}");
-        ensure!(is_pattern(bench.big.seed, at, &ours), "wrong bytes at {at}");
-    }
-    let mut pairs = Paired::default();
-    for repetition in 0..bench.repetitions {
-        let mark = guest.mark()?;
-        let (window, mmap) = interleaved(
-            repetition,
-            || seconds(|| read_all(&file, bench.bytes, &mut ours)),
-            || seconds(|| copy_all(host.source(), &mut theirs)),
-        )?;
-        guest.prove_window(&mark, bench.bytes)?;
-        pairs.push(
-            gigabytes_per_second(bench.bytes, window),
-            gigabytes_per_second(bench.bytes, mmap),
+        ensure!(
+            file.read_at(&mut buffer, at)? == CHUNK,
+            "short read at {at}"
+        );
+        ensure!(
+            is_pattern(bench.big.seed, at, &buffer),
+            "wrong bytes at {at}"
         );
     }
-    Ok(cell.paired(&pairs))
+    let (mut pairs, mut aligned) = (Paired::default(), Paired::default());
+    let mut page_aligned = Buffer::at(0, CHUNK);
+    for repetition in 0..bench.repetitions {
+        for (buffer, pairs) in [(&mut buffer, &mut pairs), (&mut page_aligned, &mut aligned)] {
+            let mark = guest.mark()?;
+            let buffer = std::cell::RefCell::new(buffer);
+            let (window, mmap) = interleaved(
+                repetition,
+                || seconds(|| read_all(&file, bench.bytes, &mut buffer.borrow_mut())),
+                || seconds(|| copy_all(host.source(), &mut buffer.borrow_mut())),
+            )?;
+            guest.prove_window(&mark, bench.bytes)?;
+            pairs.push(
+                gigabytes_per_second(bench.bytes, window),
+                gigabytes_per_second(bench.bytes, mmap),
+            );
+        }
+    }
+    let ratio = aligned.ratio().map_or(0.0, |r| r.median);
+    Ok(cell.paired(&pairs).with("ratio_page_aligned_buffer", ratio))
 }
 
 pub(super) fn hot_view_touch(bench: &Bench, cell: &Cell) -> Result<Figure> {
@@ -121,7 +133,7 @@ fn touch_all(source: Source<'_>, pages: &[usize]) -> Result<()> {
 pub(super) fn first_pass_view(bench: &Bench, cell: &Cell) -> Result<Figure> {
     let mut buffer = vec![0; CHUNK];
     copy_all(bench.big.map()?.source(), &mut buffer)?;
-    let (mut ours, mut theirs) = (vec![0; CHUNK], vec![0; CHUNK]);
+    let (mut ours, mut theirs) = (Buffer::like_malloc(CHUNK), Buffer::like_malloc(CHUNK));
     let mut pairs = Paired::default();
     let mut faults = 0;
     for repetition in 0..bench.repetitions {

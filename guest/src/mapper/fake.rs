@@ -11,6 +11,7 @@ use std::time::Duration;
 
 use daxwindow_shared::fuse::RemoveMappingOne;
 use daxwindow_shared::shmem::MapMessage;
+use daxwindow_shared::window::RANGE_BYTES;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -130,7 +131,10 @@ impl MapChannel for Fake {
             .validate(self.window.bytes(), rustix::param::page_size() as u64)
             .expect("a mapper sends only valid ranges");
         self.window.map(request, file.as_fd()).expect("mmap");
-        self.ledger.lock().insert(at, (nodeid, from, writable));
+        for piece in (0..len).step_by(RANGE_BYTES as usize) {
+            let entry = (nodeid, from + piece, writable);
+            self.ledger.lock().insert(at + piece, entry);
+        }
         if spend(&self.lose_setups) {
             return Err(Error::TimedOut {
                 operation: "SETUPMAPPING",

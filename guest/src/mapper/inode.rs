@@ -5,6 +5,7 @@
 
 use std::collections::HashMap;
 use std::hash::{BuildHasherDefault, Hasher};
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
@@ -39,6 +40,8 @@ struct Table {
 /// The mapper's side of an inode.
 pub(crate) struct Inode {
     nodeid: u64,
+    /// Bytes of the file when last heard of; a hint for what to do ahead.
+    size: AtomicU64,
     table: RwLock<Table>,
 }
 
@@ -54,6 +57,7 @@ impl Inode {
     pub(crate) fn new(nodeid: u64) -> Inode {
         Inode {
             nodeid,
+            size: AtomicU64::new(0),
             table: RwLock::default(),
         }
     }
@@ -61,6 +65,21 @@ impl Inode {
     /// The node id that the back end knows.
     pub(crate) fn nodeid(&self) -> u64 {
         self.nodeid
+    }
+
+    /// Bytes of the file when last heard of.
+    pub(crate) fn size(&self) -> u64 {
+        self.size.load(Ordering::Relaxed)
+    }
+
+    /// Notes the size of the file.
+    pub(crate) fn set_size(&self, bytes: u64) {
+        self.size.store(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that the file has at least this size.
+    pub(crate) fn raise_size(&self, bytes: u64) {
+        self.size.fetch_max(bytes, Ordering::Relaxed);
     }
 
     pub(super) fn get(&self, index: u64) -> Option<SlotRef> {

@@ -17,14 +17,16 @@
 //!   waited for, or after [`MapperOptions::patience`].
 
 mod channel;
+mod free;
 mod inode;
 pub(crate) mod prefetch;
 mod reclaim;
+mod run;
 mod slot;
 pub(crate) mod stats;
 
 #[cfg(test)]
-mod fake;
+pub(crate) mod fake;
 #[cfg(test)]
 mod tests;
 
@@ -42,6 +44,7 @@ use crate::error::{Error, Result};
 use crate::window::{Area, Window};
 
 pub use channel::MapChannel;
+use free::FreeSlots;
 pub(crate) use inode::Inode;
 use inode::NotInserted;
 pub(crate) use slot::AliasHolder;
@@ -64,7 +67,8 @@ pub(crate) struct MapperOptions {
 pub(crate) enum Effort {
     /// Waits for others and reclaims, until patience ends.
     Wait,
-    /// Sends the request itself if a slot is free, but waits for nobody.
+    /// Sends the request itself if a slot is free, or waits for a mapping that
+    /// is on its way, but for nothing else.
     Try,
     /// As `Try`, and leaves some free slots to those who need them.
     Speculate,
@@ -81,7 +85,7 @@ const BELLS: usize = 32;
 
 #[derive(Default)]
 struct Pool {
-    free: VecDeque<u32>,
+    free: FreeSlots,
     quarantined: VecDeque<u32>,
 }
 
@@ -99,6 +103,8 @@ pub(crate) struct Core {
     /// Raised by each last unpin while somebody waits; pairs with `freed`.
     releases: AtomicU64,
     hand: Mutex<usize>,
+    /// The back end took no more than one range in a request.
+    one_by_one: AtomicBool,
     bells: [Bell; BELLS],
     low_water: usize,
     reclaimer: reclaim::Alarm,
@@ -110,8 +116,8 @@ pub(crate) struct Core {
 /// of use and give back behind it.
 pub(crate) struct Mapper {
     core: Arc<Core>,
-    ahead: prefetch::Ahead,
-    reclaimer: Option<JoinHandle<()>>,
+    ahead: Arc<prefetch::Ahead>,
+    reclaimer: Mutex<Option<JoinHandle<()>>>,
 }
 
 impl std::ops::Deref for Mapper {
@@ -131,9 +137,9 @@ impl Mapper {
         let core = Arc::new(Core::new(window, channel, options)?);
         let reclaimer = reclaim::spawn(Arc::clone(&core))?;
         Ok(Mapper {
-            ahead: prefetch::Ahead::spawn(Arc::clone(&core))?,
+            ahead: Arc::new(prefetch::Ahead::spawn(Arc::clone(&core))?),
             core,
-            reclaimer: Some(reclaimer),
+            reclaimer: Mutex::new(Some(reclaimer)),
         })
     }
 
@@ -143,19 +149,27 @@ impl Mapper {
     }
 
     /// The worker that maps ahead.
-    pub(crate) fn ahead(&self) -> &prefetch::Ahead {
+    pub(crate) fn ahead(&self) -> &Arc<prefetch::Ahead> {
         &self.ahead
+    }
+}
+
+impl Mapper {
+    /// Ends the threads. Whoever serves faults has to go on until this is
+    /// done, since a reclaim in progress waits for it.
+    pub(crate) fn stop(&self) {
+        self.core.stopping.store(true, Ordering::SeqCst);
+        self.core.reclaimer.ring();
+        self.ahead.stop();
+        if let Some(thread) = self.reclaimer.lock().take() {
+            let _ = thread.join();
+        }
     }
 }
 
 impl Drop for Mapper {
     fn drop(&mut self) {
-        self.core.stopping.store(true, Ordering::SeqCst);
-        self.core.reclaimer.ring();
-        self.ahead.stop();
-        if let Some(thread) = self.reclaimer.take() {
-            let _ = thread.join();
-        }
+        self.stop();
     }
 }
 
@@ -182,20 +196,20 @@ impl Core {
             .filter(|&n| n > 0 && n < u32::MAX as usize)
             .ok_or_else(|| Error::Invalid("the window holds no range of this size".into()))?;
         let low_water = if count > 2 { (count / 5).max(1) } else { 0 };
-        let free = (0..count as u32).collect();
         Ok(Core {
             window,
             channel,
             options,
             slots: (0..count).map(|_| Slot::default()).collect(),
             pool: Mutex::new(Pool {
-                free,
+                free: FreeSlots::all(count as u32),
                 quarantined: VecDeque::new(),
             }),
             freed: Condvar::new(),
             waiters: AtomicUsize::new(0),
             releases: AtomicU64::new(0),
             hand: Mutex::new(0),
+            one_by_one: AtomicBool::new(false),
             bells: Default::default(),
             low_water,
             reclaimer: reclaim::Alarm::default(),
@@ -278,14 +292,28 @@ impl Core {
                     }
                     return Ok(Some(pin));
                 }
-                PinOutcome::Busy if effort != Effort::Wait => return Ok(None),
+                PinOutcome::Busy if !self.may_wait(slot, effort) => return Ok(None),
                 PinOutcome::Busy => {
-                    self.wait_while(found, deadline, || slot.is_busy(found.generation))?;
+                    // What was being mapped may be reclaimed already.
+                    let patient = effort == Effort::Wait;
+                    let mapping = || slot.is_mapping(found.generation);
+                    let busy = || mapping() || patient && slot.is_busy(found.generation);
+                    self.wait_while(found, deadline, busy)?;
                     self.failure_of(found)?;
                 }
                 // Its owner is about to take the entry out of the table.
                 PinOutcome::Stale => std::thread::yield_now(),
             }
+        }
+    }
+
+    /// Whether this effort waits for a busy slot. A mapping on its way waits
+    /// for the back end only; a reclaim may wait for the reader of faults.
+    fn may_wait(&self, slot: &Slot, effort: Effort) -> bool {
+        match effort {
+            Effort::Wait => true,
+            Effort::Try => slot.state() == State::Mapping,
+            Effort::Speculate => false,
         }
     }
 
@@ -321,7 +349,7 @@ impl Core {
             self.stats.misses.one();
         }
         slot.referenced.store(true, Ordering::Relaxed);
-        match self.setup(number, inode, file_offset, writable) {
+        match self.setup(number, 1, inode, file_offset, writable) {
             Ok(()) => {
                 slot.publish(writable);
                 self.ring(number);
@@ -347,13 +375,22 @@ impl Core {
         self.ring(entry.slot);
     }
 
-    fn setup(&self, slot: u32, inode: &Inode, file_offset: u64, writable: bool) -> Result<()> {
+    /// Has `count` neighbouring slots mapped by one request.
+    fn setup(
+        &self,
+        slot: u32,
+        count: u32,
+        inode: &Inode,
+        file_offset: u64,
+        writable: bool,
+    ) -> Result<()> {
         let start = Instant::now();
         let at = self.window_offset(slot);
-        let len = self.range_bytes();
+        // Cannot overflow: the slots lie in the window.
+        let len = u64::from(count) * self.range_bytes();
         self.channel
             .setup(inode.nodeid(), file_offset, at, len, writable)?;
-        self.stats.setups.one();
+        self.stats.setups.add(u64::from(count));
         self.stats.setup_latency.stop(start);
         Ok(())
     }
@@ -390,7 +427,8 @@ impl Core {
             return Err(Error::Invalid("the range has no owner".into()));
         };
         // The product was checked when the range was mapped.
-        self.setup(slot, &inode, index.saturating_mul(self.range_bytes()), true)
+        let file_offset = index.saturating_mul(self.range_bytes());
+        self.setup(slot, 1, &inode, file_offset, true)
     }
 
     fn failure_of(&self, waited: SlotRef) -> Result<()> {
@@ -416,24 +454,29 @@ impl Core {
 
     fn take_free(&self, effort: Effort) -> Option<u32> {
         let mut pool = self.pool.lock();
-        let waited_for = self.waiters.load(Ordering::SeqCst) > 0;
-        let kept = match effort {
-            Effort::Wait => 0,
-            Effort::Try if waited_for => return None,
-            Effort::Try => 0,
-            Effort::Speculate if waited_for => return None,
-            Effort::Speculate => self.low_water / 4,
-        };
-        let slot = match pool.free.len() > kept {
-            true => pool.free.pop_front(),
+        let slot = match pool.free.len() > self.kept_free(effort)? {
+            true => pool.free.take(),
             false => None,
         };
-        let low = pool.free.len() < self.low_water;
-        drop(pool);
-        if low {
+        self.ring_if_low(pool.free.len());
+        slot
+    }
+
+    /// Free slots that are not for this effort; `None` if none is.
+    fn kept_free(&self, effort: Effort) -> Option<usize> {
+        let waited_for = self.waiters.load(Ordering::SeqCst) > 0;
+        match effort {
+            Effort::Wait => Some(0),
+            Effort::Try | Effort::Speculate if waited_for => None,
+            Effort::Try => Some(0),
+            Effort::Speculate => Some(self.low_water / 4),
+        }
+    }
+
+    fn ring_if_low(&self, free: usize) {
+        if free < self.low_water {
             self.reclaimer.ring();
         }
-        slot
     }
 
     fn allocate_waiting(&self, deadline: Instant) -> Result<(u32, State)> {
@@ -477,7 +520,7 @@ impl Core {
         let mut pool = self.pool.lock();
         match state {
             State::Quarantined => pool.quarantined.push_back(number),
-            _ => pool.free.push_back(number),
+            _ => pool.free.put(number),
         }
         drop(pool);
         self.freed.notify_one();
@@ -575,14 +618,6 @@ impl Pin<'_> {
             .copy_in(self.core.window_offset(self.slot) + at, bytes)
     }
 
-    /// Fills the window's page tables for the first `bytes` of the range.
-    pub(crate) fn populate(&self, bytes: u64) -> io::Result<()> {
-        let bytes = bytes.min(self.core.range_bytes());
-        self.core
-            .window
-            .populate(self.core.window_offset(self.slot), bytes)
-    }
-
     /// Whether stores are possible.
     pub(crate) fn is_writable(&self) -> bool {
         self.writable
@@ -597,15 +632,18 @@ impl Pin<'_> {
         holder: Weak<dyn AliasHolder>,
         index: u64,
     ) -> io::Result<()> {
+        self.note_alias(holder, index);
+        let len = self.core.range_bytes() as usize;
+        let from = self.core.window_offset(self.slot);
+        self.core.window.alias_into(target, at, from, len)
+    }
+
+    fn note_alias(&self, holder: Weak<dyn AliasHolder>, index: u64) {
         let mut content = self.core.slot(self.slot).content.lock();
         content.aliases.retain(|a| {
             a.holder.strong_count() > 0 && !(a.index == index && a.holder.ptr_eq(&holder))
         });
         content.aliases.push(Alias { holder, index });
-        drop(content);
-        let len = self.core.range_bytes() as usize;
-        let from = self.core.window_offset(self.slot);
-        self.core.window.alias_into(target, at, from, len)
     }
 
     fn check(&self, at: u64, len: usize) -> Result<(), usize> {

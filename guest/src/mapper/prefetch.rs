@@ -11,7 +11,7 @@ use std::thread::{Builder, JoinHandle};
 use crossbeam_channel::{Sender, TrySendError, bounded};
 use parking_lot::Mutex;
 
-use super::{Core, Effort, Inode};
+use super::{Core, Inode};
 use crate::error::{Error, Result};
 
 /// Something to do ahead of use.
@@ -56,15 +56,9 @@ impl Ahead {
 
     /// Has `ranges` of `inode` mapped, and their page tables filled as far as
     /// the file reaches.
-    pub(crate) fn map(&self, inode: &Arc<Inode>, ranges: Range<u64>, size: u64) -> bool {
+    pub(crate) fn map(&self, inode: &Arc<Inode>, ranges: Range<u64>) -> bool {
         let inode = Arc::clone(inode);
-        self.submit(move |core| {
-            for index in ranges {
-                if !core.map_ahead(&inode, index, size) {
-                    return;
-                }
-            }
-        })
+        self.submit(move |core| core.map_ahead(&inode, ranges))
     }
 
     pub(super) fn stop(&self) {
@@ -76,23 +70,27 @@ impl Ahead {
 }
 
 impl Core {
-    /// Maps one range ahead; false if it is no use to go on.
-    fn map_ahead(&self, inode: &Arc<Inode>, index: u64, size: u64) -> bool {
-        let bytes = bytes_in_range(index, self.range_bytes(), size);
-        if bytes == 0 || self.is_stopping() {
-            return false;
-        }
-        if inode.get(index).is_some() {
-            return true;
-        }
-        match self.acquire(inode, index, false, Effort::Speculate) {
-            Ok(Some(pin)) => {
-                self.stats.prefetched.one();
-                // A file that shrank meanwhile is met by the reader.
-                let _ = pin.populate(bytes);
-                true
+    /// Maps what is absent of `ranges`, as far as the file and the free slots
+    /// reach.
+    fn map_ahead(&self, inode: &Arc<Inode>, ranges: Range<u64>) {
+        let end = ranges.end.min(inode.size().div_ceil(self.range_bytes()));
+        let mut next = ranges.start;
+        while next < end && !self.is_stopping() {
+            if inode.get(next).is_some() {
+                next += 1;
+                continue;
             }
-            Ok(None) | Err(_) => false,
+            let Ok(run) = self.map_run(inode, next..end, false) else {
+                return;
+            };
+            if run.len() == 0 {
+                return;
+            }
+            self.stats.prefetched.add(run.len() as u64);
+            let bytes = bytes_in_ranges(next, run.len() as u64, self.range_bytes(), inode.size());
+            // A file that shrank meanwhile is met by the reader.
+            let _ = run.populate(bytes);
+            next += run.len() as u64;
         }
     }
 
@@ -102,13 +100,14 @@ impl Core {
     }
 }
 
-/// How many bytes of range `index` a file of `size` bytes fills, rounded up
-/// to pages.
-pub(crate) fn bytes_in_range(index: u64, range_bytes: u64, size: u64) -> u64 {
+/// How many bytes of `count` ranges from `first` a file of `size` bytes fills,
+/// rounded up to pages.
+pub(crate) fn bytes_in_ranges(first: u64, count: u64, range_bytes: u64, size: u64) -> u64 {
     let page = rustix::param::page_size() as u64;
-    let start = index.saturating_mul(range_bytes);
-    let bytes = size.saturating_sub(start).min(range_bytes);
-    bytes.checked_next_multiple_of(page).unwrap_or(range_bytes)
+    let start = first.saturating_mul(range_bytes);
+    let most = count.saturating_mul(range_bytes);
+    let bytes = size.saturating_sub(start).min(most);
+    bytes.checked_next_multiple_of(page).unwrap_or(most)
 }
 
 /// Detects sequential reads at offsets.
@@ -256,10 +255,12 @@ mod tests {
 
     #[test]
     fn the_last_range_is_counted_in_pages() {
-        assert_eq!(bytes_in_range(0, R, 0), 0);
-        assert_eq!(bytes_in_range(0, R, 1), rustix::param::page_size() as u64);
-        assert_eq!(bytes_in_range(1, R, R), 0);
-        assert_eq!(bytes_in_range(1, R, 9 * R), R);
-        assert_eq!(bytes_in_range(u64::MAX, R, u64::MAX), 0);
+        let page = rustix::param::page_size() as u64;
+        assert_eq!(bytes_in_ranges(0, 1, R, 0), 0);
+        assert_eq!(bytes_in_ranges(0, 4, R, 1), page);
+        assert_eq!(bytes_in_ranges(1, 1, R, R), 0);
+        assert_eq!(bytes_in_ranges(1, 2, R, 9 * R), 2 * R);
+        assert_eq!(bytes_in_ranges(1, 2, R, 2 * R + 1), R + page);
+        assert_eq!(bytes_in_ranges(u64::MAX, 1, R, u64::MAX), 0);
     }
 }

@@ -102,7 +102,7 @@ impl Core {
             return None;
         }
         self.give_back(&victims);
-        self.pool.lock().free.pop_front()
+        self.pool.lock().free.take()
     }
 
     /// Turns the clock hand, at most `turns` times around, until `want` slots
@@ -236,7 +236,7 @@ impl Core {
             match state {
                 State::Free => {
                     self.slot(slot).retire(State::Free);
-                    pool.free.push_back(slot);
+                    pool.free.put(slot);
                 }
                 _ => pool.quarantined.push_back(slot),
             }

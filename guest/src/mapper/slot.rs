@@ -129,6 +129,12 @@ impl Slot {
             && matches!(State::of(word), State::Mapping | State::Reclaiming)
     }
 
+    /// Whether the use named by `generation` is still being mapped.
+    pub(super) fn is_mapping(&self, generation: u32) -> bool {
+        let word = self.load();
+        (word >> GENERATION_SHIFT) as u32 == generation && State::of(word) == State::Mapping
+    }
+
     /// Whether an upgrade of this use is under way.
     pub(super) fn is_upgrading(&self, generation: u32) -> bool {
         let word = self.load();

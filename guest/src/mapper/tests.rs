@@ -114,13 +114,19 @@ fn step() -> impl Strategy<Value = Step> {
     ]
 }
 
+fn new_inode(file: u64) -> Arc<Inode> {
+    let inode = Arc::new(Inode::new(file + 10));
+    inode.set_size(FILE_RANGES * R);
+    inode
+}
+
 fn run_model(slots: u64, steps: &[Step]) -> Result<(), TestCaseError> {
     let fake = Fake::new(slots * R);
     for file in 0..FILES {
         fake.add(file + 10, memfd(FILE_RANGES * R));
     }
     let mapper = mapper(&fake);
-    let mut inodes: Vec<_> = (0..FILES).map(|f| Arc::new(Inode::new(f + 10))).collect();
+    let mut inodes: Vec<_> = (0..FILES).map(new_inode).collect();
     let mut model: Vec<BTreeMap<u64, u8>> = vec![BTreeMap::new(); FILES as usize];
     for step in steps {
         match *step {
@@ -149,14 +155,14 @@ fn run_model(slots: u64, steps: &[Step]) -> Result<(), TestCaseError> {
                 mapper.evict(&[Arc::clone(&inodes[f])])?;
                 prop_assert_eq!(inodes[f].live(), 0);
                 prop_assert!(get(&mapper, &inodes[f], 0, false).is_err());
-                inodes[f] = Arc::new(Inode::new(file + 10));
+                inodes[f] = new_inode(file);
             }
             Step::RefuseSetup => fake.refuse_setups.store(1, Ordering::SeqCst),
             Step::LoseSetup => fake.lose_setups.store(1, Ordering::SeqCst),
             Step::FailRemovals { count } => fake.fail_removals.store(count, Ordering::SeqCst),
             Step::PrefetchAll { file } => {
                 let inode = &inodes[file as usize];
-                mapper.ahead().map(inode, 0..FILE_RANGES, FILE_RANGES * R);
+                mapper.ahead().map(inode, 0..FILE_RANGES);
             }
         }
         prop_assert!(fake.live() <= slots as usize);

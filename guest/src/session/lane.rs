@@ -17,11 +17,11 @@
 //!   are handed out, so that a device reset, which holds it alone, sees each
 //!   slot either in flight in the old rings or not at all.
 
-use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
 
+use super::spin::Spin;
 use crate::transport::memory::Lent;
 use crate::transport::{
     Chain, Completion, DmaBuf, GuestAddr, RawDescriptor, Segment, SubmitError, Transport, Wake,
@@ -303,12 +303,14 @@ impl Lane {
 
     /// Takes completions for everybody until the own request is done.
     fn lead(&self, transport: &dyn Transport, slot: u32, deadline: Instant) -> Result<(), Halt> {
+        let began = Instant::now();
         loop {
             self.reap(transport);
             if self.is_done(slot) {
+                self.spin.learn(began.elapsed());
                 return Ok(());
             }
-            if self.spin.until(|| transport.has_used(self.queue)) {
+            if self.is_alone() && self.spin.until(|| transport.has_used(self.queue)) {
                 continue;
             }
             match transport.wait(self.queue, deadline) {
@@ -322,6 +324,12 @@ impl Lane {
                 }
             }
         }
+    }
+
+    /// Whether nobody else waits: with others about, the processor has better
+    /// things to do.
+    fn is_alone(&self) -> bool {
+        self.election.lock().followers.is_empty()
     }
 
     /// Sleeps until the own request is done or somebody must lead.
@@ -457,48 +465,5 @@ pub(super) fn segment(addr: GuestAddr, len: usize) -> Segment {
     Segment {
         addr,
         len: u32::try_from(len).unwrap_or(u32::MAX),
-    }
-}
-
-/// A short wait on the processor before a long one in the kernel, as long as
-/// it pays: each miss halves the patience, each hit restores it.
-struct Spin {
-    most_ns: u32,
-    now_ns: AtomicU32,
-}
-
-/// Patience never sinks below this share of the most, so that a device that
-/// became fast is noticed.
-const LEAST_SHARE: u32 = 32;
-
-impl Spin {
-    fn new(most: Duration) -> Spin {
-        let most_ns = u32::try_from(most.as_nanos()).unwrap_or(u32::MAX);
-        Spin {
-            most_ns,
-            now_ns: AtomicU32::new(most_ns),
-        }
-    }
-
-    fn until(&self, ready: impl Fn() -> bool) -> bool {
-        if self.most_ns == 0 {
-            return false;
-        }
-        let patience = self.now_ns.load(Ordering::Relaxed);
-        let end = Instant::now() + Duration::from_nanos(patience.into());
-        loop {
-            for _ in 0..32 {
-                if ready() {
-                    self.now_ns.store(self.most_ns, Ordering::Relaxed);
-                    return true;
-                }
-                std::hint::spin_loop();
-            }
-            if Instant::now() >= end {
-                let less = (patience / 2).max(self.most_ns / LEAST_SHARE);
-                self.now_ns.store(less, Ordering::Relaxed);
-                return false;
-            }
-        }
     }
 }

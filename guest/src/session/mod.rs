@@ -1,7 +1,7 @@
 //! The FUSE client: typed requests to one daemon, many in flight from many
 //! threads.
 //!
-//! - `lane`: slots, completions, who waits.
+//! - `lane`: slots, completions, who waits; `spin`: and how.
 //! - `call`: one request from encoding to checked reply.
 //! - `negotiate`: INIT.
 //! - `names`, `attributes`, `data`, `directory`, `mapping`: the requests, by
@@ -23,6 +23,7 @@ mod names;
 mod negotiate;
 mod pending;
 mod raw;
+mod spin;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -86,7 +87,8 @@ impl SessionOptions {
 pub struct Tuning {
     /// Bytes of window to reserve at most.
     pub window_limit_bytes: u64,
-    /// How long to look for a completion before sleeping; zero never does.
+    /// How long a lone caller looks for his completion before he sleeps, at
+    /// most; zero never does. It adapts: slow requests are slept for.
     pub spin: Duration,
     /// How long the vhost-user handshake may take.
     pub control_timeout: Duration,
@@ -98,7 +100,7 @@ impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
             window_limit_bytes: 1 << 40,
-            spin: Duration::from_micros(20),
+            spin: Duration::from_micros(200),
             control_timeout: Duration::from_secs(10),
             hook: None,
         }
@@ -252,10 +254,9 @@ impl Session {
 
 impl Drop for Session {
     fn drop(&mut self) {
-        if !self.ended.load(Ordering::Relaxed) && self.is_connected() {
-            if let Err(error) = self.farewell(FAREWELL) {
-                tracing::debug!(%error, "DESTROY was not answered");
-            }
+        let ended = self.ended.load(Ordering::Relaxed) || !self.is_connected();
+        if !ended && let Err(error) = self.farewell(FAREWELL) {
+            tracing::debug!(%error, "DESTROY was not answered");
         }
         self.core.transport.disconnect();
     }

@@ -1,3 +1,4 @@
+use std::collections::HashSet;
 use std::sync::Barrier;
 use std::sync::mpsc;
 use std::time::Instant;
@@ -339,6 +340,35 @@ fn a_reset_fails_what_is_in_flight_and_the_session_goes_on() {
     keeper.let_go.store(true, Ordering::Release);
     assert_eq!(session.getattr(3, None).expect("answer").ino, 3);
     assert_eq!(session.core.lane(1).expect("lane").free_slots(), 16);
+}
+
+#[test]
+fn a_reset_wakes_the_sleepers_of_every_queue() {
+    let keeper = Keeper::default();
+    let (session, _transport) = session(3, 16, LONG, keeper.program());
+    let queues: HashSet<_> = std::thread::scope(|scope| {
+        // Threads take turns with the queues, so some sleep on each; nothing
+        // but the reset itself is heard of on the queue without INIT.
+        let waiters: Vec<_> = (0..4)
+            .map(|node| {
+                let session = &session;
+                scope.spawn(move || {
+                    let result = session.getattr(node + 2, None);
+                    assert!(matches!(result, Err(Error::Protocol { .. })), "{result:?}");
+                    session.core.own_queue()
+                })
+            })
+            .collect();
+        keeper.wait_for(4);
+        keeper.kept.lock().clear();
+        let started = Instant::now();
+        session.reset_device().expect("reset and INIT");
+        let queues = waiters.into_iter().map(|w| w.join().expect("no panic"));
+        let queues = queues.collect();
+        assert!(started.elapsed() < LONG / 4, "{:?}", started.elapsed());
+        queues
+    });
+    assert_eq!(queues.len(), 2, "both queues had sleepers");
 }
 
 #[test]

@@ -131,7 +131,8 @@ impl Queue {
         }
     }
 
-    /// Wakes the sleeper, for the thread that sees the connection end.
+    /// Wakes the sleeper, for what no completion tells: the end of the
+    /// connection, or a reset.
     pub(super) fn wake(&self) {
         let _ = self.call.write(1);
     }
@@ -140,6 +141,9 @@ impl Queue {
         let mut ring = self.ring.lock();
         ring.reset();
         self.watch.update(&ring);
+        drop(ring);
+        // The chain it slept for was forgotten.
+        self.wake();
     }
 }
 

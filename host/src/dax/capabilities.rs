@@ -12,12 +12,15 @@ use rustix::fs::{MemfdFlags, Mode, OFlags};
 
 use super::barrier::MemoryTable;
 use super::front_end::{FrontEnd, FrontEndError};
+use super::padded::PaddedView;
 
 /// Answers, kept for the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
     /// A range may reach past the end of the file, and the file stays as it is.
     pub past_eof: bool,
+    /// The same holds for descriptors of the padded view.
+    pub padded: bool,
     /// A read-only descriptor is mapped.
     pub readonly_fd: bool,
     /// A map over a live map replaces it.
@@ -30,6 +33,11 @@ pub struct Capabilities {
 }
 
 impl Capabilities {
+    /// Whole ranges can be mapped, wherever the file ends.
+    pub fn maps_past_eof(&self) -> bool {
+        self.past_eof || self.padded
+    }
+
     /// The front end thinks in bytes rather than in maps: any range may be
     /// replaced or unmapped, whatever was mapped as one.
     pub fn is_byte_granular(&self) -> bool {
@@ -47,9 +55,10 @@ impl fmt::Display for Capabilities {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(
             f,
-            "past end of file: {}, read-only fd: {}, map over map: {}, partial unmap: {}, \
-             announced: {}",
+            "past end of file: {}, padded: {}, read-only fd: {}, map over map: {}, \
+             partial unmap: {}, announced: {}",
             self.past_eof,
+            self.padded,
             self.readonly_fd,
             self.replace,
             self.partial_unmap,
@@ -82,10 +91,12 @@ pub enum ProbeError {
     Memfd(rustix::io::Errno),
 }
 
-/// Tries the front end out. On return nothing is mapped.
+/// Tries the front end out. On return nothing is mapped. `view` is asked for
+/// only if the front end refuses ranges past the end.
 pub fn probe(
     front_end: &dyn FrontEnd,
     table: &MemoryTable,
+    view: impl FnOnce() -> Option<Arc<PaddedView>>,
     window_bytes: u64,
     page_bytes: u64,
 ) -> Result<Capabilities, ProbeError> {
@@ -110,9 +121,11 @@ pub fn probe(
 
     let readonly_fd = trial.try_map(0, 1, &read_only(&one_page)?, false)?;
     let past_eof = trial.past_eof(&one_page)?;
+    let padded = !past_eof && trial.padded(&one_page, view)?;
     let partial_unmap = trial.partial_unmap()?;
     Ok(Capabilities {
         past_eof,
+        padded,
         readonly_fd,
         replace,
         partial_unmap,
@@ -186,6 +199,21 @@ impl Trial<'_> {
         let accepted = self.try_map(0, 1, &empty, true)?;
         let grown = size(&empty)? != 0 || size(one_page)? != self.page_bytes;
         Ok(accepted && !grown)
+    }
+
+    fn padded(
+        &self,
+        one_page: &Arc<OwnedFd>,
+        view: impl FnOnce() -> Option<Arc<PaddedView>>,
+    ) -> Result<bool, ProbeError> {
+        let Some(view) = view() else { return Ok(false) };
+        match view.pad(one_page, true) {
+            Ok(padded) => self.try_map(0, 2, &padded, true),
+            Err(error) => {
+                tracing::debug!(%error, "padded view: no passthrough");
+                Ok(false)
+            }
+        }
     }
 
     fn partial_unmap(&self) -> Result<bool, ProbeError> {

@@ -25,7 +25,7 @@ pub struct DaxStats {
     pub upgrades: u64,
     /// Ranges mapped over other ranges.
     pub replacements: u64,
-    /// Ranges unmapped by REMOVEMAPPING.
+    /// Runs of ranges unmapped by REMOVEMAPPING, a message each.
     pub removals: u64,
     /// REMOVEMAPPING ranges where nothing was mapped.
     pub removals_of_nothing: u64,

@@ -9,6 +9,7 @@
 //! | [`channel`] | the vhost-user back-end channel, with a time-out |
 //! | [`barrier`] | when a mapping is live |
 //! | [`ledger`] | the bookkeeping, without I/O |
+//! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
 //! | [`operations`] | setup and removal |
 //! | [`counters`] | what it did |
 //!
@@ -17,7 +18,7 @@
 //! end that says nothing costs one request its time-out and nothing else.
 
 use std::os::fd::OwnedFd;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
@@ -33,6 +34,7 @@ pub mod counters;
 pub mod front_end;
 pub mod ledger;
 pub mod operations;
+pub mod padded;
 pub mod policy;
 #[cfg(test)]
 mod tests;
@@ -47,6 +49,7 @@ pub use policy::{DaxMode, DaxOptions, NoDax};
 use barrier::MemoryTable;
 use counters::Counters;
 use ledger::Ledger;
+use padded::PaddedView;
 
 /// A file opened for mapping.
 #[derive(Clone, Debug)]
@@ -81,6 +84,8 @@ pub struct DaxOffer {
 struct Connected {
     front_end: Arc<dyn FrontEnd>,
     can: Capabilities,
+    /// What files are mapped through, if the front end needs it.
+    view: Option<Arc<PaddedView>>,
 }
 
 #[derive(Default)]
@@ -96,6 +101,7 @@ pub struct Dax {
     page_bytes: u64,
     front_end: Mutex<Option<Arc<dyn FrontEnd>>>,
     connected: ArcSwapOption<Connected>,
+    view: OnceLock<Option<Arc<PaddedView>>>,
     table: MemoryTable,
     state: Mutex<State>,
     released: Condvar,
@@ -110,6 +116,7 @@ impl Dax {
             page_bytes: rustix::param::page_size() as u64,
             front_end: Mutex::default(),
             connected: ArcSwapOption::empty(),
+            view: OnceLock::new(),
             table: MemoryTable::default(),
             state: Mutex::default(),
             released: Condvar::new(),
@@ -150,12 +157,8 @@ impl Dax {
             tracing::info!("dax: off by configuration");
             return DaxOffer::default();
         }
-        match capabilities::probe(
-            &*front_end,
-            &self.table,
-            self.window_bytes(),
-            self.page_bytes,
-        ) {
+        let (window, page) = (self.window_bytes(), self.page_bytes);
+        match capabilities::probe(&*front_end, &self.table, || self.view(), window, page) {
             Ok(can) => self.offer(front_end, can),
             Err(error) => {
                 tracing::warn!(%error, "dax: off, the front end failed the trial");
@@ -169,15 +172,34 @@ impl Dax {
             "dax: front end tried out: {can}");
         if self.options.readonly && !can.readonly_fd {
             tracing::warn!("dax: no inode gets DAX: {}", NoDax::ReadOnlyShare);
-        } else if !can.past_eof {
+        } else if !can.maps_past_eof() {
             tracing::warn!("dax: few or no inodes get DAX: {}", NoDax::PastEndOfFile);
         }
-        self.connected
-            .store(Some(Arc::new(Connected { front_end, can })));
+        let view = self.view.get().cloned().flatten().filter(|_| can.padded);
+        self.connected.store(Some(Arc::new(Connected {
+            front_end,
+            can,
+            view,
+        })));
         DaxOffer {
             map_alignment: Some(RANGE_SHIFT as u16),
             inode_dax: true,
         }
+    }
+
+    /// The padded view, mounted when it is first needed.
+    fn view(&self) -> Option<Arc<PaddedView>> {
+        if !self.options.padded_view {
+            return None;
+        }
+        let mount = || match PaddedView::new() {
+            Ok(view) => Some(Arc::new(view)),
+            Err(error) => {
+                tracing::warn!(%error, "dax: no padded view (needs CAP_SYS_ADMIN and Linux 6.9)");
+                None
+            }
+        };
+        self.view.get_or_init(mount).clone()
     }
 
     /// What the front end was found to be able to do in this session.

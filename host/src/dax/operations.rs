@@ -16,7 +16,7 @@ use super::counters::count;
 use super::front_end::FrontEndError;
 use super::ledger::Piece;
 use super::policy::NoDax;
-use super::{Connected, Dax, MapFile, MapSource};
+use super::{Connected, Dax, MapSource};
 
 /// Why a range is not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -237,7 +237,7 @@ impl Dax {
         if !connected.can.replace || (piece.range != setup.range && !connected.can.partial_unmap) {
             return Err(MapError::Upgrade);
         }
-        let fd = self.file(source, setup.nodeid, true)?;
+        let fd = self.file(connected, source, setup.nodeid, true)?;
         // MAP_FIXED over the live range: readers see the old or the new
         // mapping, and a refusal leaves the old one.
         let upgraded = Piece {
@@ -259,27 +259,32 @@ impl Dax {
         source: &dyn MapSource,
         setup: &Setup,
     ) -> Result<(Arc<OwnedFd>, bool), MapError> {
-        if setup.write {
-            return Ok((self.file(source, setup.nodeid, true)?, true));
-        }
-        if let Some(fd) = self.state.lock().ledger.file(setup.nodeid, true) {
+        let cached = |writable| self.state.lock().ledger.file(setup.nodeid, writable);
+        let can = &connected.can;
+        if let Some(fd) = cached(true) {
             return Ok((fd, true));
         }
-        if !connected.can.readonly_fd {
-            return Ok((self.file(source, setup.nodeid, true)?, true));
+        if setup.write || !can.readonly_fd {
+            return Ok((self.file(connected, source, setup.nodeid, true)?, true));
         }
-        let read_only = self.file(source, setup.nodeid, false)?;
-        let mode = stat(&read_only)?.st_mode;
-        if self.options.writable_from_the_start(mode, &connected.can)
-            && let Ok(fd) = self.file(source, setup.nodeid, true)
+        if let Some(fd) = cached(false) {
+            return Ok((fd, false));
+        }
+        let read_only = source
+            .open_for_mapping(setup.nodeid, false)
+            .map_err(MapError::File)?;
+        let mode = stat(&read_only.fd)?.st_mode;
+        if self.options.writable_from_the_start(mode, can)
+            && let Ok(fd) = self.file(connected, source, setup.nodeid, true)
         {
             return Ok((fd, true));
         }
-        Ok((read_only, false))
+        Ok((self.pad(connected, read_only.fd, false)?, false))
     }
 
     fn file(
         &self,
+        connected: &Arc<Connected>,
         source: &dyn MapSource,
         nodeid: u64,
         writable: bool,
@@ -287,10 +292,23 @@ impl Dax {
         if let Some(fd) = self.state.lock().ledger.file(nodeid, writable) {
             return Ok(fd);
         }
-        let MapFile { fd } = source
+        let file = source
             .open_for_mapping(nodeid, writable)
             .map_err(MapError::File)?;
-        Ok(fd)
+        self.pad(connected, file.fd, writable)
+    }
+
+    /// What the front end is given for `fd`: itself, or its padded self.
+    fn pad(
+        &self,
+        connected: &Arc<Connected>,
+        fd: Arc<OwnedFd>,
+        writable: bool,
+    ) -> Result<Arc<OwnedFd>, MapError> {
+        match &connected.view {
+            Some(view) => view.pad(&fd, writable).map_err(MapError::File),
+            None => Ok(fd),
+        }
     }
 
     /// The part of the range that may be mapped of this file.
@@ -300,7 +318,7 @@ impl Dax {
         setup: &Setup,
         fd: &OwnedFd,
     ) -> Result<WindowRange, MapError> {
-        if connected.can.past_eof
+        if connected.can.maps_past_eof()
             && self
                 .options
                 .may_map(0, &connected.can, self.page_bytes)
@@ -438,8 +456,14 @@ impl Dax {
             .iter()
             .map(|one| self.range(one.moffset, one.len))
             .collect();
+        let mut checked = checked?;
+        if connected.can.is_byte_granular() {
+            // Neighbours cost one message together.
+            checked.sort_unstable();
+            checked = joined(checked);
+        }
         let mut result = Ok(());
-        for range in checked? {
+        for range in checked {
             let _reserved = self.reserve(range);
             // One bad range must not keep the others mapped.
             result = result.and(self.remove_one(&connected, range));
@@ -452,18 +476,22 @@ impl Dax {
         if overlapping.is_empty() {
             count(&self.counters.removals_of_nothing);
         }
+        let granular = connected.can.is_byte_granular();
         let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
-        if !whole && !connected.can.is_byte_granular() {
+        if !whole && !granular {
             return Err(MapError::PartialOverlap);
         }
-        for piece in overlapping {
-            let Some(part) = piece.range.intersection(&range) else {
+        let mut result = Ok(());
+        for unmapped in runs(&overlapping, granular) {
+            let Some(part) = unmapped.intersection(&range) else {
                 continue;
             };
-            self.unmap_piece(connected, part)?;
-            count(&self.counters.removals);
+            match self.unmap_piece(connected, part) {
+                Ok(()) => count(&self.counters.removals),
+                Err(error) => result = result.and(Err(error.into())),
+            }
         }
-        Ok(())
+        result
     }
 
     /// Ends the session: lets nobody in, waits for who is inside, unmaps
@@ -484,16 +512,26 @@ impl Dax {
     }
 }
 
-/// The ranges to unmap: neighbours as one where the front end allows.
-fn runs(pieces: &[Piece], joined: bool) -> Vec<WindowRange> {
+/// The ranges to unmap: neighbours as one where the front end allows, and
+/// apart from them what is not sure to be mapped.
+fn runs(pieces: &[Piece], granular: bool) -> Vec<WindowRange> {
+    let ranges = pieces.iter().map(|piece| piece.range).collect();
+    if granular && pieces.iter().all(|piece| piece.certain) {
+        return joined(ranges);
+    }
+    ranges
+}
+
+/// Sorted ranges with neighbours joined.
+fn joined(ranges: Vec<WindowRange>) -> Vec<WindowRange> {
     let mut runs: Vec<WindowRange> = Vec::new();
-    for piece in pieces {
-        match runs
-            .last_mut()
-            .and_then(|last| last.joined(&piece.range).map(|run| (last, run)))
-        {
-            Some((last, run)) if joined => *last = run,
-            _ => runs.push(piece.range),
+    for range in ranges {
+        match runs.last_mut() {
+            Some(last) => match last.joined(&range) {
+                Some(run) => *last = run,
+                None => runs.push(range),
+            },
+            None => runs.push(range),
         }
     }
     runs

@@ -31,6 +31,9 @@ pub struct DaxOptions {
     pub readonly: bool,
     /// Smallest file that gets DAX in [`DaxMode::Inode`].
     pub min_file_bytes: u64,
+    /// Whether a front end that refuses ranges past the end of a file may be
+    /// given padded files.
+    pub padded_view: bool,
     /// Maps that a front end which announces them may hold at once.
     pub announced_slots: usize,
     /// How long the front end may take over one request.
@@ -44,6 +47,7 @@ impl Default for DaxOptions {
             window_bytes: 1 << 30,
             readonly: false,
             min_file_bytes: 64 << 10,
+            padded_view: true,
             announced_slots: 448,
             front_end_timeout: super::channel::DEFAULT_TIMEOUT,
         }
@@ -101,7 +105,7 @@ impl DaxOptions {
             return Err(NoDax::ReadOnlyShare);
         }
         let fixed = self.readonly && size > 0 && size.is_multiple_of(page_bytes);
-        if can.past_eof || fixed {
+        if can.maps_past_eof() || fixed {
             Ok(())
         } else {
             Err(NoDax::PastEndOfFile)
@@ -124,6 +128,7 @@ mod tests {
 
     const PLAIN: Capabilities = Capabilities {
         past_eof: true,
+        padded: false,
         readonly_fd: true,
         replace: true,
         partial_unmap: true,
@@ -205,6 +210,11 @@ mod tests {
             options.decide(&file(8192), &can, 4096),
             Err(NoDax::PastEndOfFile)
         );
+        let can = Capabilities {
+            padded: true,
+            ..can
+        };
+        assert_eq!(options.decide(&file(1), &can, 4096), Ok(AttrFlags::DAX));
     }
 
     #[test]

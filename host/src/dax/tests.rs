@@ -351,7 +351,7 @@ fn reset_and_a_fresh_init_leave_nothing() {
             },
         );
         let files = Files::new(2, 8 * RANGE);
-        for i in 0..if kind == Kind::Plain { 8 } else { 0 } {
+        for i in 0..8 {
             dax.setup(&files, i % 2, &setup_in(i, i, true))
                 .expect("mapped");
         }
@@ -364,6 +364,24 @@ fn reset_and_a_fresh_init_leave_nothing() {
         );
         assert!(dax.init().inode_dax);
     }
+}
+
+#[test]
+fn a_batch_of_neighbours_costs_one_message() {
+    let (dax, model) = dax(Kind::Plain, 8, DaxOptions::default());
+    let files = Files::new(1, 8 * RANGE);
+    for i in 0..8 {
+        dax.setup(&files, 0, &setup_in(i, i, true)).expect("mapped");
+    }
+    let before = *model.messages.lock();
+    let batch: Vec<_> = [3, 1, 2, 6]
+        .iter()
+        .map(|i| remove_one(i * RANGE, RANGE)[0])
+        .collect();
+    dax.remove(&batch).expect("removed");
+    assert_eq!(*model.messages.lock() - before, 2);
+    assert_eq!(dax.stats().live_ranges, 4);
+    assert_eq!(entered(&dax, &files), *model.pages.lock());
 }
 
 #[test]
@@ -394,8 +412,13 @@ fn a_read_only_share_is_never_mapped_writable() {
 
 #[test]
 fn past_the_end_only_what_cannot_hurt_is_mapped() {
-    // An exact front end and a writable share: the file may grow, so no DAX.
-    let (dax, model) = dax(Kind::Exact, 2, DaxOptions::default());
+    // Without padding, on an exact front end and a writable share, the file
+    // may grow, so there is no DAX.
+    let options = DaxOptions {
+        padded_view: false,
+        ..Default::default()
+    };
+    let (dax, model) = dax(Kind::Exact, 2, options);
     let files = Files::new(1, RANGE);
     assert_eq!(dax.setup(&files, 0, &setup_in(0, 0, true)), Err(Errno::IO));
     let attr = Attr {
@@ -404,6 +427,26 @@ fn past_the_end_only_what_cannot_hurt_is_mapped() {
         ..Default::default()
     };
     assert_eq!(dax.attr_flags(&attr), 0);
+    assert!(model.pages.lock().is_empty());
+}
+
+#[test]
+fn a_front_end_that_refuses_past_the_end_is_given_padded_files() {
+    let (dax, model) = dax(Kind::Exact, 2, DaxOptions::default());
+    assert!(dax.capabilities().expect("usable").padded);
+    let files = Files::new(2, 0);
+    rustix::fs::ftruncate(&files.files[1], 5).expect("five bytes");
+    for nodeid in 0..2 {
+        dax.setup(&files, nodeid, &setup_in(0, nodeid, false))
+            .expect("mapped whole");
+        dax.setup(&files, nodeid, &setup_in(0, nodeid, true))
+            .expect("writable already");
+    }
+    assert_eq!(model.pages.lock().len(), 1024);
+    let size = |i: usize| files.files[i].metadata().expect("stat").len();
+    assert_eq!((size(0), size(1)), (0, 5), "no file has grown");
+    assert_eq!(*files.opened.lock(), 2);
+    dax.remove(&remove_one(0, 2 * RANGE)).expect("both");
     assert!(model.pages.lock().is_empty());
 }
 
@@ -482,7 +525,7 @@ proptest! {
             let connected = dax.usable().expect("connected");
             let can = Capabilities { past_eof: true, ..connected.can };
             let front_end = connected.front_end.clone();
-            dax.connected.store(Some(Arc::new(Connected { front_end, can })));
+            dax.connected.store(Some(Arc::new(Connected { front_end, can, view: None })));
         }
         let files = Files::new(3, 16 * RANGE);
         for step in steps {

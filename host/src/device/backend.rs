@@ -308,17 +308,5 @@ fn config_bytes(config: &Config, offset: usize, size: usize) -> Vec<u8> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn configuration_space_is_bounded() {
-        let config = Config::new("tag", 3).expect("a good tag");
-        assert_eq!(config_bytes(&config, 0, 40), config.as_bytes());
-        assert_eq!(config_bytes(&config, 36, 4), [3, 0, 0, 0]);
-        assert_eq!(config_bytes(&config, 38, 8), [0; 8]);
-        assert_eq!(config_bytes(&config, 40, 1), []);
-        assert_eq!(config_bytes(&config, usize::MAX, 1), []);
-        assert_eq!(config_bytes(&config, 0, usize::MAX).len(), MAX_CONFIG_BYTES);
-    }
-}
+#[path = "backend_test.rs"]
+mod tests;

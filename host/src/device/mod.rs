@@ -16,3 +16,7 @@ mod exit_fd;
 mod queue;
 pub mod serve;
 pub mod socket;
+
+#[cfg(test)]
+#[path = "../../tests/driver/mod.rs"]
+mod driver;

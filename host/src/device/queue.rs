@@ -162,7 +162,3 @@ pub(super) fn hush(vring: &Vring) -> Result<(), Error> {
     }
     ring.disable_notification()
 }
-
-#[cfg(test)]
-#[path = "queue_test.rs"]
-mod tests;

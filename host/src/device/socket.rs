@@ -4,16 +4,21 @@
 //! file of our own is removed.
 
 use std::io;
+use std::os::fd::OwnedFd;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
 use rustix::fs::Mode;
 use rustix::io::Errno;
-use rustix::net::{AddressFamily, SocketAddrUnix, SocketFlags, SocketType, connect, socket_with};
+use rustix::net::{
+    AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
+};
 
 /// Nobody but the owner may connect: who does gets the whole share.
-const UMASK: u32 = 0o177;
+const MODE: Mode = Mode::from_raw_mode(0o600);
+/// Clients that may wait while one is let in or turned away.
+const BACKLOG: i32 = 16;
 
 /// Why the socket cannot be opened.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +62,6 @@ pub struct Socket {
 
 impl Socket {
     /// Listens at `path`, replacing what a daemon left behind that is gone.
-    /// Changes the umask for a moment, so call it before there are threads.
     pub fn bind(path: &Path) -> Result<Socket, SocketError> {
         let failed = |action, cause| SocketError::Io {
             path: path.to_owned(),
@@ -70,10 +74,7 @@ impl Socket {
             return Err(SocketError::TooLong { path, len });
         }
         clear_the_way(path)?;
-        let umask = rustix::process::umask(Mode::from_raw_mode(UMASK));
-        let bound = UnixListener::bind(path);
-        rustix::process::umask(umask);
-        let listener = bound.map_err(|cause| failed("listen", cause))?;
+        let listener = listen_at(path).map_err(|errno| failed("listen", errno.into()))?;
         Ok(Socket {
             listener,
             path: path.to_owned(),
@@ -98,6 +99,19 @@ impl Drop for Socket {
             let _ = std::fs::remove_file(&self.path);
         }
     }
+}
+
+/// The file gets the mode of the socket, so that it is never open to more.
+fn listen_at(path: &Path) -> Result<UnixListener, Errno> {
+    let socket = new_socket(SocketFlags::CLOEXEC)?;
+    rustix::fs::fchmod(&socket, MODE)?;
+    bind(&socket, &SocketAddrUnix::new(path)?)?;
+    listen(&socket, BACKLOG)?;
+    Ok(UnixListener::from(socket))
+}
+
+fn new_socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
+    socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
 fn identity(path: &Path) -> Option<(u64, u64)> {
@@ -137,8 +151,7 @@ fn clear_the_way(path: &Path) -> Result<(), SocketError> {
 
 /// Connects without waiting, and hangs up.
 fn knock(path: &Path) -> Result<(), Errno> {
-    let flags = SocketFlags::CLOEXEC | SocketFlags::NONBLOCK;
-    let socket = socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)?;
+    let socket = new_socket(SocketFlags::CLOEXEC | SocketFlags::NONBLOCK)?;
     connect(&socket, &SocketAddrUnix::new(path)?)
 }
 

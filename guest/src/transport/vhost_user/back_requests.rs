@@ -64,6 +64,8 @@ pub enum Verdict {
     Pretend,
     /// Never answer: a front end that hangs on this message.
     Ignore,
+    /// Close the channel instead of answering.
+    HangUp,
 }
 
 /// Decides about valid messages before they are served. Called on the
@@ -185,6 +187,7 @@ struct Worker {
 enum Served {
     Done,
     NoAnswer,
+    HangUp,
 }
 
 impl Worker {
@@ -259,6 +262,7 @@ impl Worker {
         let value = match self.serve(message) {
             Ok(Served::Done) => 0,
             Ok(Served::NoAnswer) => return Ok(()),
+            Ok(Served::HangUp) => return self.channel.shutdown(Shutdown::Both),
             Err(errno) => {
                 self.counters.refusals.fetch_add(1, Ordering::Relaxed);
                 (-i64::from(errno.raw_os_error())) as u64
@@ -355,7 +359,7 @@ impl Worker {
     }
 
     fn failed(&self, operation: &str, error: &io::Error) -> Errno {
-        tracing::warn!(operation, %error, "the window refused");
+        tracing::debug!(operation, %error, "the window refused");
         Errno::from_io_error(error).unwrap_or(Errno::IO)
     }
 }
@@ -365,6 +369,7 @@ impl Verdict {
         match self {
             Verdict::Refuse(errno) => Err(errno),
             Verdict::Ignore => Ok(Served::NoAnswer),
+            Verdict::HangUp => Ok(Served::HangUp),
             Verdict::Serve | Verdict::Pretend => Ok(Served::Done),
         }
     }

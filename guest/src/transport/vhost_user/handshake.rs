@@ -79,6 +79,11 @@ impl Agreed {
         self.has(VhostUserProtocolFeatures::REPLY_ACK)
     }
 
+    /// Whether the device knows RESET_DEVICE.
+    pub fn can_reset(&self) -> bool {
+        self.has(VhostUserProtocolFeatures::RESET_DEVICE)
+    }
+
     fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
         self.protocol & feature.bits() == feature.bits()
     }
@@ -277,12 +282,9 @@ impl Handshake {
             .map_err(failed("SET_VRING_KICK"))
     }
 
-    /// Resets the device; afterwards it looks at no ring until
-    /// [`start`](Self::start).
+    /// Resets the device; afterwards it looks at no ring until it is started
+    /// anew.
     pub fn reset(&mut self, agreed: &Agreed) -> Result<()> {
-        if !agreed.has(VhostUserProtocolFeatures::RESET_DEVICE) {
-            return Err(Error::Invalid("the device cannot be reset".into()));
-        }
         for index in 0..agreed.queues {
             // Stops the ring. Its base does not matter: the ring starts anew.
             let stopped = self.front.get_vring_base(index);

@@ -69,7 +69,36 @@ impl VhostUser {
         };
         let stream = UnixStream::connect(&options.socket).map_err(connecting)?;
         let watch = Watch::start(&stream).map_err(connecting)?;
-        let bounded = watch.deadline(Instant::now() + options.control_timeout);
+        let deadline = Instant::now() + options.control_timeout;
+        let after = options.control_timeout;
+        let bounded = watch.deadline(deadline);
+        let device = VhostUser::set_up(stream, &watch, options);
+        drop(bounded);
+        let (handshake, agreed, parts) = device.map_err(|error| late(error, deadline, after))?;
+        tracing::debug!(?agreed, "the device is up");
+        let Parts {
+            memory,
+            queues,
+            window,
+            server,
+        } = parts;
+        Ok(VhostUser {
+            memory,
+            window,
+            server,
+            queues,
+            handshake: Mutex::new(handshake),
+            agreed,
+            watch,
+            control_timeout: after,
+        })
+    }
+
+    fn set_up(
+        stream: UnixStream,
+        watch: &Watch,
+        options: VhostUserOptions,
+    ) -> Result<(Handshake, Agreed, Parts)> {
         let memory = GuestMemory::new(options.memory_bytes).map_err(|source| Error::Local {
             operation: "allocate guest memory",
             source,
@@ -83,18 +112,13 @@ impl VhostUser {
         watch.wakes(&queues);
         let (window, server) = open_window(&mut handshake, &agreed, options.hook)?;
         handshake.start(&agreed, &memory, &queues)?;
-        drop(bounded);
-        tracing::debug!(?agreed, "the device is up");
-        Ok(VhostUser {
+        let parts = Parts {
             memory,
+            queues,
             window,
             server,
-            queues,
-            handshake: Mutex::new(handshake),
-            agreed,
-            watch,
-            control_timeout: options.control_timeout,
-        })
+        };
+        Ok((handshake, agreed, parts))
     }
 
     /// What was negotiated.
@@ -118,6 +142,25 @@ impl VhostUser {
             .get(queue)
             .map(Arc::as_ref)
             .ok_or(SubmitError::Broken("no such queue"))
+    }
+}
+
+/// What a handshake brings to life.
+struct Parts {
+    memory: Arc<GuestMemory>,
+    queues: Vec<Arc<Queue>>,
+    window: Option<Arc<Window>>,
+    server: Option<WindowServer>,
+}
+
+/// A connection that was cut at the deadline is a time-out to the caller.
+fn late(error: Error, deadline: Instant, after: Duration) -> Error {
+    match error {
+        Error::Disconnected if Instant::now() >= deadline => Error::TimedOut {
+            operation: "vhost-user handshake",
+            after,
+        },
+        other => other,
     }
 }
 
@@ -214,14 +257,21 @@ impl Transport for VhostUser {
 
     fn reset(&self) -> Result<()> {
         let mut handshake = self.handshake.lock();
-        let bounded = self.watch.deadline(Instant::now() + self.control_timeout);
-        handshake.reset(&self.agreed)?;
-        for queue in &self.queues {
-            queue.reset();
+        if !self.agreed.can_reset() {
+            return Err(Error::Invalid("the device cannot be reset".into()));
         }
-        let started = handshake.start(&self.agreed, &self.memory, &self.queues);
+        let deadline = Instant::now() + self.control_timeout;
+        let bounded = self.watch.deadline(deadline);
+        let result = handshake.reset(&self.agreed).and_then(|()| {
+            self.queues.iter().for_each(|queue| queue.reset());
+            handshake.start(&self.agreed, &self.memory, &self.queues)
+        });
         drop(bounded);
-        started
+        result.map_err(|error| {
+            // Half reset, nobody knows what the device would do next.
+            self.watch.disconnect();
+            late(error, deadline, self.control_timeout)
+        })
     }
 
     fn disconnect(&self) {
@@ -234,5 +284,52 @@ impl Drop for VhostUser {
         // Both sockets end first, so that the threads joined by the fields'
         // own drop have nothing left to wait for.
         self.watch.disconnect();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::net::UnixListener;
+
+    fn options(dir: &tempfile::TempDir) -> VhostUserOptions {
+        VhostUserOptions {
+            socket: dir.path().join("socket"),
+            memory_bytes: 1 << 20,
+            queue_size: 16,
+            request_queues: 1,
+            window_limit_bytes: 1 << 30,
+            control_timeout: Duration::from_millis(100),
+            hook: None,
+        }
+    }
+
+    #[test]
+    fn a_daemon_that_never_answers_ends_the_handshake_in_time() {
+        let dir = tempfile::tempdir().expect("dir");
+        let _listener = UnixListener::bind(dir.path().join("socket")).expect("bind");
+        let began = Instant::now();
+        let error = VhostUser::connect(options(&dir)).err().expect("no answer");
+        assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
+        assert!(began.elapsed() < Duration::from_secs(5));
+    }
+
+    #[test]
+    fn a_daemon_that_hangs_up_is_a_disconnect_and_none_at_all_an_errno() {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut options = options(&dir);
+        options.control_timeout = Duration::from_secs(30);
+        let error = VhostUser::connect(options.clone())
+            .err()
+            .expect("no socket");
+        assert_eq!(error.errno(), rustix::io::Errno::NOENT);
+        let listener = UnixListener::bind(&options.socket).expect("bind");
+        let hang_up = std::thread::spawn(move || drop(listener.accept()));
+        let error = VhostUser::connect(options.clone()).err().expect("hung up");
+        assert!(matches!(error, Error::Disconnected), "{error:?}");
+        hang_up.join().expect("no panic");
+        options.queue_size = 100;
+        let error = VhostUser::connect(options).err().expect("no power of two");
+        assert!(matches!(error, Error::Invalid(_)), "{error:?}");
     }
 }

@@ -1,10 +1,11 @@
-//! A copy that survives SIGBUS.
+//! A copy that survives SIGBUS, and SIGSEGV as well.
 //!
-//! A page of a shared mapping whose file was truncated raises SIGBUS. The
+//! A page of a shared mapping whose file was truncated raises SIGBUS; a range
+//! of the window that the back end unmaps against the rules, SIGSEGV. The
 //! copy below runs in a known instruction range; a handler, installed once,
 //! recognises that range by the interrupted instruction pointer and resumes
 //! at the end of the routine, which returns how much was left. Every other
-//! SIGBUS goes to whoever handled it before. Where no such routine exists,
+//! signal goes to whoever handled it before. Where no such routine exists,
 //! the kernel copies for us (`process_vm_readv` on this process) and answers
 //! EFAULT instead of a signal.
 #![allow(unsafe_code)]
@@ -95,8 +96,12 @@ mod trap {
         fn daxwindow_guarded_copy_fixup();
     }
 
-    /// Who handled SIGBUS before us. Written once, before our handler can run.
-    static PREVIOUS: OnceLock<sigaction> = OnceLock::new();
+    /// The signals caught, and who handled them before us. Written once,
+    /// before our handler can run.
+    static PREVIOUS: [(c_int, OnceLock<sigaction>); 2] = [
+        (libc::SIGBUS, OnceLock::new()),
+        (libc::SIGSEGV, OnceLock::new()),
+    ];
 
     /// Installs the handler, the first time.
     #[inline]
@@ -107,22 +112,28 @@ mod trap {
 
     #[cold]
     fn install_now() {
+        for (signal, previous) in &PREVIOUS {
+            install_one(*signal, previous);
+        }
+    }
+
+    fn install_one(signal: c_int, previous: &OnceLock<sigaction>) {
         // SAFETY: plain queries and an installation of a handler that does
         // only what is allowed in one (it compares, sets a register, or calls
         // the handler that was there before).
         let failed = unsafe {
             let mut old = MaybeUninit::<sigaction>::zeroed();
-            libc::sigaction(libc::SIGBUS, std::ptr::null(), old.as_mut_ptr());
-            PREVIOUS.get_or_init(|| old.assume_init());
+            libc::sigaction(signal, std::ptr::null(), old.as_mut_ptr());
+            previous.get_or_init(|| old.assume_init());
             let mut new: sigaction = MaybeUninit::zeroed().assume_init();
             new.sa_sigaction = handler as *const () as usize;
             new.sa_flags = libc::SA_SIGINFO | libc::SA_ONSTACK;
             libc::sigemptyset(&mut new.sa_mask);
-            libc::sigaction(libc::SIGBUS, &new, std::ptr::null_mut())
+            libc::sigaction(signal, &new, std::ptr::null_mut())
         };
         if failed != 0 {
             // Copies still work; a truncation would end the process.
-            tracing::error!("cannot install a SIGBUS handler");
+            tracing::error!("cannot install a handler of signal {signal}");
         }
     }
 
@@ -142,7 +153,8 @@ mod trap {
 
     /// Does what would have been done without us.
     fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
-        let Some(previous) = PREVIOUS.get() else {
+        let ours = PREVIOUS.iter().find(|(number, _)| *number == signal);
+        let Some(previous) = ours.and_then(|(_, previous)| previous.get()) else {
             return;
         };
         match previous.sa_sigaction {

@@ -61,6 +61,18 @@ fn a_truncated_file_ends_the_copy() {
 }
 
 #[test]
+fn an_unmapped_range_ends_the_copy_too() {
+    let page = page_size();
+    let file = file_of(&vec![7u8; 2 * page]);
+    let area = mapped(&file, 2 * page);
+    area.map_nothing(page, page).expect("unmap");
+    let mut out = vec![0u8; 2 * page];
+    assert_eq!(area.copy_out(0, &mut out), Err(page));
+    area.protect(0, page, Protection::Read).expect("protect");
+    assert_eq!(area.copy_in(8, b"no"), Err(0));
+}
+
+#[test]
 fn the_kernel_copies_with_the_same_answers() {
     let page = page_size();
     let file = file_of(&vec![9u8; 4 * page]);

@@ -1,0 +1,209 @@
+//! The API people use: a share, its files, views of them.
+//!
+//! A [`Guest`] puts the rooms together: session, mapper, faults. Laws: reads
+//! and overwrites of a mapped file go through the window, growth goes by
+//! FUSE_WRITE; the size of a file bounds what is read, but nothing depends on
+//! it for safety; a node is forgotten only after its ranges are unmapped.
+
+mod handle;
+mod inodes;
+mod tree;
+
+use std::sync::Arc;
+
+use daxwindow_shared::fuse::Attr;
+use daxwindow_shared::latency::Summary;
+use daxwindow_shared::window::RANGE_BYTES;
+
+use crate::error::{Error, Result};
+use crate::fault::Faults;
+use crate::mapper::{MapChannel, Mapper, MapperOptions};
+use crate::session::{Session, SessionOptions};
+
+pub use handle::File;
+use inodes::Inodes;
+
+/// How a guest is put together.
+#[derive(Clone, Debug)]
+pub struct GuestOptions {
+    /// Where the daemon is and how to talk to it.
+    pub session: SessionOptions,
+    /// Bytes of one range; a multiple of 2 MiB.
+    pub range_bytes: u64,
+    /// Ranges mapped ahead of a sequential reader; 0 turns prefetch off.
+    pub prefetch_ranges: u32,
+}
+
+impl GuestOptions {
+    /// Ranges of 2 MiB, 8 of them ahead of a sequential reader.
+    pub fn new(session: SessionOptions) -> GuestOptions {
+        GuestOptions {
+            session,
+            range_bytes: RANGE_BYTES,
+            prefetch_ranges: 8,
+        }
+    }
+}
+
+/// What a file or a view is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Access {
+    /// Loads.
+    Read,
+    /// Loads and stores.
+    ReadWrite,
+}
+
+/// One name in a directory.
+#[derive(Clone, Debug, Default)]
+pub struct DirEntry {
+    /// The name, without a path.
+    pub name: Vec<u8>,
+    /// Inode number on the host.
+    pub ino: u64,
+    /// `DT_REG` and so on, as in `readdir(3)`.
+    pub typ: u32,
+    /// Attributes, if the daemon sent them along.
+    pub attr: Option<Attr>,
+}
+
+/// Counters of the mapper; each is a total since connect.
+#[derive(Clone, Debug, Default)]
+pub struct MapperStats {
+    /// Ranges that the window holds.
+    pub ranges: u64,
+    /// Ranges in use now.
+    pub live: u64,
+    /// SETUPMAPPINGs that succeeded.
+    pub setups: u64,
+    /// SETUPMAPPINGs that failed.
+    pub setup_failures: u64,
+    /// Ranges unmapped.
+    pub removals: u64,
+    /// Ranges whose unmapping failed; they were tried again.
+    pub removal_failures: u64,
+    /// Ranges that were read-only and became writable.
+    pub upgrades: u64,
+    /// Ranges given back, to make room or because their file was closed.
+    pub reclaimed: u64,
+    /// Ranges mapped or shown ahead of a reader.
+    pub prefetched: u64,
+    /// Accesses that found their range in the window.
+    pub hits: u64,
+    /// Accesses that had to map it.
+    pub misses: u64,
+    /// Faults of views that ended with the file.
+    pub faults: u64,
+    /// Faults of views that ended with an error.
+    pub fault_failures: u64,
+    /// Ranges of views that were taken back.
+    pub taken_back: u64,
+    /// Time of a SETUPMAPPING.
+    pub setup_latency: Summary,
+    /// From the moment a fault is read to the moment its thread is woken.
+    pub fault_latency: Summary,
+}
+
+/// One mounted share. Cloning is cheap; everything may be called from many
+/// threads.
+#[derive(Clone)]
+pub struct Guest {
+    shared: Arc<Shared>,
+}
+
+/// What files and views keep alive. Fields drop in this order.
+pub(crate) struct Shared {
+    inodes: Inodes,
+    faults: Option<Faults>,
+    mapper: Option<Mapper>,
+    session: Arc<Session>,
+}
+
+impl Drop for Shared {
+    fn drop(&mut self) {
+        // A reclaim in progress waits for the fault reader, so that one ends
+        // later.
+        if let Some(mapper) = &self.mapper {
+            mapper.stop();
+        }
+    }
+}
+
+impl Guest {
+    /// Connects to a daemon. With a window, files are mapped; without one
+    /// they are read and written by requests.
+    pub fn connect(options: GuestOptions) -> Result<Guest> {
+        let session = Session::connect(options.session.clone())?;
+        Guest::over(session, &options)
+    }
+
+    /// A guest on a session that is there already; `options.session` counts
+    /// only for its time-out.
+    pub fn over(session: Arc<Session>, options: &GuestOptions) -> Result<Guest> {
+        let mapper = match session.window() {
+            Some(window) => Some(Mapper::new(
+                Arc::clone(window),
+                Arc::clone(&session) as Arc<dyn MapChannel>,
+                MapperOptions {
+                    range_bytes: options.range_bytes,
+                    prefetch_ranges: options.prefetch_ranges,
+                    patience: options.session.timeout,
+                },
+            )?),
+            None => None,
+        };
+        let faults = mapper.as_ref().and_then(|mapper| {
+            Faults::new(mapper)
+                .inspect_err(|e| tracing::warn!("no views: {e}"))
+                .ok()
+        });
+        Ok(Guest {
+            shared: Arc::new(Shared {
+                inodes: Inodes::default(),
+                faults,
+                mapper,
+                session,
+            }),
+        })
+    }
+
+    /// The FUSE session underneath. Ending or resetting it behind the guest's
+    /// back makes every access an error.
+    pub fn session(&self) -> &Arc<Session> {
+        &self.shared.session
+    }
+
+    /// Where the counters stand; all zero without a window.
+    pub fn stats(&self) -> MapperStats {
+        let Some(mapper) = &self.shared.mapper else {
+            return MapperStats::default();
+        };
+        let stats = &mapper.stats;
+        MapperStats {
+            ranges: mapper.capacity() as u64,
+            live: mapper.live() as u64,
+            setups: stats.setups.get(),
+            setup_failures: stats.setup_failures.get(),
+            removals: stats.removals.get(),
+            removal_failures: stats.removal_failures.get(),
+            upgrades: stats.upgrades.get(),
+            reclaimed: stats.reclaimed.get(),
+            prefetched: stats.prefetched.get(),
+            hits: stats.hits.get(),
+            misses: stats.misses.get(),
+            faults: stats.faults.get(),
+            fault_failures: stats.fault_failures.get(),
+            taken_back: stats.taken_back.get(),
+            setup_latency: stats.setup_latency.latency().summary(),
+            fault_latency: stats.fault_latency.latency().summary(),
+        }
+    }
+}
+
+/// A refusal of our own, with the errno that a system call would give.
+fn refused(operation: &'static str, errno: rustix::io::Errno) -> Error {
+    Error::Local {
+        operation,
+        source: errno.into(),
+    }
+}

@@ -1,0 +1,263 @@
+//! Paths: what a [`Guest`] does by name.
+//!
+//! Paths are relative to the share's root and resolved one component at a
+//! time. Law: every look-up made on the way is given back.
+
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Component, Path};
+use std::sync::Arc;
+
+use daxwindow_shared::fuse::{Attr, EntryOut, ROOT_ID};
+use rustix::io::Errno;
+
+use super::inodes::OpenNode;
+use super::{Access, DirEntry, File, Guest, Shared, refused};
+use crate::error::{Error, Result};
+use crate::session::{Listed, Session};
+
+/// A look-up that is given back on drop.
+struct Looked {
+    shared: Arc<Shared>,
+    entry: EntryOut,
+}
+
+impl Looked {
+    fn nodeid(&self) -> u64 {
+        self.entry.nodeid
+    }
+
+    /// Leaves the look-up to somebody else.
+    fn into_node(self) -> OpenNode {
+        let node = OpenNode::adopt(&self.shared, &self.entry);
+        let mut this = self;
+        this.entry.nodeid = ROOT_ID;
+        node
+    }
+}
+
+impl Drop for Looked {
+    fn drop(&mut self) {
+        // The root is not counted.
+        if self.entry.nodeid != ROOT_ID && self.entry.nodeid != 0 {
+            self.shared.session.forget(self.entry.nodeid, 1);
+        }
+    }
+}
+
+fn components(path: &Path) -> Result<Vec<&OsStr>> {
+    let mut names = Vec::new();
+    for component in path.components() {
+        match component {
+            Component::Normal(name) => names.push(name),
+            Component::RootDir | Component::CurDir => {}
+            Component::ParentDir | Component::Prefix(_) => {
+                let what = format!("{}: a path may not go up", path.display());
+                return Err(Error::Invalid(what));
+            }
+        }
+    }
+    Ok(names)
+}
+
+impl Guest {
+    fn looked(&self, entry: EntryOut) -> Looked {
+        Looked {
+            shared: Arc::clone(&self.shared),
+            entry,
+        }
+    }
+
+    fn root(&self) -> Looked {
+        self.looked(EntryOut {
+            nodeid: ROOT_ID,
+            ..EntryOut::default()
+        })
+    }
+
+    fn step(&self, parent: &Looked, name: &OsStr) -> Result<Looked> {
+        let entry = self.session().lookup(parent.nodeid(), name.as_bytes())?;
+        if entry.nodeid == 0 {
+            return Err(refused("LOOKUP", Errno::NOENT));
+        }
+        Ok(self.looked(entry))
+    }
+
+    fn walk(&self, names: &[&OsStr]) -> Result<Looked> {
+        let mut at = self.root();
+        for name in names {
+            at = self.step(&at, name)?;
+        }
+        Ok(at)
+    }
+
+    /// The directory of `path`, and the name in it.
+    fn parent<'a>(&self, path: &'a Path) -> Result<(Looked, &'a OsStr)> {
+        let names = components(path)?;
+        match names.split_last() {
+            Some((name, directories)) => Ok((self.walk(directories)?, name)),
+            None => Err(Error::Invalid("the path names the root".into())),
+        }
+    }
+
+    /// Opens a file. Paths are relative to the share's root, resolved
+    /// component by component; symlinks are not followed.
+    pub fn open(&self, path: impl AsRef<Path>, access: Access) -> Result<File> {
+        let looked = self.walk(&components(path.as_ref())?)?;
+        match looked.entry.attr.mode & libc::S_IFMT {
+            libc::S_IFLNK => return Err(refused("open", Errno::LOOP)),
+            libc::S_IFREG => {}
+            _ if looked.nodeid() == ROOT_ID => return Err(refused("open", Errno::ISDIR)),
+            libc::S_IFDIR => return Err(refused("open", Errno::ISDIR)),
+            _ => return Err(refused("open", Errno::OPNOTSUPP)),
+        }
+        let flags = match access {
+            Access::Read => libc::O_RDONLY,
+            Access::ReadWrite => libc::O_RDWR,
+        };
+        let open = self.session().open(looked.nodeid(), flags as u32)?;
+        Ok(File::new(looked.into_node(), open.fh, access))
+    }
+
+    /// Creates a file, or empties it, and opens it for reading and writing.
+    /// `mode` is taken as it is: no umask.
+    pub fn create(&self, path: impl AsRef<Path>, mode: u32) -> Result<File> {
+        let (parent, name) = self.parent(path.as_ref())?;
+        let flags = (libc::O_RDWR | libc::O_CREAT) as u32;
+        let (entry, open) =
+            self.session()
+                .create(parent.nodeid(), name.as_bytes(), flags, mode & 0o7777)?;
+        let looked = self.looked(entry);
+        let file = File::new(looked.into_node(), open.fh, Access::ReadWrite);
+        if entry.attr.size > 0 {
+            file.truncate(0)?;
+        }
+        Ok(file)
+    }
+
+    /// Attributes of what `path` names; of a symlink, its own.
+    pub fn metadata(&self, path: impl AsRef<Path>) -> Result<Attr> {
+        let looked = self.walk(&components(path.as_ref())?)?;
+        match looked.nodeid() {
+            ROOT_ID => self.session().getattr(ROOT_ID, None),
+            _ => Ok(looked.entry.attr),
+        }
+    }
+
+    /// The target of a symlink.
+    pub fn read_link(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
+        let looked = self.walk(&components(path.as_ref())?)?;
+        self.session().readlink(looked.nodeid())
+    }
+
+    /// The names in a directory, without "." and "..", in no order.
+    pub fn list(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>> {
+        let directory = self.walk(&components(path.as_ref())?)?;
+        let session = self.session();
+        let flags = (libc::O_RDONLY | libc::O_DIRECTORY) as u32;
+        let fh = session.opendir(directory.nodeid(), flags)?.fh;
+        let entries = list_all(session, directory.nodeid(), fh);
+        let closed = session.releasedir(directory.nodeid(), fh);
+        let entries = entries?;
+        closed?;
+        Ok(entries)
+    }
+
+    /// Removes a name that is no directory.
+    pub fn unlink(&self, path: impl AsRef<Path>) -> Result<()> {
+        let (parent, name) = self.parent(path.as_ref())?;
+        let target = self.step(&parent, name)?.nodeid();
+        self.session().unlink(parent.nodeid(), name.as_bytes())?;
+        // Its mappings would keep the data on the host's disk.
+        self.shared.let_go(target);
+        Ok(())
+    }
+
+    /// Renames, replacing the target.
+    pub fn rename(&self, from: impl AsRef<Path>, to: impl AsRef<Path>) -> Result<()> {
+        let (from_parent, from_name) = self.parent(from.as_ref())?;
+        let (to_parent, to_name) = self.parent(to.as_ref())?;
+        let replaced = self.step(&to_parent, to_name).ok();
+        self.session().rename(
+            from_parent.nodeid(),
+            from_name.as_bytes(),
+            to_parent.nodeid(),
+            to_name.as_bytes(),
+        )?;
+        if let Some(replaced) = replaced {
+            self.shared.let_go(replaced.nodeid());
+        }
+        Ok(())
+    }
+
+    /// Makes a directory.
+    pub fn mkdir(&self, path: impl AsRef<Path>, mode: u32) -> Result<()> {
+        let (parent, name) = self.parent(path.as_ref())?;
+        let entry = self
+            .session()
+            .mkdir(parent.nodeid(), name.as_bytes(), mode)?;
+        drop(self.looked(entry));
+        Ok(())
+    }
+
+    /// Removes an empty directory.
+    pub fn rmdir(&self, path: impl AsRef<Path>) -> Result<()> {
+        let (parent, name) = self.parent(path.as_ref())?;
+        self.session().rmdir(parent.nodeid(), name.as_bytes())
+    }
+
+    /// Makes a symlink at `path`.
+    pub fn symlink(&self, target: impl AsRef<Path>, path: impl AsRef<Path>) -> Result<()> {
+        let (parent, name) = self.parent(path.as_ref())?;
+        let target = target.as_ref().as_os_str().as_bytes();
+        let entry = self
+            .session()
+            .symlink(parent.nodeid(), name.as_bytes(), target)?;
+        drop(self.looked(entry));
+        Ok(())
+    }
+}
+
+/// Reads a directory to its end.
+fn list_all(session: &Session, nodeid: u64, fh: u64) -> Result<Vec<DirEntry>> {
+    let mut all = Vec::new();
+    let (mut offset, mut plus) = (0, true);
+    loop {
+        let result = match plus {
+            true => session.readdirplus(nodeid, fh, offset),
+            false => session.readdir(nodeid, fh, offset),
+        };
+        let batch = match result {
+            Err(e) if plus && e.errno() == Errno::NOSYS => {
+                plus = false;
+                continue;
+            }
+            other => other?,
+        };
+        let Some(last) = batch.last() else {
+            return Ok(all);
+        };
+        if last.head.off == offset {
+            return Err(Error::Protocol {
+                operation: "READDIRPLUS",
+                what: "the directory does not go on".into(),
+            });
+        }
+        offset = last.head.off;
+        all.extend(batch.into_iter().filter_map(|item| listed(session, item)));
+    }
+}
+
+fn listed(session: &Session, item: Listed) -> Option<DirEntry> {
+    let looked_up = item.entry.filter(|entry| entry.nodeid != 0);
+    if let Some(entry) = &looked_up {
+        session.forget(entry.nodeid, 1);
+    }
+    let special = item.name == b"." || item.name == b"..";
+    (!special).then(|| DirEntry {
+        name: item.name,
+        ino: item.head.ino,
+        typ: item.head.typ,
+        attr: looked_up.map(|entry| entry.attr),
+    })
+}

@@ -1,0 +1,243 @@
+//! The device with rings in plain memory, without a socket.
+
+use super::*;
+
+use daxwindow_shared::fuse::{Opcode, ROOT_ID};
+use tempfile::TempDir;
+use vhost_user_backend::VringT;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
+
+use super::super::driver::{Driver, SIZE, SPAN, init, request};
+use crate::dax::{Dax, DaxMode, DaxOptions};
+use crate::fs::{ShareOptions, SharedDir};
+use crate::server::CacheTimeouts;
+
+const REQUESTS: usize = 1;
+
+struct Machine {
+    device: Device,
+    vring: Vring,
+    driver: Driver,
+    _dir: TempDir,
+}
+
+impl Machine {
+    fn new(event_idx: bool, mode: DaxMode) -> Machine {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let fs = SharedDir::open(dir.path(), ShareOptions::default()).expect("a directory");
+        let dax = Dax::new(DaxOptions {
+            mode,
+            ..Default::default()
+        });
+        let server = Arc::new(Server::new(fs, dax, CacheTimeouts::default()));
+        let regions = [(GuestAddress(0), SPAN as usize)];
+        let mem = GuestMemoryMmap::from_ranges(&regions).expect("memory");
+        let memory = Memory::new(mem.clone());
+        let config = Config::new("tag", 1).expect("a good tag");
+        let device = Device::new(server, config, memory.clone(), Duration::from_secs(1));
+        let driver = Driver::new(mem, 0);
+        let vring = Vring::new(memory, 64).expect("a ring");
+        vring.set_queue_size(SIZE);
+        let [table, used, avail] = driver.rings();
+        vring.set_queue_info(table, avail, used).expect("aligned");
+        vring.set_queue_event_idx(event_idx);
+        vring.set_queue_ready(true);
+        vring.set_enabled(true);
+        Machine {
+            device,
+            vring,
+            driver,
+            _dir: dir,
+        }
+    }
+
+    fn kick(&self) {
+        let rings = [self.vring.clone()];
+        self.device
+            .handle_event(0, EventSet::IN, &rings, REQUESTS)
+            .expect("never an error");
+    }
+}
+
+#[test]
+fn requests_come_back_in_order_with_their_lengths() {
+    for event_idx in [false, true] {
+        let mut machine = Machine::new(event_idx, DaxMode::Never);
+        let first = machine.driver.send(&init(), 200);
+        let second = machine
+            .driver
+            .send(&request(Opcode::Statfs, ROOT_ID, &[]), 200);
+        let small = machine
+            .driver
+            .send(&request(Opcode::Statfs, ROOT_ID, &[]), 15);
+        machine.kick();
+        assert_eq!(machine.driver.used(), 3);
+        assert_eq!(machine.driver.used_element(0), (u32::from(first) * 2, 80));
+        assert_eq!(machine.driver.used_element(1), (u32::from(second) * 2, 96));
+        assert_eq!(machine.driver.used_element(2), (u32::from(small) * 2, 0));
+        assert_eq!(machine.driver.error(second), 0);
+        machine.kick();
+        assert_eq!(machine.driver.used(), 3, "a kick for nothing");
+    }
+}
+
+#[test]
+fn a_bad_chain_fails_alone() {
+    let mut machine = Machine::new(true, DaxMode::Never);
+    machine.driver.send(&init(), 200);
+    for (addr, flags, next) in [(u64::MAX, 0, 0), (0x4000, 1, 15), (0x4000, 1, 99)] {
+        machine.driver.descriptor(15, addr, 64, flags, next);
+        machine.driver.offer(15);
+    }
+    let last = machine
+        .driver
+        .send(&request(Opcode::Statfs, ROOT_ID, &[]), 200);
+    machine.kick();
+    assert_eq!(machine.driver.used(), 5);
+    for bad in 1..4 {
+        assert_eq!(machine.driver.used_element(bad), (15, 0));
+    }
+    assert_eq!(machine.driver.error(last), 0);
+    let report = machine.device.server.counters().report();
+    assert_eq!(report.malformed, 3);
+}
+
+#[test]
+fn a_ring_that_lies_does_not_hold_the_worker() {
+    let mut machine = Machine::new(true, DaxMode::Never);
+    machine.driver.set_avail(1000);
+    machine.kick();
+    assert_eq!(machine.driver.used(), 0);
+    // A head outside the table cannot be handed back, but is not an obstacle.
+    let mut machine = Machine::new(true, DaxMode::Never);
+    machine.driver.offer(999);
+    let slot = machine.driver.send(&init(), 200);
+    machine.kick();
+    assert_eq!(machine.driver.used(), 1);
+    assert_eq!(machine.driver.used_element(0).0, u32::from(slot) * 2);
+    // Rings in memory that the VMM took away.
+    machine.driver.send(&init(), 200);
+    let empty = GuestMemoryMmap::new();
+    machine.device.memory.lock().expect("lock").replace(empty);
+    machine.kick();
+    assert_eq!(machine.driver.used(), 1);
+}
+
+#[test]
+fn a_stopped_or_disabled_ring_is_left_alone() {
+    let mut machine = Machine::new(true, DaxMode::Never);
+    machine.driver.send(&init(), 200);
+    machine.vring.set_enabled(false);
+    machine.kick();
+    machine.vring.set_enabled(true);
+    machine.vring.set_queue_ready(false);
+    machine.kick();
+    assert_eq!(machine.driver.used(), 0);
+    machine.vring.set_queue_ready(true);
+    machine.kick();
+    assert_eq!(machine.driver.used(), 1);
+}
+
+#[test]
+fn what_outlives_the_stop_of_its_queue_is_dropped() {
+    let mut machine = Machine::new(true, DaxMode::Never);
+    machine.driver.send(&init(), 200);
+    machine.driver.send(&init(), 200);
+    let gate = machine.device.gates[REQUESTS].clone();
+    let take = || match queue::take(&machine.vring, &machine.device.memory, &gate) {
+        Taken::Request(_, completion) => completion,
+        _ => panic!("a request was offered"),
+    };
+    let late = take();
+    assert_eq!(gate.drain(Duration::from_millis(1)), 1);
+    let punctual = take();
+    late.complete(16);
+    assert_eq!(machine.driver.used(), 0, "the ring may be somebody else's");
+    let waiter = {
+        let gate = gate.clone();
+        std::thread::spawn(move || gate.drain(Duration::from_secs(60)))
+    };
+    punctual.complete(16);
+    assert_eq!(waiter.join().expect("no panic"), 0);
+    assert_eq!(machine.driver.used(), 1);
+}
+
+#[test]
+fn a_completion_that_is_dropped_still_hands_back() {
+    let mut machine = Machine::new(true, DaxMode::Never);
+    machine.driver.send(&init(), 200);
+    let gate = &machine.device.gates[REQUESTS];
+    drop(queue::take(&machine.vring, &machine.device.memory, gate));
+    assert_eq!(machine.driver.used_element(0), (0, 0));
+    assert_eq!(gate.drain(Duration::ZERO), 0);
+}
+
+#[test]
+fn the_guest_is_signalled_when_it_asked_to_be() {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    let mut machine = Machine::new(true, DaxMode::Never);
+    let call = vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
+    let ours = call.try_clone().expect("clone");
+    #[allow(unsafe_code)]
+    // SAFETY: `into_raw_fd` gives up the only owner of this descriptor.
+    let file = unsafe { std::fs::File::from_raw_fd(call.into_raw_fd()) };
+    machine.vring.set_call(Some(file));
+    machine.driver.set_used_event(1);
+    machine.driver.send(&init(), 200);
+    machine.kick();
+    assert!(ours.read().is_err(), "one used, but two asked for");
+    machine.driver.send(&init(), 200);
+    machine.kick();
+    assert_eq!(ours.read().expect("signalled"), 1);
+}
+
+#[test]
+fn reset_ends_the_session() {
+    let mut machine = Machine::new(true, DaxMode::Inode);
+    machine.driver.send(&init(), 200);
+    machine.kick();
+    machine.device.reset_device();
+    let slot = machine
+        .driver
+        .send(&request(Opcode::Statfs, ROOT_ID, &[]), 200);
+    machine.kick();
+    assert_eq!(machine.driver.error(slot), -libc::ENOTCONN);
+    machine.driver.send(&init(), 200);
+    let slot = machine
+        .driver
+        .send(&request(Opcode::Statfs, ROOT_ID, &[]), 200);
+    machine.kick();
+    assert_eq!(machine.driver.error(slot), 0);
+    machine.device.hang_up();
+    machine.device.forget_client();
+    machine.driver.send(&init(), 200);
+    let used = machine.driver.used();
+    machine.kick();
+    assert_eq!(machine.driver.used(), used, "the client has gone");
+}
+
+#[test]
+fn shmem_is_offered_only_with_a_window() {
+    let shmem = VhostUserProtocolFeatures::SHMEM;
+    assert_eq!(shmem.bits(), 1 << 22);
+    let with = Machine::new(true, DaxMode::Inode).device;
+    assert!(with.protocol_features().contains(shmem));
+    let config = with.get_shmem_config().expect("an answer");
+    assert_eq!((config.nregions, config.memory_sizes[0]), (1, 1 << 30));
+    let without = Machine::new(true, DaxMode::Never).device;
+    assert!(!without.protocol_features().contains(shmem));
+    assert_eq!(without.get_shmem_config().expect("an answer").nregions, 0);
+    assert_eq!(without.protocol_features().bits() & (1 << 21), 0);
+    assert_eq!(with.queues_per_thread(), [1, 2]);
+}
+
+#[test]
+fn configuration_space_is_bounded() {
+    let config = Config::new("tag", 3).expect("a good tag");
+    assert_eq!(config_bytes(&config, 0, 40), config.as_bytes());
+    assert_eq!(config_bytes(&config, 36, 4), [3, 0, 0, 0]);
+    assert_eq!(config_bytes(&config, 38, 8), [0; 8]);
+    assert_eq!(config_bytes(&config, 40, 1), []);
+    assert_eq!(config_bytes(&config, usize::MAX, 1), []);
+    assert_eq!(config_bytes(&config, 0, usize::MAX).len(), MAX_CONFIG_BYTES);
+}

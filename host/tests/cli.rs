@@ -1,0 +1,184 @@
+//! The daemon as a command: flags, exit codes, messages, socket files.
+
+mod common;
+
+use std::os::unix::net::UnixListener;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+use std::time::Instant;
+
+use common::{DAEMON, Daemon, PATIENCE, assert_serves_next, eventually, on_disk};
+
+/// Runs the daemon with flags that it must refuse.
+fn refused(flags: &[&str]) -> Output {
+    let mut child = Command::new(DAEMON)
+        .args(flags)
+        .env_remove("RUST_LOG")
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .expect("the daemon starts");
+    let deadline = Instant::now() + PATIENCE;
+    eventually("the daemon refuses and ends", || {
+        let ended = child.try_wait().expect("our child").is_some();
+        if !ended && Instant::now() + PATIENCE / 4 > deadline {
+            let _ = child.kill();
+        }
+        ended
+    });
+    child.wait_with_output().expect("output")
+}
+
+#[track_caller]
+fn assert_refused(flags: &[&str], code: i32, words: &[&str]) {
+    let output = refused(flags);
+    let text = String::from_utf8_lossy(&output.stderr);
+    assert_eq!(output.status.code(), Some(code), "{flags:?}: {text}");
+    for word in words {
+        assert!(text.contains(word), "{flags:?}: no {word:?} in {text}");
+    }
+    assert!(!text.contains("panicked"), "{flags:?}: {text}");
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().expect("a path in UTF-8")
+}
+
+#[test]
+fn bad_flags_are_named_and_end_with_2() {
+    let dir = on_disk();
+    let share = text(dir.path());
+    let base = ["--socket-path", "/nowhere/s", "--shared-dir", share];
+    let cases: [(&[&str], &str); 10] = [
+        (&["--tag", ""], "--tag"),
+        (&["--tag", "a\nb"], "--tag"),
+        (
+            &["--tag", "a-tag-that-is-longer-than-the-36-bytes"],
+            "--tag",
+        ),
+        (&["--num-request-queues", "0"], "--num-request-queues"),
+        (&["--num-request-queues", "64"], "--num-request-queues"),
+        (&["--dax-window", "3M"], "--dax-window"),
+        (&["--dax-window", "lots"], "--dax-window"),
+        (&["--dax-window", "18446744073709551616"], "--dax-window"),
+        (&["--dax", "often"], "--dax"),
+        (&["--no-such-flag"], "--no-such-flag"),
+    ];
+    for (extra, word) in cases {
+        assert_refused(&[&base, extra].concat(), 2, &[word]);
+    }
+    assert_refused(&[], 2, &["--socket-path", "--shared-dir"]);
+    assert_refused(&["--shared-dir", share], 2, &["--socket-path"]);
+}
+
+#[test]
+fn a_bad_log_level_is_named() {
+    let dir = on_disk();
+    let socket = dir.path().join("s");
+    let flags = ["--socket-path", text(&socket), "--shared-dir", "/"];
+    let bad = ["--log-level", "host=loud"];
+    assert_refused(&[&flags[..], &bad].concat(), 1, &["loud"]);
+    assert!(!socket.exists());
+}
+
+#[test]
+fn help_and_version_end_with_0() {
+    for (flag, word) in [("--help", "--shared-dir"), ("--version", "daxwindowd")] {
+        let output = refused(&[flag]);
+        assert_eq!(output.status.code(), Some(0));
+        assert!(String::from_utf8_lossy(&output.stdout).contains(word));
+    }
+}
+
+#[test]
+fn a_share_that_is_no_directory_is_named() {
+    let dir = on_disk();
+    let socket = dir.path().join("s");
+    let missing = dir.path().join("missing");
+    let file = dir.path().join("file");
+    std::fs::write(&file, "x").expect("a file");
+    for (share, cause) in [
+        (&missing, "No such file or directory"),
+        (&file, "Not a directory"),
+    ] {
+        let flags = ["--socket-path", text(&socket), "--shared-dir", text(share)];
+        assert_refused(&flags, 1, &["--shared-dir", text(share), cause]);
+        assert!(!socket.exists(), "no socket is left behind");
+    }
+}
+
+#[test]
+fn a_socket_path_that_cannot_be_is_named() {
+    let dir = on_disk();
+    let share = text(dir.path());
+    let long = format!("/tmp/{}", "s".repeat(120));
+    let file = dir.path().join("file");
+    std::fs::write(&file, "precious").expect("a file");
+    for (socket, words) in [
+        (long.as_str(), ["--socket-path", "125 bytes"]),
+        ("/nonexistent/s", ["--socket-path", "/nonexistent/s"]),
+        (text(&file), ["--socket-path", "not a socket"]),
+        (share, ["--socket-path", "not a socket"]),
+    ] {
+        assert_refused(&["--socket-path", socket, "--shared-dir", share], 1, &words);
+    }
+    assert_eq!(std::fs::read(&file).expect("still there"), b"precious");
+}
+
+#[test]
+fn a_socket_in_use_is_refused_and_its_owner_goes_on() {
+    let share = on_disk();
+    let daemon = Daemon::start(share.path(), &[]);
+    let socket = daemon.socket();
+    let flags = [
+        "--socket-path",
+        text(socket),
+        "--shared-dir",
+        text(share.path()),
+    ];
+    assert_refused(&flags, 1, &["--socket-path", "in use"]);
+    assert!(socket.exists(), "the first daemon's socket stays");
+    assert_serves_next(&daemon);
+}
+
+#[test]
+fn a_stale_socket_is_replaced() {
+    let share = on_disk();
+    let mut killed = Daemon::start(share.path(), &[]);
+    killed.kill();
+    assert!(killed.socket().exists(), "nobody cleaned up");
+    let mut next = Command::new(DAEMON)
+        .arg("--socket-path")
+        .arg(killed.socket())
+        .arg("--shared-dir")
+        .arg(share.path())
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the daemon starts");
+    eventually("somebody listens again", || {
+        std::os::unix::net::UnixStream::connect(killed.socket()).is_ok()
+    });
+    let pid = rustix::process::Pid::from_child(&next);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signal");
+    assert!(next.wait().expect("our child").success());
+    assert!(!killed.socket().exists(), "cleaned up this time");
+}
+
+#[test]
+fn another_socket_in_its_place_is_not_removed() {
+    let share = on_disk();
+    let mut daemon = Daemon::start(share.path(), &[]);
+    std::fs::remove_file(daemon.socket()).expect("remove");
+    let _other = UnixListener::bind(daemon.socket()).expect("bind");
+    assert!(daemon.terminate().success());
+    assert!(daemon.socket().exists(), "it was not the daemon's");
+}
+
+#[test]
+fn a_log_that_is_no_terminal_has_no_colours() {
+    let share = on_disk();
+    let daemon = Daemon::start(share.path(), &[]);
+    assert_serves_next(&daemon);
+    assert!(!daemon.log().contains('\u{1b}'), "{:?}", daemon.log());
+}

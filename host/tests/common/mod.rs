@@ -1,0 +1,387 @@
+//! What the end-to-end tests share: a daemon in its own process, guests that
+//! attach to it, bytes that say where they belong, and waits with an end.
+
+#![allow(dead_code, reason = "every test binary uses a part of this")]
+
+pub(crate) mod wire;
+
+use std::fs::File;
+use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use daxwindow_guest::Result;
+use daxwindow_guest::file::{File as GuestFile, Guest, GuestOptions};
+use daxwindow_guest::session::{Session, SessionOptions, Tuning};
+use daxwindow_shared::fuse::{EntryOut, OpenOut, ROOT_ID};
+use parking_lot::{Condvar, Mutex};
+use rustix::process::{Pid, Signal, kill_process};
+use tempfile::TempDir;
+
+/// The binary under test.
+pub(crate) const DAEMON: &str = env!("CARGO_BIN_EXE_daxwindowd");
+/// How long anything may take that should take no time.
+pub(crate) const PATIENCE: Duration = Duration::from_secs(20);
+/// Bytes of one range of the window.
+pub(crate) const RANGE: u64 = daxwindow_shared::window::RANGE_BYTES;
+/// Bytes of a page.
+pub(crate) const PAGE: u64 = 4096;
+
+/// A new directory on the file system that the build lies on.
+pub(crate) fn on_disk() -> TempDir {
+    let place = env!("CARGO_TARGET_TMPDIR");
+    std::fs::create_dir_all(place).expect("a place for temporary files");
+    tempfile::tempdir_in(place).expect("a directory")
+}
+
+/// A new directory in memory.
+pub(crate) fn in_memory() -> TempDir {
+    tempfile::tempdir_in("/dev/shm").expect("a directory on tmpfs")
+}
+
+/// Waits for `done`, and fails the test if it does not come.
+pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
+    let deadline = Instant::now() + PATIENCE;
+    while !done() {
+        assert!(Instant::now() < deadline, "never happened: {what}");
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Everything a daemon wrote to its standard error.
+#[derive(Default)]
+struct Log {
+    text: Mutex<String>,
+    grown: Condvar,
+}
+
+/// A running daemon; ended by SIGTERM on drop, and then its exit code is
+/// checked.
+pub(crate) struct Daemon {
+    child: Child,
+    /// Already waited for.
+    ended: bool,
+    socket: PathBuf,
+    /// Where the socket is; not below the build, for its name must be short.
+    _place: TempDir,
+    log: Arc<Log>,
+    reader: Option<JoinHandle<()>>,
+}
+
+impl Daemon {
+    /// Starts a daemon for `share` and waits until it listens.
+    pub(crate) fn start(share: &Path, flags: &[&str]) -> Daemon {
+        let place = tempfile::tempdir().expect("a directory for the socket");
+        let socket = place.path().join("s");
+        let mut child = Command::new(DAEMON)
+            .arg("--socket-path")
+            .arg(&socket)
+            .arg("--shared-dir")
+            .arg(share)
+            .args(flags)
+            .env_remove("RUST_LOG")
+            .stdin(Stdio::null())
+            .stdout(Stdio::null())
+            .stderr(Stdio::piped())
+            .spawn()
+            .expect("the daemon starts");
+        let stderr = BufReader::new(child.stderr.take().expect("piped"));
+        let log = Arc::new(Log::default());
+        let sink = Arc::clone(&log);
+        let reader = std::thread::spawn(move || {
+            for line in stderr.lines().map_while(std::result::Result::ok) {
+                let mut text = sink.text.lock();
+                text.push_str(&line);
+                text.push('\n');
+                sink.grown.notify_all();
+            }
+        });
+        let daemon = Daemon {
+            child,
+            ended: false,
+            socket,
+            _place: place,
+            log,
+            reader: Some(reader),
+        };
+        daemon.expect_log("waiting for a client", 1);
+        daemon
+    }
+
+    /// Where it listens.
+    pub(crate) fn socket(&self) -> &Path {
+        &self.socket
+    }
+
+    /// What it has logged so far.
+    pub(crate) fn log(&self) -> String {
+        self.log.text.lock().clone()
+    }
+
+    /// Waits until `text` was logged `times` times.
+    pub(crate) fn expect_log(&self, text: &str, times: usize) {
+        let deadline = Instant::now() + PATIENCE;
+        let mut log = self.log.text.lock();
+        while log.matches(text).count() < times {
+            let late = self.log.grown.wait_until(&mut log, deadline).timed_out();
+            assert!(!late, "{text:?} was not logged {times} times:\n{log}");
+        }
+    }
+
+    /// Its process id.
+    pub(crate) fn pid(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Descriptors it has open.
+    pub(crate) fn open_files(&self) -> usize {
+        let dir = std::fs::read_dir(format!("/proc/{}/fd", self.pid()));
+        dir.map_or(0, Iterator::count)
+    }
+
+    /// Descriptors it has open on files whose path contains `part`.
+    pub(crate) fn open_files_on(&self, part: &str) -> usize {
+        let dir = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("procfs");
+        dir.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
+            .filter(|target| target.to_string_lossy().contains(part))
+            .count()
+    }
+
+    /// Lines of its memory map that contain `part`.
+    pub(crate) fn maps_of(&self, part: &str) -> usize {
+        let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid()));
+        let maps = maps.expect("procfs");
+        maps.lines().filter(|line| line.contains(part)).count()
+    }
+
+    /// Whether the process is still there.
+    pub(crate) fn is_running(&mut self) -> bool {
+        !self.ended && self.child.try_wait().expect("our child").is_none()
+    }
+
+    /// Sends a signal.
+    pub(crate) fn signal(&self, signal: Signal) {
+        let pid = Pid::from_child(&self.child);
+        kill_process(pid, signal).expect("the daemon can be signalled");
+    }
+
+    /// Kills it as the kernel would, and waits.
+    pub(crate) fn kill(&mut self) {
+        self.signal(Signal::KILL);
+        self.wait();
+    }
+
+    /// Waits for its end.
+    pub(crate) fn wait(&mut self) -> ExitStatus {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some(status) = self.child.try_wait().expect("our child") {
+                self.ended = true;
+                if let Some(reader) = self.reader.take() {
+                    reader.join().expect("the log was read");
+                }
+                return status;
+            }
+            if Instant::now() > deadline {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+                self.ended = true;
+                panic!("the daemon did not end:\n{}", self.log());
+            }
+            std::thread::sleep(Duration::from_millis(2));
+        }
+    }
+
+    /// Ends it by SIGTERM.
+    pub(crate) fn terminate(&mut self) -> ExitStatus {
+        self.signal(Signal::TERM);
+        self.wait()
+    }
+}
+
+impl Drop for Daemon {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            if !self.ended {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+            eprintln!("--- the daemon's log:\n{}---", self.log());
+            return;
+        }
+        if !self.ended {
+            let status = self.terminate();
+            assert!(status.success(), "{status}:\n{}", self.log());
+        }
+        let log = self.log();
+        assert!(!log.contains("panicked"), "the daemon has a defect:\n{log}");
+    }
+}
+
+/// Options for a session with `daemon`: small, and impatient enough for a
+/// test.
+pub(crate) fn options(daemon: &Daemon) -> SessionOptions {
+    SessionOptions {
+        memory_bytes: 16 << 20,
+        timeout: PATIENCE,
+        ..SessionOptions::new(daemon.socket())
+    }
+}
+
+/// A session with a window.
+pub(crate) fn attach(daemon: &Daemon) -> Arc<Session> {
+    Session::connect(options(daemon)).expect("a session")
+}
+
+/// A session without a window.
+pub(crate) fn attach_plain(daemon: &Daemon) -> Arc<Session> {
+    let options = SessionOptions {
+        dax: false,
+        ..options(daemon)
+    };
+    Session::connect(options).expect("a session")
+}
+
+/// A session with settings of its own.
+pub(crate) fn attach_with(daemon: &Daemon, tuning: Tuning) -> Arc<Session> {
+    Session::connect_with(options(daemon), tuning).expect("a session")
+}
+
+/// A guest with a mapper.
+pub(crate) fn guest(daemon: &Daemon) -> Guest {
+    Guest::connect(GuestOptions::new(options(daemon))).expect("a guest")
+}
+
+/// All of a file by `read_at`, in steps that fit no boundary.
+pub(crate) fn read_all(file: &GuestFile) -> Result<Vec<u8>> {
+    let mut out = Vec::new();
+    let mut step = vec![0; 300_007];
+    loop {
+        match file.read_at(&mut step, out.len() as u64)? {
+            0 => return Ok(out),
+            got => out.extend_from_slice(&step[..got]),
+        }
+    }
+}
+
+/// The daemon answers a request of this session.
+pub(crate) fn assert_serves(session: &Session) {
+    let attr = session.getattr(ROOT_ID, None).expect("a good request");
+    assert_eq!(attr.mode & libc::S_IFMT, libc::S_IFDIR);
+}
+
+/// The daemon serves a new client.
+pub(crate) fn assert_serves_next(daemon: &Daemon) {
+    let session = attach_soon(daemon);
+    assert_serves(&session);
+}
+
+/// A session, as soon as the client before it has been let go.
+pub(crate) fn attach_soon(daemon: &Daemon) -> Arc<Session> {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        match Session::connect(options(daemon)) {
+            Ok(session) => return session,
+            Err(error) => assert!(Instant::now() < deadline, "{error}:\n{}", daemon.log()),
+        }
+        std::thread::sleep(Duration::from_millis(2));
+    }
+}
+
+/// Looks up a path, component by component.
+pub(crate) fn walk(session: &Session, path: &str) -> Result<EntryOut> {
+    let mut at = EntryOut {
+        nodeid: ROOT_ID,
+        ..EntryOut::default()
+    };
+    for name in path.split('/') {
+        at = session.lookup(at.nodeid, name.as_bytes())?;
+    }
+    Ok(at)
+}
+
+/// Looks up and opens.
+pub(crate) fn open(session: &Session, path: &str, flags: i32) -> Result<(EntryOut, OpenOut)> {
+    let entry = walk(session, path)?;
+    let handle = session.open(entry.nodeid, flags as u32)?;
+    Ok((entry, handle))
+}
+
+/// Reads `len` bytes at `offset` by FUSE_READ.
+pub(crate) fn read_by_request(
+    session: &Session,
+    (nodeid, fh): (u64, u64),
+    offset: u64,
+    len: usize,
+) -> Result<Vec<u8>> {
+    let mut buf = session.alloc(len.max(1))?;
+    let got = session.read(nodeid, fh, offset, &mut buf, 0, len)?;
+    let mut out = vec![0; got];
+    buf.copy_to(0, &mut out);
+    Ok(out)
+}
+
+/// Writes by FUSE_WRITE.
+pub(crate) fn write_by_request(
+    session: &Session,
+    (nodeid, fh): (u64, u64),
+    offset: u64,
+    bytes: &[u8],
+) -> Result<usize> {
+    let mut buf = session.alloc(bytes.len().max(1))?;
+    buf.copy_from(0, bytes);
+    session.write(nodeid, fh, offset, &buf, 0, bytes.len())
+}
+
+/// The word at byte `8 * index` of pattern `seed`: no two places or seeds
+/// look alike.
+pub(crate) fn word(seed: u64, index: u64) -> u64 {
+    // splitmix64
+    let mut z = seed
+        .wrapping_mul(0xd134_2543_de82_ef95)
+        .wrapping_add(index)
+        .wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+    z ^ (z >> 31)
+}
+
+/// `len` bytes of pattern `seed` from `offset` on.
+pub(crate) fn pattern(seed: u64, offset: u64, len: usize) -> Vec<u8> {
+    let first = offset / 8;
+    let skip = (offset % 8) as usize;
+    let words = (skip + len).div_ceil(8) as u64;
+    let bytes = (first..first + words).flat_map(|index| word(seed, index).to_le_bytes());
+    bytes.skip(skip).take(len).collect()
+}
+
+/// Writes a file of `len` bytes of pattern `seed` on the host.
+pub(crate) fn make_file(path: &Path, seed: u64, len: usize) {
+    std::fs::write(path, pattern(seed, 0, len)).expect("a file on the host");
+}
+
+/// Says where two byte strings differ, without printing all of them.
+#[track_caller]
+pub(crate) fn assert_same(got: &[u8], want: &[u8], what: &str) {
+    if got == want {
+        return;
+    }
+    let at = got.iter().zip(want).position(|(g, w)| g != w);
+    panic!(
+        "{what}: {} bytes instead of {}, first difference at {at:?}",
+        got.len(),
+        want.len()
+    );
+}
+
+/// Bytes of a file as the host reads them.
+pub(crate) fn host_bytes(path: &Path, offset: u64, len: usize) -> Vec<u8> {
+    let mut file = File::open(path).expect("a file on the host");
+    file.seek(SeekFrom::Start(offset)).expect("seek");
+    let mut out = Vec::with_capacity(len);
+    file.take(len as u64).read_to_end(&mut out).expect("read");
+    out
+}

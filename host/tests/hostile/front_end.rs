@@ -1,0 +1,299 @@
+//! A VMM that refuses maps, lies about them, says nothing, or hangs up.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::{Duration, Instant};
+
+use daxwindow_guest::session::{Session, SessionOptions, Tuning};
+use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
+use daxwindow_shared::fuse::RemoveMappingOne;
+use daxwindow_shared::shmem::MapRequest;
+use rustix::io::Errno;
+use tempfile::TempDir;
+
+use crate::common::{
+    Daemon, PATIENCE, RANGE, assert_serves, assert_serves_next, attach_soon, in_memory, make_file,
+    open, options, pattern, read_by_request, walk,
+};
+
+/// What the front end does from now on.
+#[derive(Clone, Copy)]
+enum Mood {
+    Serve,
+    Refuse,
+    Pretend,
+    Ignore,
+    HangUp,
+    /// Sits on the message, and answers it in the end.
+    Slow,
+}
+
+#[derive(Default)]
+struct Moody(AtomicU8);
+
+impl Moody {
+    fn set(&self, mood: Mood) {
+        self.0.store(mood as u8, Ordering::SeqCst);
+    }
+
+    fn verdict(&self) -> Verdict {
+        match self.0.load(Ordering::SeqCst) {
+            m if m == Mood::Serve as u8 => Verdict::Serve,
+            m if m == Mood::Refuse as u8 => Verdict::Refuse(Errno::NOMEM),
+            m if m == Mood::Pretend as u8 => Verdict::Pretend,
+            m if m == Mood::Ignore as u8 => Verdict::Ignore,
+            m if m == Mood::HangUp as u8 => Verdict::HangUp,
+            _ => {
+                std::thread::sleep(Duration::from_millis(300));
+                Verdict::Serve
+            }
+        }
+    }
+}
+
+impl WindowHook for Moody {
+    fn on_map(&self, _: &MapRequest) -> Verdict {
+        self.verdict()
+    }
+
+    fn on_unmap(&self, _: &MapRequest) -> Verdict {
+        self.verdict()
+    }
+}
+
+struct Scene {
+    moody: Arc<Moody>,
+    session: Arc<Session>,
+    _share: TempDir,
+    daemon: Daemon,
+}
+
+const LEN: usize = 300_000;
+
+fn scene(at_init: Mood) -> Scene {
+    let share = in_memory();
+    make_file(&share.path().join("file"), 3, LEN);
+    let flags = [
+        "--dax",
+        "always",
+        "--dax-window",
+        "16M",
+        "--num-request-queues",
+        "2",
+    ];
+    let daemon = Daemon::start(share.path(), &flags);
+    let moody = Arc::new(Moody::default());
+    moody.set(at_init);
+    let options = SessionOptions {
+        request_queues: 2,
+        ..options(&daemon)
+    };
+    let tuning = Tuning {
+        hook: Some(moody.clone()),
+        ..Tuning::default()
+    };
+    let session = Session::connect_with(options, tuning).expect("a session");
+    Scene {
+        moody,
+        session,
+        _share: share,
+        daemon,
+    }
+}
+
+impl Scene {
+    fn node(&self) -> u64 {
+        walk(&self.session, "file").expect("file").nodeid
+    }
+
+    fn setup(&self, slot: u64) -> daxwindow_guest::Result<()> {
+        self.session
+            .setup_mapping(self.node(), 0, slot * RANGE, RANGE, true)
+    }
+
+    fn remove(&self, slot: u64) -> daxwindow_guest::Result<()> {
+        self.session.remove_mapping(&[RemoveMappingOne {
+            moffset: slot * RANGE,
+            len: RANGE,
+        }])
+    }
+
+    /// The share is served without the window.
+    fn assert_reads(&self) {
+        let (entry, handle) = open(&self.session, "file", libc::O_RDONLY).expect("open");
+        let read = read_by_request(&self.session, (entry.nodeid, handle.fh), 0, LEN);
+        assert!(read.expect("read") == pattern(3, 0, LEN));
+    }
+
+    fn live(&self) -> u64 {
+        self.session
+            .device()
+            .expect("vhost-user")
+            .server_stats()
+            .live
+    }
+}
+
+#[test]
+fn one_that_refuses_from_the_start_gets_no_dax() {
+    let scene = scene(Mood::Refuse);
+    assert!(!scene.session.inode_dax());
+    scene.daemon.expect_log("dax: off", 1);
+    scene.assert_reads();
+    let error = scene.setup(0).expect_err("no window");
+    assert_eq!(error.errno(), Errno::OPNOTSUPP);
+    // With better manners at the next INIT there is DAX.
+    scene.moody.set(Mood::Serve);
+    scene.session.reinit().expect("INIT");
+    assert!(scene.session.inode_dax());
+    scene.setup(0).expect("mapped");
+}
+
+#[test]
+fn one_that_lies_from_the_start_gets_no_dax() {
+    let scene = scene(Mood::Pretend);
+    assert!(!scene.session.inode_dax());
+    scene.daemon.expect_log("dax: off", 1);
+    scene.assert_reads();
+}
+
+#[test]
+fn one_that_refuses_later_fails_the_request_alone() {
+    let scene = scene(Mood::Serve);
+    assert!(scene.session.inode_dax());
+    scene.setup(0).expect("mapped");
+    scene.moody.set(Mood::Refuse);
+    for slot in 1..4 {
+        let error = scene.setup(slot).expect_err("refused");
+        assert_eq!(error.errno(), Errno::IO);
+    }
+    let error = scene.remove(0).expect_err("refused");
+    assert_eq!(error.errno(), Errno::IO);
+    scene.assert_reads();
+    scene.moody.set(Mood::Serve);
+    // Nothing was forgotten: what is mapped can still be removed, exactly.
+    assert_eq!(scene.live(), 1);
+    scene.remove(0).expect("removed");
+    assert_eq!(scene.live(), 0);
+    scene.setup(1).expect("mapped");
+}
+
+#[test]
+fn one_that_lies_later_cannot_upset_the_ledger() {
+    let scene = scene(Mood::Serve);
+    scene.moody.set(Mood::Pretend);
+    scene.setup(0).expect("so it says");
+    scene.moody.set(Mood::Serve);
+    // It refuses to unmap what it never mapped.
+    scene.remove(0).expect_err("it contradicts itself");
+    // Something else in its place is mapped, and can be removed.
+    let other = scene
+        .session
+        .setup_mapping(scene.node(), RANGE, 0, RANGE, true);
+    other.expect("mapped over it");
+    scene.remove(0).expect("removed");
+    assert_eq!(scene.live(), 0);
+    // Unmaps that did not happen: the next map replaces what is there.
+    scene.setup(1).expect("mapped");
+    scene.moody.set(Mood::Pretend);
+    scene.remove(1).expect("so it says");
+    scene.moody.set(Mood::Serve);
+    scene.setup(1).expect("mapped over it");
+    scene.assert_reads();
+}
+
+#[test]
+fn one_that_hangs_costs_one_time_out_and_then_the_window() {
+    let scene = scene(Mood::Serve);
+    scene.setup(0).expect("mapped");
+    scene.moody.set(Mood::Ignore);
+    let node = scene.node();
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let hung = scope.spawn(|| {
+            scene
+                .session
+                .setup_mapping(node, 0, RANGE, RANGE, true)
+                .expect_err("no answer")
+        });
+        // Threads take turns with the queues, so one of these two runs on the
+        // queue that is not held up.
+        let others = [
+            scope.spawn(|| scene.assert_reads()),
+            scope.spawn(|| scene.assert_reads()),
+        ];
+        assert_eq!(hung.join().expect("no panic").errno(), Errno::IO);
+        for other in others {
+            other.join().expect("no panic");
+        }
+    });
+    assert!(started.elapsed() < PATIENCE, "bounded");
+    // From now on nobody waits.
+    let started = Instant::now();
+    scene.setup(2).expect_err("the channel is given up");
+    assert!(started.elapsed() < Duration::from_secs(2));
+    scene.assert_reads();
+    assert_serves_after(scene);
+}
+
+#[test]
+fn one_that_hangs_at_init_delays_it_and_gets_no_dax() {
+    let scene = scene(Mood::Ignore);
+    assert!(!scene.session.inode_dax());
+    scene.assert_reads();
+    assert_serves_after(scene);
+}
+
+#[test]
+fn one_that_is_slow_is_waited_for() {
+    let scene = scene(Mood::Serve);
+    scene.moody.set(Mood::Slow);
+    scene.setup(0).expect("in the end");
+    scene.remove(0).expect("in the end");
+    assert_eq!(scene.live(), 0);
+}
+
+#[test]
+fn one_that_closes_the_channel_keeps_its_requests() {
+    let scene = scene(Mood::Serve);
+    scene.setup(0).expect("mapped");
+    scene.moody.set(Mood::HangUp);
+    let started = Instant::now();
+    assert_eq!(scene.setup(1).expect_err("hung up").errno(), Errno::IO);
+    scene.setup(2).expect_err("gone");
+    scene.remove(0).expect_err("gone");
+    assert!(started.elapsed() < Duration::from_secs(2), "at once");
+    scene.assert_reads();
+    // A new session finds the channel gone and does without.
+    scene.session.reinit().expect("INIT");
+    assert!(!scene.session.inode_dax());
+    scene.assert_reads();
+    assert_serves_after(scene);
+}
+
+#[test]
+fn one_that_hangs_while_its_client_goes_does_not_hold_up_the_next() {
+    let scene = scene(Mood::Serve);
+    scene.moody.set(Mood::Ignore);
+    let node = scene.node();
+    let session = scene.session.clone();
+    let hung = std::thread::spawn(move || session.setup_mapping(node, 0, 0, RANGE, true));
+    // The request is with the front end when the client goes.
+    std::thread::sleep(Duration::from_millis(50));
+    let started = Instant::now();
+    scene.session.abandon();
+    hung.join()
+        .expect("no panic")
+        .expect_err("the client is gone");
+    let next = attach_soon(&scene.daemon);
+    assert!(started.elapsed() < Duration::from_secs(3), "at once");
+    assert!(next.inode_dax(), "and it has a window");
+}
+
+/// The next client is served, with a window.
+fn assert_serves_after(scene: Scene) {
+    assert_serves(&scene.session);
+    scene.session.abandon();
+    assert_serves_next(&scene.daemon);
+    assert!(attach_soon(&scene.daemon).inode_dax());
+}

@@ -1,0 +1,14 @@
+//! A guest and a VMM that keep to no rule. After whatever they sent, the same
+//! daemon serves the next good request, or the next client where the
+//! connection had to go.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+mod descriptors;
+mod front_end;
+mod mutated;
+mod requests;
+mod samples;
+mod socket;
+mod windows;
