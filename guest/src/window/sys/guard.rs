@@ -87,33 +87,22 @@ mod trap {
         "daxwindow_guarded_copy_body:",
         "rep movsb",
         "jmp daxwindow_guarded_copy_fixup",
-        // The same with 32-byte registers, for at least 256 bytes.
+        // The same with 32-byte registers, for at least 128 bytes.
         ".p2align 6",
         ".globl daxwindow_guarded_copy_avx",
         ".hidden daxwindow_guarded_copy_avx",
         ".type daxwindow_guarded_copy_avx,@function",
         "daxwindow_guarded_copy_avx:",
         "mov rcx, rdx",
-        // The first 32 bytes as they lie, then on from an aligned target.
-        "vmovdqu ymm0, [rsi]",
-        "vmovdqu [rdi], ymm0",
-        "mov rax, rdi",
-        "neg rax",
-        "and rax, 31",
-        "add rdi, rax",
-        "add rsi, rax",
-        "sub rcx, rax",
-        ".p2align 5",
         "2:",
         "vmovdqu ymm0, [rsi]",
         "vmovdqu ymm1, [rsi + 32]",
         "vmovdqu ymm2, [rsi + 64]",
         "vmovdqu ymm3, [rsi + 96]",
-        "prefetcht0 [rsi + 512]",
-        "vmovdqa [rdi], ymm0",
-        "vmovdqa [rdi + 32], ymm1",
-        "vmovdqa [rdi + 64], ymm2",
-        "vmovdqa [rdi + 96], ymm3",
+        "vmovdqu [rdi], ymm0",
+        "vmovdqu [rdi + 32], ymm1",
+        "vmovdqu [rdi + 64], ymm2",
+        "vmovdqu [rdi + 96], ymm3",
         "sub rcx, 128",
         "add rsi, 128",
         "add rdi, 128",
@@ -136,9 +125,8 @@ mod trap {
         ".popsection",
     );
 
-    /// Shortest copy that the loop takes: its first step moves 32 bytes and
-    /// each further one 128.
-    const AVX_BYTES: usize = 256;
+    /// Shortest copy that the loop takes: a step moves this much.
+    const AVX_BYTES: usize = 128;
 
     /// Copies; returns what was left. The handler must be installed.
     ///
