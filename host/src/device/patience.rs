@@ -4,15 +4,18 @@
 //! microseconds, while putting a thread to sleep and waking it costs more than
 //! that, and many times more where the processor itself has to be woken. So a
 //! worker watches its empty ring for a short while, as long as that mostly
-//! pays; where it does not, it is tried only now and then.
+//! pays; where it does not, it is tried only now and then. After the first
+//! moments it lets other threads run between two looks: a guest on the same
+//! processors needs them to get to its next request.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
 
-/// Longest look: about what waking an idle processor costs.
-const LOOK: Duration = Duration::from_micros(30);
-/// Looks at the ring between two looks at the clock.
-const GLANCES: u32 = 16;
+/// Longest look: what a guest takes that maps a range, touches it and faults
+/// in the next one.
+const LOOK: Duration = Duration::from_micros(200);
+/// How long it takes the processor for itself.
+const ALONE: Duration = Duration::from_micros(30);
 /// A success is worth this many failures.
 const REWARD: u32 = 3;
 const HIGHEST: u32 = 16;
@@ -36,18 +39,21 @@ impl Patience {
         if score == 0 && !emptied.is_multiple_of(PROBE_EVERY) {
             return false;
         }
-        let end = Instant::now() + LOOK;
+        let began = Instant::now();
         loop {
-            for _ in 0..GLANCES {
-                if is_ready() {
-                    self.score.store((score + REWARD).min(HIGHEST), Relaxed);
-                    return true;
-                }
-                std::hint::spin_loop();
+            if is_ready() {
+                self.score.store((score + REWARD).min(HIGHEST), Relaxed);
+                return true;
             }
-            if Instant::now() >= end {
+            let looked = began.elapsed();
+            if looked >= LOOK {
                 self.score.store(score.saturating_sub(1), Relaxed);
                 return false;
+            }
+            if looked >= ALONE {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
             }
         }
     }
