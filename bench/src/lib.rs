@@ -2,15 +2,15 @@
 //!
 //! | room | owns |
 //! | --- | --- |
-//! | [`demo`] | one real directory, read every way, compared byte by byte |
-//! | [`micro`] | the figures, each with its denominator from the same run |
-//! | [`attach`] | a daemon with a guest, and the proof of whether DAX was in use |
-//! | [`buffer`] | copy targets at a chosen place in a page |
-//! | [`daemon`] | the daemon as a process of its own |
-//! | [`vm`] | real guests: a kit that boots one without root, and its commands |
-//! | [`report`] | figures, JSON, tables |
-//! | [`host_memory`] | page cache by file, memory by process |
-//! | [`raw`] | all unsafe code |
+//! | `demo` | one real directory, read every way, compared byte by byte |
+//! | `micro` | the figures, each with its denominator from the same run |
+//! | `attach` | a daemon with a guest, and the proof of whether DAX was in use |
+//! | `buffer` | copy targets at a chosen place in a page |
+//! | `daemon` | the daemon as a process of its own |
+//! | `vm` | real guests: a kit that boots one without root, and its commands |
+//! | `report` | figures, JSON, tables |
+//! | `host_memory` | page cache by file, memory by process |
+//! | `raw` | all unsafe code |
 
 #![deny(unsafe_code)]
 
