@@ -7,7 +7,7 @@
 //! | `attach` | a daemon with a guest, and the proof of whether DAX was in use |
 //! | `buffer` | copy targets at a chosen place in a page |
 //! | `daemon` | the daemon as a process of its own |
-//! | `vm` | real guests: a kit that boots one without root, and its commands |
+//! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | `report` | figures, JSON, tables |
 //! | `host_memory` | page cache by file, memory by process |
 //! | `raw` | all unsafe code |

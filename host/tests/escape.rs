@@ -48,7 +48,7 @@ fn assert_link_leads_nowhere(session: &Session, link: EntryOut) {
         let error = session.unlink(id, name).expect_err("a link");
         assert!(not_a_directory.contains(&error.errno()), "{error}");
         let created = session.create(id, name, libc::O_RDWR as u32, 0o644);
-        let error = created.err().expect("a link");
+        let error = created.expect_err("a link");
         assert!(not_a_directory.contains(&error.errno()), "{error}");
     }
     let error = session.opendir(id, 0).expect_err("a link");
@@ -87,7 +87,7 @@ fn links_are_handed_over_and_never_followed() {
         let name = number.to_string();
         let flags = (libc::O_RDWR | libc::O_CREAT) as u32;
         let created = session.create(ROOT_ID, name.as_bytes(), flags, 0o644);
-        assert_eq!(created.err().expect("a link").errno(), Errno::LOOP);
+        assert_eq!(created.expect_err("a link").errno(), Errno::LOOP);
     }
     let secret = std::fs::read(base.path().join("outside/secret")).expect("untouched");
     assert_eq!(secret, SECRET);

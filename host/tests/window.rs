@@ -381,7 +381,7 @@ fn without_a_window_everything_works_by_request() {
             RANGE,
             false,
         );
-        assert_eq!(error.err().expect("no window").errno(), Errno::OPNOTSUPP);
+        assert_eq!(error.expect_err("no window").errno(), Errno::OPNOTSUPP);
     }
 }
 

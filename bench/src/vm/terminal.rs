@@ -4,7 +4,6 @@
 use std::io::{IsTerminal, Read, Write, stdin, stdout};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::process::ExitCode;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, anyhow};
@@ -22,7 +21,9 @@ const ESCAPE: u8 = 0x1d;
 
 /// An interactive shell in a guest.
 pub(crate) fn shell(options: &VmOptions) -> Result<ExitCode> {
-    let size = tcgetwinsize(stdin()).ok();
+    let size = tcgetwinsize(stdin())
+        .ok()
+        .filter(|size| size.ws_row > 0 && size.ws_col > 0);
     let (rows, columns) = size.map_or((24, 80), |size| (size.ws_row, size.ws_col));
     eprintln!("booting; leave with exit or Ctrl-]");
     let purpose = Purpose::Initramfs(Then::Shell { rows, columns });
@@ -78,10 +79,9 @@ fn accept(listener: &UnixListener, machine: &mut Machine) -> Result<UnixStream> 
 /// Copies both ways until the guest or the user ends it; true for the user.
 fn relay(stream: &UnixStream) -> Result<bool> {
     let (mut to_guest, mut from_guest) = (stream, stream);
-    let done = AtomicBool::new(false);
     let mut input_open = true;
     let mut buffer = vec![0; 16 << 10];
-    while !done.load(Ordering::Relaxed) {
+    loop {
         let (keyboard, guest) = ready(stream, input_open)?;
         if guest {
             match from_guest.read(&mut buffer) {
@@ -105,7 +105,6 @@ fn relay(stream: &UnixStream) -> Result<bool> {
             input_open = count > 0;
         }
     }
-    Ok(false)
 }
 
 /// Which side has something: keyboard, guest.

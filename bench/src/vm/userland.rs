@@ -2,6 +2,7 @@
 //! they need.
 
 use std::collections::BTreeSet;
+use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -132,18 +133,18 @@ impl Tool {
             .into_iter()
             .find(|p| p.is_file());
         let program = found.with_context(|| format!("the package has no program {program}"))?;
-        let folder = root.join(LIBRARIES);
-        let loader = folder.join(LOADER);
+        let loader = root.join(LIBRARIES).join(LOADER);
         let output = Command::new(&loader)
-            .args([
-                "--library-path".as_ref(),
-                folder.as_os_str(),
-                "--list".as_ref(),
-            ])
+            .arg("--library-path")
+            .arg(library_path(root)?)
+            .arg("--list")
             .arg(&program)
             .stdin(Stdio::null())
             .output()
             .with_context(|| format!("start {}", loader.display()))?;
+        if !output.status.success() {
+            bail!("{}", String::from_utf8_lossy(&output.stderr).trim());
+        }
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         Ok(Tool {
             libraries: parse_libraries(&text)?,
@@ -151,6 +152,21 @@ impl Tool {
             loader,
         })
     }
+}
+
+/// The libraries' folder and those in it, where some packages keep their own.
+fn library_path(root: &Path) -> Result<OsString> {
+    let folder = root.join(LIBRARIES);
+    let entries =
+        std::fs::read_dir(&folder).with_context(|| format!("read {}", folder.display()))?;
+    let inner = entries
+        .filter_map(Result::ok)
+        .map(|e| e.path())
+        .filter(|p| p.is_dir());
+    let mut inner: Vec<PathBuf> = inner.collect();
+    inner.sort();
+    inner.insert(0, folder);
+    std::env::join_paths(inner).context("a folder of the kit has a colon in its name")
 }
 
 /// Lines `libx.so.1 => /path/libx.so.1 (0x...)` of the loader's list.

@@ -277,9 +277,15 @@ impl Ranges {
     /// Copies out, from byte `at` of the ranges.
     pub(super) fn read(&self, at: usize, out: &mut [u8]) -> Result<()> {
         self.forgive(at, out.len());
-        self.area
-            .copy_out(at, out)
-            .map_err(|done| self.reason(at.saturating_add(done)))
+        let mut done = 0;
+        while done < out.len() {
+            let count = self.bytes_in_range_of(at.saturating_add(done), out.len() - done);
+            self.area
+                .copy_out(at.saturating_add(done), &mut out[done..done + count])
+                .map_err(|copied| self.reason(at.saturating_add(done + copied)))?;
+            done += count;
+        }
+        Ok(())
     }
 
     /// Copies in, from byte `at` of the ranges.
@@ -288,9 +294,22 @@ impl Ranges {
             return Err(Error::Invalid("the view is read-only".into()));
         }
         self.forgive(at, bytes.len());
-        self.area
-            .copy_in(at, bytes)
-            .map_err(|done| self.reason(at.saturating_add(done)))
+        let mut done = 0;
+        while done < bytes.len() {
+            let count = self.bytes_in_range_of(at.saturating_add(done), bytes.len() - done);
+            self.area
+                .copy_in(at.saturating_add(done), &bytes[done..done + count])
+                .map_err(|copied| self.reason(at.saturating_add(done + copied)))?;
+            done += count;
+        }
+        Ok(())
+    }
+
+    /// How many of `len` bytes from `at` on lie in one range. A copy takes
+    /// them range by range: an instruction that needs two at once would never
+    /// finish in a window that holds one.
+    fn bytes_in_range_of(&self, at: usize, len: usize) -> usize {
+        len.min(self.len() - at % self.len())
     }
 
     /// Gives ranges that failed another try.

@@ -32,6 +32,7 @@ use crate::observe::logs::Throttle;
 use crate::server::{Server, chain};
 
 use super::exit_fd::ExitFds;
+use super::patience::Patience;
 use super::queue::{self, Chain, Gate, Memory, Taken, Vring};
 
 /// Longest ring a guest may set up.
@@ -51,6 +52,7 @@ pub struct Device {
     config: Config,
     memory: Memory,
     gates: Vec<Arc<Gate>>,
+    patience: Vec<Patience>,
     closing: AtomicBool,
     exit_fds: ExitFds,
     window_reset: Mutex<Option<JoinHandle<()>>>,
@@ -74,6 +76,7 @@ impl Device {
             config,
             memory,
             gates: (0..queues).map(|_| Arc::default()).collect(),
+            patience: (0..queues).map(|_| Patience::default()).collect(),
             closing: AtomicBool::new(false),
             exit_fds: ExitFds::default(),
             window_reset: Mutex::new(None),
@@ -100,13 +103,24 @@ impl Device {
     }
 
     /// Empties a ring until the guest has nothing more for it.
-    fn serve_queue(&self, vring: &Vring, gate: &Arc<Gate>) -> Result<(), virtio_queue::Error> {
+    fn serve_queue(
+        &self,
+        vring: &Vring,
+        gate: &Arc<Gate>,
+        patience: &Patience,
+    ) -> Result<(), virtio_queue::Error> {
         let mut idle_rounds = 0;
         // One idle round may be a request that came between the last look and
         // `listen`. A ring that claims more and yields nothing again is broken.
         while idle_rounds < 2 {
             queue::hush(vring)?;
-            let taken = self.empty(vring, gate)?;
+            let mut taken = self.empty(vring, gate)?;
+            while taken > 0 && patience.watch(|| queue::is_waiting(vring, &self.memory)) {
+                match self.empty(vring, gate)? {
+                    0 => break,
+                    more => taken += more,
+                }
+            }
             if !queue::listen(vring)? {
                 return Ok(());
             }
@@ -282,13 +296,14 @@ impl VhostUserBackend for Device {
         vrings: &[Vring],
         thread_id: usize,
     ) -> io::Result<()> {
-        let (Some(vring), Some(gate)) = (
+        let (Some(vring), Some(gate), Some(patience)) = (
             vrings.get(usize::from(device_event)),
             self.gates.get(thread_id),
+            self.patience.get(thread_id),
         ) else {
             return Ok(());
         };
-        if let Err(error) = self.serve_queue(vring, gate) {
+        if let Err(error) = self.serve_queue(vring, gate, patience) {
             self.complain(thread_id, &error);
         }
         Ok(())

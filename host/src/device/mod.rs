@@ -13,6 +13,7 @@
 
 pub mod backend;
 mod exit_fd;
+mod patience;
 mod queue;
 pub mod serve;
 pub mod socket;

@@ -10,6 +10,7 @@
 //! Lock order: ring, then gate.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -142,6 +143,18 @@ pub(super) fn take(vring: &Vring, memory: &Memory, gate: &Arc<Gate>) -> Taken {
             Taken::Request(chain, completion)
         }
     }
+}
+
+/// Whether a started ring holds requests. A broken one does: taking from it
+/// will tell.
+pub(super) fn is_waiting(vring: &Vring, memory: &Memory) -> bool {
+    let ring = vring.get_ref();
+    let queue = ring.get_queue();
+    ring.is_enabled()
+        && queue.ready()
+        && queue
+            .avail_idx(&*memory.memory(), Ordering::Acquire)
+            .map_or(true, |index| index.0 != queue.next_avail())
 }
 
 /// Lets the guest kick again. True if it has added requests meanwhile, which

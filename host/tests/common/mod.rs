@@ -13,9 +13,9 @@ use std::sync::Arc;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use daxwindow_guest::Result;
 use daxwindow_guest::file::{File as GuestFile, Guest, GuestOptions};
 use daxwindow_guest::session::{Session, SessionOptions, Tuning};
+use daxwindow_guest::{Error, Result};
 use daxwindow_shared::fuse::{EntryOut, OpenOut, ROOT_ID};
 use parking_lot::{Condvar, Mutex};
 use rustix::process::{Pid, Signal, kill_process};
@@ -375,6 +375,13 @@ pub(crate) fn assert_same(got: &[u8], want: &[u8], what: &str) {
         got.len(),
         want.len()
     );
+}
+
+/// An access met the end of the file.
+#[track_caller]
+pub(crate) fn assert_truncated<T>(result: Result<T>) {
+    let error = result.err().expect("past the end");
+    assert!(matches!(error, Error::Truncated { .. }), "{error}");
 }
 
 /// Bytes of a file as the host reads them.
