@@ -16,6 +16,7 @@ use super::accel::{self, Accel};
 use super::agent::{Agent, NoAnswer, Output};
 use super::console::{self, Console};
 use super::dialect::Dialect;
+use super::guard::Guard;
 use super::initramfs::Initramfs;
 use super::kernel::Kernel;
 use super::kit::Kit;
@@ -220,6 +221,7 @@ impl Vm {
 /// The processes of a guest and their scratch folder.
 pub(crate) struct Machine {
     // Dropped in this order: a daemon outlives its client.
+    _guard: Guard,
     pub qemu: Process,
     pub daemons: Vec<Process>,
     pub console: Console,
@@ -265,7 +267,9 @@ impl Machine {
         command.args(&options.qemu_arguments);
         tracing::debug!(?command, "starting QEMU");
         let qemu = Process::start("QEMU", &mut command, &scratch.path().join("qemu.log"))?;
+        let pids: Vec<i32> = daemons.iter().chain([&qemu]).map(Process::pid).collect();
         Ok(Machine {
+            _guard: Guard::over(&pids)?,
             qemu,
             daemons,
             console,

@@ -10,7 +10,7 @@
 //! | `initramfs`, `script` | the guest's first file system and what it runs |
 //! | [`accel`] | kvm or tcg, by trial |
 //! | [`options`] | what to boot |
-//! | `dialect`, `process` | daemons in their dialect, processes that end |
+//! | `dialect`, `process`, `guard` | daemons in their dialect, processes that end |
 //! | [`machine`] | one guest |
 //! | [`agent`], `console` | commands into it, and what its kernel says |
 //! | `commands`, `doctor`, `terminal` | the command line |
@@ -25,6 +25,7 @@ mod commands;
 mod console;
 mod dialect;
 mod doctor;
+mod guard;
 mod initramfs;
 pub mod kernel;
 pub mod kit;

@@ -15,6 +15,7 @@ use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use super::lane::{Halt, Lane, Outcome, REPLY_BYTES, REQUEST_BYTES, segment};
+use super::spin::Watch;
 use crate::error::{Error, Result};
 use crate::transport::memory::Lent;
 use crate::transport::{Chain, DmaBuf, Segment, Transport};
@@ -220,6 +221,12 @@ impl Core {
             slot,
             unique,
             operation,
+            // The daemon asks this process back before it answers these, and
+            // the threads that do it need the processor.
+            watch: match request.opcode {
+                Opcode::Setupmapping | Opcode::Removemapping => Watch::Yielding,
+                _ => Watch::Spinning,
+            },
             deadline,
             timeout,
             held: None,
@@ -287,6 +294,8 @@ pub(super) struct Ticket<C: Deref<Target = Core>> {
     slot: u32,
     unique: u64,
     pub(super) operation: &'static str,
+    /// How to look for the completion before sleeping.
+    watch: Watch,
     deadline: Instant,
     timeout: Duration,
     /// Holds on the request's buffers, for a request that outlives its call.
@@ -353,7 +362,8 @@ impl<C: Deref<Target = Core>> Ticket<C> {
     /// What the device did with the chain, nothing checked.
     pub(super) fn outcome(&self) -> Result<Outcome> {
         let lane = self.core.lane(self.queue)?;
-        let waited = lane.wait(self.core.transport.as_ref(), self.slot, self.deadline);
+        let transport = self.core.transport.as_ref();
+        let waited = lane.wait(transport, self.slot, self.watch, self.deadline);
         waited.map_err(|halt| self.core.halted(self.operation, halt, self.timeout))
     }
 

@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
 
-use super::spin::Spin;
+use super::spin::{Spin, Watch};
 use crate::transport::memory::Lent;
 use crate::transport::{
     Chain, Completion, DmaBuf, GuestAddr, RawDescriptor, Segment, SubmitError, Transport, Wake,
@@ -244,12 +244,13 @@ impl Lane {
         sent
     }
 
-    /// Waits for the device to use the slot's chain. After an error the
-    /// request is still in flight.
+    /// Waits for the device to use the slot's chain, on the
+    /// processor first. After an error the request is still in flight.
     pub(super) fn wait(
         &self,
         transport: &dyn Transport,
         slot: u32,
+        watch: Watch,
         deadline: Instant,
     ) -> Result<Outcome, Halt> {
         loop {
@@ -257,7 +258,7 @@ impl Lane {
                 return Ok(outcome);
             }
             let result = if self.join(slot) {
-                let led = self.lead(transport, slot, deadline);
+                let led = self.lead(transport, slot, watch, deadline);
                 self.leave(slot, true);
                 led
             } else {
@@ -302,15 +303,21 @@ impl Lane {
     }
 
     /// Takes completions for everybody until the own request is done.
-    fn lead(&self, transport: &dyn Transport, slot: u32, deadline: Instant) -> Result<(), Halt> {
+    fn lead(
+        &self,
+        transport: &dyn Transport,
+        slot: u32,
+        watch: Watch,
+        deadline: Instant,
+    ) -> Result<(), Halt> {
         let began = Instant::now();
         loop {
             self.reap(transport);
             if self.is_done(slot) {
-                self.spin.learn(began.elapsed());
+                self.spin.learn(watch, began.elapsed());
                 return Ok(());
             }
-            if self.is_alone() && self.spin.until(|| transport.has_used(self.queue)) {
+            if self.is_alone() && self.spin.until(watch, || transport.has_used(self.queue)) {
                 continue;
             }
             match transport.wait(self.queue, deadline) {

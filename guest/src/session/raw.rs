@@ -6,6 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::Session;
 use super::lane::{Outcome, segment};
+use super::spin::Watch;
 use crate::error::{Error, Result};
 use crate::transport::{Chain, RawDescriptor};
 
@@ -43,7 +44,7 @@ impl Session {
         let slot = lane.acquire(transport, deadline).map_err(halted)?;
         lane.send(transport, slot, chain, deadline)
             .map_err(halted)?;
-        let waited = lane.wait(transport, slot, deadline);
+        let waited = lane.wait(transport, slot, Watch::Yielding, deadline);
         buffers.push(reply);
         lane.retire(slot, buffers.iter().map(|buf| buf.lend()));
         let written = written(waited.map_err(halted)?)? as usize;
@@ -69,7 +70,7 @@ impl Session {
         let slot = lane.acquire(transport, deadline).map_err(halted)?;
         lane.send_raw(transport, slot, descriptors, deadline)
             .map_err(halted)?;
-        let waited = lane.wait(transport, slot, deadline);
+        let waited = lane.wait(transport, slot, Watch::Yielding, deadline);
         lane.retire(slot, None);
         written(waited.map_err(halted)?)
     }

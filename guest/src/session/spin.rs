@@ -9,6 +9,16 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+/// What to do between two looks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Watch {
+    /// Nothing: the answer needs no thread of this machine but the daemon's.
+    Spinning,
+    /// Let other threads run: the answer takes several in turn. The processor
+    /// stays awake, which makes each turn cheap.
+    Yielding,
+}
+
 /// How long to look; shared by the leaders of one lane.
 pub(super) struct Spin {
     most_ns: u32,
@@ -27,19 +37,19 @@ impl Spin {
     }
 
     /// Looks at `ready` for as long as it is likely to pay.
-    pub(super) fn until(&self, ready: impl Fn() -> bool) -> bool {
-        let typical = self.typical_ns.load(Ordering::Relaxed);
-        if self.most_ns == 0 || typical > self.most_ns {
+    pub(super) fn until(&self, watch: Watch, ready: impl Fn() -> bool) -> bool {
+        let patience = self.patience(watch);
+        if patience.is_zero() {
             return false;
         }
-        let patience = typical.saturating_mul(2).min(self.most_ns);
-        let end = Instant::now() + Duration::from_nanos(patience.into());
+        let end = Instant::now() + patience;
         loop {
-            for _ in 0..32 {
-                if ready() {
-                    return true;
-                }
-                std::hint::spin_loop();
+            if ready() {
+                return true;
+            }
+            match watch {
+                Watch::Spinning => (0..32).for_each(|_| std::hint::spin_loop()),
+                Watch::Yielding => std::thread::yield_now(),
             }
             if Instant::now() >= end {
                 return false;
@@ -47,8 +57,21 @@ impl Spin {
         }
     }
 
+    fn patience(&self, watch: Watch) -> Duration {
+        let typical = self.typical_ns.load(Ordering::Relaxed);
+        let ns = match watch {
+            Watch::Yielding => self.most_ns,
+            Watch::Spinning if typical > self.most_ns => 0,
+            Watch::Spinning => typical.saturating_mul(2).min(self.most_ns),
+        };
+        Duration::from_nanos(ns.into())
+    }
+
     /// Takes note of what a request took.
-    pub(super) fn learn(&self, took: Duration) {
+    pub(super) fn learn(&self, watch: Watch, took: Duration) {
+        if watch == Watch::Yielding {
+            return;
+        }
         let took = i64::from(u32::try_from(took.as_nanos()).unwrap_or(u32::MAX));
         let typical = i64::from(self.typical_ns.load(Ordering::Relaxed));
         // A lost update of another leader does no harm.
@@ -65,12 +88,15 @@ mod tests {
     #[test]
     fn patience_follows_what_requests_take() {
         let spin = Spin::new(Duration::from_micros(200));
-        (0..100).for_each(|_| spin.learn(Duration::from_millis(5)));
-        assert!(!spin.until(|| true), "slow requests are slept for");
-        (0..100).for_each(|_| spin.learn(Duration::from_micros(3)));
-        assert!(spin.until(|| true));
+        (0..100).for_each(|_| spin.learn(Watch::Spinning, Duration::from_millis(5)));
+        assert!(
+            !spin.until(Watch::Spinning, || true),
+            "slow requests are slept for"
+        );
+        (0..100).for_each(|_| spin.learn(Watch::Spinning, Duration::from_micros(3)));
+        assert!(spin.until(Watch::Spinning, || true));
         let start = Instant::now();
-        assert!(!spin.until(|| false));
+        assert!(!spin.until(Watch::Spinning, || false));
         assert!(start.elapsed() < Duration::from_millis(50));
         assert!(!Spin::new(Duration::ZERO).until(|| true));
     }
