@@ -17,6 +17,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::cleanup::{self, Scratch};
 use crate::daemon;
@@ -61,22 +62,50 @@ struct Bench {
     quick: bool,
 }
 
+/// Where the threads of a cell may run, the daemon's included.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Placement {
+    /// Wherever the kernel puts them, as in use.
+    Free,
+    /// All on one processor. Waking a thread on another processor of a
+    /// virtual machine takes many microseconds or few as the hypervisor
+    /// likes, for the figure and for its denominator independently; without
+    /// it, what is left is the cost of the software, and repeats.
+    OneCpu,
+}
+
+impl Placement {
+    /// Binds this thread, and all that it will start.
+    fn apply(self) -> Result<()> {
+        if self == Placement::Free {
+            return Ok(());
+        }
+        let allowed = sched_getaffinity(None).context("ask for the processors allowed")?;
+        let mut one = CpuSet::new();
+        let last = (0..CpuSet::MAX_CPU).rev().find(|cpu| allowed.is_set(*cpu));
+        one.set(last.unwrap_or(0));
+        sched_setaffinity(None, &one).context("bind to one processor")
+    }
+}
+
 /// A figure before it is measured.
 struct Cell {
     name: &'static str,
     what: &'static str,
     unit: &'static str,
     goal: Goal,
+    placement: Placement,
     limit: Duration,
     measure: fn(&Bench, &Cell) -> Result<Figure>,
 }
 
-const CELLS: [Cell; 8] = [
+const CELLS: [Cell; 11] = [
     Cell {
         name: "hot_read_at",
         what: "hot read_at, 1 MiB sequential / memcpy from host mmap",
         unit: "GB/s",
         goal: Goal::AtLeast(0.95),
+        placement: Placement::Free,
         limit: Duration::from_secs(120),
         measure: reads::hot_read_at,
     },
@@ -85,6 +114,7 @@ const CELLS: [Cell; 8] = [
         what: "hot random 4 KiB-page touches, view / host mmap, time",
         unit: "ns",
         goal: Goal::AtMost(1.05),
+        placement: Placement::Free,
         limit: Duration::from_secs(120),
         measure: reads::hot_view_touch,
     },
@@ -93,6 +123,7 @@ const CELLS: [Cell; 8] = [
         what: "first pass, cached file, view / memcpy from a fresh host mmap",
         unit: "GB/s",
         goal: Goal::AtLeast(0.85),
+        placement: Placement::Free,
         limit: Duration::from_secs(120),
         measure: reads::first_pass_view,
     },
@@ -101,6 +132,16 @@ const CELLS: [Cell; 8] = [
         what: "cold range, fault to first byte, p50 / sum of its parts",
         unit: "us",
         goal: Goal::AtMost(1.6),
+        placement: Placement::Free,
+        limit: Duration::from_secs(120),
+        measure: cold::cold_range,
+    },
+    Cell {
+        name: "cold_range_one_cpu",
+        what: "cold range, fault to first byte, p50 / sum of its parts; on one CPU",
+        unit: "us",
+        goal: Goal::AtMost(1.6),
+        placement: Placement::OneCpu,
         limit: Duration::from_secs(120),
         measure: cold::cold_range,
     },
@@ -109,6 +150,7 @@ const CELLS: [Cell; 8] = [
         what: "FUSE_READ 1 MiB hot / pread, throughput",
         unit: "GB/s",
         goal: Goal::AtLeast(0.6),
+        placement: Placement::Free,
         limit: Duration::from_secs(120),
         measure: requests::fuse_read_1m,
     },
@@ -117,6 +159,16 @@ const CELLS: [Cell; 8] = [
         what: "FUSE_READ 4 KiB p50 / (pread 4 KiB + queue round trip)",
         unit: "us",
         goal: Goal::AtMost(1.5),
+        placement: Placement::Free,
+        limit: Duration::from_secs(120),
+        measure: requests::fuse_read_4k,
+    },
+    Cell {
+        name: "fuse_read_4k_one_cpu",
+        what: "FUSE_READ 4 KiB p50 / (pread 4 KiB + queue round trip); on one CPU",
+        unit: "us",
+        goal: Goal::AtMost(1.5),
+        placement: Placement::OneCpu,
         limit: Duration::from_secs(120),
         measure: requests::fuse_read_4k,
     },
@@ -125,6 +177,7 @@ const CELLS: [Cell; 8] = [
         what: "4 threads, 16 MiB window, random 4 KiB reads; most live / 8 ranges",
         unit: "reads/s",
         goal: Goal::AtMost(1.0),
+        placement: Placement::Free,
         limit: Duration::from_secs(180),
         measure: pressure::pressure,
     },
@@ -133,6 +186,16 @@ const CELLS: [Cell; 8] = [
         what: "time per mapping, 4,096 live ranges / 16",
         unit: "us",
         goal: Goal::AtMost(1.3),
+        placement: Placement::Free,
+        limit: Duration::from_secs(180),
+        measure: growth::mapping_growth,
+    },
+    Cell {
+        name: "mapping_growth_one_cpu",
+        what: "time per mapping, 4,096 live ranges / 16; on one CPU",
+        unit: "us",
+        goal: Goal::AtMost(1.3),
+        placement: Placement::OneCpu,
         limit: Duration::from_secs(180),
         measure: growth::mapping_growth,
     },
@@ -145,7 +208,10 @@ impl Cell {
 
     fn run(&'static self, bench: &Bench) -> Figure {
         let cell_bench = bench.clone();
-        let measured = cleanup::bounded(self.limit, move || (self.measure)(&cell_bench, self));
+        let measured = cleanup::bounded(self.limit, move || {
+            self.placement.apply()?;
+            (self.measure)(&cell_bench, self)
+        });
         measured.unwrap_or_else(|e| {
             // A cell that hangs still holds its daemons.
             cleanup::end_daemons();
@@ -277,6 +343,17 @@ mod tests {
         let names: std::collections::BTreeSet<_> = CELLS.iter().map(|c| c.name).collect();
         assert_eq!(names.len(), CELLS.len());
         assert!(CELLS.iter().all(|c| c.limit >= Duration::from_secs(1)));
+    }
+
+    #[test]
+    fn one_cpu_is_one_for_this_thread_and_its_children() -> Result<()> {
+        let bound = std::thread::spawn(|| -> Result<u32> {
+            Placement::OneCpu.apply()?;
+            let child = std::thread::spawn(|| sched_getaffinity(None));
+            Ok(child.join().expect("no panic")?.count())
+        });
+        assert_eq!(bound.join().expect("no panic")?, 1);
+        Ok(())
     }
 
     #[test]
