@@ -98,6 +98,6 @@ mod tests {
         let start = Instant::now();
         assert!(!spin.until(Watch::Spinning, || false));
         assert!(start.elapsed() < Duration::from_millis(50));
-        assert!(!Spin::new(Duration::ZERO).until(|| true));
+        assert!(!Spin::new(Duration::ZERO).until(Watch::Spinning, || true));
     }
 }
