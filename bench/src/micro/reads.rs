@@ -18,7 +18,7 @@ use crate::stats::{Paired, Random};
 /// Bytes copied at a time.
 const CHUNK: usize = 1 << 20;
 /// Ranges mapped ahead in the first pass, as in the library's users.
-const PREFETCH_RANGES: u32 = 4;
+const PREFETCH_RANGES: u32 = daxwindow_guest::file::DEFAULT_PREFETCH_RANGES;
 
 /// A guest whose window holds the big file twice.
 fn attach(bench: &Bench) -> Result<Attached> {

@@ -23,6 +23,10 @@ use crate::session::{Session, SessionOptions};
 pub use handle::File;
 use inodes::Inodes;
 
+/// Ranges mapped ahead of a sequential reader unless told otherwise: enough that
+/// mapping them takes less time than reading the ones before.
+pub const DEFAULT_PREFETCH_RANGES: u32 = 8;
+
 /// How a guest is put together.
 #[derive(Clone, Debug)]
 pub struct GuestOptions {
@@ -40,7 +44,7 @@ impl GuestOptions {
         GuestOptions {
             session,
             range_bytes: RANGE_BYTES,
-            prefetch_ranges: 8,
+            prefetch_ranges: DEFAULT_PREFETCH_RANGES,
         }
     }
 }

@@ -9,10 +9,23 @@
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
+/// How long a spinning caller keeps the processor for himself: the daemon may
+/// be waiting for this very one.
+const ALONE: Duration = Duration::from_micros(5);
+
+/// [`ALONE`], unless there is but one processor to share.
+fn alone() -> Duration {
+    match std::thread::available_parallelism() {
+        Ok(processors) if processors.get() > 1 => ALONE,
+        _ => Duration::ZERO,
+    }
+}
+
 /// What to do between two looks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Watch {
-    /// Nothing: the answer needs no thread of this machine but the daemon's.
+    /// Nothing, for the first moments: most answers need one thread of the
+    /// daemon's, which is at it on another processor.
     Spinning,
     /// Let other threads run: the answer takes several in turn. The processor
     /// stays awake, which makes each turn cheap.
@@ -22,6 +35,7 @@ pub(super) enum Watch {
 /// How long to look; shared by the leaders of one lane.
 pub(super) struct Spin {
     most_ns: u32,
+    alone: Duration,
     /// Moving average of what requests took.
     typical_ns: AtomicU32,
 }
@@ -32,6 +46,7 @@ impl Spin {
         let most_ns = u32::try_from(most.as_nanos()).unwrap_or(u32::MAX);
         Spin {
             most_ns,
+            alone: alone(),
             typical_ns: AtomicU32::new(most_ns / 2),
         }
     }
@@ -42,17 +57,19 @@ impl Spin {
         if patience.is_zero() {
             return false;
         }
-        let end = Instant::now() + patience;
+        let began = Instant::now();
         loop {
             if ready() {
                 return true;
             }
-            match watch {
-                Watch::Spinning => (0..32).for_each(|_| std::hint::spin_loop()),
-                Watch::Yielding => std::thread::yield_now(),
-            }
-            if Instant::now() >= end {
+            let looked = began.elapsed();
+            if looked >= patience {
                 return false;
+            }
+            if watch == Watch::Yielding || looked >= self.alone {
+                std::thread::yield_now();
+            } else {
+                std::hint::spin_loop();
             }
         }
     }

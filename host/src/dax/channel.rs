@@ -5,13 +5,13 @@
 //! from then on the channel counts as gone, because an answer that comes late
 //! could be taken for the answer to something else.
 
+use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use crossbeam_channel::{Receiver, Sender};
 use daxwindow_shared::shmem::MAP_WRITABLE;
 use daxwindow_shared::virtiofs::SHMCAP_ID_CACHE;
 use daxwindow_shared::window::WindowRange;
@@ -41,9 +41,50 @@ struct Job {
 /// Jobs somebody waits for, so that the waits can be called off.
 type Waiting = Arc<Mutex<Vec<Arc<Job>>>>;
 
+/// Jobs on their way to the thread, which sleeps at once when there is none:
+/// on the way of a mapping, a thread that looks around a while takes the
+/// processor from the one that is next.
+#[derive(Default)]
+struct Jobs {
+    state: Mutex<JobsState>,
+    changed: Condvar,
+}
+
+#[derive(Default)]
+struct JobsState {
+    queue: VecDeque<Arc<Job>>,
+    closed: bool,
+}
+
+impl Jobs {
+    fn push(&self, job: Arc<Job>) {
+        self.state.lock().queue.push_back(job);
+        self.changed.notify_one();
+    }
+
+    fn close(&self) {
+        self.state.lock().closed = true;
+        self.changed.notify_one();
+    }
+
+    /// The next job, or `None` when the channel is closed and empty.
+    fn pop(&self) -> Option<Arc<Job>> {
+        let mut state = self.state.lock();
+        loop {
+            if let Some(job) = state.queue.pop_front() {
+                return Some(job);
+            }
+            if state.closed {
+                return None;
+            }
+            self.changed.wait(&mut state);
+        }
+    }
+}
+
 /// A channel to one front end.
 pub struct Channel {
-    jobs: Option<Sender<Arc<Job>>>,
+    jobs: Arc<Jobs>,
     waiting: Waiting,
     gone: Arc<AtomicBool>,
     timeout: Duration,
@@ -62,13 +103,13 @@ impl Channel {
                 "{MAX_CHANNELS} front ends hold a channel they do not answer on"
             )));
         }
-        let (sender, receiver) = crossbeam_channel::bounded(64);
+        let jobs = Arc::new(Jobs::default());
         let gone = Arc::new(AtomicBool::new(false));
-        let seen = gone.clone();
+        let (seen, inbox) = (gone.clone(), jobs.clone());
         let spawned = thread::Builder::new()
             .name("dax-channel".to_string())
             .spawn(move || {
-                serve(&backend, &receiver, &seen);
+                serve(&backend, &inbox, &seen);
                 CHANNELS.fetch_sub(1, Ordering::Relaxed);
             });
         if let Err(error) = spawned {
@@ -76,7 +117,7 @@ impl Channel {
             return Err(error);
         }
         Ok(Channel {
-            jobs: Some(sender),
+            jobs,
             waiting: Waiting::default(),
             gone,
             timeout,
@@ -95,14 +136,8 @@ impl Channel {
             answered: Condvar::new(),
         });
         self.waiting.lock().push(job.clone());
-        let result = match self
-            .jobs
-            .as_ref()
-            .map(|jobs| jobs.send_deadline(job.clone(), deadline))
-        {
-            Some(Ok(())) => job.wait_until(deadline),
-            _ => Err(FrontEndError::Gone),
-        };
+        self.jobs.push(job.clone());
+        let result = job.wait_until(deadline);
         self.waiting
             .lock()
             .retain(|other| !Arc::ptr_eq(other, &job));
@@ -181,8 +216,8 @@ impl AsRawFd for Raw {
     }
 }
 
-fn serve(backend: &Backend, jobs: &Receiver<Arc<Job>>, gone: &AtomicBool) {
-    for job in jobs {
+fn serve(backend: &Backend, jobs: &Jobs, gone: &AtomicBool) {
+    while let Some(job) = jobs.pop() {
         if gone.load(Ordering::Acquire) {
             job.finish(Err(FrontEndError::Gone));
             continue;
@@ -221,7 +256,7 @@ impl Drop for Channel {
         // or closed its socket. It is not joined: a front end that does
         // neither must not hold up the daemon.
         self.gone.store(true, Ordering::Release);
-        self.jobs = None;
+        self.jobs.close();
     }
 }
 

@@ -15,7 +15,7 @@ use std::time::{Duration, Instant};
 /// in the next one.
 const LOOK: Duration = Duration::from_micros(200);
 /// How long it takes the processor for itself.
-const ALONE: Duration = Duration::from_micros(30);
+const ALONE: Duration = Duration::from_micros(5);
 /// A success is worth this many failures.
 const REWARD: u32 = 3;
 const HIGHEST: u32 = 16;
@@ -23,10 +23,26 @@ const HIGHEST: u32 = 16;
 const PROBE_EVERY: u32 = 64;
 
 /// The record of one worker. Only that worker writes it.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Patience {
+    alone: Duration,
     score: AtomicU32,
     emptied: AtomicU32,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        // With but one processor the guest cannot go on before it is yielded.
+        let alone = match std::thread::available_parallelism() {
+            Ok(processors) if processors.get() > 1 => ALONE,
+            _ => Duration::ZERO,
+        };
+        Patience {
+            alone,
+            score: AtomicU32::new(0),
+            emptied: AtomicU32::new(0),
+        }
+    }
 }
 
 impl Patience {
@@ -50,7 +66,7 @@ impl Patience {
                 self.score.store(score.saturating_sub(1), Relaxed);
                 return false;
             }
-            if looked >= ALONE {
+            if looked >= self.alone {
                 std::thread::yield_now();
             } else {
                 std::hint::spin_loop();
