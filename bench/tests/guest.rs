@@ -42,3 +42,61 @@ fn a_guest_runs_scripts_and_powers_off() {
         .expect_err("is off");
     assert!(late.to_string().contains("no more scripts"), "{late:#}");
 }
+
+/// The generic device of a stock QEMU refuses ranges past the end of a file,
+/// which is what a guest asks for: padded files are the answer. Needs root on
+/// the host (FUSE passthrough).
+#[test]
+fn files_of_any_size_go_through_the_window_of_a_stock_qemu() {
+    let share = tempfile::tempdir().expect("directory");
+    let letter = |i: u32| b'a' + (i.wrapping_mul(2_654_435_761) >> 24) as u8 % 26;
+    let odd: Vec<u8> = (0..5_000_123).map(letter).collect();
+    std::fs::write(share.path().join("odd"), &odd).expect("written");
+    std::fs::write(share.path().join("empty"), "").expect("written");
+    let options = ShareOptions::new(share.path(), Dax::Always);
+    let tag = options.tag.clone();
+    let mut vm = Vm::boot(&VmOptions::new(vec![options])).expect("boots");
+    let mut run = |script: &str| {
+        let output = vm.sh(script).and_then(|output| output.ok());
+        output.unwrap_or_else(|error| panic!("{script}: {error:#}"))
+    };
+    let cached = "awk '/^Cached/ { print $2 }' /proc/meminfo";
+
+    let before: u64 = run(cached).trim().parse().expect("kilobytes");
+    let read = run("cat /mnt/odd");
+    assert!(read.as_bytes() == odd, "{} bytes, or others", read.len());
+    let after: u64 = run(cached).trim().parse().expect("kilobytes");
+    assert!(
+        after < before + 1024,
+        "page cache grew from {before} to {after} kB"
+    );
+
+    run("printf more >> /mnt/odd; printf first > /mnt/empty");
+    assert_eq!(run("tail -c 4 /mnt/odd; cat /mnt/empty"), "morefirst");
+    let host = std::fs::read(share.path().join("odd")).expect("read");
+    assert_eq!(
+        (host.len(), &host[odd.len()..]),
+        (odd.len() + 4, &b"more"[..])
+    );
+    let empty = std::fs::read(share.path().join("empty")).expect("read");
+    assert_eq!(empty, b"first", "no longer than what was written");
+
+    // What the host writes into a mapped page is there without asking.
+    use std::os::unix::fs::FileExt;
+    let file = std::fs::File::options()
+        .write(true)
+        .open(share.path().join("odd"));
+    file.expect("open")
+        .write_all_at(b"HOST", 4096)
+        .expect("written");
+    assert_eq!(
+        run("dd if=/mnt/odd bs=1 skip=4096 count=4 2>/dev/null"),
+        "HOST"
+    );
+    let again = format!("cd /; umount /mnt && mount -t virtiofs -o dax=always {tag} /mnt");
+    run(&again);
+    assert_eq!(run("tail -c 4 /mnt/odd"), "more");
+
+    vm.shutdown().expect("powers off");
+    assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
+}
