@@ -44,7 +44,7 @@ fn read(core: &Core, inode: &Arc<Inode>, offset: u64, out: &mut [u8]) -> Result<
         let len = (out.len() - done).min((R - at % R) as usize);
         let pin = get(core, inode, at / R, false)?;
         pin.copy_out(at % R, &mut out[done..done + len])
-            .expect("inside the file");
+            .map_err(|_| Error::Truncated { offset: at })?;
         done += len;
     }
     Ok(())
@@ -78,6 +78,11 @@ enum Step {
         byte: u8,
         len: usize,
     },
+    /// The host truncates or grows the file.
+    Resize {
+        file: u64,
+        pages: u64,
+    },
     Evict {
         file: u64,
     },
@@ -93,6 +98,7 @@ enum Step {
 
 const FILES: u64 = 3;
 const FILE_RANGES: u64 = 5;
+const PAGE: u64 = 4096;
 
 fn step() -> impl Strategy<Value = Step> {
     let file = 0..FILES;
@@ -106,6 +112,8 @@ fn step() -> impl Strategy<Value = Step> {
             .prop_map(|(file, offset, len)| Step::Read { file, offset, len }),
         6 => (file.clone(), offset, any::<u8>(), 1usize..64)
             .prop_map(|(file, offset, byte, len)| Step::Write { file, offset, byte, len }),
+        2 => (file.clone(), 0..=FILE_RANGES * R / PAGE)
+            .prop_map(|(file, pages)| Step::Resize { file, pages }),
         1 => file.clone().prop_map(|file| Step::Evict { file }),
         1 => Just(Step::RefuseSetup),
         1 => Just(Step::LoseSetup),
@@ -128,12 +136,18 @@ fn run_model(slots: u64, steps: &[Step]) -> Result<(), TestCaseError> {
     let mapper = mapper(&fake);
     let mut inodes: Vec<_> = (0..FILES).map(new_inode).collect();
     let mut model: Vec<BTreeMap<u64, u8>> = vec![BTreeMap::new(); FILES as usize];
+    let mut sizes = vec![FILE_RANGES * R; FILES as usize];
     for step in steps {
         match *step {
             Step::Read { file, offset, len } => {
                 let f = file as usize;
                 let mut out = vec![0xee; len];
-                if read(&mapper, &inodes[f], offset, &mut out).is_ok() {
+                let inside = offset + len as u64 <= sizes[f];
+                let result = read(&mapper, &inodes[f], offset, &mut out);
+                let truncated = matches!(result, Err(Error::Truncated { .. }));
+                prop_assert!(!(inside && truncated), "an end where there is none");
+                if result.is_ok() {
+                    prop_assert!(inside, "bytes from behind the end");
                     let expect: Vec<u8> = (offset..offset + len as u64)
                         .map(|o| model[f].get(&o).copied().unwrap_or(0))
                         .collect();
@@ -147,8 +161,20 @@ fn run_model(slots: u64, steps: &[Step]) -> Result<(), TestCaseError> {
                 len,
             } => {
                 let f = file as usize;
+                if offset + len as u64 > sizes[f] {
+                    // Growth goes by request, never through the window.
+                    continue;
+                }
                 let done = write(&mapper, &inodes[f], offset, &vec![byte; len])?;
                 model[f].extend((offset..offset + done as u64).map(|o| (o, byte)));
+            }
+            Step::Resize { file, pages } => {
+                let f = file as usize;
+                sizes[f] = pages * PAGE;
+                let host = fake.files.lock()[&(file + 10)].clone();
+                host.set_len(sizes[f]).expect("resized");
+                inodes[f].set_size(sizes[f]);
+                model[f].split_off(&sizes[f]);
             }
             Step::Evict { file } => {
                 let f = file as usize;
@@ -156,6 +182,7 @@ fn run_model(slots: u64, steps: &[Step]) -> Result<(), TestCaseError> {
                 prop_assert_eq!(inodes[f].live(), 0);
                 prop_assert!(get(&mapper, &inodes[f], 0, false).is_err());
                 inodes[f] = new_inode(file);
+                inodes[f].set_size(sizes[f]);
             }
             Step::RefuseSetup => fake.refuse_setups.store(1, Ordering::SeqCst),
             Step::LoseSetup => fake.lose_setups.store(1, Ordering::SeqCst),

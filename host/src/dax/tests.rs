@@ -467,6 +467,11 @@ enum Step {
         page: u64,
         pages: u64,
     },
+    /// The host truncates or grows a file.
+    Resize {
+        nodeid: u64,
+        bytes: u64,
+    },
     Refuse(u32),
     Reset,
 }
@@ -486,6 +491,7 @@ fn step() -> impl Strategy<Value = Step> {
         ),
         4 => ranges().prop_map(|(window, ranges)| Step::Remove { window, ranges }),
         2 => pages.prop_map(|(page, pages)| Step::RemovePages { page, pages }),
+        2 => (0u64..3, 0..=16 * RANGE).prop_map(|(nodeid, bytes)| Step::Resize { nodeid, bytes }),
         1 => (1u32..3).prop_map(Step::Refuse),
         1 => Just(Step::Reset),
     ]
@@ -528,6 +534,7 @@ proptest! {
             dax.connected.store(Some(Arc::new(Connected { front_end, can, view: None })));
         }
         let files = Files::new(3, 16 * RANGE);
+        let mut sizes = [16 * RANGE; 3];
         for step in steps {
             match step {
                 Step::Setup { nodeid, file, window, ranges, write } => {
@@ -555,6 +562,10 @@ proptest! {
                     prop_assert!(exact || *model.refuse_next.lock() > 0 || done.is_ok()
                         || done == Err(Errno::IO));
                 }
+                Step::Resize { nodeid, bytes } => {
+                    files.files[nodeid as usize].set_len(bytes).expect("resized");
+                    sizes[nodeid as usize] = bytes;
+                }
                 Step::Refuse(times) => *model.refuse_next.lock() = times,
                 Step::Reset => {
                     *model.refuse_next.lock() = 0;
@@ -565,6 +576,9 @@ proptest! {
                 }
             }
             prop_assert_eq!(&entered(&dax, &files), &*model.pages.lock());
+            for (file, size) in files.files.iter().zip(sizes) {
+                prop_assert_eq!(file.metadata().expect("stat").len(), size, "a map resized it");
+            }
         }
     }
 }
