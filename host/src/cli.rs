@@ -138,28 +138,11 @@ fn parse_tag(text: &str) -> Result<String, virtiofs::TagError> {
 }
 
 fn parse_window(text: &str) -> Result<u64, String> {
-    let bytes = parse_size(text)?;
+    let bytes = daxwindow_shared::size::parse_bytes(text)?;
     if bytes % RANGE_BYTES != 0 {
         return Err("the window must be a multiple of 2M, the range in which guests map".into());
     }
     Ok(bytes)
-}
-
-/// A number of bytes with an optional suffix K, M or G (powers of 1024).
-fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "expected a number, optionally followed by K, M or G".to_owned())?;
-    number
-        .checked_mul(1 << shift)
-        .filter(|&bytes| bytes <= 1 << 46)
-        .ok_or_else(|| "too large: no guest has that much address space".to_owned())
 }
 
 /// Why the directory cannot be shared.

@@ -2,7 +2,7 @@
 //!
 //! Wire layouts ([`fuse`], [`virtiofs`], [`shmem`]), the geometry of the DAX
 //! window ([`window`]) and the latency recorder that both sides report with
-//! ([`latency`]). Laws of this crate: no I/O, no `unsafe`, and every wire
+//! ([`latency`]), and sizes as people type them ([`size`]). Laws of this crate: no I/O, no `unsafe`, and every wire
 //! struct is a `zerocopy` type with its size asserted right beneath it.
 
 #![forbid(unsafe_code)]
@@ -10,5 +10,6 @@
 pub mod fuse;
 pub mod latency;
 pub mod shmem;
+pub mod size;
 pub mod virtiofs;
 pub mod window;

@@ -12,6 +12,7 @@ mod select;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use daxwindow_shared::size::parse_bytes;
 use daxwindow_shared::window::RANGE_BYTES;
 use indicatif::{ProgressBar, ProgressStyle};
 
@@ -248,38 +249,4 @@ fn progress(selection: &Selection, hidden: bool) -> ProgressBar {
         bar.set_style(style.progress_chars("=> "));
     }
     bar
-}
-
-/// Bytes with an optional suffix K, M, G or T (powers of 1024).
-pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let shift = match text[digits.len()..].to_ascii_uppercase().as_str() {
-        "" | "B" => 0,
-        "K" | "KIB" => 10,
-        "M" | "MIB" => 20,
-        "G" | "GIB" => 30,
-        "T" | "TIB" => 40,
-        other => return Err(format!("unknown unit {other}: use K, M, G or T")),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| format!("not a number of bytes: {text}"))?;
-    number
-        .checked_mul(1 << shift)
-        .ok_or_else(|| format!("too large: {text}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn sizes_have_suffixes() {
-        assert_eq!(parse_bytes("512M"), Ok(512 << 20));
-        assert_eq!(parse_bytes("2gib"), Ok(2 << 30));
-        assert_eq!(parse_bytes("4096"), Ok(4096));
-        for bad in ["", "M", "1X", "-1", "99999999999T", "é"] {
-            assert!(parse_bytes(bad).is_err(), "{bad}");
-        }
-    }
 }

@@ -9,8 +9,10 @@ use anyhow::{Context, Result};
 use clap::Subcommand;
 
 use super::machine::{Vm, VmFailure};
+use daxwindow_shared::size::parse_bytes;
+
 use super::options::{
-    AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions, parse_file, parse_size, parse_window,
+    AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions, parse_file, parse_window,
 };
 use super::{TOOK_TOO_LONG, VM_FAILED, doctor, script, terminal};
 
@@ -105,7 +107,7 @@ struct GuestArgs {
     window: u64,
 
     /// Guest memory
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_size)]
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_bytes)]
     memory: u64,
 
     /// Virtual processors

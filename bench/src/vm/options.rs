@@ -4,9 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::ValueEnum;
-
-/// Bytes of a range in which guests map files.
-const RANGE_BYTES: u64 = 2 << 20;
+use daxwindow_shared::size::parse_bytes;
+use daxwindow_shared::window::RANGE_BYTES;
 
 /// The guest's mount option, and the daemon's policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -149,26 +148,9 @@ impl VmOptions {
     }
 }
 
-/// Bytes, with a suffix K, M or G of 1024.
-pub(crate) fn parse_size(text: &str) -> Result<u64, String> {
-    let (digits, shift) = match text.as_bytes().last() {
-        Some(b'K' | b'k') => (&text[..text.len() - 1], 10),
-        Some(b'M' | b'm') => (&text[..text.len() - 1], 20),
-        Some(b'G' | b'g') => (&text[..text.len() - 1], 30),
-        _ => (text, 0),
-    };
-    let number: u64 = digits
-        .parse()
-        .map_err(|_| "expected a number with K, M or G".to_owned())?;
-    let bytes = number
-        .checked_mul(1 << shift)
-        .filter(|bytes| *bytes <= 1 << 46);
-    bytes.ok_or_else(|| "too large".to_owned())
-}
-
 /// A size that is whole ranges.
 pub(crate) fn parse_window(text: &str) -> Result<u64, String> {
-    match parse_size(text)? {
+    match parse_bytes(text)? {
         bytes if bytes % RANGE_BYTES == 0 => Ok(bytes),
         _ => Err("the window must be a multiple of 2M".into()),
     }
@@ -191,9 +173,8 @@ mod tests {
     #[test]
     fn sizes() {
         assert_eq!(parse_window("512M"), Ok(512 << 20));
-        assert_eq!(parse_size("3k"), Ok(3072));
         for text in ["", "M", "x", "1T", "99999999999G", "-1", "1é"] {
-            assert!(parse_size(text).is_err(), "{text}");
+            assert!(parse_window(text).is_err(), "{text}");
         }
         assert!(parse_window("1M").is_err());
     }
