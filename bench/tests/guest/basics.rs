@@ -1,6 +1,4 @@
-//! A real Linux guest on a stock QEMU, booted once. Needs Linux on x86-64, apt
-//! with a Debian mirror for the first run, and the daemon built in the same
-//! profile; no root and no KVM.
+//! Boot, scripts, power off; and files of any size through the window.
 
 use std::time::Duration;
 

@@ -1,0 +1,7 @@
+//! Real Linux guests on a stock QEMU. Needs Linux on x86-64, root for the
+//! padded view, the daemon built in the same profile, and for the first run
+//! apt with a Debian mirror; no KVM.
+//!
+//! A boot takes many seconds, so a test packs what it can into one.
+
+mod basics;
