@@ -22,6 +22,7 @@ use super::kernel::Kernel;
 use super::kit::Kit;
 use super::options::VmOptions;
 use super::process::Process;
+use super::program::Program;
 use super::qemu::{Qemu, escaped};
 use super::script::{self, PORTS, Then};
 use super::userland::Userland;
@@ -330,6 +331,9 @@ fn wait_for_socket(daemon: &mut Process, socket: &Path) -> Result<()> {
 fn initramfs(kit: &Kit, options: &VmOptions, then: &Then) -> Result<Vec<u8>> {
     let mut image = Initramfs::new()?;
     Userland::find(kit, &options.tools)?.add_to(&mut image)?;
+    for path in &options.programs {
+        Program::find(path)?.add_to(&mut image)?;
+    }
     for (guest, host) in &options.files {
         image.copy(guest.trim_start_matches('/'), host)?;
     }

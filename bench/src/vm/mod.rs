@@ -7,6 +7,7 @@
 //! | [`qemu`] | which QEMU |
 //! | [`kernel`] | which kernel |
 //! | [`userland`] | busybox and tools |
+//! | `program` | programs of the host in the guest |
 //! | `initramfs`, `script` | the guest's first file system and what it runs |
 //! | [`accel`] | kvm or tcg, by trial |
 //! | [`options`] | what to boot |
@@ -32,6 +33,7 @@ pub mod kit;
 pub mod machine;
 pub mod options;
 mod process;
+mod program;
 pub mod qemu;
 mod script;
 mod terminal;
@@ -42,6 +44,7 @@ pub(crate) use commands::{Args, run};
 pub use kit::Kit;
 pub use machine::Vm;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
+pub use program::example;
 
 /// Exit status when the guest itself failed, not the command in it.
 pub const VM_FAILED: u8 = 125;

@@ -118,6 +118,9 @@ pub struct VmOptions {
     pub accel: AccelChoice,
     /// Programs from Debian packages: `fio`, `strace`, `package:program`.
     pub tools: Vec<String>,
+    /// Programs of the host, run in the guest by their name: the libraries
+    /// and the loader they need come with them.
+    pub programs: Vec<PathBuf>,
     /// Files of the host to put into the guest, executable: guest path, host path.
     pub files: Vec<(String, PathBuf)>,
     /// Further words of the kernel's command line.
@@ -139,6 +142,7 @@ impl VmOptions {
             cpus: 1,
             accel: AccelChoice::Auto,
             tools: Vec::new(),
+            programs: Vec::new(),
             files: Vec::new(),
             kernel_arguments: Vec::new(),
             qemu_arguments: Vec::new(),
