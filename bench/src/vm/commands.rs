@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
-use super::machine::{Vm, VmFailure};
+use super::guest::Vm;
+use super::machine::VmFailure;
 use daxwindow_shared::size::parse_bytes;
 
 use super::options::{

@@ -12,7 +12,9 @@
 //! | [`accel`] | kvm or tcg, by trial |
 //! | [`options`] | what to boot |
 //! | `dialect`, `process`, `guard` | daemons in their dialect, processes that end |
-//! | [`machine`] | one guest |
+//! | [`guest`] | one guest |
+//! | `machine` | its processes, and QEMU's command line |
+//! | `monitor` | commands to QEMU |
 //! | [`agent`], `console` | commands into it, and what its kernel says |
 //! | `commands`, `doctor`, `terminal` | the command line |
 //!
@@ -27,10 +29,12 @@ mod console;
 mod dialect;
 mod doctor;
 mod guard;
+pub mod guest;
 mod initramfs;
 pub mod kernel;
 pub mod kit;
-pub mod machine;
+mod machine;
+mod monitor;
 pub mod options;
 mod process;
 mod program;
@@ -41,8 +45,9 @@ pub mod userland;
 
 pub use agent::Output;
 pub(crate) use commands::{Args, run};
+pub use guest::Vm;
 pub use kit::Kit;
-pub use machine::Vm;
+
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
 pub use program::example;
 

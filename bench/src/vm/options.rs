@@ -70,6 +70,9 @@ pub struct ShareOptions {
     pub queues: usize,
     /// Nothing may be changed through it.
     pub readonly: bool,
+    /// A socket on which a daemon listens already; its other options are then
+    /// its own, and none is started.
+    pub socket: Option<PathBuf>,
     /// The daemon; none is the one beside this program.
     pub daemon: Option<PathBuf>,
     /// Further arguments of the daemon.
@@ -90,6 +93,7 @@ impl ShareOptions {
             window_bytes: 512 << 20,
             queues: 1,
             readonly: false,
+            socket: None,
             daemon: None,
             daemon_arguments: Vec::new(),
             device: DeviceChoice::Auto,
@@ -127,6 +131,8 @@ pub struct VmOptions {
     pub kernel_arguments: Vec<String>,
     /// Further arguments of QEMU.
     pub qemu_arguments: Vec<String>,
+    /// A guest that reboots boots again in the same QEMU; otherwise QEMU ends.
+    pub reboot: bool,
     /// Fetch nothing.
     pub offline: bool,
     /// How long booting may take.
@@ -146,6 +152,7 @@ impl VmOptions {
             files: Vec::new(),
             kernel_arguments: Vec::new(),
             qemu_arguments: Vec::new(),
+            reboot: false,
             offline: false,
             boot_limit: Duration::from_secs(120),
         }
