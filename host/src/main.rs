@@ -11,7 +11,10 @@ use daxwindow_host::dax::Dax;
 use daxwindow_host::device::serve::{Stop, serve};
 use daxwindow_host::device::socket::Socket;
 use daxwindow_host::fs::SharedDir;
+use daxwindow_host::observe::ask::print_session;
+use daxwindow_host::observe::document::Share;
 use daxwindow_host::observe::logs;
+use daxwindow_host::observe::status_socket::StatusSocket;
 use daxwindow_host::server::Server;
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
@@ -30,17 +33,33 @@ fn main() -> ExitCode {
 }
 
 fn run(flags: Flags) -> Result<(), Box<dyn Error>> {
+    if let Some(path) = &flags.print_session {
+        return Ok(print_session(path, flags.json)?);
+    }
     let config = flags.config(raise_open_files())?;
     logs::init(&config.log_level)?;
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
     let server = Arc::new(server(&config)?);
-    let socket = Socket::bind(&config.socket_path)?;
+    let socket = Socket::bind("--socket-path", &config.socket_path)?;
+    let _status = match &config.status_socket {
+        Some(path) => Some(StatusSocket::open(path, &server, share(&config))?),
+        None => None,
+    };
     let stop = Stop::new()?;
     heed_signals(stop.clone(), server.clone())?;
     serve(&server, config.device, &socket, &stop)?;
     tracing::info!("ended by a signal");
     Ok(())
+}
+
+/// What the status document says of the share.
+fn share(config: &Config) -> Share {
+    Share {
+        tag: config.device.config.tag().unwrap_or_default().to_owned(),
+        directory: config.shared_dir.to_string_lossy().into_owned(),
+        readonly: config.share.readonly,
+    }
 }
 
 fn server(config: &Config) -> Result<Server, SharedDirError> {

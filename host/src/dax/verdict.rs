@@ -205,6 +205,26 @@ impl Dax {
         }
     }
 
+    /// Bytes of window that the operator asked for.
+    pub fn asked_bytes(&self) -> u64 {
+        self.options.window_bytes
+    }
+
+    /// Why the window offered is smaller than that, if it is.
+    pub fn less_because(&self) -> Option<String> {
+        (self.window_bytes() < self.asked_bytes()).then(|| "DAX is off for this share".into())
+    }
+
+    /// Whether the front end opened a channel for maps.
+    pub fn has_front_end(&self) -> bool {
+        self.front_end.lock().is_some()
+    }
+
+    /// Regions of the front end's memory table.
+    pub fn memory_regions(&self) -> usize {
+        self.table.len()
+    }
+
     /// Decides against DAX for the session that begins.
     pub(super) fn decline(&self, off: DaxOff) -> DaxOffer {
         self.conclude(DaxVerdict::Off(off));
