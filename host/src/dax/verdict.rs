@@ -212,7 +212,15 @@ impl Dax {
 
     /// Why the window offered is smaller than that, if it is.
     pub fn less_because(&self) -> Option<String> {
-        (self.window_bytes() < self.asked_bytes()).then(|| "DAX is off for this share".into())
+        let offered = self.window_bytes();
+        let maps = self.options.max_maps?;
+        if offered == 0 || offered == self.asked_bytes() {
+            return None;
+        }
+        Some(format!(
+            "a power of two, and room for no more than {maps} ranges, which is what the VMM's \
+             memory slots may hold (--slot-reserve, --no-slot-limit)"
+        ))
     }
 
     /// Whether the front end opened a channel for maps.
@@ -260,7 +268,8 @@ mod tests {
         readonly_fd: false,
         replace: false,
         partial_unmap: false,
-        announced_base: None,
+        announced: true,
+        window_base: Some(1 << 40),
     };
 
     #[test]

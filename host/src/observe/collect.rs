@@ -77,7 +77,7 @@ fn window(dax: &Dax) -> Window {
         asked_bytes: dax.asked_bytes(),
         offered_bytes: dax.window_bytes(),
         less_because: dax.less_because(),
-        guest_physical_base: dax.capabilities().and_then(|can| can.announced_base),
+        guest_physical_base: dax.capabilities().and_then(|can| can.window_base),
     }
 }
 
@@ -120,7 +120,7 @@ fn capabilities(can: &Capabilities) -> Vec<Capability> {
         ),
         (
             "announced",
-            can.announced_base.is_some(),
+            can.announced,
             "a mapping counts as live when it is announced; buffers in the window resolve; \
              each takes a memory slot",
             match can.needs_fence() {
