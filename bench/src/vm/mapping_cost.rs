@@ -58,7 +58,7 @@ pub(super) struct Args {
     window: u64,
 
     /// Windows to read a file of 1G through
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64M,256M,512M",
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64M,128M,256M,512M",
         value_parser = parse_window)]
     pressure: Vec<u64>,
 
@@ -207,10 +207,12 @@ impl Scene<'_> {
             programs: vec![self.probe.clone()],
             ..VmOptions::new(vec![share])
         };
-        let guest = Guest {
+        let mut guest = Guest {
             vm: Vm::boot(&options)?,
             status,
         };
+        // A mount does not wait for its session, a look into it does.
+        guest.vm.sh("ls /mnt")?.ok()?;
         let dax = guest.ask()?;
         let verdict = dax.pointer("/dax/verdict").and_then(Value::as_str);
         ensure!(
