@@ -20,12 +20,12 @@ use crate::server::CacheTimeouts;
 #[command(name = "daxwindowd", version, about)]
 pub struct Flags {
     /// Unix socket to listen on for the VMM; one client at a time is served
-    #[arg(long, value_name = "PATH")]
-    pub socket_path: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "print_session")]
+    pub socket_path: Option<PathBuf>,
 
     /// Directory to share
-    #[arg(long, value_name = "DIR")]
-    pub shared_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "print_session")]
+    pub shared_dir: Option<PathBuf>,
 
     /// Name by which the guest mounts the share, at most 36 bytes
     #[arg(long, default_value = "daxwindow", value_parser = parse_tag)]
@@ -87,6 +87,20 @@ pub struct Flags {
     /// a list of target=level. RUST_LOG wins over it
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
+
+    /// Unix socket that tells whoever connects how things are, as one JSON
+    /// document
+    #[arg(long, value_name = "PATH")]
+    pub status_socket: Option<PathBuf>,
+
+    /// Serve nothing: ask the daemon at this status socket how things are,
+    /// and above all whether its share has DAX, and if not why
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket_path", "shared_dir", "status_socket"])]
+    pub print_session: Option<PathBuf>,
+
+    /// With --print-session: the document itself
+    #[arg(long, requires = "print_session")]
+    pub json: bool,
 }
 
 /// `--dax`.
@@ -133,6 +147,8 @@ pub struct Config {
     pub device: DeviceOptions,
     /// What to log.
     pub log_level: String,
+    /// Where to tell how things are.
+    pub status_socket: Option<PathBuf>,
 }
 
 impl Flags {
@@ -164,12 +180,14 @@ impl Flags {
         };
         Ok(Config {
             share: share_options(self.readonly, max_open_files),
-            socket_path: self.socket_path,
-            shared_dir: self.shared_dir,
+            // The parser requires both, unless nothing is served.
+            socket_path: self.socket_path.unwrap_or_default(),
+            shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
             timeouts: CacheTimeouts::default(),
             device,
             log_level: self.log_level,
+            status_socket: self.status_socket,
         })
     }
 }
@@ -287,6 +305,20 @@ mod tests {
             assert!(error.to_string().contains(word), "{error}");
             assert_eq!(error.exit_code(), 2);
         }
+    }
+
+    #[test]
+    fn asking_needs_no_share_and_serving_does() {
+        let flags = Flags::try_parse_from(["daxwindowd", "--print-session", "/s", "--json"]);
+        let flags = flags.expect("enough");
+        assert_eq!(flags.print_session.as_deref(), Some(Path::new("/s")));
+        for few in [vec!["--shared-dir", "/d"], vec!["--json"], vec![]] {
+            assert!(Flags::try_parse_from([&["daxwindowd"], &few[..]].concat()).is_err());
+        }
+        assert!(
+            parse(&["--print-session", "/x"]).is_err(),
+            "one or the other"
+        );
     }
 
     #[test]

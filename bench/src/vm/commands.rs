@@ -15,7 +15,7 @@ use daxwindow_shared::size::parse_bytes;
 use super::options::{
     AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions, parse_file, parse_window,
 };
-use super::{TOOK_TOO_LONG, VM_FAILED, doctor, script, terminal};
+use super::{TOOK_TOO_LONG, VM_FAILED, doctor, mapping_cost, script, terminal};
 
 /// Boots a real Linux guest on a stock QEMU with a share, without root.
 /// Missing parts are fetched as Debian packages into the build's target folder.
@@ -31,6 +31,7 @@ enum Command {
     Run(RunArgs),
     Shell(ShellArgs),
     Boot(BootArgs),
+    MappingCost(mapping_cost::Args),
 }
 
 /// Runs a command in a guest, in the share, and ends with its exit status:
@@ -210,6 +211,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let options = args.guest.options(args.share)?;
             terminal::shell(&options)
         }
+        Command::MappingCost(args) => mapping_cost::run(&args),
         Command::Boot(args) => {
             let options = args.guest.options(args.root)?;
             terminal::boot(&options, args.init)

@@ -16,6 +16,8 @@
 //! | `machine` | its processes, and QEMU's command line |
 //! | `monitor` | commands to QEMU |
 //! | [`agent`], `console` | commands into it, and what its kernel says |
+//! | `daemon_status` | what a daemon says of itself |
+//! | `mapping_cost` | what a mapping costs |
 //! | `commands`, `doctor`, `terminal` | the command line |
 //!
 //! Law: no process, file or socket outlives the value or command it is for,
@@ -26,6 +28,7 @@ pub mod agent;
 mod apt;
 mod commands;
 mod console;
+mod daemon_status;
 mod dialect;
 mod doctor;
 mod guard;
@@ -34,6 +37,7 @@ mod initramfs;
 pub mod kernel;
 pub mod kit;
 mod machine;
+mod mapping_cost;
 mod monitor;
 pub mod options;
 mod process;
@@ -45,6 +49,7 @@ pub mod userland;
 
 pub use agent::Output;
 pub(crate) use commands::{Args, run};
+pub use daemon_status::daemon_status;
 pub use guest::Vm;
 pub use kit::Kit;
 

@@ -1,11 +1,13 @@
 //! INIT, DESTROY, and what was agreed in between.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use daxwindow_shared::fuse::flags::InitFlags;
 use daxwindow_shared::fuse::{
     InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, MIN_KERNEL_MINOR_VERSION,
 };
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
@@ -48,7 +50,46 @@ const SETXATTR_EXT: u32 = 1 << 1;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
-pub(super) struct Session(AtomicU32);
+pub(super) struct Session {
+    bits: AtomicU32,
+    began: Mutex<Option<Began>>,
+}
+
+/// When a session began, and with what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Began {
+    /// INIT was answered.
+    pub at: Instant,
+    /// What the guest asked of the window.
+    pub wish: DaxWish,
+}
+
+/// How the guest has mounted, as far as its INIT tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DaxWish {
+    /// Without DAX: asked to, or it sees no window.
+    Nothing,
+    /// The files that the daemon flags.
+    ByInode,
+    /// Every regular file, whatever the daemon flags.
+    EveryFile,
+}
+
+impl DaxWish {
+    /// A guest that attached a window offers MAP_ALIGNMENT, one that heeds
+    /// the flag HAS_INODE_DAX, window or not.
+    fn of(request: &InitIn) -> DaxWish {
+        let offered = offered(request);
+        match (
+            offered.contains(InitFlags::MAP_ALIGNMENT),
+            offered.contains(InitFlags::HAS_INODE_DAX),
+        ) {
+            (false, _) => DaxWish::Nothing,
+            (true, true) => DaxWish::ByInode,
+            (true, false) => DaxWish::EveryFile,
+        }
+    }
+}
 
 impl Session {
     pub(super) fn is_live(&self) -> bool {
@@ -60,20 +101,28 @@ impl Session {
         self.load() & SETXATTR_EXT != 0
     }
 
-    pub(super) fn end(&self) {
-        self.0.store(0, Ordering::Release);
+    /// When the live session began.
+    pub(super) fn began(&self) -> Option<Began> {
+        *self.began.lock()
     }
 
-    fn begin(&self, accepted: InitFlags) {
+    pub(super) fn end(&self) {
+        self.bits.store(0, Ordering::Release);
+        *self.began.lock() = None;
+    }
+
+    fn begin(&self, accepted: InitFlags, wish: DaxWish) {
+        let at = Instant::now();
+        *self.began.lock() = Some(Began { at, wish });
         let ext = accepted.contains(InitFlags::SETXATTR_EXT);
-        self.0
+        self.bits
             .store(LIVE | if ext { SETXATTR_EXT } else { 0 }, Ordering::Release);
     }
 
     /// Pairs with the stores of `begin` and `end`: who sees a session sees
     /// the reset that went before it.
     fn load(&self) -> u32 {
-        self.0.load(Ordering::Acquire)
+        self.bits.load(Ordering::Acquire)
     }
 }
 
@@ -111,7 +160,7 @@ impl Server {
         let offer = self.fresh_window();
         let accepted = negotiate(&request, offer);
         call.reply.value(&answer(&request, accepted, offer))?;
-        self.session.begin(accepted);
+        self.session.begin(accepted, DaxWish::of(&request));
         tracing::info!(
             minor = request.minor,
             dax_window_bytes = self.dax.window_bytes(),
@@ -130,13 +179,18 @@ impl Server {
     }
 }
 
-fn negotiate(request: &InitIn, offer: DaxOffer) -> InitFlags {
+/// The guest's flags; the second word counts only if announced.
+fn offered(request: &InitIn) -> InitFlags {
     let has_ext = InitFlags::from_words(request.flags, 0).contains(InitFlags::INIT_EXT);
     let flags2 = if has_ext { request.flags2 } else { 0 };
+    InitFlags::from_words(request.flags, flags2)
+}
+
+fn negotiate(request: &InitIn, offer: DaxOffer) -> InitFlags {
     let mut wanted = ACCEPTED;
     wanted.set(InitFlags::MAP_ALIGNMENT, offer.map_alignment.is_some());
     wanted.set(InitFlags::HAS_INODE_DAX, offer.inode_dax);
-    wanted & InitFlags::from_words(request.flags, flags2)
+    wanted & offered(request)
 }
 
 fn answer(request: &InitIn, accepted: InitFlags, offer: DaxOffer) -> InitOut {
@@ -203,6 +257,16 @@ mod tests {
         let without = negotiate(&everything, DaxOffer::default());
         assert!(!without.intersects(InitFlags::MAP_ALIGNMENT | InitFlags::HAS_INODE_DAX));
         assert!(negotiate(&request(InitFlags::empty()), offer).is_empty());
+    }
+
+    #[test]
+    fn init_tells_how_the_guest_has_mounted() {
+        let wish = |flags| DaxWish::of(&request(flags));
+        let by_inode = InitFlags::HAS_INODE_DAX | InitFlags::INIT_EXT;
+        assert_eq!(wish(InitFlags::MAP_ALIGNMENT), DaxWish::EveryFile);
+        assert_eq!(wish(InitFlags::MAP_ALIGNMENT | by_inode), DaxWish::ByInode);
+        assert_eq!(wish(by_inode), DaxWish::Nothing);
+        assert_eq!(wish(InitFlags::empty()), DaxWish::Nothing);
     }
 
     #[test]
