@@ -24,7 +24,7 @@ echo $! >/tmp/holder
 sleep 1000 >/tmp/go &
 until grep ready /tmp/held; do sleep 0.05; done";
 const LOOK_AGAIN: &str = "echo >/tmp/go; until grep same /tmp/held; do sleep 0.05; done";
-const LET_GO: &str = "kill $(cat /tmp/holder); wait; until umount /mnt; do sleep 0.05; done";
+const LET_GO: &str = "kill $(cat /tmp/holder); until umount /mnt; do sleep 0.05; done";
 const MOUNT: &str = "mount -t virtiofs -o dax=always daxwindow /mnt";
 const REBIND: &str = "cd /sys/bus/virtio/drivers/virtiofs
 for device in virtio*; do echo $device >unbind; echo $device >bind; done";
@@ -223,6 +223,7 @@ fn without_memory_slots_resets_are_survived_and_pauses_are_not() {
     let mut share = ShareOptions::new(folder.path(), Dax::Always);
     share.daemon_arguments = ["--memory-slots", "off"].map(str::to_owned).into();
     let mut vm = guest(vec![share]);
+    unmounts_leave_nothing(&mut vm);
     touch_all(&mut vm);
     vm.reboot("reboot -f", LIMIT).expect("boots again");
     assert_eq!(live_ranges(&mut vm), 0);
