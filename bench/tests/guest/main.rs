@@ -5,5 +5,6 @@
 //! A boot takes many seconds, so a test packs what it can into one.
 
 mod basics;
+mod lifecycle;
 mod report;
 mod traps;
