@@ -1,4 +1,4 @@
-//! `daxwindow-bench vm`: doctor, run, shell, boot.
+//! `daxwindow-bench vm`: doctor, run, shell, boot, debian.
 
 use std::io::{stderr, stdout};
 use std::path::PathBuf;
@@ -8,6 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
+use super::debian::Debian;
+use super::kit::Kit;
 use super::machine::{Vm, VmFailure};
 use daxwindow_shared::size::parse_bytes;
 
@@ -30,6 +32,7 @@ enum Command {
     Run(RunArgs),
     Shell(ShellArgs),
     Boot(BootArgs),
+    Debian(DebianArgs),
 }
 
 /// Runs a command in a guest, in the share, and ends with its exit status:
@@ -89,6 +92,20 @@ struct BootArgs {
 
     #[command(flatten)]
     guest: GuestArgs,
+}
+
+/// Makes a small Debian in a directory, for `vm boot --root`. Its apt knows a
+/// repository in /srv/packages, so that packages can be installed without a
+/// network. Needs root.
+#[derive(clap::Args)]
+struct DebianArgs {
+    /// Directory to make, or an empty one
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+
+    /// Fetch nothing
+    #[arg(long)]
+    offline: bool,
 }
 
 /// What all guests have in common.
@@ -207,6 +224,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let options = args.guest.options(args.root)?;
             terminal::boot(&options, args.init)
         }
+        Command::Debian(args) => make_debian(&args),
     };
     match done {
         Err(error)
@@ -219,6 +237,17 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         }
         answer => answer,
     }
+}
+
+fn make_debian(args: &DebianArgs) -> Result<ExitCode> {
+    let debian = Debian::find(&Kit::open(args.offline)?)?;
+    debian.copy_to(&args.directory)?;
+    println!(
+        "{}: Debian of {} packages; boot it with: daxwindow-bench vm boot --root {0}",
+        args.directory.display(),
+        debian.packages().len()
+    );
+    Ok(ExitCode::SUCCESS)
 }
 
 fn in_guest(args: RunArgs) -> Result<ExitCode> {

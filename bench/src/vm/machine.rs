@@ -4,7 +4,7 @@
 //! process and no file of it is left.
 
 use std::io::Write;
-use std::os::unix::fs::FileTypeExt;
+use std::os::unix::fs::{FileTypeExt, PermissionsExt};
 use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Command;
@@ -20,7 +20,7 @@ use super::guard::Guard;
 use super::initramfs::Initramfs;
 use super::kernel::Kernel;
 use super::kit::Kit;
-use super::options::VmOptions;
+use super::options::{ShareOptions, VmOptions};
 use super::process::Process;
 use super::qemu::{Qemu, escaped};
 use super::script::{self, PORTS, Then};
@@ -43,8 +43,21 @@ pub(crate) enum Purpose {
     /// An initramfs, and then this.
     Initramfs(Then),
     /// The first share as the root file system, and this as its init.
-    Root { init: Option<String> },
+    Root(Init),
 }
+
+/// What the kernel starts on a share that is the root file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Init {
+    /// The script that takes commands, at [`AGENT_INIT`].
+    Agent,
+    /// This, or what the kernel finds, with the console as its terminal.
+    Console(Option<String>),
+}
+
+/// Where the script that takes commands lies in a root directory; the guest
+/// hides it under a mount.
+const AGENT_INIT: &str = "/run/daxwindow-init";
 
 /// A guest that runs.
 pub struct Vm {
@@ -61,11 +74,27 @@ impl Vm {
     ///
     /// With what QEMU, the daemons and the console said.
     pub fn boot(options: &VmOptions) -> Result<Vm> {
+        Vm::start(options, &Purpose::Initramfs(Then::Agent))
+    }
+
+    /// Boots a guest whose root file system is the first share, with no
+    /// initramfs: `tools` and `files` of the options are not used. The
+    /// directory needs a shell, the usual small programs, and perl or
+    /// poweroff; a script is left in its `run`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::boot`].
+    pub fn boot_root(options: &VmOptions) -> Result<Vm> {
+        place_agent(options)?;
+        Vm::start(options, &Purpose::Root(Init::Agent))
+    }
+
+    fn start(options: &VmOptions, purpose: &Purpose) -> Result<Vm> {
         let start = Instant::now();
         let kit = Kit::open(options.offline)?;
         let (scratch, listeners) = ports()?;
-        let purpose = Purpose::Initramfs(Then::Agent);
-        let mut machine = Machine::start(&kit, options, &purpose, scratch)?;
+        let mut machine = Machine::start(&kit, options, purpose, scratch)?;
         let deadline = Instant::now() + options.boot_limit;
         let connected = Agent::accept(&listeners, deadline, &mut || machine.alive());
         let ready = connected.and_then(|mut agent| {
@@ -229,6 +258,20 @@ pub(crate) struct Machine {
     _scratch: Scratch,
 }
 
+/// Writes the script that takes commands into the directory that becomes the
+/// root file system.
+fn place_agent(options: &VmOptions) -> Result<()> {
+    let (root, others) = options.shares.split_first().context("no share to boot")?;
+    let script = root.directory.join(AGENT_INIT.trim_start_matches('/'));
+    let what = || format!("write {}", script.display());
+    if let Some(folder) = script.parent() {
+        std::fs::create_dir_all(folder).with_context(what)?;
+    }
+    std::fs::write(&script, script::root_init(others)).with_context(what)?;
+    let mode = std::fs::Permissions::from_mode(0o755);
+    std::fs::set_permissions(&script, mode).with_context(what)
+}
+
 /// A scratch folder in which QEMU will find the agent's ports.
 fn ports() -> Result<(Scratch, [UnixListener; 3])> {
     let scratch = Scratch::for_sockets()?;
@@ -364,22 +407,22 @@ fn channel_arguments(purpose: &Purpose, folder: &Path, console: &Console) -> Vec
         |id: &str, name: &str| format!("socket,id={id},path={}", escaped(&folder.join(name)));
     let log = escaped(console.path());
     let device = match purpose {
-        Purpose::Root { .. } => {
+        Purpose::Root(Init::Console(_)) => {
             let console = socket("console", CONSOLE_SOCKET);
             format!("{console},logfile={log}")
         }
-        Purpose::Initramfs(_) => format!("file,id=console,path={log}"),
+        Purpose::Root(Init::Agent) | Purpose::Initramfs(_) => format!("file,id=console,path={log}"),
     };
     add("-chardev", device);
     add("-serial", "chardev:console".into());
     match purpose {
-        Purpose::Root { .. } => {}
+        Purpose::Root(Init::Console(_)) => {}
         Purpose::Initramfs(Then::Shell { .. }) => {
             add("-device", "virtio-serial-pci".into());
             add("-chardev", socket("shell", SHELL_SOCKET));
             add("-device", "virtconsole,chardev=shell".into());
         }
-        Purpose::Initramfs(Then::Agent) => {
+        Purpose::Root(Init::Agent) | Purpose::Initramfs(Then::Agent) => {
             add("-device", "virtio-serial-pci".into());
             for (index, port) in PORTS.iter().enumerate() {
                 add("-chardev", socket(&format!("port{index}"), port));
@@ -395,18 +438,28 @@ fn channel_arguments(purpose: &Purpose, folder: &Path, console: &Console) -> Vec
 
 fn kernel_line(options: &VmOptions, purpose: &Purpose) -> String {
     let mut words: Vec<String> = ["console=ttyS0", "panic=-1"].map(str::to_owned).into();
-    match (purpose, options.shares.first()) {
-        (Purpose::Root { init }, Some(share)) => {
-            let access = if share.readonly { "ro" } else { "rw" };
-            words.push(format!("root={} rootfstype=virtiofs", share.tag));
-            words.push(format!("rootflags=dax={} {access}", share.dax.name()));
-            words.extend(init.iter().map(|init| format!("init={init}")));
+    if let (Purpose::Root(init), Some(share)) = (purpose, options.shares.first()) {
+        words.extend(root_words(share));
+        match init {
+            Init::Agent => words.push(format!("init={AGENT_INIT}")),
+            Init::Console(init) => words.extend(init.iter().map(|init| format!("init={init}"))),
         }
+    }
+    if !matches!(purpose, Purpose::Root(Init::Console(_))) {
         // Warnings and worse only: an emulated serial line is slow.
-        _ => words.push("loglevel=5".into()),
+        words.push("loglevel=5".into());
     }
     words.extend(options.kernel_arguments.iter().cloned());
     words.join(" ")
+}
+
+fn root_words(share: &ShareOptions) -> Vec<String> {
+    let access = if share.readonly { "ro" } else { "rw" };
+    let mut words = vec![format!("root={} rootfstype=virtiofs {access}", share.tag)];
+    if !share.plain_mount {
+        words.push(format!("rootflags=dax={}", share.dax.name()));
+    }
+    words
 }
 
 /// A guest failed, with everything that helps to understand it.
@@ -420,7 +473,7 @@ pub(crate) struct VmFailure {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::{Dax, ShareOptions};
+    use super::super::options::Dax;
     use super::*;
 
     fn options() -> VmOptions {
@@ -444,13 +497,20 @@ mod tests {
 
     #[test]
     fn a_root_share_is_named_on_the_kernels_line() {
-        let purpose = Purpose::Root {
-            init: Some("/bin/sh".into()),
-        };
-        let line = kernel_line(&options(), &purpose);
-        let wanted = "root=daxwindow rootfstype=virtiofs rootflags=dax=always rw init=/bin/sh";
+        let purpose = Purpose::Root(Init::Console(Some("/bin/sh".into())));
+        let mut options = options();
+        let line = kernel_line(&options, &purpose);
+        let wanted = "root=daxwindow rootfstype=virtiofs rw rootflags=dax=always init=/bin/sh";
         assert!(line.contains(wanted), "{line}");
-        let line = kernel_line(&options(), &Purpose::Initramfs(Then::Agent));
+        let line = kernel_line(&options, &Purpose::Root(Init::Agent));
+        assert!(line.contains("init=/run/daxwindow-init"), "{line}");
+        options.shares[0].plain_mount = true;
+        let line = kernel_line(&options, &Purpose::Root(Init::Console(None)));
+        assert!(
+            !line.contains("rootflags=") && !line.contains("init="),
+            "{line}"
+        );
+        let line = kernel_line(&options, &Purpose::Initramfs(Then::Agent));
         assert!(!line.contains("root="), "{line}");
     }
 

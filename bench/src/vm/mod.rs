@@ -7,6 +7,7 @@
 //! | [`qemu`] | which QEMU |
 //! | [`kernel`] | which kernel |
 //! | [`userland`] | busybox and tools |
+//! | [`debian`] | a root directory to boot from |
 //! | `initramfs`, `script` | the guest's first file system and what it runs |
 //! | [`accel`] | kvm or tcg, by trial |
 //! | [`options`] | what to boot |
@@ -23,6 +24,7 @@ pub mod agent;
 mod apt;
 mod commands;
 mod console;
+pub mod debian;
 mod dialect;
 mod doctor;
 mod guard;
@@ -39,6 +41,7 @@ pub mod userland;
 
 pub use agent::Output;
 pub(crate) use commands::{Args, run};
+pub use debian::Debian;
 pub use kit::Kit;
 pub use machine::Vm;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
