@@ -111,9 +111,10 @@ struct DebianArgs {
 /// What all guests have in common.
 #[derive(clap::Args)]
 struct GuestArgs {
-    /// Which files the guest reaches through the window
-    #[arg(long, value_name = "MODE", default_value = "always")]
-    dax: Dax,
+    /// Which files the guest reaches through the window; always by default,
+    /// inode for `vm boot`
+    #[arg(long, value_name = "MODE")]
+    dax: Option<Dax>,
 
     /// Mount with no option, whatever --dax tells the daemon
     #[arg(long)]
@@ -182,7 +183,7 @@ struct GuestArgs {
 }
 
 impl GuestArgs {
-    fn options(self, directory: PathBuf) -> Result<VmOptions> {
+    fn options(self, directory: PathBuf, dax: Dax) -> Result<VmOptions> {
         let directory = directory
             .canonicalize()
             .with_context(|| format!("find {}", directory.display()))?;
@@ -194,7 +195,7 @@ impl GuestArgs {
             daemon: self.daemon,
             daemon_arguments: self.daemon_arg,
             device: self.device,
-            ..ShareOptions::new(directory, self.dax)
+            ..ShareOptions::new(directory, self.dax.unwrap_or(dax))
         };
         Ok(VmOptions {
             memory_bytes: self.memory,
@@ -217,11 +218,11 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Run(args) => in_guest(args),
         Command::Shell(args) => {
-            let options = args.guest.options(args.share)?;
+            let options = args.guest.options(args.share, Dax::Always)?;
             terminal::shell(&options)
         }
         Command::Boot(args) => {
-            let options = args.guest.options(args.root)?;
+            let options = args.guest.options(args.root, Dax::Inode)?;
             terminal::boot(&options, args.init)
         }
         Command::Debian(args) => make_debian(&args),
@@ -251,7 +252,7 @@ fn make_debian(args: &DebianArgs) -> Result<ExitCode> {
 }
 
 fn in_guest(args: RunArgs) -> Result<ExitCode> {
-    let options = args.guest.options(args.share)?;
+    let options = args.guest.options(args.share, Dax::Always)?;
     let mut vm = Vm::boot(&options)?;
     let (accel, boot_time) = (vm.accel().name(), vm.boot_time());
     tracing::info!(kernel = vm.release(), accel, ?boot_time, "the guest is up");

@@ -20,7 +20,7 @@ use super::guard::Guard;
 use super::initramfs::Initramfs;
 use super::kernel::Kernel;
 use super::kit::Kit;
-use super::options::{ShareOptions, VmOptions};
+use super::options::{Dax, ShareOptions, VmOptions};
 use super::process::Process;
 use super::qemu::{Qemu, escaped};
 use super::script::{self, PORTS, Then};
@@ -294,7 +294,8 @@ impl Machine {
         let qemu = Qemu::find(kit)?;
         let kernel = Kernel::find(kit)?;
         let accel = accel::choose(kit, options.accel, &qemu, &kernel)?;
-        let (daemons, devices) = start_daemons(options, scratch.path())?;
+        let emulated_root = accel == Accel::Tcg && matches!(purpose, Purpose::Root(_));
+        let (daemons, devices) = start_daemons(options, scratch.path(), emulated_root)?;
         let console = Console::new(&scratch.path().join("console.log"));
         let mut command = qemu.command();
         machine_arguments(&mut command, options, accel);
@@ -339,10 +340,22 @@ impl Machine {
     }
 }
 
-fn start_daemons(options: &VmOptions, folder: &Path) -> Result<(Vec<Process>, Vec<String>)> {
+/// Starts a daemon for each share. The root of an emulated guest keeps its
+/// code out of the window where that is left to the daemon: QEMU's emulator
+/// goes on with its translation of code whose range shows another file now.
+fn start_daemons(
+    options: &VmOptions,
+    folder: &Path,
+    emulated_root: bool,
+) -> Result<(Vec<Process>, Vec<String>)> {
     let (mut daemons, mut devices) = (Vec::new(), Vec::new());
     for (index, share) in options.shares.iter().enumerate() {
         let dialect = Dialect::of(share)?;
+        let mut share = share.clone();
+        if emulated_root && index == 0 && share.dax == Dax::Inode {
+            share.daemon_arguments.extend(dialect.no_libraries());
+        }
+        let share = &share;
         let socket = folder.join(format!("fs{index}.sock"));
         let name = dialect
             .binary()
@@ -473,7 +486,6 @@ pub(crate) struct VmFailure {
 
 #[cfg(test)]
 mod tests {
-    use super::super::options::Dax;
     use super::*;
 
     fn options() -> VmOptions {

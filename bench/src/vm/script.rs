@@ -53,8 +53,7 @@ while read -r verb token bytes <&3; do
 done
 "#;
 
-/// Devices that the kernel has mounted already are no mishap. Its own message
-/// would otherwise be the first thing on the console.
+/// That the kernel has mounted the devices already is no mishap.
 const ROOT_PROLOGUE: &str = r#"#!/bin/sh
 export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
 export TERM=${TERM:-linux}
@@ -80,10 +79,10 @@ setsid -c -w bash -l < "$terminal" > "$terminal" 2>&1
 "#;
 
 /// The system call by perl where no init system brings a command: with
-/// sysrq the shell would go on after the window is gone.
-const ROOT_EPILOGUE: &str = r#"cd /
-sync
-umount -a -r -t virtiofs 2>/dev/null
+/// sysrq the shell would go on after the window is gone. The root is not made
+/// read-only first, because that drops every inode that is not in use, and
+/// nothing waits to be written: it is in the host's page cache.
+const ROOT_EPILOGUE: &str = r#"sync
 poweroff -f 2>/dev/null
 perl -e 'syscall(169, 0xfee1dead, 0x28121969, 0x4321fedc)'
 echo o > /proc/sysrq-trigger
@@ -108,7 +107,19 @@ pub(crate) fn init(shares: &[ShareOptions], then: &Then) -> String {
 /// The init script of a guest whose root file system is a share: these others
 /// are mounted, then it takes commands.
 pub(crate) fn root_init(others: &[ShareOptions]) -> String {
-    [ROOT_PROLOGUE, &mounts(others), AGENT, ROOT_EPILOGUE].concat()
+    let places = others.iter().filter_map(|share| share.mount_at.as_ref());
+    let unmounts: String = places
+        .map(|place| format!("umount {}\n", quote(place)))
+        .collect();
+    [
+        ROOT_PROLOGUE,
+        &mounts(others),
+        AGENT,
+        "cd /\n",
+        &unmounts,
+        ROOT_EPILOGUE,
+    ]
+    .concat()
 }
 
 /// The same for somebody at the console.
@@ -221,7 +232,7 @@ mod tests {
             assert!(script.starts_with("#!/bin/sh\n") && script.contains("perl -e 'syscall(169"));
             assert!(!script.contains(" /tmp"), "its own is kept");
         }
-        assert!(root_init(&[]).contains("READY"));
+        assert!(root_init(&[]).contains("READY") && !root_init(&[]).contains("umount"));
     }
 
     #[test]

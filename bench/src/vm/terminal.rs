@@ -10,14 +10,19 @@ use anyhow::{Context, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
+use super::accel::Accel;
 use super::kit::Kit;
 use super::machine::{CONSOLE_SOCKET, Init, Machine, Purpose, SHELL_SOCKET};
-use super::options::VmOptions;
+use super::options::{Dax, VmOptions};
 use super::script::Then;
 use crate::cleanup::Scratch;
 
 /// Ctrl-].
 const ESCAPE: u8 = 0x1d;
+
+/// README, known troubles.
+const CODE_WARNING: &str = "without KVM, programs that run from the window go wrong once the guest \
+     has used all of it: --dax inode keeps them out of it";
 
 /// An interactive shell in a guest.
 pub(crate) fn shell(options: &VmOptions) -> Result<ExitCode> {
@@ -69,6 +74,10 @@ fn attached(options: &VmOptions, purpose: &Purpose, socket: &str) -> Result<Exit
     let scratch = Scratch::for_sockets()?;
     let listener = UnixListener::bind(scratch.path().join(socket)).context("listen for QEMU")?;
     let mut machine = Machine::start(&kit, options, purpose, scratch)?;
+    let always = options.shares.iter().any(|share| share.dax == Dax::Always);
+    if always && machine.accel == Accel::Tcg {
+        eprintln!("{CODE_WARNING}");
+    }
     let accepted = accept(&listener, &mut machine);
     let stream = accepted.map_err(|e| machine.explain("QEMU did not start", &e))?;
     let escaped = {
