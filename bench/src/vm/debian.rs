@@ -17,8 +17,8 @@ use anyhow::{Context, Result, bail};
 use super::kit::{Kit, Recipe, Set};
 use super::script;
 
-pub(crate) const SET: &str = "debian";
-/// What `dpkg --configure` needs is essential; the rest is apt's closure.
+const SET: &str = "debian";
+/// What makes it a Debian; the rest is what these depend on.
 const WANTED: [&str; 3] = ["?essential", "apt", "mount"];
 /// What the local repository offers, with all it depends on.
 const OFFERED: [&str; 2] = ["hello", "file"];
@@ -163,6 +163,9 @@ fn offer(root: &Path, debs: &[PathBuf]) -> Result<()> {
     fs::write(folder.join("Packages"), index)?;
     let source = format!("deb [trusted=yes] file:/{REPOSITORY} ./\n");
     fs::write(root.join("etc/apt/sources.list"), source)?;
+    // Else apt looks for translations that the repository has not.
+    let languages = "Acquire::Languages \"none\";\n";
+    fs::write(root.join("etc/apt/apt.conf.d/90languages"), languages)?;
     Ok(())
 }
 

@@ -307,7 +307,6 @@ impl Dax {
         let start = Instant::now();
         match self.try_setup(source, nodeid, args) {
             Ok(()) => {
-                tracing::trace!(nodeid, foffset = args.foffset >> 21, at = args.moffset >> 21, flags = args.flags, took = ?start.elapsed(), "dax: mapped");
                 self.counters.setup_done(start.elapsed());
                 Ok(())
             }
@@ -328,10 +327,6 @@ impl Dax {
     pub fn remove(&self, ranges: &[RemoveMappingOne]) -> Result<(), Errno> {
         let start = Instant::now();
         let result = self.try_remove(ranges);
-        for one in ranges {
-            let (at, len) = (one.moffset >> 21, one.len >> 21);
-            tracing::trace!(at, len, took = ?start.elapsed(), "dax: unmapped");
-        }
         self.counters.removal_done(start.elapsed());
         result.map_err(|error| {
             tracing::debug!(count = ranges.len(), %error, "dax: removal failed");
