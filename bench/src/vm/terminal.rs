@@ -12,8 +12,9 @@ use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetat
 
 use super::accel::Accel;
 use super::kit::Kit;
-use super::machine::{CONSOLE_SOCKET, Init, Machine, Purpose, SHELL_SOCKET};
+use super::machine::{CONSOLE_SOCKET, Machine, Purpose, SHELL_SOCKET};
 use super::options::{Dax, VmOptions};
+use super::root::Init;
 use super::script::Then;
 use crate::cleanup::Scratch;
 
