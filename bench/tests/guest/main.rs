@@ -7,4 +7,5 @@
 mod basics;
 mod lifecycle;
 mod report;
+mod root;
 mod traps;
