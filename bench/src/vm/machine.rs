@@ -251,7 +251,7 @@ impl Machine {
         let qemu = Qemu::find(kit)?;
         let kernel = Kernel::find(kit)?;
         let accel = accel::choose(kit, options.accel, &qemu, &kernel)?;
-        let (daemons, devices) = start_daemons(options, scratch.path())?;
+        let (daemons, devices) = start_daemons(kit, options, scratch.path())?;
         let console = Console::new(&scratch.path().join("console.log"));
         let mut command = qemu.command();
         machine_arguments(&mut command, options, accel);
@@ -296,10 +296,14 @@ impl Machine {
     }
 }
 
-fn start_daemons(options: &VmOptions, folder: &Path) -> Result<(Vec<Process>, Vec<String>)> {
+fn start_daemons(
+    kit: &Kit,
+    options: &VmOptions,
+    folder: &Path,
+) -> Result<(Vec<Process>, Vec<String>)> {
     let (mut daemons, mut devices) = (Vec::new(), Vec::new());
     for (index, share) in options.shares.iter().enumerate() {
-        let dialect = Dialect::of(share)?;
+        let dialect = Dialect::of(kit, share)?;
         let socket = folder.join(format!("fs{index}.sock"));
         let name = dialect
             .binary()

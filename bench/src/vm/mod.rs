@@ -7,6 +7,8 @@
 //! | [`qemu`] | which QEMU |
 //! | [`kernel`] | which kernel |
 //! | [`userland`] | busybox and tools |
+//! | `crates` | programs of the crates registry, built for the guest |
+//! | [`peers`] | other people's daemons |
 //! | `initramfs`, `script` | the guest's first file system and what it runs |
 //! | [`accel`] | kvm or tcg, by trial |
 //! | [`options`] | what to boot |
@@ -23,6 +25,7 @@ pub mod agent;
 mod apt;
 mod commands;
 mod console;
+mod crates;
 mod dialect;
 mod doctor;
 mod guard;
@@ -31,6 +34,7 @@ pub mod kernel;
 pub mod kit;
 pub mod machine;
 pub mod options;
+pub mod peers;
 mod process;
 pub mod qemu;
 mod script;

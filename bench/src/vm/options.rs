@@ -70,7 +70,8 @@ pub struct ShareOptions {
     pub queues: usize,
     /// Nothing may be changed through it.
     pub readonly: bool,
-    /// The daemon; none is the one beside this program.
+    /// The daemon, a path or the name of a peer (`virtiofsd`); none is the
+    /// one beside this program.
     pub daemon: Option<PathBuf>,
     /// Further arguments of the daemon.
     pub daemon_arguments: Vec<String>,
@@ -116,7 +117,8 @@ pub struct VmOptions {
     pub cpus: usize,
     /// What runs them.
     pub accel: AccelChoice,
-    /// Programs from Debian packages: `fio`, `strace`, `package:program`.
+    /// Programs from Debian packages: `fio`, `strace`, `package:program`; and
+    /// of the crates registry: `crate:name@version`.
     pub tools: Vec<String>,
     /// Files of the host to put into the guest, executable: guest path, host path.
     pub files: Vec<(String, PathBuf)>,
