@@ -1,12 +1,14 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use daxwindow_shared::virtiofs;
 use daxwindow_shared::window::RANGE_BYTES;
 
-use crate::dax::{DaxMode, DaxOptions};
+use crate::dax::policy::VMM_SLOTS;
+use crate::dax::{DaxMode, DaxOptions, MemorySlots};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
@@ -30,13 +32,43 @@ pub struct Flags {
     pub tag: String,
 
     /// Size of the DAX window, a multiple of 2M; suffixes K, M and G; 0 for no
-    /// window
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_window)]
+    /// window. A PCI device's window is a power of two: other sizes are
+    /// rounded down
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_window)]
     pub dax_window: u64,
 
     /// Which files the guest may access through the window
     #[arg(long, value_name = "MODE", default_value = "inode")]
     pub dax: DaxFlag,
+
+    /// Whether the VMM may announce memory regions one by one
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub memory_slots: SlotsFlag,
+
+    /// Memory slots of the VMM's 512 to leave to its own memory, to other
+    /// devices and to memory hotplug; the window is cut to 2M for each of the
+    /// others, and to a power of two
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u16).range(16..=511),
+    )]
+    pub slot_reserve: u16,
+
+    /// Offer the window as asked for: the VMM maps with a plain mmap, spends
+    /// no memory slots and needs no power of two
+    #[arg(long, conflicts_with = "slot_reserve")]
+    pub no_slot_limit: bool,
+
+    /// How long the VMM may take over one map, in seconds
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u64).range(1..=3600),
+    )]
+    pub front_end_timeout: u64,
 
     /// Refuse everything that would change the directory
     #[arg(long)]
@@ -67,6 +99,21 @@ pub enum DaxFlag {
     Inode,
     /// Every regular file that the VMM can map
     Always,
+}
+
+/// `--memory-slots`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SlotsFlag {
+    /// It may. Mappings are quick and quiet, buffers may lie in the window,
+    /// and the VMM may be paused; QEMU 11 ends when its guest resets the
+    /// device with ranges mapped
+    Auto,
+    /// As auto, and a VMM that announces nothing gets no DAX
+    On,
+    /// It may not. QEMU 11 survives such resets, but not a pause with ranges
+    /// mapped; mappings cost twice as much, and buffers may not lie in the
+    /// window
+    Off,
 }
 
 /// Everything the daemon needs to start.
@@ -102,6 +149,13 @@ impl Flags {
             mode,
             window_bytes: self.dax_window,
             readonly: self.readonly,
+            memory_slots: match self.memory_slots {
+                SlotsFlag::Auto => MemorySlots::Auto,
+                SlotsFlag::On => MemorySlots::On,
+                SlotsFlag::Off => MemorySlots::Off,
+            },
+            max_maps: self.max_maps(),
+            front_end_timeout: Duration::from_secs(self.front_end_timeout),
             ..DaxOptions::default()
         };
         let device = DeviceOptions {
@@ -117,6 +171,18 @@ impl Flags {
             device,
             log_level: self.log_level,
         })
+    }
+}
+
+impl Flags {
+    /// Only what is announced one by one is counted against the VMM's slots.
+    /// Elsewhere it is the cost that grows with the number of maps.
+    fn max_maps(&self) -> Option<usize> {
+        match self.memory_slots {
+            _ if self.no_slot_limit => None,
+            SlotsFlag::Off => Some(VMM_SLOTS),
+            SlotsFlag::Auto | SlotsFlag::On => Some(VMM_SLOTS - usize::from(self.slot_reserve)),
+        }
     }
 }
 
@@ -173,9 +239,9 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_a_window_of_a_gibibyte_for_chosen_inodes() {
+    fn defaults_are_a_window_of_half_a_gibibyte_for_chosen_inodes() {
         let config = parse(&[]).expect("valid").config(1024).expect("valid");
-        assert_eq!(config.dax.window_bytes, 1 << 30);
+        assert_eq!(config.dax.window_bytes, 512 << 20);
         assert_eq!(config.dax.mode, DaxMode::Inode);
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
@@ -209,6 +275,13 @@ mod tests {
             (vec!["--num-request-queues", "64"], "--num-request-queues"),
             (vec!["--dax-window", "1M"], "--dax-window"),
             (vec!["--dax", "often"], "--dax"),
+            (vec!["--memory-slots", "many"], "--memory-slots"),
+            (vec!["--slot-reserve", "512"], "--slot-reserve"),
+            (
+                vec!["--slot-reserve", "64", "--no-slot-limit"],
+                "--no-slot-limit",
+            ),
+            (vec!["--front-end-timeout", "0"], "--front-end-timeout"),
         ] {
             let error = parse(&flags).expect_err("refused");
             assert!(error.to_string().contains(word), "{error}");
