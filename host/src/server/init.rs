@@ -45,6 +45,7 @@ const ACCEPTED: InitFlags = InitFlags::ASYNC_READ
 
 const LIVE: u32 = 1 << 0;
 const SETXATTR_EXT: u32 = 1 << 1;
+const WINDOW: u32 = 1 << 2;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
@@ -60,14 +61,20 @@ impl Session {
         self.load() & SETXATTR_EXT != 0
     }
 
+    /// The guest uses the window; with `dax=never` it does not.
+    pub(super) fn has_window(&self) -> bool {
+        self.load() & WINDOW != 0
+    }
+
     pub(super) fn end(&self) {
         self.0.store(0, Ordering::Release);
     }
 
     fn begin(&self, accepted: InitFlags) {
-        let ext = accepted.contains(InitFlags::SETXATTR_EXT);
-        self.0
-            .store(LIVE | if ext { SETXATTR_EXT } else { 0 }, Ordering::Release);
+        let bit = |flag, bit| if accepted.contains(flag) { bit } else { 0 };
+        let agreed =
+            bit(InitFlags::SETXATTR_EXT, SETXATTR_EXT) | bit(InitFlags::MAP_ALIGNMENT, WINDOW);
+        self.0.store(LIVE | agreed, Ordering::Release);
     }
 
     /// Pairs with the stores of `begin` and `end`: who sees a session sees
@@ -133,10 +140,24 @@ impl Server {
 fn negotiate(request: &InitIn, offer: DaxOffer) -> InitFlags {
     let has_ext = InitFlags::from_words(request.flags, 0).contains(InitFlags::INIT_EXT);
     let flags2 = if has_ext { request.flags2 } else { 0 };
+    let offered = InitFlags::from_words(request.flags, flags2);
     let mut wanted = ACCEPTED;
     wanted.set(InitFlags::MAP_ALIGNMENT, offer.map_alignment.is_some());
     wanted.set(InitFlags::HAS_INODE_DAX, offer.inode_dax);
-    wanted & InitFlags::from_words(request.flags, flags2)
+    if wanted.contains(InitFlags::MAP_ALIGNMENT) && is_all_dax(offered) {
+        wanted.remove(InitFlags::AUTO_INVAL_DATA);
+        wanted.insert(InitFlags::EXPLICIT_INVAL_DATA);
+    }
+    wanted & offered
+}
+
+/// Whether the guest reaches every regular file through the window
+/// (`dax=always`): with other mount options it offers `HAS_INODE_DAX`, or has
+/// no window. Such a guest has no page cache that changes of size or time
+/// could make stale. Asked to invalidate one all the same, it warns if the
+/// file is mapped (`dax_disassociate_entry`).
+fn is_all_dax(offered: InitFlags) -> bool {
+    offered.contains(InitFlags::MAP_ALIGNMENT) && !offered.contains(InitFlags::HAS_INODE_DAX)
 }
 
 fn answer(request: &InitIn, accepted: InitFlags, offer: DaxOffer) -> InitOut {
@@ -203,6 +224,22 @@ mod tests {
         let without = negotiate(&everything, DaxOffer::default());
         assert!(!without.intersects(InitFlags::MAP_ALIGNMENT | InitFlags::HAS_INODE_DAX));
         assert!(negotiate(&request(InitFlags::empty()), offer).is_empty());
+    }
+
+    #[test]
+    fn a_guest_without_a_page_cache_is_not_told_to_invalidate_it() {
+        let offer = DaxOffer {
+            map_alignment: Some(21),
+            inode_dax: true,
+        };
+        let both = InitFlags::AUTO_INVAL_DATA | InitFlags::EXPLICIT_INVAL_DATA;
+        let taken = |flags, offer| negotiate(&request(flags | both), offer) & both;
+        let always = InitFlags::INIT_EXT | InitFlags::MAP_ALIGNMENT;
+        assert_eq!(taken(always, offer), InitFlags::EXPLICIT_INVAL_DATA);
+        let per_inode = always | InitFlags::HAS_INODE_DAX;
+        assert_eq!(taken(per_inode, offer), InitFlags::AUTO_INVAL_DATA);
+        let no_window = DaxOffer::default();
+        assert_eq!(taken(always, no_window), InitFlags::AUTO_INVAL_DATA);
     }
 
     #[test]
