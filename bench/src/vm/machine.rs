@@ -131,11 +131,7 @@ impl Machine {
 
 type Daemons = Vec<Option<Process>>;
 
-fn start_daemons(
-    kit: &Kit,
-    options: &VmOptions,
-    folder: &Path,
-) -> Result<(Daemons, Vec<String>)> {
+fn start_daemons(kit: &Kit, options: &VmOptions, folder: &Path) -> Result<(Daemons, Vec<String>)> {
     let (mut daemons, mut devices) = (Vec::new(), Vec::new());
     for (index, share) in options.shares.iter().enumerate() {
         let dialect = Dialect::of(kit, share)?;

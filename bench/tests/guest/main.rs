@@ -5,3 +5,6 @@
 //! A boot takes many seconds, so a test packs what it can into one.
 
 mod basics;
+mod counted;
+mod forest;
+mod trees;
