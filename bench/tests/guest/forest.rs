@@ -14,7 +14,9 @@ const RANGE: u64 = 2 << 20;
 /// Enough is enough: an emulated processor has to read them all.
 const MOST_FILES: usize = 2400;
 const MOST_BYTES: u64 = 160 << 20;
-/// A larger one would leave no room for others.
+/// Of these, in files of a quarter of a range and more, so that the first few
+/// do not leave the others without room.
+const MOST_LARGE_BYTES: u64 = 100 << 20;
 const LARGEST: u64 = 40 << 20;
 
 /// A tree below a folder.
@@ -74,12 +76,17 @@ impl Forest {
     }
 
     fn copy(&mut self, source: &Path, target: &Path) {
-        let mut bytes: u64 = self.sizes.values().sum();
+        let is_large = |size: u64| size >= RANGE / 4;
+        let mut bytes = self.bytes();
+        let mut large: u64 = self.sizes.values().filter(|s| is_large(**s)).sum();
         let entries = walkdir::WalkDir::new(source).sort_by_file_name();
         let files = entries.into_iter().filter_map(Result::ok);
         for entry in files.filter(|entry| entry.file_type().is_file()) {
             let size = entry.metadata().map_or(u64::MAX, |meta| meta.len());
-            if self.sizes.len() >= MOST_FILES || size > LARGEST || bytes + size > MOST_BYTES {
+            let fits = size <= LARGEST
+                && bytes + size <= MOST_BYTES
+                && (!is_large(size) || large + size <= MOST_LARGE_BYTES);
+            if !fits || self.sizes.len() >= MOST_FILES {
                 continue;
             }
             let path = target.join(entry.path().strip_prefix(source).expect("below"));
@@ -87,6 +94,7 @@ impl Forest {
             // It may be gone by now, or not for us to read.
             if fs::copy(entry.path(), &path).is_ok_and(|copied| copied == size) {
                 bytes += size;
+                large += if is_large(size) { size } else { 0 };
                 self.sizes.insert(path, size);
             }
         }

@@ -6,5 +6,6 @@
 
 mod basics;
 mod counted;
+mod exercisers;
 mod forest;
 mod trees;
