@@ -291,7 +291,12 @@ impl Dax {
         if self.options.naive.leaves_out(Naive::KEEP_CACHE) {
             return false;
         }
-        self.attr_flags(attr) != 0 || self.state.lock().ledger.pieces_of(nodeid) > 0
+        self.attr_flags(attr) != 0 || self.has_live_ranges(nodeid)
+    }
+
+    /// Whether the guest may have pages of this inode mapped.
+    pub fn has_live_ranges(&self, nodeid: u64) -> bool {
+        self.state.lock().ledger.pieces_of(nodeid) > 0
     }
 
     /// SETUPMAPPING. On success the range is live in the guest.
