@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::dax::DaxOffer;
+use crate::dax::{DaxOffer, DaxVerdict};
 
 use super::{Call, Server};
 
@@ -165,9 +165,19 @@ impl Server {
         self.session.end();
         self.fs.reset();
         let offer = self.fresh_window();
+        let wish = DaxWish::of(&request);
+        if let (DaxWish::EveryFile, DaxVerdict::Off(reason)) = (wish, self.dax.verdict()) {
+            // It would reach for every file through the window all the same,
+            // and find each an I/O error.
+            tracing::warn!(
+                "refused: the guest mounts with dax=always and no file has DAX: {reason}; \
+                 without that option it can use the share"
+            );
+            return Err(Errno::OPNOTSUPP);
+        }
         let accepted = negotiate(&request, offer);
         call.reply.value(&answer(&request, accepted, offer))?;
-        self.session.begin(accepted, DaxWish::of(&request));
+        self.session.begin(accepted, wish);
         tracing::info!(
             minor = request.minor,
             dax_window_bytes = self.dax.window_bytes(),
