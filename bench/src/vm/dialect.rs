@@ -9,12 +9,18 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use super::kit::Kit;
 use super::options::{Dax, DeviceChoice, ShareOptions};
+use super::peers::Peer;
 use super::qemu::{GENERIC_DEVICE, escaped};
 
 /// Bytes of virtio-fs configuration space: tag and number of queues.
 const CONFIG_BYTES: usize = 40;
 const QUEUE_SIZE: usize = 128;
+
+/// Names of code that has no execute bit: with the execute bit's own rule this
+/// keeps all but scripts and modules out of the window.
+const LIBRARIES: [&str; 2] = ["*.so", "*.so.*"];
 
 /// How to start one and how to attach QEMU to it.
 #[derive(Clone, Debug)]
@@ -22,13 +28,20 @@ pub(crate) struct Dialect {
     binary: PathBuf,
     /// Takes `--dax`, `--dax-window`, `--tag` and `--num-request-queues`.
     has_window: bool,
+    /// Takes `--dax-exclude`.
+    has_names: bool,
     device: DeviceChoice,
 }
 
 impl Dialect {
-    /// Looks at the daemon that `share` names.
-    pub(crate) fn of(share: &ShareOptions) -> Result<Dialect> {
-        let binary = crate::daemon::find(share.daemon.as_deref())?;
+    /// Looks at the daemon that `share` names: a peer of the kit, or a path.
+    pub(crate) fn of(kit: &Kit, share: &ShareOptions) -> Result<Dialect> {
+        let told = share.daemon.as_deref();
+        let peer = told.map_or(Ok(None), |name| Peer::named(kit, name))?;
+        let binary = match peer {
+            Some(peer) => peer.program,
+            None => crate::daemon::find(told)?,
+        };
         let output = Command::new(&binary)
             .arg("--help")
             .stdin(Stdio::null())
@@ -49,6 +62,7 @@ impl Dialect {
         Dialect {
             binary,
             has_window,
+            has_names: help.contains("--dax-exclude"),
             device,
         }
     }
@@ -86,6 +100,13 @@ impl Dialect {
         }
         arguments.extend(share.daemon_arguments.iter().map(OsString::from));
         arguments
+    }
+
+    /// Arguments by which the daemon gives no DAX to libraries, if it has such.
+    pub(crate) fn no_libraries(&self) -> impl Iterator<Item = String> + use<> {
+        let names = LIBRARIES.iter().filter(|_| self.has_names);
+        let flags = names.flat_map(|name| ["--dax-exclude".to_owned(), (*name).to_owned()]);
+        flags.collect::<Vec<_>>().into_iter()
     }
 
     /// QEMU's arguments for the `index`th share.
@@ -161,6 +182,18 @@ mod tests {
             "{device}"
         );
         assert!(device.contains("num-request-queues=3"), "{device}");
+    }
+
+    #[test]
+    fn libraries_are_kept_out_where_the_daemon_knows_names() {
+        let count = |help: &str| {
+            let dialect = Dialect::from_help("d".into(), help, DeviceChoice::Auto);
+            dialect.no_libraries().count()
+        };
+        assert_eq!(
+            (count("--dax-window --dax-exclude"), count("--dax-window")),
+            (4, 0)
+        );
     }
 
     #[test]

@@ -7,6 +7,10 @@
 //! | [`qemu`] | which QEMU |
 //! | [`kernel`] | which kernel |
 //! | [`userland`] | busybox and tools |
+//! | [`debian`] | a root directory to boot from |
+//! | `root` | a share that is the root file system |
+//! | `crates` | programs of the crates registry, built for the guest |
+//! | [`peers`] | other people's daemons |
 //! | `program` | programs of the host in the guest |
 //! | `initramfs`, `script` | the guest's first file system and what it runs |
 //! | [`accel`] | kvm or tcg, by trial |
@@ -29,6 +33,8 @@ mod apt;
 mod commands;
 mod console;
 mod daemon_status;
+pub mod debian;
+mod crates;
 mod dialect;
 mod doctor;
 mod guard;
@@ -40,9 +46,11 @@ mod machine;
 mod mapping_cost;
 mod monitor;
 pub mod options;
+pub mod peers;
 mod process;
 mod program;
 pub mod qemu;
+mod root;
 mod script;
 mod terminal;
 pub mod userland;
@@ -50,9 +58,9 @@ pub mod userland;
 pub use agent::Output;
 pub(crate) use commands::{Args, run};
 pub use daemon_status::daemon_status;
+pub use debian::Debian;
 pub use guest::Vm;
 pub use kit::Kit;
-
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
 pub use program::example;
 

@@ -5,4 +5,11 @@
 //! A boot takes many seconds, so a test packs what it can into one.
 
 mod basics;
+mod counted;
+mod exercisers;
+mod forest;
+mod lifecycle;
 mod report;
+mod root;
+mod traps;
+mod trees;

@@ -78,6 +78,13 @@ pub trait MapSource {
     /// `EROFS` for writing on a read-only share, `EINVAL` or similar for
     /// what is no regular file, and whatever the host says.
     fn open_for_mapping(&self, nodeid: u64, writable: bool) -> Result<MapFile, Errno>;
+
+    /// The size of the regular file behind `nodeid` now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`MapSource::open_for_mapping`].
+    fn bytes(&self, nodeid: u64) -> Result<u64, Errno>;
 }
 
 /// What INIT may promise the guest.
@@ -284,7 +291,12 @@ impl Dax {
         if self.options.naive.leaves_out(Naive::KEEP_CACHE) {
             return false;
         }
-        self.attr_flags(attr) != 0 || self.state.lock().ledger.pieces_of(nodeid) > 0
+        self.attr_flags(attr) != 0 || self.has_live_ranges(nodeid)
+    }
+
+    /// Whether the guest may have pages of this inode mapped.
+    pub fn has_live_ranges(&self, nodeid: u64) -> bool {
+        self.state.lock().ledger.pieces_of(nodeid) > 0
     }
 
     /// SETUPMAPPING. On success the range is live in the guest.

@@ -47,6 +47,7 @@ const ACCEPTED: InitFlags = InitFlags::ASYNC_READ
 
 const LIVE: u32 = 1 << 0;
 const SETXATTR_EXT: u32 = 1 << 1;
+const WINDOW: u32 = 1 << 2;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
@@ -101,6 +102,11 @@ impl Session {
         self.load() & SETXATTR_EXT != 0
     }
 
+    /// The guest uses the window; with `dax=never` it does not.
+    pub(super) fn has_window(&self) -> bool {
+        self.load() & WINDOW != 0
+    }
+
     /// When the live session began.
     pub(super) fn began(&self) -> Option<Began> {
         *self.began.lock()
@@ -114,9 +120,10 @@ impl Session {
     fn begin(&self, accepted: InitFlags, wish: DaxWish) {
         let at = Instant::now();
         *self.began.lock() = Some(Began { at, wish });
-        let ext = accepted.contains(InitFlags::SETXATTR_EXT);
-        self.bits
-            .store(LIVE | if ext { SETXATTR_EXT } else { 0 }, Ordering::Release);
+        let bit = |flag, bit| if accepted.contains(flag) { bit } else { 0 };
+        let agreed =
+            bit(InitFlags::SETXATTR_EXT, SETXATTR_EXT) | bit(InitFlags::MAP_ALIGNMENT, WINDOW);
+        self.bits.store(LIVE | agreed, Ordering::Release);
     }
 
     /// Pairs with the stores of `begin` and `end`: who sees a session sees
@@ -190,6 +197,13 @@ fn negotiate(request: &InitIn, offer: DaxOffer) -> InitFlags {
     let mut wanted = ACCEPTED;
     wanted.set(InitFlags::MAP_ALIGNMENT, offer.map_alignment.is_some());
     wanted.set(InitFlags::HAS_INODE_DAX, offer.inode_dax);
+    if wanted.contains(InitFlags::MAP_ALIGNMENT) && DaxWish::of(request) == DaxWish::EveryFile {
+        // Such a guest has no page cache that changes of size or time could
+        // make stale. Asked to invalidate one all the same, it warns if the
+        // file is mapped (`dax_disassociate_entry`).
+        wanted.remove(InitFlags::AUTO_INVAL_DATA);
+        wanted.insert(InitFlags::EXPLICIT_INVAL_DATA);
+    }
     wanted & offered(request)
 }
 
@@ -260,6 +274,7 @@ mod tests {
     }
 
     #[test]
+<<<<<<< HEAD
     fn init_tells_how_the_guest_has_mounted() {
         let wish = |flags| DaxWish::of(&request(flags));
         let by_inode = InitFlags::HAS_INODE_DAX | InitFlags::INIT_EXT;
@@ -267,6 +282,21 @@ mod tests {
         assert_eq!(wish(InitFlags::MAP_ALIGNMENT | by_inode), DaxWish::ByInode);
         assert_eq!(wish(by_inode), DaxWish::Nothing);
         assert_eq!(wish(InitFlags::empty()), DaxWish::Nothing);
+=======
+    fn a_guest_without_a_page_cache_is_not_told_to_invalidate_it() {
+        let offer = DaxOffer {
+            map_alignment: Some(21),
+            inode_dax: true,
+        };
+        let both = InitFlags::AUTO_INVAL_DATA | InitFlags::EXPLICIT_INVAL_DATA;
+        let taken = |flags, offer| negotiate(&request(flags | both), offer) & both;
+        let always = InitFlags::INIT_EXT | InitFlags::MAP_ALIGNMENT;
+        assert_eq!(taken(always, offer), InitFlags::EXPLICIT_INVAL_DATA);
+        let per_inode = always | InitFlags::HAS_INODE_DAX;
+        assert_eq!(taken(per_inode, offer), InitFlags::AUTO_INVAL_DATA);
+        let no_window = DaxOffer::default();
+        assert_eq!(taken(always, no_window), InitFlags::AUTO_INVAL_DATA);
+>>>>>>> proofs
     }
 
     #[test]

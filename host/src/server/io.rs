@@ -26,7 +26,7 @@ impl Server {
             .open_file(nodeid, args.flags, kills_suidgid(args.open_flags))?;
         // A DAX inode has no pages in the guest to invalidate at open, and the
         // attempt makes the guest warn about its live mappings.
-        let keep = self.dax.window_bytes() > 0
+        let keep = self.session.has_window()
             && self
                 .fs
                 .getattr(nodeid, Some(fh))
@@ -45,7 +45,7 @@ impl Server {
             args.mode,
             args.umask,
         )?;
-        let keep = self.dax.window_bytes() > 0 && self.dax.keep_cache(entry.nodeid, &entry.attr);
+        let keep = self.session.has_window() && self.dax.keep_cache(entry.nodeid, &entry.attr);
         call.reply.value(&self.entry_out(&entry))?;
         call.reply.value(&open_out(fh, keep))
     }
@@ -106,8 +106,14 @@ impl Server {
         call.reply.value(&LseekOut { offset })
     }
 
+    /// Into a file with live ranges it is refused, and the guest copies by
+    /// itself: after ours it drops the target's pages without unmapping them
+    /// first, and warns if they are mapped (`truncate_folio_batch_exceptionals`).
     pub(super) fn copy_file_range(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: CopyFileRangeIn = call.body.only()?;
+        if self.dax.has_live_ranges(args.nodeid_out) {
+            return Err(Errno::OPNOTSUPP);
+        }
         let copied = self.fs.copy_file_range(
             (call.header.nodeid, args.fh_in, args.off_in),
             (args.nodeid_out, args.fh_out, args.off_out),
