@@ -274,7 +274,6 @@ mod tests {
     }
 
     #[test]
-<<<<<<< HEAD
     fn init_tells_how_the_guest_has_mounted() {
         let wish = |flags| DaxWish::of(&request(flags));
         let by_inode = InitFlags::HAS_INODE_DAX | InitFlags::INIT_EXT;
@@ -282,7 +281,9 @@ mod tests {
         assert_eq!(wish(InitFlags::MAP_ALIGNMENT | by_inode), DaxWish::ByInode);
         assert_eq!(wish(by_inode), DaxWish::Nothing);
         assert_eq!(wish(InitFlags::empty()), DaxWish::Nothing);
-=======
+    }
+
+    #[test]
     fn a_guest_without_a_page_cache_is_not_told_to_invalidate_it() {
         let offer = DaxOffer {
             map_alignment: Some(21),
@@ -296,7 +297,6 @@ mod tests {
         assert_eq!(taken(per_inode, offer), InitFlags::AUTO_INVAL_DATA);
         let no_window = DaxOffer::default();
         assert_eq!(taken(always, no_window), InitFlags::AUTO_INVAL_DATA);
->>>>>>> proofs
     }
 
     #[test]
