@@ -8,4 +8,5 @@ mod basics;
 mod counted;
 mod exercisers;
 mod forest;
+mod together;
 mod trees;
