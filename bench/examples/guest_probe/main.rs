@@ -94,7 +94,8 @@ enum Command {
         #[arg(long, value_parser = parse_bytes)]
         len: u64,
     },
-    /// Touches one byte in each range and prints how long each took
+    /// Touches one byte in each range and prints the microseconds of each
+    /// first touch; the bytes of pattern files are verified
     Touch(ranges::Args),
     /// Touches as above, prints `ready` and keeps the mapping: for each line of
     /// input it looks again and prints `same`; it ends with the input, or, if

@@ -74,6 +74,12 @@ pub(crate) fn write(folder: &Path, files: usize, bytes: u64) -> Result<()> {
     Ok(())
 }
 
+/// By its name.
+pub(crate) fn is_one(path: &Path) -> bool {
+    let name = path.file_name().unwrap_or_default();
+    name.to_string_lossy().starts_with("pattern-")
+}
+
 /// The pattern files in a folder with their sizes.
 pub(crate) fn files(folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
     let what = || format!("read {}", folder.display());
@@ -81,7 +87,7 @@ pub(crate) fn files(folder: &Path) -> Result<Vec<(PathBuf, u64)>> {
     for entry in std::fs::read_dir(folder).with_context(what)? {
         let entry = entry.with_context(what)?;
         let bytes = entry.metadata().with_context(what)?.len();
-        if entry.file_name().to_string_lossy().starts_with("pattern-") && bytes > 0 {
+        if is_one(&entry.path()) && bytes > 0 {
             files.push((entry.path(), bytes));
         }
     }

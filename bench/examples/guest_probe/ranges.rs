@@ -10,6 +10,7 @@ use daxwindow_shared::size::parse_bytes;
 
 use crate::map::{Access, Mapping};
 use crate::mapped;
+use crate::pattern::{self, Pattern};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -48,17 +49,28 @@ impl Args {
         }
         byte
     }
+
+    /// Pattern files tell what must be there; others may have anything.
+    fn check(&self, found: &[u8]) -> Result<()> {
+        if !pattern::is_one(&self.path) {
+            return Ok(());
+        }
+        let pattern = Pattern::of(&self.path);
+        (self.places().zip(found))
+            .try_for_each(|(at, byte)| pattern.check(&self.path, at as u64, &[*byte]))
+    }
 }
 
 /// Prints each first touch's microseconds, one a line.
 pub(crate) fn touch(args: &Args) -> Result<()> {
     let mapping = args.mapping()?;
-    let mut took = Vec::with_capacity(args.ranges);
+    let (mut took, mut found) = (Vec::new(), Vec::new());
     for at in args.places() {
         let start = Instant::now();
-        args.touch(&mapping, at);
+        found.push(args.touch(&mapping, at));
         took.push(start.elapsed().as_micros());
     }
+    args.check(&found)?;
     let lines: String = took.iter().map(|us| format!("{us}\n")).collect();
     std::io::stdout().write_all(lines.as_bytes())?;
     Ok(())
@@ -67,6 +79,7 @@ pub(crate) fn touch(args: &Args) -> Result<()> {
 pub(crate) fn hold(args: &Args) -> Result<()> {
     let mapping = args.mapping()?;
     let first: Vec<u8> = args.places().map(|at| args.touch(&mapping, at)).collect();
+    args.check(&first)?;
     say("ready")?;
     let mut lines = 0;
     for line in std::io::stdin().lock().lines() {

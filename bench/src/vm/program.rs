@@ -5,8 +5,6 @@
 //! `/usr/bin/NAME` is a script that starts `/opt/NAME/NAME` by `/opt/NAME/loader`.
 
 use std::collections::BTreeSet;
-use std::fs::File;
-use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
@@ -19,7 +17,9 @@ use super::userland::{name_of, parse_libraries};
 /// An executable of the host and what it takes to start it elsewhere.
 #[derive(Clone, Debug)]
 pub(crate) struct Program {
-    path: PathBuf,
+    name: String,
+    /// Without symbols: a guest unpacks it at each boot.
+    bytes: Vec<u8>,
     linked: Option<Linked>,
 }
 
@@ -32,32 +32,37 @@ struct Linked {
 impl Program {
     /// Looks for all that the program at `path` needs.
     pub(crate) fn find(path: &Path) -> Result<Program> {
-        let path = path.canonicalize();
-        let path = path.with_context(|| "find a program for the guest")?;
-        let linked = match interpreter(&path)? {
+        let whole = std::fs::read(path).with_context(|| format!("read {}", path.display()))?;
+        let segments = segments(&whole)
+            .with_context(|| format!("{} is no 64-bit ELF program", path.display()))?;
+        let linked = match interpreter(&whole, &segments) {
             Some(loader) => Some(Linked {
-                libraries: libraries(&loader, &path)?,
+                libraries: libraries(&loader, path)?,
                 loader,
             }),
             None => None,
         };
-        Ok(Program { path, linked })
+        Ok(Program {
+            name: name_of(path),
+            bytes: loadable(whole, &segments),
+            linked,
+        })
     }
 
     /// Puts it where the guest's shell finds it.
     pub(crate) fn add_to(&self, image: &mut Initramfs) -> Result<()> {
-        let name = name_of(&self.path);
+        let name = &self.name;
         let Some(linked) = &self.linked else {
-            return image.copy(&format!("usr/bin/{name}"), &self.path);
+            return image.program(&format!("usr/bin/{name}"), &self.bytes);
         };
         let place = format!("opt/{name}");
-        image.copy(&format!("{place}/{name}"), &self.path)?;
+        image.program(&format!("{place}/{name}"), &self.bytes)?;
         image.copy(&format!("{place}/loader"), &linked.loader)?;
         image.directory(&format!("{place}/lib"))?;
         for library in &linked.libraries {
             image.copy(&format!("{place}/lib/{}", name_of(library)), library)?;
         }
-        image.program(&format!("usr/bin/{name}"), wrapper(&name).as_bytes())
+        image.program(&format!("usr/bin/{name}"), wrapper(name).as_bytes())
     }
 }
 
@@ -83,38 +88,62 @@ fn libraries(loader: &Path, program: &Path) -> Result<BTreeSet<PathBuf>> {
         .with_context(|| format!("libraries of {}", program.display()))
 }
 
-/// The loader that a 64-bit ELF program names in its PT_INTERP segment; none
-/// when it is linked statically.
-fn interpreter(program: &Path) -> Result<Option<PathBuf>> {
-    const PT_INTERP: u64 = 3;
-    let file = File::open(program).with_context(|| format!("open {}", program.display()))?;
-    let number = |at: u64, bytes: usize| -> Result<u64> {
-        let mut word = [0; 8];
-        let part = word.get_mut(..bytes).context("a number's width")?;
-        let read = file.read_exact_at(part, at);
-        read.with_context(|| format!("{} is cut short", program.display()))?;
-        Ok(u64::from_le_bytes(word))
-    };
-    // 0x7f "ELF", then class 2 (64 bits) and data 1 (little endian).
-    if number(0, 6)? != 0x0102_464c_457f {
-        bail!("{} is no 64-bit ELF program", program.display());
+/// A program header of a 64-bit ELF file: its type, place and length.
+#[derive(Clone, Copy, Debug)]
+struct Segment {
+    kind: u64,
+    offset: u64,
+    bytes: u64,
+}
+
+fn number(file: &[u8], at: u64, width: usize) -> Option<u64> {
+    let at = usize::try_from(at).ok()?;
+    let mut word = [0; 8];
+    let bytes = file.get(at..at.checked_add(width)?)?;
+    word.get_mut(..width)?.copy_from_slice(bytes);
+    Some(u64::from_le_bytes(word))
+}
+
+/// Offsets are those of `Elf64_Ehdr` and `Elf64_Phdr`.
+fn segments(file: &[u8]) -> Option<Vec<Segment>> {
+    // Class 2 is 64 bits, data 1 is little endian.
+    if !file.starts_with(b"\x7fELF\x02\x01") {
+        return None;
     }
-    let (table, entry_bytes, entries) = (number(0x20, 8)?, number(0x36, 2)?, number(0x38, 2)?);
-    for index in 0..entries {
-        let entry = index
-            .checked_mul(entry_bytes)
-            .and_then(|at| table.checked_add(at))
-            .context("an ELF header out of bounds")?;
-        if number(entry, 4)? == PT_INTERP {
-            let (at, bytes) = (number(entry + 8, 8)?, number(entry + 32, 8)?);
-            let mut name = vec![0; usize::try_from(bytes.min(4096))?];
-            file.read_exact_at(&mut name, at)
-                .with_context(|| format!("{} is cut short", program.display()))?;
-            let name = String::from_utf8_lossy(&name).into_owned();
-            return Ok(Some(name.trim_end_matches('\0').into()));
+    let (table, entry_bytes) = (number(file, 0x20, 8)?, number(file, 0x36, 2)?);
+    let entry = |index: u64| {
+        let at = table.checked_add(index.checked_mul(entry_bytes)?)?;
+        Some(Segment {
+            kind: number(file, at, 4)?,
+            offset: number(file, at.checked_add(8)?, 8)?,
+            bytes: number(file, at.checked_add(32)?, 8)?,
+        })
+    };
+    (0..number(file, 0x38, 2)?).map(entry).collect()
+}
+
+/// The loader that a program names; none when it is linked statically.
+fn interpreter(file: &[u8], segments: &[Segment]) -> Option<PathBuf> {
+    const PT_INTERP: u64 = 3;
+    let segment = segments.iter().find(|segment| segment.kind == PT_INTERP)?;
+    let start = usize::try_from(segment.offset).ok()?;
+    let end = start.checked_add(usize::try_from(segment.bytes).ok()?)?;
+    let name = String::from_utf8_lossy(file.get(start..end)?).into_owned();
+    Some(name.trim_end_matches('\0').into())
+}
+
+/// Without what no segment has, and without the section table that names it.
+fn loadable(mut file: Vec<u8>, segments: &[Segment]) -> Vec<u8> {
+    let ends = segments.iter().map(|s| s.offset.saturating_add(s.bytes));
+    let end = ends.max().and_then(|end| usize::try_from(end).ok());
+    file.truncate(end.unwrap_or(usize::MAX).max(0x40));
+    // Offset of the section table, its length, the index of its names.
+    for range in [0x28..0x30, 0x3c..0x40] {
+        if let Some(field) = file.get_mut(range) {
+            field.fill(0);
         }
     }
-    Ok(None)
+    file
 }
 
 /// An example of this workspace, built beside the running test by
@@ -145,6 +174,21 @@ mod tests {
         assert!(names.iter().any(|n| n.starts_with("libc.so")), "{names:?}");
         let mut image = Initramfs::new().expect("image");
         program.add_to(&mut image).expect("added");
+    }
+
+    #[test]
+    fn what_is_left_of_a_program_runs() {
+        let folder = tempfile::tempdir().expect("directory");
+        let path = folder.path().join("program");
+        let own = std::env::current_exe().expect("own");
+        let program = Program::find(&own).expect("found");
+        let whole = own.metadata().expect("there").len();
+        assert!((program.bytes.len() as u64) < whole);
+        std::fs::write(&path, &program.bytes).expect("written");
+        let loader = program.linked.expect("linked").loader;
+        let output = Command::new(loader).arg(path).arg("--help").output();
+        let said = String::from_utf8_lossy(&output.expect("starts").stdout).into_owned();
+        assert!(said.starts_with("Usage:"), "{said}");
     }
 
     #[test]

@@ -8,5 +8,6 @@ mod basics;
 mod counted;
 mod exercisers;
 mod forest;
+mod lifecycle;
 mod together;
 mod trees;
