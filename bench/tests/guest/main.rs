@@ -11,5 +11,6 @@ mod forest;
 mod lifecycle;
 mod report;
 mod root;
+mod together;
 mod traps;
 mod trees;
