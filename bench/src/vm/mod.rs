@@ -21,6 +21,7 @@
 //! | `daemon_status` | what a daemon says of itself |
 //! | `mapping_cost` | what a mapping costs |
 //! | `commands`, `doctor`, `terminal` | the command line |
+//! | `break_even` | from which size files gain by the window |
 //!
 //! Law: no process, file or socket outlives the value or command it is for,
 //! and nothing waits without a limit.
@@ -28,6 +29,7 @@
 pub mod accel;
 pub mod agent;
 mod apt;
+mod break_even;
 mod commands;
 mod console;
 mod daemon_status;
