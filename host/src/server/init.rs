@@ -47,6 +47,7 @@ const ACCEPTED: InitFlags = InitFlags::ASYNC_READ
 
 const LIVE: u32 = 1 << 0;
 const SETXATTR_EXT: u32 = 1 << 1;
+const ALL_DAX: u32 = 1 << 2;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
@@ -101,6 +102,13 @@ impl Session {
         self.load() & SETXATTR_EXT != 0
     }
 
+    /// The guest takes every regular file for a DAX inode: it has a window
+    /// and does not ask for the flag of each inode, which is what Linux does
+    /// when mounted with `dax=always`.
+    pub(super) fn all_dax(&self) -> bool {
+        self.load() & ALL_DAX != 0
+    }
+
     /// When the live session began.
     pub(super) fn began(&self) -> Option<Began> {
         *self.began.lock()
@@ -114,9 +122,14 @@ impl Session {
     fn begin(&self, accepted: InitFlags, wish: DaxWish) {
         let at = Instant::now();
         *self.began.lock() = Some(Began { at, wish });
-        let ext = accepted.contains(InitFlags::SETXATTR_EXT);
-        self.bits
-            .store(LIVE | if ext { SETXATTR_EXT } else { 0 }, Ordering::Release);
+        let mut bits = LIVE;
+        bits |= if accepted.contains(InitFlags::SETXATTR_EXT) {
+            SETXATTR_EXT
+        } else {
+            0
+        };
+        bits |= if all_dax(accepted) { ALL_DAX } else { 0 };
+        self.bits.store(bits, Ordering::Release);
     }
 
     /// Pairs with the stores of `begin` and `end`: who sees a session sees
@@ -190,7 +203,34 @@ fn negotiate(request: &InitIn, offer: DaxOffer) -> InitFlags {
     let mut wanted = ACCEPTED;
     wanted.set(InitFlags::MAP_ALIGNMENT, offer.map_alignment.is_some());
     wanted.set(InitFlags::HAS_INODE_DAX, offer.inode_dax);
-    wanted & offered(request)
+    let mut accepted = wanted & offered(request);
+    invalidation(&mut accepted, offered(request));
+    accepted
+}
+
+/// When the guest throws cached pages away: a Linux guest does it to DAX
+/// inodes as well, which have none, and warns if a process has one mapped
+/// (`dax_disassociate_entry`). A store by the host or by another guest changes
+/// the time of modification and is enough for that; no reply about the inode
+/// can prevent it.
+///
+/// Where every file is a DAX inode nothing is ever to be thrown away. Where
+/// some are, files without DAX are looked at anew when they are opened and
+/// when their size changes, but no longer when only their time changes.
+fn invalidation(accepted: &mut InitFlags, offer: InitFlags) {
+    if !accepted.contains(InitFlags::MAP_ALIGNMENT) {
+        return;
+    }
+    accepted.remove(InitFlags::AUTO_INVAL_DATA);
+    let explicit = offer & InitFlags::EXPLICIT_INVAL_DATA;
+    if all_dax(*accepted) {
+        accepted.insert(explicit);
+    }
+}
+
+/// The window is offered with `HAS_INODE_DAX` or not at all.
+fn all_dax(accepted: InitFlags) -> bool {
+    accepted.contains(InitFlags::MAP_ALIGNMENT) && !accepted.contains(InitFlags::HAS_INODE_DAX)
 }
 
 fn answer(request: &InitIn, accepted: InitFlags, offer: DaxOffer) -> InitOut {
@@ -257,6 +297,24 @@ mod tests {
         let without = negotiate(&everything, DaxOffer::default());
         assert!(!without.intersects(InitFlags::MAP_ALIGNMENT | InitFlags::HAS_INODE_DAX));
         assert!(negotiate(&request(InitFlags::empty()), offer).is_empty());
+    }
+
+    #[test]
+    fn a_guest_with_dax_inodes_does_not_throw_their_pages_away() {
+        let offer = DaxOffer {
+            map_alignment: Some(21),
+            inode_dax: true,
+        };
+        let both = InitFlags::AUTO_INVAL_DATA | InitFlags::EXPLICIT_INVAL_DATA;
+        let some = negotiate(&request(InitFlags::all()), offer);
+        assert!(!some.intersects(both), "cached and DAX inodes side by side");
+        let always = InitFlags::all() - InitFlags::HAS_INODE_DAX;
+        let every = negotiate(&request(always), offer);
+        assert!(every.contains(InitFlags::EXPLICIT_INVAL_DATA) && all_dax(every));
+        assert!(!every.contains(InitFlags::AUTO_INVAL_DATA));
+        let none = negotiate(&request(InitFlags::all()), DaxOffer::default());
+        assert!(none.contains(InitFlags::AUTO_INVAL_DATA) && !all_dax(none));
+        assert!(!none.contains(InitFlags::EXPLICIT_INVAL_DATA));
     }
 
     #[test]
