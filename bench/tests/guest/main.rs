@@ -6,6 +6,7 @@
 
 mod basics;
 mod lifecycle;
+mod policy;
 mod report;
 mod root;
 mod traps;
