@@ -35,7 +35,7 @@ pub struct Flags {
     /// Size of the DAX window, a multiple of 2M; suffixes K, M and G; 0 for no
     /// window. A PCI device's window is a power of two: other sizes are
     /// rounded down
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_window)]
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_window)]
     pub dax_window: u64,
 
     /// Which files the guest may access through the window
@@ -154,15 +154,16 @@ pub enum ExecutablesFlag {
 /// `--memory-slots`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SlotsFlag {
-    /// It may. Mappings are quick and quiet, buffers may lie in the window,
-    /// and the VMM may be paused; QEMU 11 ends when its guest resets the
-    /// device with ranges mapped
+    /// It may: buffers may lie in the window, and the VMM may be paused while
+    /// nothing is being mapped. QEMU 11 ends when its guest resets the device
+    /// with ranges mapped, and takes long over a map with more than 128 live
     Auto,
     /// As auto, and a VMM that announces nothing gets no DAX
     On,
-    /// It may not. QEMU 11 survives such resets, but not a pause with ranges
-    /// mapped; mappings cost twice as much, and buffers may not lie in the
-    /// window
+    /// It may not: QEMU 11 survives such resets, but a pause with ranges mapped
+    /// takes the share from its guest; transfers between buffers in the window
+    /// and other files fail, and QEMU complains on its standard error about
+    /// each map
     Off,
 }
 
@@ -315,9 +316,9 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_a_window_of_half_a_gibibyte_for_chosen_inodes() {
+    fn defaults_are_a_window_of_a_quarter_gibibyte_for_chosen_inodes() {
         let config = parse(&[]).expect("valid").config(1024).expect("valid");
-        assert_eq!(config.dax.window_bytes, 512 << 20);
+        assert_eq!(config.dax.window_bytes, 256 << 20);
         assert_eq!(config.dax.mode, DaxMode::Inode);
         assert_eq!(
             config.dax.min_file_bytes,

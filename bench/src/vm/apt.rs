@@ -12,10 +12,38 @@ use std::process::{Command, Output, Stdio};
 
 use anyhow::{Context, Result, bail};
 
-/// The release whose packages the kit is made of.
-const SUITE: &str = "trixie";
-/// Where its newest QEMU and kernel are.
-const NEWEST: &str = "trixie-backports";
+/// Where packages are taken from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Release {
+    /// What the kit is made of: the stable release, and its backports for the
+    /// newest QEMU and kernel.
+    Stable,
+    /// The unstable one, for programs that no other has.
+    Unstable,
+}
+
+impl Release {
+    /// The one preferred comes last.
+    fn suites(self) -> &'static [&'static str] {
+        match self {
+            Release::Stable => &["trixie", "trixie-backports"],
+            Release::Unstable => &["sid"],
+        }
+    }
+
+    fn newest(self) -> &'static str {
+        self.suites().last().copied().unwrap_or_default()
+    }
+
+    /// The folder of its lists, in the kit.
+    pub(crate) fn folder(self) -> &'static str {
+        match self {
+            Release::Stable => "apt",
+            Release::Unstable => "apt-unstable",
+        }
+    }
+}
+
 /// Names a mirror where apt's own configuration has none.
 pub(crate) const MIRROR_VARIABLE: &str = "DAXWINDOW_VM_MIRROR";
 const KEYRINGS: [&str; 2] = [
@@ -36,14 +64,19 @@ pub(crate) struct Package {
 /// An apt of our own.
 pub(crate) struct Apt {
     home: PathBuf,
+    release: Release,
     offline: bool,
 }
 
 impl Apt {
     /// Uses the folder `home`; nothing is made yet.
-    pub(crate) fn new(home: &Path, offline: bool) -> Apt {
+    pub(crate) fn new(home: &Path, release: Release, offline: bool) -> Apt {
         let home = home.to_path_buf();
-        Apt { home, offline }
+        Apt {
+            home,
+            release,
+            offline,
+        }
     }
 
     /// Everything that `wanted` needs on an empty system, in apt's order.
@@ -51,7 +84,7 @@ impl Apt {
         self.need_lists()?;
         let mut command = self.apt_get()?;
         command.args(["install", "--yes", "-qq", "--print-uris"]);
-        let output = finish(command.args(["-t", NEWEST]).args(wanted))?;
+        let output = finish(command.args(["-t", self.release.newest()]).args(wanted))?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
         let packages: Vec<Package> = text.lines().filter_map(parse_uri_line).collect();
         if packages.is_empty() {
@@ -92,7 +125,11 @@ impl Apt {
                 Err(e) => failures.push(explain(&format!("{e:#}"))),
             }
         }
-        bail!("no mirror serves {NEWEST}:\n{}", failures.join("\n"))
+        bail!(
+            "no mirror serves {}:\n{}",
+            self.release.newest(),
+            failures.join("\n")
+        )
     }
 
     /// Whether lists are there.
@@ -132,7 +169,8 @@ impl Apt {
             fs::create_dir_all(&folder).with_context(|| format!("make {}", folder.display()))?;
         }
         fs::write(self.home.join("status"), "")?;
-        fs::write(self.home.join("sources.list"), sources(mirror, keyring()))?;
+        let sources = sources(self.release, mirror, keyring());
+        fs::write(self.home.join("sources.list"), sources)?;
         Ok(())
     }
 
@@ -216,11 +254,12 @@ fn candidates(targets: &str) -> Vec<String> {
     uris.filter(|uri| seen.insert(uri.clone())).collect()
 }
 
-fn sources(mirror: &str, keyring: Option<&str>) -> String {
+fn sources(release: Release, mirror: &str, keyring: Option<&str>) -> String {
     let signed = keyring.map_or(String::new(), |path| format!("[signed-by={path}] "));
-    [SUITE, NEWEST]
+    let suites = release.suites().iter();
+    suites
         .map(|suite| format!("deb {signed}{mirror} {suite} main\n"))
-        .concat()
+        .collect()
 }
 
 /// `'URI' file size hash`, where the file is `name_version_arch.deb`.
@@ -289,19 +328,22 @@ mod tests {
 
     #[test]
     fn sources_are_signed_where_the_keyring_is_known() {
-        let text = sources("http://m/debian", Some("/k.gpg"));
+        let text = sources(Release::Stable, "http://m/debian", Some("/k.gpg"));
         assert_eq!(
             text,
             "deb [signed-by=/k.gpg] http://m/debian trixie main\n\
              deb [signed-by=/k.gpg] http://m/debian trixie-backports main\n"
         );
-        assert!(!sources("http://m", None).contains('['));
+        assert_eq!(
+            sources(Release::Unstable, "http://m", None),
+            "deb http://m sid main\n"
+        );
     }
 
     #[test]
     fn offline_fails_with_the_way_out() {
         let home = tempfile::tempdir().expect("directory");
-        let apt = Apt::new(home.path(), true);
+        let apt = Apt::new(home.path(), Release::Stable, true);
         let error = apt.closure(&["x"]).expect_err("offline").to_string();
         assert!(error.contains("--offline"), "{error}");
         assert!(!apt.has_lists());
@@ -309,7 +351,7 @@ mod tests {
 
     #[test]
     fn nothing_of_the_system_is_written() {
-        let apt = Apt::new(Path::new("/kit/apt"), false);
+        let apt = Apt::new(Path::new("/kit/apt"), Release::Stable, false);
         let options = apt.options();
         let text: Vec<_> = options.iter().map(|o| o.to_string_lossy()).collect();
         for key in [

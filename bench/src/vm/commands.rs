@@ -143,7 +143,8 @@ struct GuestArgs {
     #[arg(long)]
     readonly: bool,
 
-    /// Another vhost-user-fs daemon
+    /// Another vhost-user-fs daemon; the word virtiofsd means the one of
+    /// Debian's unstable release, fetched into the kit
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
 
@@ -160,7 +161,7 @@ struct GuestArgs {
     accel: AccelChoice,
 
     /// A Debian package whose program the guest gets (fio, strace,
-    /// package:program); may be repeated
+    /// package:program), or a crate (crate:fsx@0.3.2); may be repeated
     #[arg(long, value_name = "PACKAGE")]
     tool: Vec<String>,
 

@@ -9,7 +9,9 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result};
 
+use super::kit::Kit;
 use super::options::{Dax, DeviceChoice, ShareOptions};
+use super::peers::Peer;
 use super::qemu::{GENERIC_DEVICE, escaped};
 
 /// Bytes of virtio-fs configuration space: tag and number of queues.
@@ -32,9 +34,14 @@ pub(crate) struct Dialect {
 }
 
 impl Dialect {
-    /// Looks at the daemon that `share` names.
-    pub(crate) fn of(share: &ShareOptions) -> Result<Dialect> {
-        let binary = crate::daemon::find(share.daemon.as_deref())?;
+    /// Looks at the daemon that `share` names: a peer of the kit, or a path.
+    pub(crate) fn of(kit: &Kit, share: &ShareOptions) -> Result<Dialect> {
+        let told = share.daemon.as_deref();
+        let peer = told.map_or(Ok(None), |name| Peer::named(kit, name))?;
+        let binary = match peer {
+            Some(peer) => peer.program,
+            None => crate::daemon::find(told)?,
+        };
         let output = Command::new(&binary)
             .arg("--help")
             .stdin(Stdio::null())

@@ -9,6 +9,7 @@ use super::accel;
 use super::apt::{self, MIRROR_VARIABLE};
 use super::kernel::{self, Kernel};
 use super::kit::{HOME_VARIABLE, Kit};
+use super::peers::{Peer, VIRTIOFSD};
 use super::qemu::{self, QEMU_VARIABLE, Qemu};
 use super::userland::{self, Userland};
 
@@ -112,6 +113,7 @@ fn look(kit: &Kit, fetch: bool) -> Vec<Finding> {
     if source.state != State::Missing || !complete {
         findings.push(source);
     }
+    findings.push(peer(kit));
     findings
 }
 
@@ -215,6 +217,26 @@ fn daemon() -> Finding {
         state,
         found,
         remedy,
+    }
+}
+
+/// What `--daemon virtiofsd` would start. Nobody else needs it, so it is never
+/// missing.
+fn peer(kit: &Kit) -> Finding {
+    let (state, found) = match kit.existing(VIRTIOFSD).map(|set| Peer::in_set(&set)) {
+        Some(Ok(peer)) => (State::Ready, format!("virtiofsd {} (Kit)", peer.version)),
+        Some(Err(error)) => (State::Fetched, format!("{error:#}")),
+        None => (State::Fetched, "not in the kit yet".to_owned()),
+    };
+    let remedy = match state {
+        State::Ready => "",
+        _ => "fetched by the first --daemon virtiofsd",
+    };
+    Finding {
+        part: "peer",
+        state,
+        found,
+        remedy: remedy.into(),
     }
 }
 

@@ -12,7 +12,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 
-use super::apt::{Apt, Package};
+use super::apt::{Apt, Package, Release};
+use super::crates;
 
 /// Names another folder for the kit.
 pub(crate) const HOME_VARIABLE: &str = "DAXWINDOW_VM_KIT";
@@ -64,6 +65,7 @@ impl Set {
 pub struct Kit {
     home: PathBuf,
     offline: bool,
+    release: Release,
 }
 
 impl Kit {
@@ -78,13 +80,30 @@ impl Kit {
             Some(home) => std::path::absolute(home)?,
             None => target_folder()?.join("vm-kit"),
         };
-        Ok(Kit { home, offline })
+        Ok(Kit::at(&home, offline))
     }
 
     /// A kit in a folder of the caller's choice.
     pub fn at(home: &Path, offline: bool) -> Kit {
         let home = home.to_path_buf();
-        Kit { home, offline }
+        Kit {
+            home,
+            offline,
+            release: Release::Stable,
+        }
+    }
+
+    /// The same kit, which makes its next sets from another release.
+    pub(crate) fn with_release(&self, release: Release) -> Kit {
+        Kit {
+            release,
+            ..self.clone()
+        }
+    }
+
+    /// Whether fetching is forbidden.
+    pub(crate) fn is_offline(&self) -> bool {
+        self.offline
     }
 
     /// Where it is.
@@ -93,7 +112,8 @@ impl Kit {
     }
 
     pub(crate) fn apt(&self) -> Apt {
-        Apt::new(&self.home.join("apt"), self.offline)
+        let home = self.home.join(self.release.folder());
+        Apt::new(&home, self.release, self.offline)
     }
 
     /// The set if it is there.
@@ -136,7 +156,9 @@ impl Kit {
     /// When the folder cannot be written.
     pub fn forget(&self) -> Result<()> {
         let _lock = self.lock()?;
-        for part in ["sets", "apt", "accelerator.json"] {
+        let lists = [Release::Stable, Release::Unstable].map(Release::folder);
+        let others = ["sets", crates::FOLDER, "accelerator.json"];
+        for part in lists.into_iter().chain(others) {
             let path = self.home.join(part);
             let gone = match path.is_dir() {
                 true => fs::remove_dir_all(&path),
@@ -152,7 +174,8 @@ impl Kit {
         Ok(())
     }
 
-    fn lock(&self) -> Result<File> {
+    /// Keeps other processes from making parts, until it is dropped.
+    pub(crate) fn lock(&self) -> Result<File> {
         let path = self.home.join("lock");
         let what = || format!("lock {}", path.display());
         fs::create_dir_all(&self.home).with_context(what)?;

@@ -68,7 +68,7 @@ impl Machine {
         let kernel = Kernel::find(kit)?;
         let accel = accel::choose(kit, options.accel, &qemu, &kernel)?;
         let emulated_root = accel == Accel::Tcg && matches!(purpose, Purpose::Root(_));
-        let (daemons, devices) = start_daemons(options, scratch.path(), emulated_root)?;
+        let (daemons, devices) = start_daemons(kit, options, scratch.path(), emulated_root)?;
         let console = Console::new(&scratch.path().join("console.log"));
         let mut command = qemu.command();
         machine_arguments(&mut command, options, accel);
@@ -137,13 +137,14 @@ type Daemons = Vec<Option<Process>>;
 /// code out of the window where that is left to the daemon: QEMU's emulator
 /// goes on with its translation of code whose range shows another file now.
 fn start_daemons(
+    kit: &Kit,
     options: &VmOptions,
     folder: &Path,
     emulated_root: bool,
 ) -> Result<(Daemons, Vec<String>)> {
     let (mut daemons, mut devices) = (Vec::new(), Vec::new());
     for (index, share) in options.shares.iter().enumerate() {
-        let dialect = Dialect::of(share)?;
+        let dialect = Dialect::of(kit, share)?;
         let mut share = share.clone();
         if emulated_root && index == 0 && share.dax == Dax::Inode {
             share.daemon_arguments.extend(dialect.no_libraries());

@@ -9,6 +9,8 @@
 //! | [`userland`] | busybox and tools |
 //! | [`debian`] | a root directory to boot from |
 //! | `root` | a share that is the root file system |
+//! | `crates` | programs of the crates registry, built for the guest |
+//! | [`peers`] | other people's daemons |
 //! | `program` | programs of the host in the guest |
 //! | `initramfs`, `script` | the guest's first file system and what it runs |
 //! | [`accel`] | kvm or tcg, by trial |
@@ -32,6 +34,7 @@ mod apt;
 mod break_even;
 mod commands;
 mod console;
+mod crates;
 mod daemon_status;
 pub mod debian;
 mod dialect;
@@ -45,6 +48,7 @@ mod machine;
 mod mapping_cost;
 mod monitor;
 pub mod options;
+pub mod peers;
 mod process;
 mod program;
 pub mod qemu;

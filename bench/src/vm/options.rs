@@ -73,7 +73,8 @@ pub struct ShareOptions {
     /// A socket on which a daemon listens already; its other options are then
     /// its own, and none is started.
     pub socket: Option<PathBuf>,
-    /// The daemon; none is the one beside this program.
+    /// The daemon, a path or the name of a peer (`virtiofsd`); none is the
+    /// one beside this program.
     pub daemon: Option<PathBuf>,
     /// Further arguments of the daemon.
     pub daemon_arguments: Vec<String>,
@@ -120,7 +121,8 @@ pub struct VmOptions {
     pub cpus: usize,
     /// What runs them.
     pub accel: AccelChoice,
-    /// Programs from Debian packages: `fio`, `strace`, `package:program`.
+    /// Programs from Debian packages: `fio`, `strace`, `package:program`; and
+    /// of the crates registry: `crate:name@version`.
     pub tools: Vec<String>,
     /// Programs of the host, run in the guest by their name: the libraries
     /// and the loader they need come with them.

@@ -8,6 +8,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::crates::Crate;
 use super::initramfs::Initramfs;
 use super::kit::{Kit, Recipe, Set};
 
@@ -23,6 +24,8 @@ pub struct Userland {
     pub version: String,
     busybox: PathBuf,
     tools: Vec<Tool>,
+    /// Static programs.
+    programs: Vec<PathBuf>,
 }
 
 /// One dynamically linked program and its libraries.
@@ -35,7 +38,8 @@ struct Tool {
 
 impl Userland {
     /// The kit's, with `tools`: Debian packages whose program has the same
-    /// name (fio, strace), or `package:program`. Fetched if need be.
+    /// name (fio, strace), `package:program`, or programs of the crates
+    /// registry as `crate:name@version`. Fetched or built if need be.
     ///
     /// # Errors
     ///
@@ -48,7 +52,10 @@ impl Userland {
         };
         let mut userland = Userland::in_set(&kit.set(&recipe, |_| Ok(()))?)?;
         for name in tools {
-            userland.tools.push(Tool::find(kit, name)?);
+            match Crate::parse(name) {
+                Some(found) => userland.programs.push(found?.find(kit)?),
+                None => userland.tools.push(Tool::find(kit, name)?),
+            }
         }
         Ok(userland)
     }
@@ -64,6 +71,7 @@ impl Userland {
             version: set.version(PACKAGE).unwrap_or("unknown").to_owned(),
             busybox: busybox.context("the busybox package has no busybox")?,
             tools: Vec::new(),
+            programs: Vec::new(),
         })
     }
 
@@ -72,6 +80,9 @@ impl Userland {
         image.copy("bin/busybox", &self.busybox)?;
         for applet in self.applets()? {
             image.symlink(&format!("bin/{applet}"), "busybox")?;
+        }
+        for program in &self.programs {
+            image.copy(&format!("usr/bin/{}", name_of(program)), program)?;
         }
         let mut placed = BTreeSet::new();
         for tool in &self.tools {

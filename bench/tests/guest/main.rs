@@ -5,8 +5,13 @@
 //! A boot takes many seconds, so a test packs what it can into one.
 
 mod basics;
+mod counted;
+mod exercisers;
+mod forest;
 mod lifecycle;
 mod policy;
 mod report;
 mod root;
+mod together;
 mod traps;
+mod trees;

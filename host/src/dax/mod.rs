@@ -296,7 +296,12 @@ impl Dax {
         if self.options.naive.leaves_out(Naive::KEEP_CACHE) {
             return false;
         }
-        dax || self.state.lock().ledger.pieces_of(nodeid) > 0
+        dax || self.has_live_ranges(nodeid)
+    }
+
+    /// Whether the guest may have pages of this inode mapped.
+    pub fn has_live_ranges(&self, nodeid: u64) -> bool {
+        self.state.lock().ledger.pieces_of(nodeid) > 0
     }
 
     /// SETUPMAPPING. On success the range is live in the guest.

@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::dax::DaxOffer;
+use crate::dax::{DaxOffer, DaxVerdict};
 
 use super::{Call, Server};
 
@@ -47,7 +47,8 @@ const ACCEPTED: InitFlags = InitFlags::ASYNC_READ
 
 const LIVE: u32 = 1 << 0;
 const SETXATTR_EXT: u32 = 1 << 1;
-const ALL_DAX: u32 = 1 << 2;
+const WINDOW: u32 = 1 << 2;
+const ALL_DAX: u32 = 1 << 3;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
@@ -109,6 +110,11 @@ impl Session {
         self.load() & ALL_DAX != 0
     }
 
+    /// The guest uses the window; with `dax=never` it does not.
+    pub(super) fn has_window(&self) -> bool {
+        self.load() & WINDOW != 0
+    }
+
     /// When the live session began.
     pub(super) fn began(&self) -> Option<Began> {
         *self.began.lock()
@@ -122,14 +128,12 @@ impl Session {
     fn begin(&self, accepted: InitFlags, wish: DaxWish) {
         let at = Instant::now();
         *self.began.lock() = Some(Began { at, wish });
-        let mut bits = LIVE;
-        bits |= if accepted.contains(InitFlags::SETXATTR_EXT) {
-            SETXATTR_EXT
-        } else {
-            0
-        };
-        bits |= if all_dax(accepted) { ALL_DAX } else { 0 };
-        self.bits.store(bits, Ordering::Release);
+        let bit = |set, bit| if set { bit } else { 0 };
+        let window = accepted.contains(InitFlags::MAP_ALIGNMENT);
+        let agreed = bit(accepted.contains(InitFlags::SETXATTR_EXT), SETXATTR_EXT)
+            | bit(window, WINDOW)
+            | bit(window && wish == DaxWish::EveryFile, ALL_DAX);
+        self.bits.store(LIVE | agreed, Ordering::Release);
     }
 
     /// Pairs with the stores of `begin` and `end`: who sees a session sees
@@ -171,9 +175,19 @@ impl Server {
         self.session.end();
         self.fs.reset();
         let offer = self.fresh_window();
+        let wish = DaxWish::of(&request);
+        if let (DaxWish::EveryFile, DaxVerdict::Off(reason)) = (wish, self.dax.verdict()) {
+            // It would reach for every file through the window all the same,
+            // and find each an I/O error.
+            tracing::warn!(
+                "refused: the guest mounts with dax=always and no file has DAX: {reason}; \
+                 without that option it can use the share"
+            );
+            return Err(Errno::OPNOTSUPP);
+        }
         let accepted = negotiate(&request, offer);
         call.reply.value(&answer(&request, accepted, offer))?;
-        self.session.begin(accepted, DaxWish::of(&request));
+        self.session.begin(accepted, wish);
         tracing::info!(
             minor = request.minor,
             dax_window_bytes = self.dax.window_bytes(),
@@ -203,34 +217,14 @@ fn negotiate(request: &InitIn, offer: DaxOffer) -> InitFlags {
     let mut wanted = ACCEPTED;
     wanted.set(InitFlags::MAP_ALIGNMENT, offer.map_alignment.is_some());
     wanted.set(InitFlags::HAS_INODE_DAX, offer.inode_dax);
-    let mut accepted = wanted & offered(request);
-    invalidation(&mut accepted, offered(request));
-    accepted
-}
-
-/// When the guest throws cached pages away: a Linux guest does it to DAX
-/// inodes as well, which have none, and warns if a process has one mapped
-/// (`dax_disassociate_entry`). A store by the host or by another guest changes
-/// the time of modification and is enough for that; no reply about the inode
-/// can prevent it.
-///
-/// Where every file is a DAX inode nothing is ever to be thrown away. Where
-/// some are, files without DAX are looked at anew when they are opened and
-/// when their size changes, but no longer when only their time changes.
-fn invalidation(accepted: &mut InitFlags, offer: InitFlags) {
-    if !accepted.contains(InitFlags::MAP_ALIGNMENT) {
-        return;
+    if wanted.contains(InitFlags::MAP_ALIGNMENT) && DaxWish::of(request) == DaxWish::EveryFile {
+        // Such a guest has no page cache that changes of size or time could
+        // make stale. Asked to invalidate one all the same, it warns if the
+        // file is mapped (`dax_disassociate_entry`).
+        wanted.remove(InitFlags::AUTO_INVAL_DATA);
+        wanted.insert(InitFlags::EXPLICIT_INVAL_DATA);
     }
-    accepted.remove(InitFlags::AUTO_INVAL_DATA);
-    let explicit = offer & InitFlags::EXPLICIT_INVAL_DATA;
-    if all_dax(*accepted) {
-        accepted.insert(explicit);
-    }
-}
-
-/// The window is offered with `HAS_INODE_DAX` or not at all.
-fn all_dax(accepted: InitFlags) -> bool {
-    accepted.contains(InitFlags::MAP_ALIGNMENT) && !accepted.contains(InitFlags::HAS_INODE_DAX)
+    wanted & offered(request)
 }
 
 fn answer(request: &InitIn, accepted: InitFlags, offer: DaxOffer) -> InitOut {
@@ -300,24 +294,6 @@ mod tests {
     }
 
     #[test]
-    fn a_guest_with_dax_inodes_does_not_throw_their_pages_away() {
-        let offer = DaxOffer {
-            map_alignment: Some(21),
-            inode_dax: true,
-        };
-        let both = InitFlags::AUTO_INVAL_DATA | InitFlags::EXPLICIT_INVAL_DATA;
-        let some = negotiate(&request(InitFlags::all()), offer);
-        assert!(!some.intersects(both), "cached and DAX inodes side by side");
-        let always = InitFlags::all() - InitFlags::HAS_INODE_DAX;
-        let every = negotiate(&request(always), offer);
-        assert!(every.contains(InitFlags::EXPLICIT_INVAL_DATA) && all_dax(every));
-        assert!(!every.contains(InitFlags::AUTO_INVAL_DATA));
-        let none = negotiate(&request(InitFlags::all()), DaxOffer::default());
-        assert!(none.contains(InitFlags::AUTO_INVAL_DATA) && !all_dax(none));
-        assert!(!none.contains(InitFlags::EXPLICIT_INVAL_DATA));
-    }
-
-    #[test]
     fn init_tells_how_the_guest_has_mounted() {
         let wish = |flags| DaxWish::of(&request(flags));
         let by_inode = InitFlags::HAS_INODE_DAX | InitFlags::INIT_EXT;
@@ -325,6 +301,22 @@ mod tests {
         assert_eq!(wish(InitFlags::MAP_ALIGNMENT | by_inode), DaxWish::ByInode);
         assert_eq!(wish(by_inode), DaxWish::Nothing);
         assert_eq!(wish(InitFlags::empty()), DaxWish::Nothing);
+    }
+
+    #[test]
+    fn a_guest_without_a_page_cache_is_not_told_to_invalidate_it() {
+        let offer = DaxOffer {
+            map_alignment: Some(21),
+            inode_dax: true,
+        };
+        let both = InitFlags::AUTO_INVAL_DATA | InitFlags::EXPLICIT_INVAL_DATA;
+        let taken = |flags, offer| negotiate(&request(flags | both), offer) & both;
+        let always = InitFlags::INIT_EXT | InitFlags::MAP_ALIGNMENT;
+        assert_eq!(taken(always, offer), InitFlags::EXPLICIT_INVAL_DATA);
+        let per_inode = always | InitFlags::HAS_INODE_DAX;
+        assert_eq!(taken(per_inode, offer), InitFlags::AUTO_INVAL_DATA);
+        let no_window = DaxOffer::default();
+        assert_eq!(taken(always, no_window), InitFlags::AUTO_INVAL_DATA);
     }
 
     #[test]

@@ -49,9 +49,10 @@ impl Server {
     }
 
     /// A guest mounted with `dax=always` takes every file for a DAX inode,
-    /// whatever the flag says.
+    /// whatever the flag says, and one mounted with `dax=never` takes none.
     fn keep_cache(&self, nodeid: u64, dax: bool) -> bool {
-        self.dax.window_bytes() > 0 && self.dax.keep_cache(nodeid, dax || self.session.all_dax())
+        let dax = dax || self.session.all_dax();
+        self.session.has_window() && self.dax.keep_cache(nodeid, dax)
     }
 
     pub(super) fn read(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -110,8 +111,14 @@ impl Server {
         call.reply.value(&LseekOut { offset })
     }
 
+    /// Into a file with live ranges it is refused, and the guest copies by
+    /// itself: after ours it drops the target's pages without unmapping them
+    /// first, and warns if they are mapped (`truncate_folio_batch_exceptionals`).
     pub(super) fn copy_file_range(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: CopyFileRangeIn = call.body.only()?;
+        if self.dax.has_live_ranges(args.nodeid_out) {
+            return Err(Errno::OPNOTSUPP);
+        }
         let copied = self.fs.copy_file_range(
             (call.header.nodeid, args.fh_in, args.off_in),
             (args.nodeid_out, args.fh_out, args.off_out),
