@@ -1,4 +1,4 @@
-//! `daxwindow-bench vm`: doctor, run, shell, boot, debian.
+//! `daxwindow-bench vm`: doctor, run, shell, boot, debian, and two figures.
 
 use std::io::{stderr, stdout};
 use std::path::PathBuf;
@@ -17,7 +17,7 @@ use daxwindow_shared::size::parse_bytes;
 use super::options::{
     AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions, parse_file, parse_window,
 };
-use super::{TOOK_TOO_LONG, VM_FAILED, doctor, mapping_cost, script, terminal};
+use super::{TOOK_TOO_LONG, VM_FAILED, break_even, doctor, mapping_cost, script, terminal};
 
 /// Boots a real Linux guest on a stock QEMU with a share, without root.
 /// Missing parts are fetched as Debian packages into the build's target folder.
@@ -33,6 +33,7 @@ enum Command {
     Run(RunArgs),
     Shell(ShellArgs),
     Boot(BootArgs),
+    BreakEven(break_even::Args),
     MappingCost(mapping_cost::Args),
     Debian(DebianArgs),
 }
@@ -235,6 +236,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let options = args.guest.options(args.root, Dax::Inode)?;
             terminal::boot(&options, args.init)
         }
+        Command::BreakEven(args) => break_even::run(&args),
         Command::Debian(args) => make_debian(&args),
     };
     match done {

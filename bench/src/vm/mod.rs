@@ -23,6 +23,7 @@
 //! | `daemon_status` | what a daemon says of itself |
 //! | `mapping_cost` | what a mapping costs |
 //! | `commands`, `doctor`, `terminal` | the command line |
+//! | `break_even` | from which size files gain by the window |
 //!
 //! Law: no process, file or socket outlives the value or command it is for,
 //! and nothing waits without a limit.
@@ -30,6 +31,7 @@
 pub mod accel;
 pub mod agent;
 mod apt;
+mod break_even;
 mod commands;
 mod console;
 mod crates;

@@ -9,6 +9,7 @@ mod counted;
 mod exercisers;
 mod forest;
 mod lifecycle;
+mod policy;
 mod report;
 mod root;
 mod together;

@@ -111,8 +111,10 @@ impl DaxVerdict {
         }
         match options.mode {
             DaxMode::Never => DaxVerdict::Off(DaxOff::Mode),
-            DaxMode::Always => DaxVerdict::On,
-            DaxMode::Inode => DaxVerdict::Some(SomeFiles::ByRule(rule(options))),
+            DaxMode::Always if options.names.is_empty() => DaxVerdict::On,
+            DaxMode::Inode | DaxMode::Always => {
+                DaxVerdict::Some(SomeFiles::ByRule(options.describe(can).join("; ")))
+            }
         }
     }
 
@@ -124,10 +126,6 @@ impl DaxVerdict {
             DaxMode::Inode | DaxMode::Always => DaxVerdict::Unknown,
         }
     }
-}
-
-fn rule(options: &DaxOptions) -> String {
-    format!("regular files of {} bytes and more", options.min_file_bytes)
 }
 
 impl fmt::Display for DaxVerdict {
@@ -261,6 +259,7 @@ impl Dax {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dax::globs::NameRules;
 
     const QEMU_LIKE: Capabilities = Capabilities {
         past_eof: false,
@@ -312,7 +311,18 @@ mod tests {
         assert_eq!((verdict.name(), verdict.reason()), ("some", "whole-pages"));
         let verdict = of(&DaxOptions::default(), QEMU_LIKE, None);
         assert_eq!((verdict.name(), verdict.reason()), ("some", "rule"));
-        assert!(verdict.to_string().contains("65536"), "{verdict}");
+        let said = verdict.to_string();
+        assert!(
+            said.contains("128K") && said.contains("no executables"),
+            "{said}"
+        );
+        let excluding = DaxOptions {
+            names: NameRules::new(&[], &["*.tmp".parse().expect("a glob")]).expect("small"),
+            ..always
+        };
+        let verdict = of(&excluding, QEMU_LIKE, None);
+        assert_eq!((verdict.name(), verdict.reason()), ("some", "rule"));
+        assert!(verdict.to_string().contains("*.tmp"), "{verdict}");
     }
 
     #[test]

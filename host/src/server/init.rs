@@ -48,6 +48,7 @@ const ACCEPTED: InitFlags = InitFlags::ASYNC_READ
 const LIVE: u32 = 1 << 0;
 const SETXATTR_EXT: u32 = 1 << 1;
 const WINDOW: u32 = 1 << 2;
+const ALL_DAX: u32 = 1 << 3;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
@@ -102,6 +103,13 @@ impl Session {
         self.load() & SETXATTR_EXT != 0
     }
 
+    /// The guest takes every regular file for a DAX inode: it has a window
+    /// and does not ask for the flag of each inode, which is what Linux does
+    /// when mounted with `dax=always`.
+    pub(super) fn all_dax(&self) -> bool {
+        self.load() & ALL_DAX != 0
+    }
+
     /// The guest uses the window; with `dax=never` it does not.
     pub(super) fn has_window(&self) -> bool {
         self.load() & WINDOW != 0
@@ -120,9 +128,11 @@ impl Session {
     fn begin(&self, accepted: InitFlags, wish: DaxWish) {
         let at = Instant::now();
         *self.began.lock() = Some(Began { at, wish });
-        let bit = |flag, bit| if accepted.contains(flag) { bit } else { 0 };
-        let agreed =
-            bit(InitFlags::SETXATTR_EXT, SETXATTR_EXT) | bit(InitFlags::MAP_ALIGNMENT, WINDOW);
+        let bit = |set, bit| if set { bit } else { 0 };
+        let window = accepted.contains(InitFlags::MAP_ALIGNMENT);
+        let agreed = bit(accepted.contains(InitFlags::SETXATTR_EXT), SETXATTR_EXT)
+            | bit(window, WINDOW)
+            | bit(window && wish == DaxWish::EveryFile, ALL_DAX);
         self.bits.store(LIVE | agreed, Ordering::Release);
     }
 

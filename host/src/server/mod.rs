@@ -42,7 +42,7 @@ use daxwindow_shared::fuse::{
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::dax::{Dax, DaxOffer};
+use crate::dax::{Dax, DaxOffer, NoDax};
 use crate::fs::SharedDir;
 use crate::observe::counters::Counters;
 use crate::observe::logs::Throttle;
@@ -163,6 +163,16 @@ impl Server {
             setup_p50_ns = window.setup_latency.p50_ns,
             setup_p99_ns = window.setup_latency.p99_ns,
             "window"
+        );
+        let without = NoDax::REASONS.iter().zip(window.files_without_dax);
+        let without: Vec<String> = without
+            .filter(|(_, files)| *files > 0)
+            .map(|(reason, files)| format!("{reason} {files}"))
+            .collect();
+        tracing::info!(
+            with_dax = window.files_with_dax,
+            without_dax = without.join(", "),
+            "files"
         );
     }
 

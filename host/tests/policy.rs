@@ -1,0 +1,305 @@
+//! Who gets DAX, as a guest hears it, and programs that both sides share, on
+//! a front end that maps read-only where it is asked to.
+
+mod common;
+
+use std::fs::{OpenOptions, Permissions};
+use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+use common::wire::{Message, args, ask};
+use common::{
+    Daemon, RANGE, attach, eventually, guest, in_memory, make_file, on_disk, open, read_all, walk,
+};
+use daxwindow_guest::file::Access;
+use daxwindow_guest::session::Session;
+use daxwindow_shared::fuse::flags::{AttrFlags, InitFlags, OpenOutFlags};
+use daxwindow_shared::fuse::{InitIn, Opcode, ROOT_ID, SetattrIn};
+use rustix::io::Errno;
+
+const RDONLY: i32 = libc::O_RDONLY;
+
+fn flagged(flags: u32) -> bool {
+    flags & AttrFlags::DAX.bits() != 0
+}
+
+fn keeps_cache(session: &Session, path: &str) -> bool {
+    let (entry, opened) = open(session, path, RDONLY).expect(path);
+    session.release(entry.nodeid, opened.fh).expect("closed");
+    opened.open_flags & OpenOutFlags::KEEP_CACHE.bits() != 0
+}
+
+/// What READDIRPLUS says of a name in the root.
+fn listed(session: &Session, name: &str) -> bool {
+    let fh = session.opendir(ROOT_ID, 0).expect("opened").fh;
+    let (mut offset, mut found) = (0, None);
+    loop {
+        let entries = session.readdirplus(ROOT_ID, fh, offset).expect("listed");
+        let Some(last) = entries.last() else { break };
+        offset = last.head.off;
+        for one in entries.iter().filter(|one| one.name == name.as_bytes()) {
+            found = one.entry.map(|entry| flagged(entry.attr.flags));
+        }
+    }
+    session.releasedir(ROOT_ID, fh).expect("closed");
+    found.expect(name)
+}
+
+#[test]
+fn every_reply_about_an_inode_says_the_same() {
+    let share = in_memory();
+    let path = |name: &str| share.path().join(name);
+    make_file(&path("grows"), 1, 1000);
+    make_file(&path("shrinks"), 2, 1 << 20);
+    let daemon = Daemon::start(share.path(), &[]);
+    let session = attach(&daemon);
+    let grows = walk(&session, "grows").expect("there");
+    let shrinks = walk(&session, "shrinks").expect("there");
+    assert!(!flagged(grows.attr.flags) && flagged(shrinks.attr.flags));
+
+    let size = |path: PathBuf, bytes| {
+        let file = OpenOptions::new().write(true).open(path).expect("opened");
+        file.set_len(bytes).expect("set");
+    };
+    size(path("grows"), 1 << 20);
+    size(path("shrinks"), 1);
+    let chmod = SetattrIn {
+        valid: 1,
+        mode: 0o755,
+        ..SetattrIn::default()
+    };
+    for (node, name, dax) in [(grows, "grows", false), (shrinks, "shrinks", true)] {
+        let node = node.nodeid;
+        let said = [
+            session.getattr(node, None).expect("attributes").flags,
+            session.setattr(node, &chmod).expect("changed").flags,
+            walk(&session, name).expect("there").attr.flags,
+            session
+                .link(node, ROOT_ID, b"link")
+                .expect("linked")
+                .attr
+                .flags,
+            walk(&session, "link").expect("there").attr.flags,
+        ];
+        assert_eq!(said.map(flagged), [dax; 5], "{name}");
+        assert_eq!(listed(&session, name), dax);
+        assert_eq!(keeps_cache(&session, name), dax);
+        session
+            .rename(ROOT_ID, name.as_bytes(), ROOT_ID, b"moved")
+            .expect("renamed");
+        assert_eq!(
+            flagged(walk(&session, "moved").expect("there").attr.flags),
+            dax
+        );
+        // Forgotten, it is a new file to the rules.
+        session.forget(node, 1000);
+        // FORGET has no reply to wait for.
+        eventually("forgotten", || session.getattr(node, None).is_err());
+        let again = walk(&session, "moved").expect("there");
+        assert_ne!(again.nodeid, node);
+        assert_eq!(flagged(again.attr.flags), !dax, "{name}");
+        session.unlink(ROOT_ID, b"link").expect("removed");
+    }
+    let (created, opened) = session
+        .create(ROOT_ID, b"new", libc::O_RDWR as u32, 0o644)
+        .expect("made");
+    assert!(!flagged(created.attr.flags), "empty when it became known");
+    assert_eq!(opened.open_flags & OpenOutFlags::KEEP_CACHE.bits(), 0);
+}
+
+#[test]
+fn names_let_in_and_keep_out() {
+    let share = in_memory();
+    std::fs::create_dir_all(share.path().join("models/old")).expect("made");
+    let files = [
+        ("data.bin", true),
+        ("data.txt", false),
+        ("models/a", true),
+        ("models/scratch.bin", false),
+        ("models/old/a", false),
+        ("models/old/b.bin", true),
+    ];
+    for (name, _) in files {
+        make_file(&share.path().join(name), 1, 1 << 20);
+    }
+    let rules = [
+        "--dax-include",
+        "*.bin",
+        "--dax-include",
+        "models/*",
+        "--dax-exclude",
+        "scratch*",
+    ];
+    for mode in ["inode", "always"] {
+        let daemon = Daemon::start(share.path(), &[&["--dax", mode], &rules[..]].concat());
+        let guest = guest(&daemon);
+        for (name, dax) in files {
+            let file = guest.open(name, Access::Read).expect("open");
+            assert_eq!(file.is_dax(), dax, "--dax {mode}: {name}");
+            assert_eq!(read_all(&file).expect("read").len(), 1 << 20);
+        }
+    }
+}
+
+#[test]
+fn the_smallest_file_is_a_flag() {
+    let share = in_memory();
+    make_file(&share.path().join("a"), 1, 5000);
+    make_file(&share.path().join("b"), 1, 4999);
+    let daemon = Daemon::start(share.path(), &["--dax-min-size", "5000"]);
+    let session = attach(&daemon);
+    assert!(flagged(walk(&session, "a").expect("there").attr.flags));
+    assert!(!flagged(walk(&session, "b").expect("there").attr.flags));
+}
+
+/// A program of the host's in a share, large enough for DAX.
+fn program(folder: &Path) -> PathBuf {
+    let path = folder.join("program");
+    let mut bytes = std::fs::read("/bin/sleep").expect("read");
+    // What follows the sections is nothing to the loader.
+    bytes.resize(3 << 20, 0);
+    std::fs::write(&path, bytes).expect("written");
+    std::fs::set_permissions(&path, Permissions::from_mode(0o755)).expect("set");
+    path
+}
+
+fn runs(program: &Path) -> Result<(), Errno> {
+    let status = Command::new(program).arg("0").stdin(Stdio::null()).status();
+    match status {
+        Ok(status) => {
+            assert!(status.success());
+            Ok(())
+        }
+        Err(error) => Err(Errno::from_io_error(&error).expect("an errno")),
+    }
+}
+
+#[test]
+fn programs_run_on_the_host_while_a_guest_has_them_mapped_for_reading() {
+    let share = on_disk();
+    let program = program(share.path());
+    let daemon = Daemon::start(share.path(), &[]);
+    let guest = guest(&daemon);
+    let reader = guest.open("program", Access::Read).expect("open");
+    assert!(reader.is_dax(), "this front end maps read-only");
+    let view = reader.map(0, RANGE, Access::Read).expect("mapped");
+    let mut first = [0; 4];
+    view.read(0, &mut first).expect("read");
+    assert_eq!(&first, b"\x7fELF");
+    assert_eq!(runs(&program), Ok(()));
+
+    // Mapped for writing it is busy, until nobody has it mapped.
+    let writer = guest.open("program", Access::ReadWrite).expect("open");
+    let writable = writer.map(RANGE, 4096, Access::ReadWrite).expect("mapped");
+    writable.write(0, b"x").expect("written");
+    drop(writer);
+    assert_eq!(runs(&program), Err(Errno::TXTBSY));
+    drop((view, writable, reader));
+    guest.session().destroy().expect("ended");
+    assert_eq!(runs(&program), Ok(()));
+}
+
+#[test]
+fn what_the_host_runs_a_guest_maps_for_reading_only() {
+    let share = on_disk();
+    let program = program(share.path());
+    let daemon = Daemon::start(share.path(), &[]);
+    let session = attach(&daemon);
+    let node = walk(&session, "program").expect("there").nodeid;
+    let mut sleeper = Command::new(&program).arg("1000").spawn().expect("runs");
+    session
+        .setup_mapping(node, 0, 0, RANGE, false)
+        .expect("mapped");
+    let refused = session.setup_mapping(node, 0, RANGE, RANGE, true);
+    assert_eq!(refused.expect_err("busy").errno(), Errno::TXTBSY);
+    let upgrade = session.setup_mapping(node, 0, 0, RANGE, true);
+    assert_eq!(upgrade.expect_err("busy").errno(), Errno::TXTBSY);
+    sleeper.kill().and_then(|()| sleeper.wait()).expect("ended");
+    session
+        .setup_mapping(node, 0, 0, RANGE, true)
+        .expect("upgraded");
+}
+
+#[test]
+fn executables_can_be_left_out_everywhere() {
+    let share = on_disk();
+    program(share.path());
+    let daemon = Daemon::start(share.path(), &["--dax-executables", "never"]);
+    let session = attach(&daemon);
+    assert!(!flagged(
+        walk(&session, "program").expect("there").attr.flags
+    ));
+}
+
+#[test]
+fn open_keeps_the_cache_of_what_the_guest_takes_for_a_dax_inode() {
+    let share = in_memory();
+    make_file(&share.path().join("small"), 1, 4096);
+    make_file(&share.path().join("large"), 2, 1 << 20);
+    let daemon = Daemon::start(share.path(), &[]);
+    let session = attach(&daemon);
+    assert!(keeps_cache(&session, "large"));
+    assert!(
+        !keeps_cache(&session, "small"),
+        "its pages must be looked at anew"
+    );
+    let small = walk(&session, "small").expect("there").nodeid;
+    session
+        .setup_mapping(small, 0, 0, RANGE, false)
+        .expect("mapped");
+    assert!(keeps_cache(&session, "small"), "who maps takes it for one");
+    assert!(!flagged(session.getattr(small, None).expect("there").flags));
+
+    // As Linux asks with dax=always: a window, and no flag for each inode.
+    let offer = InitFlags::INIT_EXT | InitFlags::MAP_ALIGNMENT;
+    let (flags, flags2) = offer.to_words();
+    let init = InitIn {
+        major: 7,
+        minor: 45,
+        flags,
+        flags2,
+        ..InitIn::default()
+    };
+    let answer = ask(&session, &Message::new(Opcode::Init as u32, 0, args(init)));
+    assert_eq!(answer.errno, 0);
+    assert!(keeps_cache(&session, "small"), "before anything is mapped");
+    assert!(keeps_cache(&session, "large"));
+}
+
+#[test]
+fn a_file_written_in_place_is_seen_through_both_ways() {
+    let share = in_memory();
+    make_file(&share.path().join("kept-out"), 1, 1 << 20);
+    make_file(&share.path().join("let-in"), 2, 1 << 20);
+    let daemon = Daemon::start(share.path(), &["--dax-exclude", "kept*"]);
+    let guest = guest(&daemon);
+    for (name, dax) in [("kept-out", false), ("let-in", true)] {
+        let file = guest.open(name, Access::Read).expect("open");
+        assert_eq!(file.is_dax(), dax);
+        read_all(&file).expect("read");
+        let on_host = OpenOptions::new().write(true).open(share.path().join(name));
+        on_host
+            .expect("opened")
+            .write_all_at(b"HOST", 5000)
+            .expect("written");
+        let mut found = [0; 4];
+        file.read_at(&mut found, 5000).expect("read");
+        assert_eq!(&found, b"HOST", "{name}");
+    }
+}
+
+#[test]
+fn what_was_decided_is_counted_by_reason() {
+    let share = in_memory();
+    make_file(&share.path().join("large"), 1, 1 << 20);
+    make_file(&share.path().join("small"), 1, 100);
+    make_file(&share.path().join("other.tmp"), 1, 1 << 20);
+    let daemon = Daemon::start(share.path(), &["--dax-exclude", "*.tmp"]);
+    let session = attach(&daemon);
+    for name in ["large", "small", "other.tmp", "large"] {
+        walk(&session, name).expect("there");
+    }
+    daemon.signal(rustix::process::Signal::USR1);
+    daemon.expect_log("files with_dax=1 without_dax=\"small 1, excluded 1\"", 1);
+}
