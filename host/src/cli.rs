@@ -1,12 +1,14 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use daxwindow_shared::virtiofs;
 use daxwindow_shared::window::RANGE_BYTES;
 
-use crate::dax::{DaxMode, DaxOptions};
+use crate::dax::policy::VMM_SLOTS;
+use crate::dax::{DaxMode, DaxOptions, MemorySlots};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
@@ -38,6 +40,35 @@ pub struct Flags {
     #[arg(long, value_name = "MODE", default_value = "inode")]
     pub dax: DaxFlag,
 
+    /// Whether the VMM may announce memory regions one by one
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub memory_slots: SlotsFlag,
+
+    /// Memory slots of the VMM's 512 to leave to its own memory, to other
+    /// devices and to memory hotplug; the window is cut to 2M for each of the
+    /// others
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u16).range(16..=511),
+    )]
+    pub slot_reserve: u16,
+
+    /// Offer the window as asked for: the VMM maps with a plain mmap and
+    /// spends no memory slots
+    #[arg(long, conflicts_with = "slot_reserve")]
+    pub no_slot_limit: bool,
+
+    /// How long the VMM may take over one map, in seconds
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u64).range(1..=3600),
+    )]
+    pub front_end_timeout: u64,
+
     /// Refuse everything that would change the directory
     #[arg(long)]
     pub readonly: bool,
@@ -67,6 +98,21 @@ pub enum DaxFlag {
     Inode,
     /// Every regular file that the VMM can map
     Always,
+}
+
+/// `--memory-slots`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SlotsFlag {
+    /// It may. Mappings are quick and quiet, buffers may lie in the window,
+    /// and the VMM may be paused; QEMU 11 ends when its guest resets the
+    /// device with ranges mapped
+    Auto,
+    /// As auto, and a VMM that announces nothing gets no DAX
+    On,
+    /// It may not. QEMU 11 survives such resets, but not a pause with ranges
+    /// mapped; mappings cost twice as much, and buffers may not lie in the
+    /// window
+    Off,
 }
 
 /// Everything the daemon needs to start.
@@ -102,6 +148,13 @@ impl Flags {
             mode,
             window_bytes: self.dax_window,
             readonly: self.readonly,
+            memory_slots: match self.memory_slots {
+                SlotsFlag::Auto => MemorySlots::Auto,
+                SlotsFlag::On => MemorySlots::On,
+                SlotsFlag::Off => MemorySlots::Off,
+            },
+            max_maps: (!self.no_slot_limit).then(|| VMM_SLOTS - usize::from(self.slot_reserve)),
+            front_end_timeout: Duration::from_secs(self.front_end_timeout),
             ..DaxOptions::default()
         };
         let device = DeviceOptions {
@@ -209,6 +262,13 @@ mod tests {
             (vec!["--num-request-queues", "64"], "--num-request-queues"),
             (vec!["--dax-window", "1M"], "--dax-window"),
             (vec!["--dax", "often"], "--dax"),
+            (vec!["--memory-slots", "many"], "--memory-slots"),
+            (vec!["--slot-reserve", "512"], "--slot-reserve"),
+            (
+                vec!["--slot-reserve", "64", "--no-slot-limit"],
+                "--no-slot-limit",
+            ),
+            (vec!["--front-end-timeout", "0"], "--front-end-timeout"),
         ] {
             let error = parse(&flags).expect_err("refused");
             assert!(error.to_string().contains(word), "{error}");

@@ -10,6 +10,7 @@
 //! | [`guard`] | guest memory that vanishes while it is in use |
 //! | [`observe`] | logs and counters |
 //! | [`cli`] | the command line of `daxwindowd` |
+//! | [`daemon`] | its life from flags to signals |
 //!
 //! Law of the whole crate: nothing from the guest or the VMM is trusted, and
 //! nothing they send ends the process.
@@ -17,6 +18,7 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod daemon;
 pub mod dax;
 pub mod device;
 pub mod fs;

@@ -2,8 +2,10 @@
 
 use daxwindow_shared::fuse::Attr;
 use daxwindow_shared::fuse::flags::AttrFlags;
+use daxwindow_shared::window::RANGE_BYTES;
 
 use super::capabilities::Capabilities;
+use super::naive::Naive;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
@@ -20,6 +22,23 @@ pub enum DaxMode {
     Always,
 }
 
+/// Whether front ends may add and remove memory regions one by one
+/// (`VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS`), which is how some announce
+/// their maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemorySlots {
+    /// They may; one that announces nothing is waited for in another way.
+    Auto,
+    /// They may, and one that announces nothing gets no DAX.
+    On,
+    /// They may not.
+    Off,
+}
+
+/// Memory regions that a front end is taken to have room for, its own memory
+/// included. `VHOST_USER_MAX_RAM_SLOTS` of QEMU 11, which aborts beyond.
+pub const VMM_SLOTS: usize = 512;
+
 /// What the operator decided.
 #[derive(Clone, Debug)]
 pub struct DaxOptions {
@@ -34,10 +53,15 @@ pub struct DaxOptions {
     /// Whether a front end that refuses ranges past the end of a file may be
     /// given padded files.
     pub padded_view: bool,
-    /// Maps that a front end which announces them may hold at once.
-    pub announced_slots: usize,
+    /// Whether memory regions may be announced one by one.
+    pub memory_slots: MemorySlots,
+    /// Maps that a front end may hold at once, if it keeps each as an object
+    /// of its own. The window offered has room for no more.
+    pub max_maps: Option<usize>,
     /// How long the front end may take over one request.
     pub front_end_timeout: std::time::Duration,
+    /// Nothing, but in tests.
+    pub naive: Naive,
 }
 
 impl Default for DaxOptions {
@@ -48,8 +72,10 @@ impl Default for DaxOptions {
             readonly: false,
             min_file_bytes: 64 << 10,
             padded_view: true,
-            announced_slots: 448,
+            memory_slots: MemorySlots::Auto,
+            max_maps: Some(VMM_SLOTS - 64),
             front_end_timeout: super::channel::DEFAULT_TIMEOUT,
+            naive: Naive::default(),
         }
     }
 }
@@ -76,6 +102,22 @@ pub enum NoDax {
 }
 
 impl DaxOptions {
+    /// Bytes of the window that guests are offered: as asked for, but with
+    /// room for no more ranges than may be mapped, since a guest that finds
+    /// a free range and cannot have it mapped reports an I/O error.
+    pub fn offered_bytes(&self) -> u64 {
+        if self.mode == DaxMode::Never {
+            return 0;
+        }
+        match self.max_maps {
+            Some(maps) if !self.naive.leaves_out(Naive::SLOT_LIMIT) => {
+                let room = (maps as u64).saturating_mul(RANGE_BYTES);
+                self.window_bytes.min(room)
+            }
+            _ => self.window_bytes,
+        }
+    }
+
     /// Whether the inode behind `attr` gets DAX.
     pub fn decide(
         &self,
@@ -118,6 +160,9 @@ impl DaxOptions {
     /// mapping, so writable is the safe choice. Executables are the
     /// exception: while one is open for writing, the host cannot run it.
     pub fn writable_from_the_start(&self, mode: u32, can: &Capabilities) -> bool {
+        if self.naive.leaves_out(Naive::WRITABLE_FIRST) {
+            return false;
+        }
         !self.readonly && (mode & ANY_EXECUTE == 0 || !can.readonly_fd || !can.replace)
     }
 }
@@ -132,7 +177,8 @@ mod tests {
         readonly_fd: true,
         replace: true,
         partial_unmap: true,
-        announced_base: None,
+        announced: false,
+        window_base: None,
     };
 
     fn file(size: u64) -> Attr {
@@ -215,6 +261,30 @@ mod tests {
             ..can
         };
         assert_eq!(options.decide(&file(1), &can, 4096), Ok(AttrFlags::DAX));
+    }
+
+    #[test]
+    fn the_window_has_room_for_what_may_be_mapped() {
+        let asked = DaxOptions {
+            window_bytes: 4 << 30,
+            ..Default::default()
+        };
+        assert_eq!(asked.offered_bytes(), 448 * RANGE_BYTES);
+        let small = DaxOptions {
+            window_bytes: 64 << 20,
+            ..asked.clone()
+        };
+        assert_eq!(small.offered_bytes(), 64 << 20);
+        let unlimited = DaxOptions {
+            max_maps: None,
+            ..asked.clone()
+        };
+        assert_eq!(unlimited.offered_bytes(), 4 << 30);
+        let never = DaxOptions {
+            mode: DaxMode::Never,
+            ..asked
+        };
+        assert_eq!(never.offered_bytes(), 0);
     }
 
     #[test]
