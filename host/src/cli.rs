@@ -32,8 +32,9 @@ pub struct Flags {
     pub tag: String,
 
     /// Size of the DAX window, a multiple of 2M; suffixes K, M and G; 0 for no
-    /// window
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_window)]
+    /// window. A PCI device's window is a power of two: other sizes are
+    /// rounded down
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_window)]
     pub dax_window: u64,
 
     /// Which files the guest may access through the window
@@ -46,7 +47,7 @@ pub struct Flags {
 
     /// Memory slots of the VMM's 512 to leave to its own memory, to other
     /// devices and to memory hotplug; the window is cut to 2M for each of the
-    /// others
+    /// others, and to a power of two
     #[arg(
         long,
         value_name = "N",
@@ -55,8 +56,8 @@ pub struct Flags {
     )]
     pub slot_reserve: u16,
 
-    /// Offer the window as asked for: the VMM maps with a plain mmap and
-    /// spends no memory slots
+    /// Offer the window as asked for: the VMM maps with a plain mmap, spends
+    /// no memory slots and needs no power of two
     #[arg(long, conflicts_with = "slot_reserve")]
     pub no_slot_limit: bool,
 
@@ -153,7 +154,7 @@ impl Flags {
                 SlotsFlag::On => MemorySlots::On,
                 SlotsFlag::Off => MemorySlots::Off,
             },
-            max_maps: (!self.no_slot_limit).then(|| VMM_SLOTS - usize::from(self.slot_reserve)),
+            max_maps: self.max_maps(),
             front_end_timeout: Duration::from_secs(self.front_end_timeout),
             ..DaxOptions::default()
         };
@@ -170,6 +171,18 @@ impl Flags {
             device,
             log_level: self.log_level,
         })
+    }
+}
+
+impl Flags {
+    /// Only what is announced one by one is counted against the VMM's slots.
+    /// Elsewhere it is the cost that grows with the number of maps.
+    fn max_maps(&self) -> Option<usize> {
+        match self.memory_slots {
+            _ if self.no_slot_limit => None,
+            SlotsFlag::Off => Some(VMM_SLOTS),
+            SlotsFlag::Auto | SlotsFlag::On => Some(VMM_SLOTS - usize::from(self.slot_reserve)),
+        }
     }
 }
 
@@ -226,9 +239,9 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_a_window_of_a_gibibyte_for_chosen_inodes() {
+    fn defaults_are_a_window_of_half_a_gibibyte_for_chosen_inodes() {
         let config = parse(&[]).expect("valid").config(1024).expect("valid");
-        assert_eq!(config.dax.window_bytes, 1 << 30);
+        assert_eq!(config.dax.window_bytes, 512 << 20);
         assert_eq!(config.dax.mode, DaxMode::Inode);
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);

@@ -56,7 +56,8 @@ pub struct DaxOptions {
     /// Whether memory regions may be announced one by one.
     pub memory_slots: MemorySlots,
     /// Maps that a front end may hold at once, if it keeps each as an object
-    /// of its own. The window offered has room for no more.
+    /// of its own. The window offered has room for no more. None for one
+    /// that maps with a plain mmap, which is offered the window as it is.
     pub max_maps: Option<usize>,
     /// How long the front end may take over one request.
     pub front_end_timeout: std::time::Duration,
@@ -104,7 +105,8 @@ pub enum NoDax {
 impl DaxOptions {
     /// Bytes of the window that guests are offered: as asked for, but with
     /// room for no more ranges than may be mapped, since a guest that finds
-    /// a free range and cannot have it mapped reports an I/O error.
+    /// a free range and cannot have it mapped reports an I/O error; and a
+    /// power of two, which a PCI BAR has to be (QEMU 11 aborts on others).
     pub fn offered_bytes(&self) -> u64 {
         if self.mode == DaxMode::Never {
             return 0;
@@ -112,7 +114,8 @@ impl DaxOptions {
         match self.max_maps {
             Some(maps) if !self.naive.leaves_out(Naive::SLOT_LIMIT) => {
                 let room = (maps as u64).saturating_mul(RANGE_BYTES);
-                self.window_bytes.min(room)
+                let most = self.window_bytes.min(room);
+                most.checked_ilog2().map_or(0, |log| 1 << log)
             }
             _ => self.window_bytes,
         }
@@ -269,12 +272,17 @@ mod tests {
             window_bytes: 4 << 30,
             ..Default::default()
         };
-        assert_eq!(asked.offered_bytes(), 448 * RANGE_BYTES);
+        assert_eq!(asked.offered_bytes(), 512 << 20);
         let small = DaxOptions {
             window_bytes: 64 << 20,
             ..asked.clone()
         };
         assert_eq!(small.offered_bytes(), 64 << 20);
+        let odd = DaxOptions {
+            window_bytes: 6 << 20,
+            ..asked.clone()
+        };
+        assert_eq!(odd.offered_bytes(), 4 << 20);
         let unlimited = DaxOptions {
             max_maps: None,
             ..asked.clone()

@@ -225,7 +225,7 @@ fn shmem_is_offered_only_with_a_window() {
     let config = with.get_shmem_config().expect("an answer");
     assert_eq!(
         (config.nregions, config.memory_sizes[0]),
-        (1, 896 << 20),
+        (1, 512 << 20),
         "no more than slots allow"
     );
     let slots = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
