@@ -6,6 +6,7 @@
 
 #![allow(unsafe_code)]
 
+use std::cell::Cell;
 use std::io;
 use std::ops::Range;
 use std::os::fd::AsRawFd;
@@ -28,6 +29,8 @@ static PREVIOUS: OnceLock<sigaction> = OnceLock::new();
 thread_local! {
     /// Plain memory of the thread: no destructor, no lazy start.
     static FAULTS: AtomicU64 = const { AtomicU64::new(0) };
+    /// How many of them somebody has taken note of.
+    static TAKEN: Cell<u64> = const { Cell::new(0) };
 }
 
 /// How often a fault in an unknown place looks again, a millisecond apart:
@@ -43,6 +46,12 @@ pub(super) fn faults() -> u64 {
     let faults = FAULTS.with(|faults| faults.load(Ordering::Relaxed));
     compiler_fence(Ordering::SeqCst);
     faults
+}
+
+/// Those not taken before.
+pub(super) fn take_faults() -> u64 {
+    let faults = faults();
+    faults.wrapping_sub(TAKEN.replace(faults))
 }
 
 /// Takes SIGBUS over; once.
@@ -199,16 +208,7 @@ pub(super) fn restore(region: &MmapRegion, bytes: usize) -> io::Result<()> {
     let fd = file.file().as_raw_fd();
     // SAFETY: a new mapping where the kernel likes, of a descriptor that is
     // open as long as `region` is borrowed.
-    let fresh = unsafe {
-        libc::mmap(
-            null_mut(),
-            bytes,
-            region.prot(),
-            region.flags(),
-            fd,
-            offset,
-        )
-    };
+    let fresh = unsafe { libc::mmap(null_mut(), bytes, region.prot(), region.flags(), fd, offset) };
     if fresh == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }

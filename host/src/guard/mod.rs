@@ -101,6 +101,11 @@ pub fn faults() -> u64 {
     handler::faults()
 }
 
+/// Those among [`faults`] that the calling thread has not taken yet.
+pub fn take_faults() -> u64 {
+    handler::take_faults()
+}
+
 impl Entry {
     fn new(region: &Arc<MmapRegion>) -> Entry {
         let page_bytes = page_bytes(region);

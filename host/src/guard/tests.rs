@@ -23,7 +23,9 @@ fn memory(pages: u64) -> (File, GuestMemoryMmap) {
 }
 
 fn byte(memory: &GuestMemoryMmap, page: u64) -> u8 {
-    memory.read_obj(GuestAddress(page * PAGE + 9)).expect("inside")
+    memory
+        .read_obj(GuestAddress(page * PAGE + 9))
+        .expect("inside")
 }
 
 #[test]
@@ -35,14 +37,18 @@ fn a_vanished_page_reads_as_zero_until_it_is_mended() {
     assert_eq!([0, 1, 2, 3].map(|page| byte(&memory, page)), [1, 1, 0, 0]);
     assert_eq!(faults(), before + 2);
     // Stores go nowhere.
-    memory.write_obj(5u8, GuestAddress(2 * PAGE + 9)).expect("inside");
+    memory
+        .write_obj(5u8, GuestAddress(2 * PAGE + 9))
+        .expect("inside");
     assert_eq!((byte(&memory, 2), faults()), (5, before + 2));
     file.set_len(4 * PAGE).expect("longer again");
     file.write_all_at(&[7], 2 * PAGE + 9).expect("written");
     assert_eq!(byte(&memory, 2), 5, "still ours alone");
     mend();
     assert_eq!([0, 2, 3].map(|page| byte(&memory, page)), [1, 7, 0]);
-    memory.write_obj(8u8, GuestAddress(3 * PAGE)).expect("inside");
+    memory
+        .write_obj(8u8, GuestAddress(3 * PAGE))
+        .expect("inside");
     let mut there = [0];
     file.read_exact_at(&mut there, 3 * PAGE).expect("read");
     assert_eq!((there, faults()), ([8], before + 2));
