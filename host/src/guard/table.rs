@@ -129,7 +129,7 @@ impl Slot {
         // Pairs with the fence in `write`.
         fence(Ordering::Acquire);
         // A slot that changes is not the one of memory somebody touches.
-        let steady = before % 2 == 0 && self.version.load(Ordering::Relaxed) == before;
+        let steady = before.is_multiple_of(2) && self.version.load(Ordering::Relaxed) == before;
         (steady && watched.page_bytes > 0).then_some(watched)
     }
 }
@@ -152,10 +152,10 @@ mod tests {
         let slots: Vec<&Slot> = (0..3 * CHUNK)
             .map(|index| table.insert(&watched(at(index), 2)))
             .collect();
-        for index in 0..slots.len() {
+        for (index, want) in slots.iter().enumerate() {
             for inside in [0, 8191] {
                 let (slot, found) = table.find(at(index) + inside).expect("there");
-                assert!(std::ptr::eq(slot, slots[index]));
+                assert!(std::ptr::eq(slot, *want));
                 assert_eq!(found, watched(at(index), 2));
             }
             assert!(table.find(at(index) + 8192).is_none());

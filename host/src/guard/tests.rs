@@ -1,4 +1,5 @@
-//! Real faults, in this process.
+//! Real faults, in this process. What must not be mended meanwhile by
+//! another test is in `tests/guard.rs`.
 
 use super::*;
 
@@ -26,37 +27,6 @@ fn byte(memory: &GuestMemoryMmap, page: u64) -> u8 {
     memory
         .read_obj(GuestAddress(page * PAGE + 9))
         .expect("inside")
-}
-
-#[test]
-fn a_vanished_page_reads_as_zero_until_it_is_mended() {
-    let (file, memory) = memory(4);
-    watch(&memory).expect("watched");
-    file.set_len(2 * PAGE).expect("shorter");
-    let before = faults();
-    assert_eq!([0, 1, 2, 3].map(|page| byte(&memory, page)), [1, 1, 0, 0]);
-    assert_eq!(faults(), before + 2);
-    // Stores go nowhere.
-    memory
-        .write_obj(5u8, GuestAddress(2 * PAGE + 9))
-        .expect("inside");
-    assert_eq!((byte(&memory, 2), faults()), (5, before + 2));
-    file.set_len(4 * PAGE).expect("longer again");
-    file.write_all_at(&[7], 2 * PAGE + 9).expect("written");
-    assert_eq!(byte(&memory, 2), 5, "still ours alone");
-    mend();
-    assert_eq!([0, 2, 3].map(|page| byte(&memory, page)), [1, 7, 0]);
-    memory
-        .write_obj(8u8, GuestAddress(3 * PAGE))
-        .expect("inside");
-    let mut there = [0];
-    file.read_exact_at(&mut there, 3 * PAGE).expect("read");
-    assert_eq!((there, faults()), ([8], before + 2));
-    // And again.
-    file.set_len(0).expect("empty");
-    assert_eq!([0, 3].map(|page| byte(&memory, page)), [0, 0]);
-    assert_eq!(faults(), before + 4);
-    mend();
 }
 
 #[test]
@@ -90,32 +60,6 @@ fn system_calls_say_it_themselves() {
         .expect_err("no such page");
     assert!(error.to_string().contains("os error 14"), "{error}");
     assert_eq!(faults(), before, "nobody was signalled");
-}
-
-#[test]
-fn many_threads_fault_and_mend_at_once() {
-    let (file, memory) = memory(64);
-    watch(&memory).expect("watched");
-    file.set_len(32 * PAGE).expect("shorter");
-    std::thread::scope(|scope| {
-        for thread in 0..4 {
-            let memory = &memory;
-            scope.spawn(move || {
-                for round in 0..500 {
-                    let page = (round * 7 + thread * 13) % 64;
-                    let want = u8::from(page < 32);
-                    assert_eq!(byte(memory, page), want);
-                    if round % 3 == 0 {
-                        mend();
-                    }
-                }
-            });
-        }
-    });
-    mend();
-    file.set_len(64 * PAGE).expect("longer");
-    file.write_all_at(&[9; 4096], 63 * PAGE).expect("written");
-    assert_eq!(byte(&memory, 63), 9);
 }
 
 /// In a process of its own: this test again, told to do the deed.

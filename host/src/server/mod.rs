@@ -80,6 +80,7 @@ pub struct Server {
     session: Session,
     counters: Counters,
     complaints: Throttle,
+    vanishings: Throttle,
     /// The window still holds the mappings of a device that was reset.
     stale_window: Mutex<bool>,
 }
@@ -103,6 +104,7 @@ impl Server {
             session: Session::default(),
             counters: Counters::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
+            vanishings: Throttle::new(Duration::from_secs(10)),
             stale_window: Mutex::new(false),
         }
     }
@@ -227,7 +229,7 @@ impl Server {
     /// Notes pages of guest memory that vanished under a request or a ring.
     pub fn note_vanished(&self, pages: u64) {
         self.counters.record_vanished(pages);
-        if let Some(held_back) = self.complaints.pass() {
+        if let Some(held_back) = self.vanishings.pass() {
             tracing::warn!(held_back, pages, "guest memory vanished under a request");
         }
     }
