@@ -14,6 +14,7 @@
 //! | [`machine`] | one guest |
 //! | [`agent`], `console` | commands into it, and what its kernel says |
 //! | `commands`, `doctor`, `terminal` | the command line |
+//! | `break_even` | from which size files gain by the window |
 //!
 //! Law: no process, file or socket outlives the value or command it is for,
 //! and nothing waits without a limit.
@@ -21,6 +22,7 @@
 pub mod accel;
 pub mod agent;
 mod apt;
+mod break_even;
 mod commands;
 mod console;
 mod dialect;
