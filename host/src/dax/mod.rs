@@ -4,6 +4,7 @@
 //! | file | owns |
 //! | --- | --- |
 //! | [`policy`] | who gets DAX, and how it is mapped |
+//! | [`globs`] | whose name lets it in or keeps it out |
 //! | [`capabilities`] | what the front end can do, learned by trying |
 //! | [`front_end`] | what is asked of it |
 //! | [`channel`] | the vhost-user back-end channel, with a time-out |
@@ -22,7 +23,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use daxwindow_shared::fuse::{Attr, RemoveMappingOne, SetupMappingIn};
+use daxwindow_shared::fuse::{RemoveMappingOne, SetupMappingIn};
 use daxwindow_shared::window::{RANGE_SHIFT, WindowRange};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
@@ -32,6 +33,7 @@ pub mod capabilities;
 pub mod channel;
 pub mod counters;
 pub mod front_end;
+pub mod globs;
 pub mod ledger;
 pub mod operations;
 pub mod padded;
@@ -44,7 +46,7 @@ pub use channel::Channel;
 pub use counters::DaxStats;
 pub use front_end::{FrontEnd, FrontEndError};
 pub use operations::MapError;
-pub use policy::{DaxMode, DaxOptions, NoDax};
+pub use policy::{Candidate, DaxMode, DaxOptions, Executables, NoDax};
 
 use barrier::MemoryTable;
 use counters::Counters;
@@ -210,22 +212,22 @@ impl Dax {
             .map(|connected| connected.can)
     }
 
-    /// `flags` of a wire [`Attr`]: `FUSE_ATTR_DAX` or nothing.
-    pub fn attr_flags(&self, attr: &Attr) -> u32 {
-        match &*self.connected.load() {
-            Some(connected) => self
-                .options
-                .decide(attr, &connected.can, self.page_bytes)
-                .map_or(0, |flags| flags.bits()),
-            None => 0,
-        }
+    /// Whether a file that the guest is about to know gets DAX.
+    pub fn decide(&self, file: &Candidate<'_>) -> bool {
+        let Some(connected) = &*self.connected.load() else {
+            return false;
+        };
+        let decision = self
+            .options
+            .decide(file, &connected.can, self.page_bytes);
+        self.counters.decided(decision);
+        tracing::trace!(name = ?file.name, ?decision, "dax: decided");
+        decision.is_ok()
     }
 
-    /// Whether OPEN of this inode is answered with `FOPEN_KEEP_CACHE`: the
-    /// guest would otherwise invalidate a page cache that a DAX inode does
-    /// not have, and warn if the inode is mapped.
-    pub fn keep_cache(&self, nodeid: u64, attr: &Attr) -> bool {
-        self.attr_flags(attr) != 0 || self.state.lock().ledger.pieces_of(nodeid) > 0
+    /// Whether anything of this inode is mapped.
+    pub fn is_mapped(&self, nodeid: u64) -> bool {
+        self.state.lock().ledger.pieces_of(nodeid) > 0
     }
 
     /// SETUPMAPPING. On success the range is live in the guest.
