@@ -67,6 +67,8 @@ impl Share {
         ];
         if self.dax != Dax::Never {
             arguments.extend(["--dax-window".into(), self.window_bytes.to_string().into()]);
+            // The front end in this process maps with a plain mmap.
+            arguments.push("--no-slot-limit".into());
         }
         if self.readonly {
             arguments.push("--readonly".into());

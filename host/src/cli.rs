@@ -1,12 +1,15 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use daxwindow_shared::virtiofs;
 use daxwindow_shared::window::RANGE_BYTES;
 
-use crate::dax::{DaxMode, DaxOptions};
+use crate::dax::globs::{NameRules, Pattern};
+use crate::dax::policy::VMM_SLOTS;
+use crate::dax::{DaxMode, DaxOptions, Executables, MemorySlots};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
@@ -30,13 +33,65 @@ pub struct Flags {
     pub tag: String,
 
     /// Size of the DAX window, a multiple of 2M; suffixes K, M and G; 0 for no
-    /// window
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_window)]
+    /// window. A PCI device's window is a power of two: other sizes are
+    /// rounded down
+    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_window)]
     pub dax_window: u64,
 
     /// Which files the guest may access through the window
     #[arg(long, value_name = "MODE", default_value = "inode")]
     pub dax: DaxFlag,
+
+    /// With --dax inode: smallest file that gets DAX, with suffixes as above
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "128K",
+        value_parser = daxwindow_shared::size::parse_bytes,
+    )]
+    pub dax_min_size: u64,
+
+    /// With --dax inode: whether files with an execute bit get DAX
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub dax_executables: ExecutablesFlag,
+
+    /// DAX only for files that match, by name (*.bin) or by path in the share
+    /// (models/**); may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub dax_include: Vec<Pattern>,
+
+    /// No DAX for files that match, even if included; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub dax_exclude: Vec<Pattern>,
+
+    /// Whether the VMM may announce memory regions one by one
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub memory_slots: SlotsFlag,
+
+    /// Memory slots of the VMM's 512 to leave to its own memory, to other
+    /// devices and to memory hotplug; the window is cut to 2M for each of the
+    /// others, and to a power of two
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u16).range(16..=511),
+    )]
+    pub slot_reserve: u16,
+
+    /// Offer the window as asked for: the VMM maps with a plain mmap, spends
+    /// no memory slots and needs no power of two
+    #[arg(long, conflicts_with = "slot_reserve")]
+    pub no_slot_limit: bool,
+
+    /// How long the VMM may take over one map, in seconds
+    #[arg(
+        long,
+        value_name = "SECONDS",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u64).range(1..=3600),
+    )]
+    pub front_end_timeout: u64,
 
     /// Refuse everything that would change the directory
     #[arg(long)]
@@ -62,11 +117,39 @@ pub struct Flags {
 pub enum DaxFlag {
     /// No file; all data travel in requests
     Never,
-    /// Files that gain by it: regular files that are not small. The default,
+    /// Files that gain by it: regular files that are not small, and
+    /// executables only where the host can still run them. The default,
     /// because each mapping costs some VMMs one of few memory slots
     Inode,
-    /// Every regular file that the VMM can map
+    /// Every regular file that the VMM can map, but for names kept out
     Always,
+}
+
+/// `--dax-executables`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExecutablesFlag {
+    /// Where the VMM maps read-only, so that the host can run them meanwhile
+    Auto,
+    /// They do, and where the VMM maps writable only, what a guest has mapped
+    /// cannot be run on the host and the other way round
+    Always,
+    /// They do not
+    Never,
+}
+
+/// `--memory-slots`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SlotsFlag {
+    /// It may. Mappings are quick and quiet, buffers may lie in the window,
+    /// and the VMM may be paused; QEMU 11 ends when its guest resets the
+    /// device with ranges mapped
+    Auto,
+    /// As auto, and a VMM that announces nothing gets no DAX
+    On,
+    /// It may not. QEMU 11 survives such resets, but not a pause with ranges
+    /// mapped; mappings cost twice as much, and buffers may not lie in the
+    /// window
+    Off,
 }
 
 /// Everything the daemon needs to start.
@@ -91,7 +174,11 @@ pub struct Config {
 impl Flags {
     /// What the flags mean. `max_open_files` is what the process may have
     /// open, which the guest's inodes and handles must leave some of.
-    pub fn config(self, max_open_files: u64) -> Result<Config, virtiofs::TagError> {
+    ///
+    /// # Errors
+    ///
+    /// What the flags cannot mean together.
+    pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
         let mode = match self.dax {
             _ if self.dax_window == 0 => DaxMode::Never,
             DaxFlag::Never => DaxMode::Never,
@@ -102,6 +189,20 @@ impl Flags {
             mode,
             window_bytes: self.dax_window,
             readonly: self.readonly,
+            min_file_bytes: self.dax_min_size,
+            executables: match self.dax_executables {
+                ExecutablesFlag::Auto => Executables::Auto,
+                ExecutablesFlag::Always => Executables::Always,
+                ExecutablesFlag::Never => Executables::Never,
+            },
+            names: NameRules::new(&self.dax_include, &self.dax_exclude)?,
+            memory_slots: match self.memory_slots {
+                SlotsFlag::Auto => MemorySlots::Auto,
+                SlotsFlag::On => MemorySlots::On,
+                SlotsFlag::Off => MemorySlots::Off,
+            },
+            max_maps: self.max_maps(),
+            front_end_timeout: Duration::from_secs(self.front_end_timeout),
             ..DaxOptions::default()
         };
         let device = DeviceOptions {
@@ -117,6 +218,18 @@ impl Flags {
             device,
             log_level: self.log_level,
         })
+    }
+}
+
+impl Flags {
+    /// Only what is announced one by one is counted against the VMM's slots.
+    /// Elsewhere it is the cost that grows with the number of maps.
+    fn max_maps(&self) -> Option<usize> {
+        match self.memory_slots {
+            _ if self.no_slot_limit => None,
+            SlotsFlag::Off => Some(VMM_SLOTS),
+            SlotsFlag::Auto | SlotsFlag::On => Some(VMM_SLOTS - usize::from(self.slot_reserve)),
+        }
     }
 }
 
@@ -143,6 +256,17 @@ fn parse_window(text: &str) -> Result<u64, String> {
         return Err("the window must be a multiple of 2M, the range in which guests map".into());
     }
     Ok(bytes)
+}
+
+/// What is wrong with flags that are right one by one.
+#[derive(Debug, thiserror::Error)]
+pub enum FlagError {
+    /// The tag.
+    #[error("--tag: {0}")]
+    Tag(#[from] virtiofs::TagError),
+    /// The patterns, all together.
+    #[error("--dax-include, --dax-exclude: {0}")]
+    Patterns(#[from] globset::Error),
 }
 
 /// Why the directory cannot be shared.
@@ -173,10 +297,14 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_a_window_of_a_gibibyte_for_chosen_inodes() {
+    fn defaults_are_a_window_of_half_a_gibibyte_for_chosen_inodes() {
         let config = parse(&[]).expect("valid").config(1024).expect("valid");
-        assert_eq!(config.dax.window_bytes, 1 << 30);
+        assert_eq!(config.dax.window_bytes, 512 << 20);
         assert_eq!(config.dax.mode, DaxMode::Inode);
+        assert_eq!(
+            config.dax.min_file_bytes,
+            DaxOptions::default().min_file_bytes
+        );
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
         assert_eq!(
@@ -209,6 +337,19 @@ mod tests {
             (vec!["--num-request-queues", "64"], "--num-request-queues"),
             (vec!["--dax-window", "1M"], "--dax-window"),
             (vec!["--dax", "often"], "--dax"),
+            (vec!["--dax-min-size", "small"], "--dax-min-size"),
+            (vec!["--dax-executables", "some"], "--dax-executables"),
+            (vec!["--dax-include", "[x"], "--dax-include"),
+            (vec!["--dax-include", "[x"], "'[x'"),
+            (vec!["--dax-exclude", "dir/"], "--dax-exclude"),
+            (vec!["--dax-exclude", "dir/"], "dir/**"),
+            (vec!["--memory-slots", "many"], "--memory-slots"),
+            (vec!["--slot-reserve", "512"], "--slot-reserve"),
+            (
+                vec!["--slot-reserve", "64", "--no-slot-limit"],
+                "--no-slot-limit",
+            ),
+            (vec!["--front-end-timeout", "0"], "--front-end-timeout"),
         ] {
             let error = parse(&flags).expect_err("refused");
             assert!(error.to_string().contains(word), "{error}");

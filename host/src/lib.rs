@@ -9,6 +9,7 @@
 //! | [`dax`] | the window: ledger, front-end capabilities, policy |
 //! | [`observe`] | logs and counters |
 //! | [`cli`] | the command line of `daxwindowd` |
+//! | [`daemon`] | its life from flags to signals |
 //!
 //! Law of the whole crate: nothing from the guest or the VMM is trusted, and
 //! nothing they send ends the process.
@@ -16,6 +17,7 @@
 #![deny(unsafe_code)]
 
 pub mod cli;
+pub mod daemon;
 pub mod dax;
 pub mod device;
 pub mod fs;

@@ -1,91 +1,18 @@
 //! `daxwindowd`: see the crate's documentation and `--help`.
 
-use std::error::Error;
 use std::process::ExitCode;
-use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
 
 use clap::Parser;
-use daxwindow_host::cli::{Config, Flags, SharedDirError};
-use daxwindow_host::dax::Dax;
-use daxwindow_host::device::serve::{Stop, serve};
-use daxwindow_host::device::socket::Socket;
-use daxwindow_host::fs::SharedDir;
-use daxwindow_host::observe::logs;
-use daxwindow_host::server::Server;
-use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
-use signal_hook::iterator::Signals;
+use daxwindow_host::cli::Flags;
+use daxwindow_host::daemon;
+use daxwindow_host::dax::Naive;
 
 fn main() -> ExitCode {
-    let flags = Flags::parse();
-    match run(flags) {
+    match daemon::run(Flags::parse(), Naive::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("daxwindowd: {error}");
             ExitCode::FAILURE
         }
     }
-}
-
-fn run(flags: Flags) -> Result<(), Box<dyn Error>> {
-    let config = flags.config(raise_open_files())?;
-    logs::init(&config.log_level)?;
-    // The guest says which mode a file gets; its kernel has applied the umask.
-    umask(Mode::empty());
-    let server = Arc::new(server(&config)?);
-    let socket = Socket::bind(&config.socket_path)?;
-    let stop = Stop::new()?;
-    heed_signals(stop.clone(), server.clone())?;
-    serve(&server, config.device, &socket, &stop)?;
-    tracing::info!("ended by a signal");
-    Ok(())
-}
-
-fn server(config: &Config) -> Result<Server, SharedDirError> {
-    let fs = SharedDir::open(&config.shared_dir, config.share.clone())
-        .map_err(|cause| SharedDirError::new(&config.shared_dir, cause))?;
-    Ok(Server::new(
-        fs,
-        Dax::new(config.dax.clone()),
-        config.timeouts,
-    ))
-}
-
-/// Each inode that a guest knows costs a descriptor: takes as many as the
-/// process may have, and answers how many those are.
-fn raise_open_files() -> u64 {
-    let now = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: now.maximum,
-        maximum: now.maximum,
-    };
-    let got = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => raised.current,
-        Err(_) => now.current,
-    };
-    got.unwrap_or(u64::MAX)
-}
-
-/// SIGTERM and SIGINT end the daemon in order, a second one at once; SIGUSR1
-/// logs the counters.
-fn heed_signals(stop: Stop, server: Arc<Server>) -> std::io::Result<()> {
-    let second = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, second.clone())?;
-        signal_hook::flag::register(signal, second.clone())?;
-    }
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
-    std::thread::Builder::new()
-        .name("signals".into())
-        .spawn(move || {
-            for signal in signals.forever() {
-                match signal {
-                    SIGUSR1 => server.log_counters(),
-                    _ => stop.request(),
-                }
-            }
-        })?;
-    Ok(())
 }

@@ -14,6 +14,10 @@ use super::barrier::MemoryTable;
 use super::front_end::{FrontEnd, FrontEndError};
 use super::padded::PaddedView;
 
+/// Memory regions that every front end may send in one table
+/// (`VHOST_MEMORY_BASELINE_NREGIONS`).
+const BASELINE_REGIONS: u64 = 8;
+
 /// Answers, kept for the connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Capabilities {
@@ -27,12 +31,26 @@ pub struct Capabilities {
     pub replace: bool,
     /// Part of a map can be unmapped.
     pub partial_unmap: bool,
-    /// Maps are announced in the memory table; the window starts at this
-    /// guest physical address.
-    pub announced_base: Option<u64>,
+    /// Every map is announced in the memory table once it is live, however
+    /// many there are.
+    pub announced: bool,
+    /// Where the window starts in the guest's physical memory, as far as the
+    /// memory table has told.
+    pub window_base: Option<u64>,
 }
 
 impl Capabilities {
+    /// A plain mmap(MAP_SHARED | MAP_FIXED) at the other end.
+    pub const PLAIN_MMAP: Capabilities = Capabilities {
+        past_eof: true,
+        padded: false,
+        readonly_fd: true,
+        replace: true,
+        partial_unmap: true,
+        announced: false,
+        window_base: None,
+    };
+
     /// Whole ranges can be mapped, wherever the file ends.
     pub fn maps_past_eof(&self) -> bool {
         self.past_eof || self.padded
@@ -44,10 +62,15 @@ impl Capabilities {
         self.replace && self.partial_unmap
     }
 
+    /// Where maps are announced, if all of them are.
+    pub fn announcing_base(&self) -> Option<u64> {
+        self.window_base.filter(|_| self.announced)
+    }
+
     /// An acknowledgement alone does not say that the mapping is live, and
     /// no announcement will: another answered request must follow.
     pub fn needs_fence(&self) -> bool {
-        self.announced_base.is_none() && !self.replace
+        !self.announced && !self.replace
     }
 }
 
@@ -62,9 +85,9 @@ impl fmt::Display for Capabilities {
             self.readonly_fd,
             self.replace,
             self.partial_unmap,
-            self.announced_base.is_some(),
+            self.announced,
         )?;
-        match self.announced_base {
+        match self.window_base {
             Some(base) => write!(f, ", window at {base:#x}"),
             None => Ok(()),
         }
@@ -75,7 +98,7 @@ impl fmt::Display for Capabilities {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum ProbeError {
     /// The window has no room for the trial.
-    #[error("the window is smaller than four pages")]
+    #[error("the window has no room for a trial")]
     WindowTooSmall,
     /// A plain map of a memfd failed.
     #[error("a first map failed: {0}")]
@@ -86,6 +109,9 @@ pub enum ProbeError {
     /// A trial was answered in a way that leaves the window unknown.
     #[error("the channel failed during the trial: {0}")]
     Channel(FrontEndError),
+    /// Announcements were asked for.
+    #[error("the front end does not announce its maps, and --memory-slots on asks for that")]
+    NotAnnounced,
     /// Our own memfd failed.
     #[error("cannot make a memfd: {0}")]
     Memfd(rustix::io::Errno),
@@ -114,10 +140,14 @@ pub fn probe(
 
     let replace = trial.accepts(trial.map(0, 1, &one_page, true))?;
     // That second answer came after the first map was committed.
-    let announced_base = table.regions().into_iter().find_map(|(address, len)| {
+    let window_base = table.regions().into_iter().find_map(|(address, len)| {
         (len == page_bytes && !before.contains_key(&address)).then_some(address)
     });
     trial.accepts(trial.unmap(0, 1))?;
+    let announced = match window_base {
+        Some(base) => trial.announces(base, table, &one_page)?,
+        None => false,
+    };
 
     let readonly_fd = trial.try_map(0, 1, &read_only(&one_page)?, false)?;
     let past_eof = trial.past_eof(&one_page)?;
@@ -129,7 +159,8 @@ pub fn probe(
         readonly_fd,
         replace,
         partial_unmap,
-        announced_base,
+        announced,
+        window_base,
     })
 }
 
@@ -181,13 +212,42 @@ impl Trial<'_> {
     /// mmap refuses a write-only descriptor everywhere, so a front end that
     /// takes one does not tell us what it did.
     fn must_refuse(&self, write_only: &Arc<OwnedFd>) -> Result<(), ProbeError> {
-        if self.window_bytes < 4 * self.page_bytes {
+        if self.window_bytes < (BASELINE_REGIONS + 2) * self.page_bytes {
             return Err(ProbeError::WindowTooSmall);
         }
         match self.try_map(0, 1, write_only, true)? {
             true => Err(ProbeError::NoRealAnswers),
             false => Ok(()),
         }
+    }
+
+    /// Whether maps go on being announced when there are more of them than
+    /// a table that is sent whole has room for.
+    fn announces(
+        &self,
+        base: u64,
+        table: &MemoryTable,
+        one_page: &Arc<OwnedFd>,
+    ) -> Result<bool, ProbeError> {
+        let pages = 0..=BASELINE_REGIONS;
+        let mut mapped = Vec::new();
+        for page in pages.clone() {
+            if self.accepts(self.map(page, 1, one_page, true))? {
+                mapped.push(page);
+            }
+        }
+        // An answer that comes after the last announcement.
+        let next = BASELINE_REGIONS + 1;
+        self.try_map(next, 1, one_page, true)?;
+        let regions = table.regions();
+        let address = |page: u64| base.wrapping_add(page * self.page_bytes);
+        let all = pages
+            .clone()
+            .all(|page| regions.contains_key(&address(page)));
+        for page in mapped {
+            self.accepts(self.unmap(page, 1))?;
+        }
+        Ok(all)
     }
 
     /// Accepted past the end, and neither that file nor an empty one grew.

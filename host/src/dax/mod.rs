@@ -13,6 +13,7 @@
 //! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
 //! | [`operations`] | setup and removal |
 //! | [`counters`] | what it did |
+//! | [`naive`] | handling left out, for tests |
 //!
 //! Laws: a range is answered for only when it is live; a live range is never
 //! torn down under its users; what was mapped is unmapped exactly; a front
@@ -28,6 +29,8 @@ use daxwindow_shared::window::{RANGE_SHIFT, WindowRange};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
+#[cfg(test)]
+mod announced_test;
 pub mod barrier;
 pub mod capabilities;
 pub mod channel;
@@ -35,9 +38,12 @@ pub mod counters;
 pub mod front_end;
 pub mod globs;
 pub mod ledger;
+pub mod naive;
 pub mod operations;
 pub mod padded;
 pub mod policy;
+#[cfg(test)]
+mod policy_test;
 #[cfg(test)]
 mod tests;
 
@@ -45,8 +51,9 @@ pub use capabilities::{Capabilities, ProbeError};
 pub use channel::Channel;
 pub use counters::DaxStats;
 pub use front_end::{FrontEnd, FrontEndError};
+pub use naive::Naive;
 pub use operations::MapError;
-pub use policy::{Candidate, DaxMode, DaxOptions, Executables, NoDax};
+pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots, NoDax};
 
 use barrier::MemoryTable;
 use counters::Counters;
@@ -82,6 +89,17 @@ pub struct DaxOffer {
     pub inode_dax: bool,
 }
 
+/// Where a window is in the guest's physical memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WindowGpas {
+    /// First address.
+    pub base: u64,
+    /// Bytes from there on.
+    pub bytes: u64,
+    /// What is mapped there is in the memory table, and nothing else is.
+    pub announced: bool,
+}
+
 /// A front end that has been tried out.
 struct Connected {
     front_end: Arc<dyn FrontEnd>,
@@ -108,6 +126,7 @@ pub struct Dax {
     state: Mutex<State>,
     released: Condvar,
     counters: Counters,
+    naive_lock: Mutex<()>,
 }
 
 impl Dax {
@@ -123,15 +142,45 @@ impl Dax {
             state: Mutex::default(),
             released: Condvar::new(),
             counters: Counters::default(),
+            naive_lock: Mutex::default(),
         }
     }
 
     /// Bytes of the window; zero when there is none.
     pub fn window_bytes(&self) -> u64 {
-        match self.options.mode {
-            DaxMode::Never => 0,
-            DaxMode::Inode | DaxMode::Always => self.options.window_bytes,
+        self.options.offered_bytes()
+    }
+
+    /// As [`Dax::window_bytes`], and tells the log if it is less than was
+    /// asked for.
+    pub fn announce_window(&self) -> u64 {
+        let (asked, offered) = (self.options.window_bytes, self.window_bytes());
+        if offered > 0 && offered < asked {
+            tracing::info!(
+                asked,
+                offered,
+                "dax: the window is cut to what the VMM's memory slots may hold \
+                 (--slot-reserve, --no-slot-limit)"
+            );
         }
+        offered
+    }
+
+    /// Whether front ends may announce memory regions one by one.
+    pub fn takes_memory_slots(&self) -> bool {
+        self.options.memory_slots != MemorySlots::Off
+    }
+
+    /// Where the window is in the guest's physical memory, as far as that is
+    /// known in this session.
+    pub fn window_gpas(&self) -> Option<WindowGpas> {
+        let connected = self.connected.load();
+        let can = connected.as_ref()?.can;
+        Some(WindowGpas {
+            base: can.window_base?,
+            bytes: self.window_bytes(),
+            announced: can.announced,
+        })
     }
 
     /// Takes the front end's channel, or notes that it is gone. Either way
@@ -159,13 +208,28 @@ impl Dax {
             tracing::info!("dax: off by configuration");
             return DaxOffer::default();
         }
-        let (window, page) = (self.window_bytes(), self.page_bytes);
-        match capabilities::probe(&*front_end, &self.table, || self.view(), window, page) {
+        match self.try_out(&*front_end) {
             Ok(can) => self.offer(front_end, can),
             Err(error) => {
                 tracing::warn!(%error, "dax: off, the front end failed the trial");
                 DaxOffer::default()
             }
+        }
+    }
+
+    fn try_out(&self, front_end: &dyn FrontEnd) -> Result<Capabilities, ProbeError> {
+        if self.options.naive.leaves_out(Naive::LEARN) {
+            return Ok(Capabilities::PLAIN_MMAP);
+        }
+        let (window, page) = (self.window_bytes(), self.page_bytes);
+        let can = capabilities::probe(front_end, &self.table, || self.view(), window, page)?;
+        match self.options.memory_slots {
+            MemorySlots::On if !can.announced => Err(ProbeError::NotAnnounced),
+            MemorySlots::Off => Ok(Capabilities {
+                announced: false,
+                ..can
+            }),
+            _ => Ok(can),
         }
     }
 
@@ -217,17 +281,21 @@ impl Dax {
         let Some(connected) = &*self.connected.load() else {
             return false;
         };
-        let decision = self
-            .options
-            .decide(file, &connected.can, self.page_bytes);
+        let decision = self.options.decide(file, &connected.can, self.page_bytes);
         self.counters.decided(decision);
         tracing::trace!(name = ?file.name, ?decision, "dax: decided");
         decision.is_ok()
     }
 
-    /// Whether anything of this inode is mapped.
-    pub fn is_mapped(&self, nodeid: u64) -> bool {
-        self.state.lock().ledger.pieces_of(nodeid) > 0
+    /// Whether OPEN of this inode is answered with `FOPEN_KEEP_CACHE`: the
+    /// guest would otherwise invalidate a page cache that a DAX inode does
+    /// not have, and warn if the inode is mapped. `dax`: the guest takes it
+    /// for a DAX inode; what it has mapped it took for one.
+    pub fn keep_cache(&self, nodeid: u64, dax: bool) -> bool {
+        if self.options.naive.leaves_out(Naive::KEEP_CACHE) {
+            return false;
+        }
+        dax || self.state.lock().ledger.pieces_of(nodeid) > 0
     }
 
     /// SETUPMAPPING. On success the range is live in the guest.
@@ -279,6 +347,7 @@ impl Dax {
     /// Takes over the memory table: guest physical address and bytes of each
     /// region.
     pub fn memory_table(&self, regions: &[(u64, u64)]) {
+        let _held = self.hold_table();
         self.table.update(regions);
     }
 
@@ -313,6 +382,13 @@ impl Dax {
 
     fn usable(&self) -> Option<Arc<Connected>> {
         self.connected.load_full()
+    }
+
+    /// What a naive back end does: hold a lock that a memory-table update
+    /// needs while the front end is asked.
+    fn hold_table(&self) -> Option<parking_lot::MutexGuard<'_, ()>> {
+        let naive = self.options.naive.leaves_out(Naive::ASK_UNLOCKED);
+        naive.then(|| self.naive_lock.lock())
     }
 
     /// Waits until no request is under way on a byte of `range`, and keeps

@@ -15,8 +15,12 @@ use std::sync::Arc;
 use super::counters::count;
 use super::front_end::FrontEndError;
 use super::ledger::Piece;
-use super::policy::NoDax;
+use super::naive::Naive;
+use super::policy::{NoDax, VMM_SLOTS};
 use super::{Connected, Dax, MapSource};
+
+/// Memory slots of the VMM that are never taken, whatever the options say.
+const SLOT_MARGIN: usize = 8;
 
 /// Why a range is not mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -158,7 +162,7 @@ impl Dax {
     }
 
     fn range(&self, offset: u64, len: u64) -> Result<WindowRange, WindowError> {
-        WindowRange::new(offset, len, self.options.window_bytes, self.page_bytes)
+        WindowRange::new(offset, len, self.window_bytes(), self.page_bytes)
     }
 
     fn map_all(
@@ -234,6 +238,9 @@ impl Dax {
             count(&self.counters.setup_hits);
             return Ok(());
         }
+        if self.options.naive.leaves_out(Naive::WRITABLE_FIRST) {
+            return self.remap(connected, source, setup, piece);
+        }
         if !connected.can.replace || (piece.range != setup.range && !connected.can.partial_unmap) {
             return Err(MapError::Upgrade);
         }
@@ -251,6 +258,21 @@ impl Dax {
         Ok(())
     }
 
+    /// What a naive upgrade is: between unmapping and mapping, readers see a
+    /// hole.
+    fn remap(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        setup: &Setup,
+        piece: &Piece,
+    ) -> Result<(), MapError> {
+        let fd = self.file(connected, source, setup.nodeid, true)?;
+        self.unmap_piece(connected, piece.range)?;
+        let writable = true;
+        self.map_piece(connected, Piece { writable, ..*piece }, &fd)
+    }
+
     /// Opens the file as the policy wants it: writable from the start where
     /// that is allowed, read-only else.
     fn open(
@@ -261,11 +283,14 @@ impl Dax {
     ) -> Result<(Arc<OwnedFd>, bool), MapError> {
         let cached = |writable| self.state.lock().ledger.file(setup.nodeid, writable);
         let can = &connected.can;
-        if let Some(fd) = cached(true) {
+        if let Some(fd) = cached(true)
+            && !self.options.naive.leaves_out(Naive::WRITABLE_FIRST)
+        {
             return Ok((fd, true));
         }
         if setup.write || !can.readonly_fd {
-            return Ok((self.file(connected, source, setup.nodeid, true)?, true));
+            let writable = setup.write || !self.options.naive.leaves_out(Naive::WRITABLE_FIRST);
+            return Ok((self.file(connected, source, setup.nodeid, true)?, writable));
         }
         if let Some(fd) = cached(false) {
             return Ok((fd, false));
@@ -358,9 +383,18 @@ impl Dax {
     }
 
     fn check_budget(&self, connected: &Arc<Connected>) -> Result<(), MapError> {
-        let limited = connected.can.announced_base.is_some();
-        let live = self.state.lock().ledger.len();
-        if limited && live >= self.options.announced_slots {
+        if connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::SLOT_LIMIT) {
+            return Ok(());
+        }
+        let (live, under_way) = {
+            let state = self.state.lock();
+            (state.ledger.len(), state.busy.len())
+        };
+        let full = self.options.max_maps.is_some_and(|most| live >= most);
+        // Other devices' maps and the VMM's own memory are in the table too.
+        let crowded =
+            connected.can.announced && self.table.len() + under_way + SLOT_MARGIN > VMM_SLOTS;
+        if full || crowded {
             return Err(MapError::SlotBudget);
         }
         Ok(())
@@ -405,8 +439,12 @@ impl Dax {
                 .front_end
                 .map(piece.range, fd, piece.file_offset, piece.writable)
         };
+        let _held = self.hold_table();
         map()?;
-        if let Some(base) = connected.can.announced_base {
+        if self.options.naive.leaves_out(Naive::WAIT_UNTIL_LIVE) {
+            return Ok(());
+        }
+        if let Some(base) = connected.can.announcing_base() {
             let timeout = self.options.front_end_timeout;
             return self.table.wait(base, piece.range, true, timeout);
         }
@@ -436,8 +474,10 @@ impl Dax {
             .overlapping(&range)
             .iter()
             .all(|p| p.certain);
+        let held = self.hold_table();
         let mut result = connected.front_end.unmap(range);
-        if let (Ok(()), Some(base)) = (result, connected.can.announced_base) {
+        drop(held);
+        if let (Ok(()), Some(base)) = (result, connected.can.announcing_base()) {
             let timeout = self.options.front_end_timeout;
             result = self.table.wait(base, range, false, timeout);
         }
@@ -498,12 +538,15 @@ impl Dax {
     /// everything, whatever the front end says to it.
     pub(super) fn clear(&self) {
         let connected = self.connected.swap(None);
-        let Ok(whole) = self.range(0, self.options.window_bytes) else {
+        let Ok(whole) = self.range(0, self.window_bytes()) else {
             return;
         };
         let _reserved = self.reserve(whole);
         let pieces = self.state.lock().ledger.take();
         let Some(connected) = connected else { return };
+        if self.options.naive.leaves_out(Naive::UNMAP_AT_END) {
+            return;
+        }
         for range in runs(&pieces, connected.can.is_byte_granular()) {
             if connected.front_end.unmap(range) == Err(FrontEndError::Gone) {
                 return;

@@ -9,9 +9,11 @@ use std::ffi::OsStr;
 use std::path::PathBuf;
 
 use daxwindow_shared::fuse::Attr;
+use daxwindow_shared::window::RANGE_BYTES;
 
 use super::capabilities::Capabilities;
 use super::globs::NameRules;
+use super::naive::Naive;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
@@ -45,6 +47,23 @@ pub enum Executables {
     Never,
 }
 
+/// Whether front ends may add and remove memory regions one by one
+/// (`VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS`), which is how some announce
+/// their maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MemorySlots {
+    /// They may; one that announces nothing is waited for in another way.
+    Auto,
+    /// They may, and one that announces nothing gets no DAX.
+    On,
+    /// They may not.
+    Off,
+}
+
+/// Memory regions that a front end is taken to have room for, its own memory
+/// included. `VHOST_USER_MAX_RAM_SLOTS` of QEMU 11, which aborts beyond.
+pub const VMM_SLOTS: usize = 512;
+
 /// What the operator decided.
 #[derive(Clone, Debug)]
 pub struct DaxOptions {
@@ -63,10 +82,16 @@ pub struct DaxOptions {
     /// Whether a front end that refuses ranges past the end of a file may be
     /// given padded files.
     pub padded_view: bool,
-    /// Maps that a front end which announces them may hold at once.
-    pub announced_slots: usize,
+    /// Whether memory regions may be announced one by one.
+    pub memory_slots: MemorySlots,
+    /// Maps that a front end may hold at once, if it keeps each as an object
+    /// of its own. The window offered has room for no more. None for one
+    /// that maps with a plain mmap, which is offered the window as it is.
+    pub max_maps: Option<usize>,
     /// How long the front end may take over one request.
     pub front_end_timeout: std::time::Duration,
+    /// Nothing, but in tests.
+    pub naive: Naive,
 }
 
 impl Default for DaxOptions {
@@ -79,8 +104,10 @@ impl Default for DaxOptions {
             executables: Executables::Auto,
             names: NameRules::default(),
             padded_view: true,
-            announced_slots: 448,
+            memory_slots: MemorySlots::Auto,
+            max_maps: Some(VMM_SLOTS - 64),
             front_end_timeout: super::channel::DEFAULT_TIMEOUT,
+            naive: Naive::default(),
         }
     }
 }
@@ -155,6 +182,24 @@ impl NoDax {
 }
 
 impl DaxOptions {
+    /// Bytes of the window that guests are offered: as asked for, but with
+    /// room for no more ranges than may be mapped, since a guest that finds
+    /// a free range and cannot have it mapped reports an I/O error; and a
+    /// power of two, which a PCI BAR has to be (QEMU 11 aborts on others).
+    pub fn offered_bytes(&self) -> u64 {
+        if self.mode == DaxMode::Never {
+            return 0;
+        }
+        match self.max_maps {
+            Some(maps) if !self.naive.leaves_out(Naive::SLOT_LIMIT) => {
+                let room = (maps as u64).saturating_mul(RANGE_BYTES);
+                let most = self.window_bytes.min(room);
+                most.checked_ilog2().map_or(0, |log| 1 << log)
+            }
+            _ => self.window_bytes,
+        }
+    }
+
     /// Whether the file gets DAX; to be asked once, when it becomes known.
     pub fn decide(
         &self,
@@ -217,6 +262,9 @@ impl DaxOptions {
     /// mapping, so writable is the safe choice. Executables are the
     /// exception: while one is open for writing, the host cannot run it.
     pub fn writable_from_the_start(&self, mode: u32, can: &Capabilities) -> bool {
+        if self.naive.leaves_out(Naive::WRITABLE_FIRST) {
+            return false;
+        }
         !self.readonly && (mode & ANY_EXECUTE == 0 || !self.spares_executables(can))
     }
 
@@ -278,261 +326,4 @@ fn size(bytes: u64) -> String {
         }
     }
     format!("{bytes} bytes")
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PLAIN: Capabilities = Capabilities {
-        past_eof: true,
-        padded: false,
-        readonly_fd: true,
-        replace: true,
-        partial_unmap: true,
-        announced_base: None,
-    };
-
-    /// As stock QEMU is, with the padded view.
-    const WRITABLE_ONLY: Capabilities = Capabilities {
-        past_eof: false,
-        padded: true,
-        readonly_fd: false,
-        replace: false,
-        partial_unmap: false,
-        announced_base: Some(0),
-    };
-
-    fn file(size: u64) -> Attr {
-        Attr {
-            mode: S_IFREG | 0o644,
-            size,
-            ..Default::default()
-        }
-    }
-
-    fn executable(size: u64, bits: u32) -> Attr {
-        Attr {
-            mode: S_IFREG | 0o644 | bits,
-            ..file(size)
-        }
-    }
-
-    fn decide(options: &DaxOptions, attr: &Attr, can: &Capabilities) -> Result<(), NoDax> {
-        let file = Candidate {
-            attr,
-            name: OsStr::new("name"),
-            path: &|| Some("dir/name".into()),
-        };
-        options.decide(&file, can, 4096)
-    }
-
-    fn names(include: &[&str], exclude: &[&str]) -> NameRules {
-        let parse = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
-        let (include, exclude): (Vec<_>, Vec<_>) = (parse(include), parse(exclude));
-        NameRules::new(&include, &exclude).unwrap()
-    }
-
-    #[test]
-    fn modes() {
-        let mut options = DaxOptions {
-            min_file_bytes: 100,
-            ..Default::default()
-        };
-        assert_eq!(decide(&options, &file(99), &PLAIN), Err(NoDax::Small));
-        assert_eq!(decide(&options, &file(100), &PLAIN), Ok(()));
-        let directory = Attr {
-            mode: 0o040_755,
-            size: 4096,
-            ..Default::default()
-        };
-        assert_eq!(decide(&options, &directory, &PLAIN), Err(NoDax::NotRegular));
-        options.mode = DaxMode::Always;
-        assert_eq!(decide(&options, &file(0), &PLAIN), Ok(()));
-        options.mode = DaxMode::Never;
-        assert_eq!(decide(&options, &file(1 << 20), &PLAIN), Err(NoDax::Off));
-    }
-
-    #[test]
-    fn executables_get_dax_where_they_stay_executable() {
-        let options = DaxOptions::default();
-        for bits in [0o100, 0o010, 0o001] {
-            let program = executable(1 << 20, bits);
-            assert_eq!(decide(&options, &program, &PLAIN), Ok(()));
-            let on_qemu = decide(&options, &program, &WRITABLE_ONLY);
-            assert_eq!(on_qemu, Err(NoDax::Executable));
-            let no_upgrade = Capabilities {
-                replace: false,
-                ..PLAIN
-            };
-            let without = decide(&options, &program, &no_upgrade);
-            assert_eq!(without, Err(NoDax::Executable));
-            let readonly = DaxOptions {
-                readonly: true,
-                ..Default::default()
-            };
-            assert_eq!(decide(&readonly, &program, &no_upgrade), Ok(()));
-        }
-        assert_eq!(decide(&options, &file(1 << 20), &WRITABLE_ONLY), Ok(()));
-    }
-
-    #[test]
-    fn the_flag_for_executables_wins_over_the_front_end() {
-        let program = executable(1 << 20, 0o111);
-        let with = |executables, mode| DaxOptions {
-            executables,
-            mode,
-            ..Default::default()
-        };
-        let (always, never) = (Executables::Always, Executables::Never);
-        let inode = DaxMode::Inode;
-        assert_eq!(decide(&with(always, inode), &program, &WRITABLE_ONLY), Ok(()));
-        let refused = decide(&with(never, inode), &program, &PLAIN);
-        assert_eq!(refused, Err(NoDax::Executable));
-        // What always maps, always has to say.
-        assert_eq!(decide(&with(never, DaxMode::Always), &program, &PLAIN), Ok(()));
-    }
-
-    #[test]
-    fn names_count_in_both_modes() {
-        for mode in [DaxMode::Inode, DaxMode::Always] {
-            let with = |names| DaxOptions {
-                mode,
-                names,
-                ..Default::default()
-            };
-            let large = file(1 << 20);
-            let out = decide(&with(names(&[], &["na*"])), &large, &PLAIN);
-            assert_eq!(out, Err(NoDax::Excluded));
-            let out = decide(&with(names(&["other"], &[])), &large, &PLAIN);
-            assert_eq!(out, Err(NoDax::NotIncluded));
-            assert_eq!(decide(&with(names(&["dir/*"], &[])), &large, &PLAIN), Ok(()));
-        }
-        // A name lets no file in that is too small.
-        let options = DaxOptions {
-            names: names(&["name"], &[]),
-            ..Default::default()
-        };
-        assert_eq!(decide(&options, &file(1), &PLAIN), Err(NoDax::Small));
-    }
-
-    #[test]
-    fn a_front_end_that_only_maps_writable_gets_no_read_only_share() {
-        let options = DaxOptions {
-            readonly: true,
-            ..Default::default()
-        };
-        let can = Capabilities {
-            readonly_fd: false,
-            ..PLAIN
-        };
-        assert_eq!(
-            decide(&options, &file(1 << 20), &can),
-            Err(NoDax::ReadOnlyShare)
-        );
-        assert!(decide(&options, &file(1 << 20), &PLAIN).is_ok());
-        assert!(!options.writable_from_the_start(0o644, &PLAIN));
-    }
-
-    #[test]
-    fn end_of_file_rule() {
-        let can = Capabilities {
-            past_eof: false,
-            ..PLAIN
-        };
-        let options = DaxOptions {
-            readonly: true,
-            mode: DaxMode::Always,
-            ..Default::default()
-        };
-        assert_eq!(decide(&options, &file(8192), &can), Ok(()));
-        for size in [0, 8193] {
-            let refused = decide(&options, &file(size), &can);
-            assert_eq!(refused, Err(NoDax::PastEndOfFile));
-        }
-        let options = DaxOptions {
-            readonly: false,
-            ..options
-        };
-        let refused = decide(&options, &file(8192), &can);
-        assert_eq!(refused, Err(NoDax::PastEndOfFile));
-        let can = Capabilities {
-            padded: true,
-            ..can
-        };
-        assert_eq!(decide(&options, &file(1), &can), Ok(()));
-    }
-
-    #[test]
-    fn executables_stay_executable_on_the_host_where_an_upgrade_is_possible() {
-        let options = DaxOptions::default();
-        assert!(options.writable_from_the_start(0o644, &PLAIN));
-        assert!(!options.writable_from_the_start(0o755, &PLAIN));
-        let can = Capabilities {
-            replace: false,
-            ..PLAIN
-        };
-        assert!(options.writable_from_the_start(0o755, &can));
-    }
-
-    #[test]
-    fn reasons_have_a_name_each() {
-        let all = [
-            NoDax::Off,
-            NoDax::NotRegular,
-            NoDax::Small,
-            NoDax::Executable,
-            NoDax::Excluded,
-            NoDax::NotIncluded,
-            NoDax::ReadOnlyShare,
-            NoDax::PastEndOfFile,
-        ];
-        let indices: Vec<usize> = all.iter().map(|reason| reason.reason()).collect();
-        assert_eq!(indices, (0..NoDax::REASONS.len()).collect::<Vec<_>>());
-    }
-
-    #[test]
-    fn the_policy_in_words() {
-        let options = DaxOptions {
-            names: names(&["*.bin", "data/**"], &["*.tmp"]),
-            ..Default::default()
-        };
-        let lines = options.describe(&WRITABLE_ONLY);
-        assert_eq!(lines[0], "regular files of 128K and more");
-        assert!(lines[1].starts_with("no executables: the front end maps writable only"));
-        let names = ["only what matches *.bin or data/**", "nothing that matches *.tmp"];
-        assert_eq!(lines[2..], names);
-        let all = DaxOptions {
-            mode: DaxMode::Always,
-            ..Default::default()
-        };
-        assert_eq!(all.describe(&PLAIN), ["regular files of any size"]);
-        let lines = |options: &DaxOptions, can| options.describe(can).join("; ");
-        let readonly = DaxOptions {
-            readonly: true,
-            ..all.clone()
-        };
-        let none = lines(&readonly, &WRITABLE_ONLY);
-        assert!(none.starts_with("no file: the share is read-only"), "{none}");
-        let unpadded = Capabilities {
-            past_eof: false,
-            ..PLAIN
-        };
-        let pages = lines(&readonly, &unpadded);
-        assert!(pages.contains("only files that are whole pages"), "{pages}");
-        let none = lines(&all, &unpadded);
-        assert!(none.starts_with("no file: the front end refuses"), "{none}");
-        let never = DaxOptions {
-            mode: DaxMode::Never,
-            ..all
-        };
-        assert_eq!(lines(&never, &PLAIN), "no file: DAX is off for this share");
-    }
-
-    #[test]
-    fn sizes_as_the_flags_take_them() {
-        for (bytes, text) in [(1, "1 bytes"), (64 << 10, "64K"), (3 << 20, "3M"), (1 << 30, "1G")] {
-            assert_eq!(size(bytes), text);
-        }
-    }
 }

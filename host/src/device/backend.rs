@@ -213,8 +213,9 @@ impl VhostUserBackend for Device {
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::BACKEND_SEND_FD
             | VhostUserProtocolFeatures::REPLY_ACK
-            | VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS
             | VhostUserProtocolFeatures::RESET_DEVICE;
+        let slots = self.server.dax().takes_memory_slots();
+        features.set(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS, slots);
         features.set(VhostUserProtocolFeatures::SHMEM, self.has_window());
         features
     }
@@ -244,7 +245,7 @@ impl VhostUserBackend for Device {
     }
 
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
-        Ok(match self.server.dax().window_bytes() {
+        Ok(match self.server.dax().announce_window() {
             0 => VhostUserShMemConfig::default(),
             bytes => VhostUserShMemConfig::new(1, &[bytes]),
         })

@@ -223,7 +223,13 @@ fn shmem_is_offered_only_with_a_window() {
     let with = Machine::new(true, DaxMode::Inode).device;
     assert!(with.protocol_features().contains(shmem));
     let config = with.get_shmem_config().expect("an answer");
-    assert_eq!((config.nregions, config.memory_sizes[0]), (1, 1 << 30));
+    assert_eq!(
+        (config.nregions, config.memory_sizes[0]),
+        (1, 512 << 20),
+        "no more than slots allow"
+    );
+    let slots = VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS;
+    assert!(with.protocol_features().contains(slots));
     let without = Machine::new(true, DaxMode::Never).device;
     assert!(!without.protocol_features().contains(shmem));
     assert_eq!(without.get_shmem_config().expect("an answer").nregions, 0);

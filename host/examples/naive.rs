@@ -1,0 +1,33 @@
+//! A daemon with handling left out, to show what each is for: tests run it
+//! where `daxwindowd` gets through. Not for use.
+//!
+//! `naive --leave-out NAME ... <flags of daxwindowd>`
+
+use std::process::ExitCode;
+
+use clap::Parser;
+use daxwindow_host::cli::Flags;
+use daxwindow_host::daemon;
+use daxwindow_host::dax::Naive;
+
+#[derive(Parser)]
+struct NaiveFlags {
+    /// Handling to leave out
+    #[arg(long, value_name = "NAME")]
+    leave_out: Vec<Naive>,
+
+    #[command(flatten)]
+    flags: Flags,
+}
+
+fn main() -> ExitCode {
+    let NaiveFlags { leave_out, flags } = NaiveFlags::parse();
+    let naive = leave_out.into_iter().fold(Naive::default(), Naive::and);
+    match daemon::run(flags, naive) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("naive: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,256 @@
+//! The window against a front end that announces its maps in the memory
+//! table, a moment after it has acknowledged them.
+
+use std::collections::BTreeMap;
+use std::os::fd::OwnedFd;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock, Weak, mpsc};
+use std::thread;
+use std::time::Duration;
+
+use daxwindow_shared::fuse::{NO_HANDLE, SetupMappingIn};
+use parking_lot::{Condvar, Mutex};
+
+use super::policy::VMM_SLOTS;
+use super::*;
+
+const RANGE: u64 = 2 << 20;
+const BASE: u64 = 0xe000_0000;
+/// Index into `MapError::REASONS`.
+const SLOT_BUDGET: usize = 8;
+const RAM: (u64, u64) = (0, 512 << 20);
+
+/// One request at a time: acknowledges, commits, announces, takes the next.
+struct Announcer {
+    /// Regions that one table can name.
+    table_room: usize,
+    /// Regions that are not of this window.
+    others: usize,
+    maps: Mutex<BTreeMap<u64, u64>>,
+    committed: Condvar,
+    messages: AtomicU64,
+    announce: Mutex<mpsc::Sender<()>>,
+    pending: Mutex<bool>,
+}
+
+impl Announcer {
+    fn attach(dax: &Arc<Dax>, table_room: usize, others: usize) -> Arc<Announcer> {
+        let (announce, asked) = mpsc::channel();
+        let announcer = Arc::new(Announcer {
+            table_room,
+            others,
+            maps: Mutex::default(),
+            committed: Condvar::new(),
+            messages: AtomicU64::new(0),
+            announce: Mutex::new(announce),
+            pending: Mutex::new(false),
+        });
+        let weak: Weak<Announcer> = Arc::downgrade(&announcer);
+        let dax_seen = Arc::downgrade(dax);
+        thread::spawn(move || {
+            while asked.recv().is_ok() {
+                thread::sleep(Duration::from_millis(1));
+                let (Some(announcer), Some(dax)) = (weak.upgrade(), dax_seen.upgrade()) else {
+                    return;
+                };
+                announcer.commit(&dax);
+            }
+        });
+        announcer.commit(dax);
+        dax.set_front_end(Some(announcer.clone()));
+        announcer
+    }
+
+    fn commit(&self, dax: &Dax) {
+        let maps = self.maps.lock().clone();
+        let others = (0..self.others as u64).map(|i| ((1 << 40) + (i << 21), RANGE));
+        let windows = maps.iter().map(|(start, len)| (BASE + start, *len));
+        let table: Vec<_> = [RAM].into_iter().chain(others).chain(windows).collect();
+        // A table that has no room is not sent, and the last one stays.
+        if table.len() <= self.table_room {
+            dax.memory_table(&table);
+        }
+        *self.pending.lock() = false;
+        self.committed.notify_all();
+    }
+
+    /// Waits for the last commit, as a main loop does.
+    fn turn(&self) -> parking_lot::MutexGuard<'_, bool> {
+        self.messages.fetch_add(1, Ordering::Relaxed);
+        let mut pending = self.pending.lock();
+        while *pending {
+            self.committed.wait(&mut pending);
+        }
+        pending
+    }
+
+    fn acknowledge(&self, mut pending: parking_lot::MutexGuard<'_, bool>) {
+        *pending = true;
+        self.announce.lock().send(()).expect("the thread runs");
+    }
+
+    fn is_live(dax: &Dax, offset: u64) -> bool {
+        dax.table.regions().contains_key(&(BASE + offset))
+    }
+}
+
+impl FrontEnd for Announcer {
+    fn map(
+        &self,
+        range: WindowRange,
+        fd: &Arc<OwnedFd>,
+        _: u64,
+        _: bool,
+    ) -> Result<(), FrontEndError> {
+        let pending = self.turn();
+        let flags = rustix::fs::fcntl_getfl(&**fd).expect("flags");
+        let mut maps = self.maps.lock();
+        let overlaps = maps
+            .iter()
+            .any(|(start, len)| *start < range.end().0 && range.start().0 < start + len);
+        if overlaps || flags & rustix::fs::OFlags::RWMODE != rustix::fs::OFlags::RDWR {
+            return Err(FrontEndError::Refused);
+        }
+        maps.insert(range.start().0, range.len());
+        let regions = 1 + self.others + maps.len();
+        assert!(regions < VMM_SLOTS, "a VMM would have aborted at {regions}");
+        drop(maps);
+        self.acknowledge(pending);
+        Ok(())
+    }
+
+    fn unmap(&self, range: WindowRange) -> Result<(), FrontEndError> {
+        let pending = self.turn();
+        let mut maps = self.maps.lock();
+        if maps.get(&range.start().0) != Some(&range.len()) {
+            return Err(FrontEndError::Refused);
+        }
+        maps.remove(&range.start().0);
+        drop(maps);
+        self.acknowledge(pending);
+        Ok(())
+    }
+}
+
+struct OneFile(std::fs::File);
+
+impl OneFile {
+    fn new() -> OneFile {
+        let file = tempfile::tempfile().expect("temporary file");
+        file.set_len(1 << 40).expect("sparse");
+        OneFile(file)
+    }
+}
+
+impl MapSource for OneFile {
+    fn open_for_mapping(&self, _: u64, _: bool) -> Result<MapFile, Errno> {
+        let fd = rustix::io::dup(&self.0)?;
+        Ok(MapFile { fd: Arc::new(fd) })
+    }
+}
+
+fn window(options: DaxOptions) -> Arc<Dax> {
+    Arc::new(Dax::new(DaxOptions {
+        mode: DaxMode::Always,
+        window_bytes: 4 << 30,
+        padded_view: false,
+        ..options
+    }))
+}
+
+fn map(dax: &Dax, range: u64) -> Result<(), Errno> {
+    let args = SetupMappingIn {
+        fh: NO_HANDLE,
+        foffset: range * RANGE,
+        len: RANGE,
+        flags: 2,
+        moffset: range * RANGE,
+    };
+    static FILE: OnceLock<OneFile> = OnceLock::new();
+    dax.setup(FILE.get_or_init(OneFile::new), 2, &args)
+}
+
+#[test]
+fn a_setup_returns_when_the_range_is_announced() {
+    let dax = window(DaxOptions::default());
+    let _front_end = Announcer::attach(&dax, VMM_SLOTS, 0);
+    assert!(dax.init().inode_dax);
+    let can = dax.capabilities().expect("tried out");
+    assert_eq!((can.announced, can.window_base), (true, Some(BASE)));
+    let gpas = dax.window_gpas().expect("known");
+    assert_eq!(
+        (gpas.base, gpas.bytes, gpas.announced),
+        (BASE, 512 << 20, true)
+    );
+    for range in 0..4 {
+        assert_eq!(map(&dax, range), Ok(()));
+        assert!(Announcer::is_live(&dax, range * RANGE));
+    }
+    let naive = window(DaxOptions {
+        naive: Naive::WAIT_UNTIL_LIVE,
+        ..Default::default()
+    });
+    let _front_end = Announcer::attach(&naive, VMM_SLOTS, 0);
+    naive.init();
+    assert_eq!(map(&naive, 0), Ok(()));
+    assert!(
+        !Announcer::is_live(&naive, 0),
+        "an acknowledgement is early"
+    );
+}
+
+#[test]
+fn a_table_of_eight_regions_is_no_announcement() {
+    let dax = window(DaxOptions::default());
+    let front_end = Announcer::attach(&dax, 8, 1);
+    assert!(dax.init().inode_dax);
+    let can = dax.capabilities().expect("tried out");
+    assert_eq!((can.announced, can.window_base), (false, Some(BASE)));
+    assert!(can.needs_fence());
+    let before = front_end.messages.load(Ordering::Relaxed);
+    assert_eq!(map(&dax, 0), Ok(()));
+    let asked = front_end.messages.load(Ordering::Relaxed) - before;
+    assert_eq!(
+        asked, 2,
+        "the second answer says that the first is committed"
+    );
+    assert!(Announcer::is_live(&dax, 0));
+
+    let strict = window(DaxOptions {
+        memory_slots: MemorySlots::On,
+        ..Default::default()
+    });
+    let _front_end = Announcer::attach(&strict, 8, 1);
+    assert_eq!(strict.init(), DaxOffer::default());
+    let off = window(DaxOptions {
+        memory_slots: MemorySlots::Off,
+        ..Default::default()
+    });
+    let _front_end = Announcer::attach(&off, VMM_SLOTS, 1);
+    assert!(off.init().inode_dax && !off.takes_memory_slots());
+    assert!(off.capabilities().expect("tried out").needs_fence());
+}
+
+#[test]
+fn nobody_is_driven_past_the_slots() {
+    let dax = window(DaxOptions {
+        max_maps: Some(7),
+        ..Default::default()
+    });
+    let _front_end = Announcer::attach(&dax, VMM_SLOTS, 0);
+    assert!(dax.init().inode_dax);
+    assert_eq!(dax.window_bytes(), 4 * RANGE);
+    for range in 0..4 {
+        assert_eq!(map(&dax, range), Ok(()));
+    }
+    assert_eq!(map(&dax, 4), Err(Errno::INVAL), "outside of the window");
+
+    // Another device has most of the slots.
+    let crowded = window(DaxOptions::default());
+    let _front_end = Announcer::attach(&crowded, VMM_SLOTS, 485);
+    assert!(crowded.init().inode_dax);
+    let mapped = (0..40).take_while(|range| map(&crowded, *range).is_ok());
+    assert_eq!(mapped.count(), 18);
+    assert_eq!(map(&crowded, 20), Err(Errno::IO));
+    assert_eq!(crowded.stats().refusals[SLOT_BUDGET], 2);
+}
