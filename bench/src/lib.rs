@@ -48,7 +48,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Micro(micro::Args),
-    Vm(vm::Args),
+    Vm(Box<vm::Args>),
 }
 
 /// The program: parses the command line and runs what it names.
@@ -64,7 +64,7 @@ pub fn main() -> ExitCode {
     let done = cleanup::watch_signals().and_then(|()| match cli.command {
         Command::Demo(args) => demo::run(&args).map(verdict),
         Command::Micro(args) => micro::run(&args).map(verdict),
-        Command::Vm(args) => vm::run(args),
+        Command::Vm(args) => vm::run(*args),
     });
     cleanup::end_everything();
     done.unwrap_or_else(|e| {

@@ -29,9 +29,10 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
     let server = Arc::new(server(&config)?);
-    let socket = Socket::bind(&config.socket_path)?;
     let stop = Stop::new()?;
     heed_signals(stop.clone(), server.clone())?;
+    // Who sees the socket may already end the daemon in order.
+    let socket = Socket::bind(&config.socket_path)?;
     serve(&server, config.device, &socket, &stop)?;
     tracing::info!("ended by a signal");
     Ok(())

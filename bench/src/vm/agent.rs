@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 
-const STEP: Duration = Duration::from_millis(200);
+/// How often a wait looks whether it is still worth it.
+pub(crate) const STEP: Duration = Duration::from_millis(200);
 /// Longest `status\n`.
 const MOST_STATUS_BYTES: usize = 16;
 
@@ -118,10 +119,7 @@ impl Agent {
             return Ok(0);
         }
         let token = self.token();
-        let message = format!("RUN {token} {}\n{script}", script.len());
-        self.control
-            .write_all(message.as_bytes())
-            .context("send a script to the guest")?;
+        self.send(script, &token)?;
         let (from_out, from_err) = (&self.out, &self.err);
         let (out, err) = std::thread::scope(|scope| {
             let marker = marker(&token);
@@ -142,6 +140,33 @@ impl Agent {
         }
     }
 
+    /// Starts `script` in the guest's shell and waits for nothing. Whoever
+    /// does that to anything but a reboot has no use for this agent any more.
+    pub(crate) fn start(&mut self, script: &str) -> Result<()> {
+        let token = self.token();
+        self.send(script, &token)
+    }
+
+    fn send(&mut self, script: &str, token: &str) -> Result<()> {
+        let message = format!("RUN {token} {}\n{script}", script.len());
+        self.control
+            .write_all(message.as_bytes())
+            .context("send a script to the guest")
+    }
+
+    /// Waits for the first word of a guest that boots again, and forgets what
+    /// was written before that.
+    pub(crate) fn ready_again(
+        &mut self,
+        deadline: Instant,
+        alive: &mut dyn Alive,
+    ) -> Result<String> {
+        let release = self.ready(deadline, alive)?;
+        forget(&self.out)?;
+        forget(&self.err)?;
+        Ok(release)
+    }
+
     /// Asks the guest to unmount and to power off.
     pub(crate) fn end(&mut self) {
         let _ = self.control.write_all(b"END\n");
@@ -155,6 +180,15 @@ impl Agent {
         let second = RandomState::new().build_hasher().finish();
         format!("{:016x}{second:016x}", hasher.finish())
     }
+}
+
+/// Reads what is there. QEMU passes bytes on in the order they were written.
+fn forget(mut stream: &UnixStream) -> Result<()> {
+    stream.set_nonblocking(true)?;
+    let mut buffer = [0; 4096];
+    while matches!(stream.read(&mut buffer), Ok(count) if count > 0) {}
+    stream.set_nonblocking(false)?;
+    Ok(())
 }
 
 fn marker(token: &str) -> Vec<u8> {
@@ -176,7 +210,7 @@ fn accept(listener: &UnixListener, deadline: Instant, alive: &mut dyn Alive) -> 
     }
 }
 
-fn is_timeout(error: &std::io::Error) -> bool {
+pub(crate) fn is_timeout(error: &std::io::Error) -> bool {
     matches!(
         error.kind(),
         ErrorKind::WouldBlock | ErrorKind::TimedOut | ErrorKind::Interrupted
@@ -192,7 +226,7 @@ pub(crate) enum NoAnswer {
     Gone,
 }
 
-fn wait_on(deadline: Instant, alive: &mut dyn Alive) -> Result<(), NoAnswer> {
+pub(crate) fn wait_on(deadline: Instant, alive: &mut dyn Alive) -> Result<(), NoAnswer> {
     if !alive.alive() {
         return Err(NoAnswer::Gone);
     }

@@ -8,7 +8,8 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
-use super::machine::{Vm, VmFailure};
+use super::guest::Vm;
+use super::machine::VmFailure;
 use daxwindow_shared::size::parse_bytes;
 
 use super::options::{
@@ -144,7 +145,12 @@ struct GuestArgs {
     #[arg(long, value_name = "PACKAGE")]
     tool: Vec<String>,
 
-    /// A program of the host that the guest gets; may be repeated
+    /// A program of the host that the guest gets, with its libraries, by its
+    /// name; may be repeated
+    #[arg(long, value_name = "PATH")]
+    program: Vec<PathBuf>,
+
+    /// A file of the host that the guest gets, executable; may be repeated
     #[arg(long, value_name = "HOST:/GUEST", value_parser = parse_file)]
     file: Vec<(String, PathBuf)>,
 
@@ -185,6 +191,7 @@ impl GuestArgs {
             cpus: self.cpus,
             accel: self.accel,
             tools: self.tool,
+            programs: self.program,
             files: self.file,
             kernel_arguments: self.kernel_arg,
             qemu_arguments: self.qemu_arg,

@@ -1,36 +1,32 @@
-//! One guest: its daemons, its QEMU, and the way to run things in it.
+//! The processes of a guest: its daemons and its QEMU, and how they are started.
 //!
-//! Law: everything is bounded in time, and when the value is dropped no
-//! process and no file of it is left.
+//! Law: when the value is dropped no process and no file of it is left.
 
-use std::io::Write;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixListener;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, anyhow, bail};
+use anyhow::{Context, Result, bail};
 
 use super::accel::{self, Accel};
-use super::agent::{Agent, NoAnswer, Output};
-use super::console::{self, Console};
+use super::agent::NoAnswer;
+use super::console::Console;
 use super::dialect::Dialect;
 use super::guard::Guard;
 use super::initramfs::Initramfs;
 use super::kernel::Kernel;
 use super::kit::Kit;
-use super::options::VmOptions;
+use super::monitor::Monitor;
+use super::options::{ShareOptions, VmOptions};
 use super::process::Process;
+use super::program::Program;
 use super::qemu::{Qemu, escaped};
 use super::script::{self, PORTS, Then};
 use super::userland::Userland;
 use crate::cleanup::Scratch;
 
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
-const POWERS_OFF_WITHIN: Duration = Duration::from_secs(30);
-/// How long [`Vm::sh`] waits.
-pub const SCRIPT_LIMIT: Duration = Duration::from_secs(300);
 
 /// The guest's console when it is not only for reading.
 pub(crate) const CONSOLE_SOCKET: &str = "console.sock";
@@ -46,198 +42,17 @@ pub(crate) enum Purpose {
     Root { init: Option<String> },
 }
 
-/// A guest that runs.
-pub struct Vm {
-    agent: Option<Agent>,
-    machine: Machine,
-    release: String,
-    boot_time: Duration,
-}
-
-impl Vm {
-    /// Boots a guest, mounts its shares and waits until it takes commands.
-    ///
-    /// # Errors
-    ///
-    /// With what QEMU, the daemons and the console said.
-    pub fn boot(options: &VmOptions) -> Result<Vm> {
-        let start = Instant::now();
-        let kit = Kit::open(options.offline)?;
-        let (scratch, listeners) = ports()?;
-        let purpose = Purpose::Initramfs(Then::Agent);
-        let mut machine = Machine::start(&kit, options, &purpose, scratch)?;
-        let deadline = Instant::now() + options.boot_limit;
-        let connected = Agent::accept(&listeners, deadline, &mut || machine.alive());
-        let ready = connected.and_then(|mut agent| {
-            let release = agent.ready(deadline, &mut || machine.alive())?;
-            Ok((agent, release))
-        });
-        let (agent, release) = ready.map_err(|e| machine.explain("the guest did not boot", &e))?;
-        Ok(Vm {
-            agent: Some(agent),
-            machine,
-            release,
-            boot_time: start.elapsed(),
-        })
-    }
-
-    /// Runs a shell script in the guest and waits for its end, at most
-    /// [`SCRIPT_LIMIT`].
-    ///
-    /// # Errors
-    ///
-    /// When the guest is gone or time is up; a script's status is no error.
-    pub fn sh(&mut self, script: &str) -> Result<Output> {
-        self.sh_within(script, SCRIPT_LIMIT)
-    }
-
-    /// As [`Vm::sh`], with another limit.
-    ///
-    /// # Errors
-    ///
-    /// As [`Vm::sh`].
-    pub fn sh_within(&mut self, script: &str, limit: Duration) -> Result<Output> {
-        let (mut out, mut err) = (Vec::new(), Vec::new());
-        let status = self.stream(script, &mut out, &mut err, limit)?;
-        Ok(Output {
-            stdout: String::from_utf8_lossy(&out).into_owned(),
-            stderr: String::from_utf8_lossy(&err).into_owned(),
-            status,
-        })
-    }
-
-    /// Runs a script and hands its outputs over while it writes them. After
-    /// an error no further script can be run.
-    ///
-    /// # Errors
-    ///
-    /// As [`Vm::sh`].
-    pub fn stream(
-        &mut self,
-        script: &str,
-        out: &mut (dyn Write + Send),
-        err: &mut (dyn Write + Send),
-        limit: Duration,
-    ) -> Result<i32> {
-        let mut agent = self
-            .agent
-            .take()
-            .context("the guest takes no more scripts")?;
-        let machine = &mut self.machine;
-        let deadline = Instant::now() + limit;
-        match agent.run(script, out, err, deadline, &mut || machine.alive()) {
-            Ok(status) => {
-                self.agent = Some(agent);
-                Ok(status)
-            }
-            Err(error) => Err(machine.explain("the script did not end", &error)),
-        }
-    }
-
-    /// Unmounts the shares, powers the guest off and waits for QEMU's end.
-    ///
-    /// # Errors
-    ///
-    /// When it does not end, or ends badly.
-    pub fn shutdown(&mut self) -> Result<()> {
-        if let Some(mut agent) = self.agent.take() {
-            agent.end();
-        }
-        match self.machine.qemu.wait(POWERS_OFF_WITHIN) {
-            Some(status) if status.success() => Ok(()),
-            _ => Err(self
-                .machine
-                .explain("the guest did not power off", &anyhow!("time is up"))),
-        }
-    }
-
-    /// All that the kernel has said so far.
-    pub fn console(&self) -> String {
-        self.machine.console.text()
-    }
-
-    /// Lines of the console in which the kernel complains about itself.
-    pub fn kernel_warnings(&self) -> Vec<String> {
-        console::complaints(&self.console())
-    }
-
-    /// What QEMU has said so far.
-    pub fn qemu_log(&self) -> String {
-        self.machine.qemu.said()
-    }
-
-    /// What the `share`th daemon has said so far.
-    pub fn daemon_log(&self, share: usize) -> String {
-        self.machine
-            .daemons
-            .get(share)
-            .map(Process::said)
-            .unwrap_or_default()
-    }
-
-    /// QEMU's process id.
-    pub fn qemu_pid(&self) -> i32 {
-        self.machine.qemu.pid()
-    }
-
-    /// The `share`th daemon's process id.
-    pub fn daemon_pid(&self, share: usize) -> Option<i32> {
-        self.machine.daemons.get(share).map(Process::pid)
-    }
-
-    /// Kills QEMU with no warning.
-    pub fn kill_qemu(&mut self) {
-        self.machine.qemu.kill();
-    }
-
-    /// Kills the `share`th daemon with no warning.
-    pub fn kill_daemon(&mut self, share: usize) {
-        if let Some(daemon) = self.machine.daemons.get_mut(share) {
-            daemon.kill();
-        }
-    }
-
-    /// Whether QEMU runs.
-    pub fn is_running(&mut self) -> bool {
-        self.machine.alive()
-    }
-
-    /// The guest kernel's release.
-    pub fn release(&self) -> &str {
-        &self.release
-    }
-
-    /// What runs the guest's code.
-    pub fn accel(&self) -> Accel {
-        self.machine.accel
-    }
-
-    /// From start to the first command, daemons included.
-    pub fn boot_time(&self) -> Duration {
-        self.boot_time
-    }
-}
-
 /// The processes of a guest and their scratch folder.
 pub(crate) struct Machine {
     // Dropped in this order: a daemon outlives its client.
     _guard: Guard,
     pub qemu: Process,
-    pub daemons: Vec<Process>,
+    /// One for each share, but not for one with a socket of its own.
+    pub daemons: Vec<Option<Process>>,
+    pub monitor: Monitor,
     pub console: Console,
     pub accel: Accel,
-    _scratch: Scratch,
-}
-
-/// A scratch folder in which QEMU will find the agent's ports.
-fn ports() -> Result<(Scratch, [UnixListener; 3])> {
-    let scratch = Scratch::for_sockets()?;
-    let bind = |name: &str| {
-        let path = scratch.path().join(name);
-        UnixListener::bind(&path).with_context(|| format!("listen on {}", path.display()))
-    };
-    let listeners = [bind(PORTS[0])?, bind(PORTS[1])?, bind(PORTS[2])?];
-    Ok((scratch, listeners))
+    scratch: Scratch,
 }
 
 impl Machine {
@@ -262,20 +77,38 @@ impl Machine {
                 .with_context(|| format!("write {}", image.display()))?;
             command.arg("-initrd").arg(&image);
         }
+        let monitor = Monitor {
+            socket: scratch.path().join("monitor.sock"),
+        };
+        let listener = escaped(&monitor.socket);
+        command.arg("-qmp");
+        command.arg(format!("unix:{listener},server=on,wait=off"));
         command.args(channel_arguments(purpose, scratch.path(), &console));
         command.arg("-append").arg(kernel_line(options, purpose));
         command.args(&options.qemu_arguments);
         tracing::debug!(?command, "starting QEMU");
         let qemu = Process::start("QEMU", &mut command, &scratch.path().join("qemu.log"))?;
-        let pids: Vec<i32> = daemons.iter().chain([&qemu]).map(Process::pid).collect();
+        let pids: Vec<i32> = daemons
+            .iter()
+            .flatten()
+            .chain([&qemu])
+            .map(Process::pid)
+            .collect();
         Ok(Machine {
             _guard: Guard::over(&pids)?,
             qemu,
             daemons,
+            monitor,
             console,
             accel,
-            _scratch: scratch,
+            scratch,
         })
+    }
+
+    /// Where the `share`th daemon listens, if it was started here.
+    pub(crate) fn socket(&self, share: usize) -> Option<PathBuf> {
+        let started = self.daemons.get(share)?.is_some();
+        started.then(|| socket_of(self.scratch.path(), share))
     }
 
     pub(crate) fn alive(&mut self) -> bool {
@@ -287,7 +120,7 @@ impl Machine {
         // A process that is about to end says more in a moment.
         self.qemu.wait(Duration::from_millis(200));
         let mut text = format!("{what}: {error:#}\n  {}", self.qemu.report());
-        for daemon in &mut self.daemons {
+        for daemon in self.daemons.iter_mut().flatten() {
             text.push_str(&format!("\n  {}", daemon.report()));
         }
         text.push_str(&format!("\n  {}", self.console.tail()));
@@ -296,24 +129,42 @@ impl Machine {
     }
 }
 
-fn start_daemons(options: &VmOptions, folder: &Path) -> Result<(Vec<Process>, Vec<String>)> {
+type Daemons = Vec<Option<Process>>;
+
+fn start_daemons(options: &VmOptions, folder: &Path) -> Result<(Daemons, Vec<String>)> {
     let (mut daemons, mut devices) = (Vec::new(), Vec::new());
     for (index, share) in options.shares.iter().enumerate() {
         let dialect = Dialect::of(share)?;
-        let socket = folder.join(format!("fs{index}.sock"));
-        let name = dialect
-            .binary()
-            .file_name()
-            .unwrap_or_default()
-            .to_string_lossy()
-            .into_owned();
-        let log = folder.join(format!("daemon{index}.log"));
-        let mut daemon = Process::start(&name, &mut dialect.command(share, &socket), &log)?;
-        wait_for_socket(&mut daemon, &socket)?;
+        let (socket, daemon) = match &share.socket {
+            Some(socket) => (socket.clone(), None),
+            None => {
+                let socket = socket_of(folder, index);
+                let log = folder.join(format!("daemon{index}.log"));
+                let daemon = start_daemon(&dialect, share, &socket, &log)?;
+                (socket, Some(daemon))
+            }
+        };
         devices.extend(dialect.device(share, &socket, index));
         daemons.push(daemon);
     }
     Ok((daemons, devices))
+}
+
+fn socket_of(folder: &Path, index: usize) -> PathBuf {
+    folder.join(format!("fs{index}.sock"))
+}
+
+fn start_daemon(
+    dialect: &Dialect,
+    share: &ShareOptions,
+    socket: &Path,
+    log: &Path,
+) -> Result<Process> {
+    let name = dialect.binary().file_name().unwrap_or_default();
+    let mut command = dialect.command(share, socket);
+    let mut daemon = Process::start(&name.to_string_lossy(), &mut command, log)?;
+    wait_for_socket(&mut daemon, socket)?;
+    Ok(daemon)
 }
 
 fn wait_for_socket(daemon: &mut Process, socket: &Path) -> Result<()> {
@@ -330,6 +181,9 @@ fn wait_for_socket(daemon: &mut Process, socket: &Path) -> Result<()> {
 fn initramfs(kit: &Kit, options: &VmOptions, then: &Then) -> Result<Vec<u8>> {
     let mut image = Initramfs::new()?;
     Userland::find(kit, &options.tools)?.add_to(&mut image)?;
+    for path in &options.programs {
+        Program::find(path)?.add_to(&mut image)?;
+    }
     for (guest, host) in &options.files {
         image.copy(guest.trim_start_matches('/'), host)?;
     }
@@ -340,13 +194,8 @@ fn initramfs(kit: &Kit, options: &VmOptions, then: &Then) -> Result<Vec<u8>> {
 fn machine_arguments(command: &mut Command, options: &VmOptions, accel: Accel) {
     let bytes = options.memory_bytes;
     command
-        .args([
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-        ])
+        .args(["-nodefaults", "-no-user-config", "-display", "none"])
+        .args((!options.reboot).then_some("-no-reboot"))
         .arg("-object")
         .arg(format!("memory-backend-memfd,id=mem,size={bytes},share=on"))
         .args(["-machine", "q35,memory-backend=mem", "-m"])

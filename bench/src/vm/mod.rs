@@ -7,11 +7,14 @@
 //! | [`qemu`] | which QEMU |
 //! | [`kernel`] | which kernel |
 //! | [`userland`] | busybox and tools |
+//! | `program` | programs of the host in the guest |
 //! | `initramfs`, `script` | the guest's first file system and what it runs |
 //! | [`accel`] | kvm or tcg, by trial |
 //! | [`options`] | what to boot |
 //! | `dialect`, `process`, `guard` | daemons in their dialect, processes that end |
-//! | [`machine`] | one guest |
+//! | [`guest`] | one guest |
+//! | `machine` | its processes, and QEMU's command line |
+//! | `monitor` | commands to QEMU |
 //! | [`agent`], `console` | commands into it, and what its kernel says |
 //! | `commands`, `doctor`, `terminal` | the command line |
 //! | `break_even` | from which size files gain by the window |
@@ -28,12 +31,15 @@ mod console;
 mod dialect;
 mod doctor;
 mod guard;
+pub mod guest;
 mod initramfs;
 pub mod kernel;
 pub mod kit;
-pub mod machine;
+mod machine;
+mod monitor;
 pub mod options;
 mod process;
+mod program;
 pub mod qemu;
 mod script;
 mod terminal;
@@ -41,9 +47,11 @@ pub mod userland;
 
 pub use agent::Output;
 pub(crate) use commands::{Args, run};
+pub use guest::Vm;
 pub use kit::Kit;
-pub use machine::Vm;
+
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
+pub use program::example;
 
 /// Exit status when the guest itself failed, not the command in it.
 pub const VM_FAILED: u8 = 125;

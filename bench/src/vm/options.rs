@@ -70,6 +70,9 @@ pub struct ShareOptions {
     pub queues: usize,
     /// Nothing may be changed through it.
     pub readonly: bool,
+    /// A socket on which a daemon listens already; its other options are then
+    /// its own, and none is started.
+    pub socket: Option<PathBuf>,
     /// The daemon; none is the one beside this program.
     pub daemon: Option<PathBuf>,
     /// Further arguments of the daemon.
@@ -90,6 +93,7 @@ impl ShareOptions {
             window_bytes: 512 << 20,
             queues: 1,
             readonly: false,
+            socket: None,
             daemon: None,
             daemon_arguments: Vec::new(),
             device: DeviceChoice::Auto,
@@ -118,12 +122,17 @@ pub struct VmOptions {
     pub accel: AccelChoice,
     /// Programs from Debian packages: `fio`, `strace`, `package:program`.
     pub tools: Vec<String>,
+    /// Programs of the host, run in the guest by their name: the libraries
+    /// and the loader they need come with them.
+    pub programs: Vec<PathBuf>,
     /// Files of the host to put into the guest, executable: guest path, host path.
     pub files: Vec<(String, PathBuf)>,
     /// Further words of the kernel's command line.
     pub kernel_arguments: Vec<String>,
     /// Further arguments of QEMU.
     pub qemu_arguments: Vec<String>,
+    /// A guest that reboots boots again in the same QEMU; otherwise QEMU ends.
+    pub reboot: bool,
     /// Fetch nothing.
     pub offline: bool,
     /// How long booting may take.
@@ -139,9 +148,11 @@ impl VmOptions {
             cpus: 1,
             accel: AccelChoice::Auto,
             tools: Vec::new(),
+            programs: Vec::new(),
             files: Vec::new(),
             kernel_arguments: Vec::new(),
             qemu_arguments: Vec::new(),
+            reboot: false,
             offline: false,
             boot_limit: Duration::from_secs(120),
         }

@@ -170,7 +170,7 @@ fn library_path(root: &Path) -> Result<OsString> {
 }
 
 /// Lines `libx.so.1 => /path/libx.so.1 (0x...)` of the loader's list.
-fn parse_libraries(text: &str) -> Result<BTreeSet<PathBuf>> {
+pub(crate) fn parse_libraries(text: &str) -> Result<BTreeSet<PathBuf>> {
     let mut libraries = BTreeSet::new();
     for line in text.lines() {
         let Some((name, rest)) = line.trim().split_once(" => ") else {
@@ -193,7 +193,7 @@ fn is_name(text: &str) -> bool {
     !text.is_empty() && text.chars().all(fits) && !text.starts_with(['-', '.'])
 }
 
-fn name_of(path: &Path) -> String {
+pub(crate) fn name_of(path: &Path) -> String {
     path.file_name()
         .unwrap_or_default()
         .to_string_lossy()

@@ -1,8 +1,9 @@
 //! Boot, scripts, power off; and files of any size through the window.
 
+use std::process::Command;
 use std::time::Duration;
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions};
+use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example};
 
 #[test]
 fn a_guest_runs_scripts_and_powers_off() {
@@ -94,6 +95,48 @@ fn files_of_any_size_go_through_the_window_of_a_stock_qemu() {
     let again = format!("cd /; umount /mnt && mount -t virtiofs -o dax=always {tag} /mnt");
     run(&again);
     assert_eq!(run("tail -c 4 /mnt/odd"), "more");
+
+    vm.shutdown().expect("powers off");
+    assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
+}
+
+/// Programs of this machine run in the guest, whatever its C library; and what
+/// is stored through a mapping there is in the host's file at once.
+#[test]
+fn programs_of_the_host_run_in_the_guest() {
+    let share = tempfile::tempdir().expect("directory");
+    let probe = example("guest_probe").expect("built");
+    let made = Command::new(&probe)
+        .args(["pattern", "--files", "2", "--bytes", "5000123"])
+        .arg(share.path())
+        .status();
+    assert!(made.expect("runs").success());
+    std::fs::write(share.path().join("file"), vec![b'.'; 9000]).expect("written");
+    let mut options = VmOptions::new(vec![ShareOptions::new(share.path(), Dax::Always)]);
+    options.programs = vec![probe];
+    options.cpus = 2;
+    let mut vm = Vm::boot(&options).expect("boots");
+    let mut run = |script: &str| {
+        let output = vm.sh(script).and_then(|output| output.ok());
+        output.unwrap_or_else(|error| panic!("{script}: {error:#}"))
+    };
+    run("guest_probe store /mnt/file 4090 'across pages'");
+    let host = std::fs::read(share.path().join("file")).expect("read");
+    assert_eq!(&host[4089..4103], b".across pages.");
+    assert_eq!(run("guest_probe load /mnt/file 4090 6"), "across");
+    run("guest_probe await /mnt/file 4090 across --seconds 5");
+    run("guest_probe stress /mnt --threads 2 --seconds 1 --write");
+    run("guest_probe upgrade /mnt/pattern-0 --threads 2 --rounds 2");
+    let touched = run("guest_probe touch /mnt/pattern-1 --ranges 3");
+    assert_eq!(touched.lines().count(), 3, "{touched}");
+    let held = "(echo; sleep 0.1; echo) | guest_probe hold /mnt/pattern-1 --ranges 3";
+    assert_eq!(run(held), "ready\nsame\nsame\n");
+    let wrong = vm.sh("cp /mnt/pattern-1 /mnt/pattern-2; guest_probe stress /mnt --seconds 20");
+    let wrong = wrong.expect("ran");
+    assert!(
+        wrong.status == 1 && wrong.stderr.contains("WRONG BYTE"),
+        "{wrong:?}"
+    );
 
     vm.shutdown().expect("powers off");
     assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
