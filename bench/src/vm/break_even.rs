@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
 
-use super::machine::Vm;
+use super::guest::Vm;
 use super::options::{AccelChoice, Dax, ShareOptions, VmOptions, parse_window};
 use crate::cleanup::Scratch;
 use crate::report::table;
