@@ -7,8 +7,9 @@ use clap::{Parser, ValueEnum};
 use daxwindow_shared::virtiofs;
 use daxwindow_shared::window::RANGE_BYTES;
 
+use crate::dax::globs::{NameRules, Pattern};
 use crate::dax::policy::VMM_SLOTS;
-use crate::dax::{DaxMode, DaxOptions, MemorySlots};
+use crate::dax::{DaxMode, DaxOptions, Executables, MemorySlots};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
@@ -40,6 +41,28 @@ pub struct Flags {
     /// Which files the guest may access through the window
     #[arg(long, value_name = "MODE", default_value = "inode")]
     pub dax: DaxFlag,
+
+    /// With --dax inode: smallest file that gets DAX, with suffixes as above
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "128K",
+        value_parser = daxwindow_shared::size::parse_bytes,
+    )]
+    pub dax_min_size: u64,
+
+    /// With --dax inode: whether files with an execute bit get DAX
+    #[arg(long, value_name = "WHEN", default_value = "auto")]
+    pub dax_executables: ExecutablesFlag,
+
+    /// DAX only for files that match, by name (*.bin) or by path in the share
+    /// (models/**); may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub dax_include: Vec<Pattern>,
+
+    /// No DAX for files that match, even if included; may be repeated
+    #[arg(long, value_name = "GLOB")]
+    pub dax_exclude: Vec<Pattern>,
 
     /// Whether the VMM may announce memory regions one by one
     #[arg(long, value_name = "WHEN", default_value = "auto")]
@@ -94,11 +117,24 @@ pub struct Flags {
 pub enum DaxFlag {
     /// No file; all data travel in requests
     Never,
-    /// Files that gain by it: regular files that are not small. The default,
+    /// Files that gain by it: regular files that are not small, and
+    /// executables only where the host can still run them. The default,
     /// because each mapping costs some VMMs one of few memory slots
     Inode,
-    /// Every regular file that the VMM can map
+    /// Every regular file that the VMM can map, but for names kept out
     Always,
+}
+
+/// `--dax-executables`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum ExecutablesFlag {
+    /// Where the VMM maps read-only, so that the host can run them meanwhile
+    Auto,
+    /// They do, and where the VMM maps writable only, what a guest has mapped
+    /// cannot be run on the host and the other way round
+    Always,
+    /// They do not
+    Never,
 }
 
 /// `--memory-slots`.
@@ -138,7 +174,11 @@ pub struct Config {
 impl Flags {
     /// What the flags mean. `max_open_files` is what the process may have
     /// open, which the guest's inodes and handles must leave some of.
-    pub fn config(self, max_open_files: u64) -> Result<Config, virtiofs::TagError> {
+    ///
+    /// # Errors
+    ///
+    /// What the flags cannot mean together.
+    pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
         let mode = match self.dax {
             _ if self.dax_window == 0 => DaxMode::Never,
             DaxFlag::Never => DaxMode::Never,
@@ -149,6 +189,13 @@ impl Flags {
             mode,
             window_bytes: self.dax_window,
             readonly: self.readonly,
+            min_file_bytes: self.dax_min_size,
+            executables: match self.dax_executables {
+                ExecutablesFlag::Auto => Executables::Auto,
+                ExecutablesFlag::Always => Executables::Always,
+                ExecutablesFlag::Never => Executables::Never,
+            },
+            names: NameRules::new(&self.dax_include, &self.dax_exclude)?,
             memory_slots: match self.memory_slots {
                 SlotsFlag::Auto => MemorySlots::Auto,
                 SlotsFlag::On => MemorySlots::On,
@@ -211,6 +258,17 @@ fn parse_window(text: &str) -> Result<u64, String> {
     Ok(bytes)
 }
 
+/// What is wrong with flags that are right one by one.
+#[derive(Debug, thiserror::Error)]
+pub enum FlagError {
+    /// The tag.
+    #[error("--tag: {0}")]
+    Tag(#[from] virtiofs::TagError),
+    /// The patterns, all together.
+    #[error("--dax-include, --dax-exclude: {0}")]
+    Patterns(#[from] globset::Error),
+}
+
 /// Why the directory cannot be shared.
 #[derive(Debug, thiserror::Error)]
 #[error("--shared-dir {path:?}: {cause}")]
@@ -243,6 +301,10 @@ mod tests {
         let config = parse(&[]).expect("valid").config(1024).expect("valid");
         assert_eq!(config.dax.window_bytes, 512 << 20);
         assert_eq!(config.dax.mode, DaxMode::Inode);
+        assert_eq!(
+            config.dax.min_file_bytes,
+            DaxOptions::default().min_file_bytes
+        );
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
         assert_eq!(
@@ -275,6 +337,12 @@ mod tests {
             (vec!["--num-request-queues", "64"], "--num-request-queues"),
             (vec!["--dax-window", "1M"], "--dax-window"),
             (vec!["--dax", "often"], "--dax"),
+            (vec!["--dax-min-size", "small"], "--dax-min-size"),
+            (vec!["--dax-executables", "some"], "--dax-executables"),
+            (vec!["--dax-include", "[x"], "--dax-include"),
+            (vec!["--dax-include", "[x"], "'[x'"),
+            (vec!["--dax-exclude", "dir/"], "--dax-exclude"),
+            (vec!["--dax-exclude", "dir/"], "dir/**"),
             (vec!["--memory-slots", "many"], "--memory-slots"),
             (vec!["--slot-reserve", "512"], "--slot-reserve"),
             (

@@ -21,6 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use daxwindow_shared::size::parse_bytes;
+use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
 
 use map::{Access, Mapping};
 
@@ -100,6 +101,8 @@ enum Command {
     /// input it looks again and prints `same`; it ends with the input, or, if
     /// there never was any, with a signal
     Hold(ranges::Args),
+    /// Says of each file whether the kernel has it for a DAX inode
+    Dax { paths: Vec<PathBuf> },
 }
 
 fn main() -> ExitCode {
@@ -131,6 +134,7 @@ fn main() -> ExitCode {
         Command::Direct { src, dst, len } => return direct::run(&src, &dst, len),
         Command::Touch(args) => ranges::touch(&args),
         Command::Hold(args) => ranges::hold(&args),
+        Command::Dax { paths } => paths.iter().try_for_each(|path| dax(path)),
     };
     ended(done)
 }
@@ -158,6 +162,15 @@ fn mapped(path: &Path, offset: u64, len: usize, access: Access) -> Result<Mappin
         bail!("{} has only {size} bytes", path.display());
     }
     Mapping::new(&file, offset, len, access).with_context(|| format!("map {}", path.display()))
+}
+
+fn dax(path: &Path) -> Result<()> {
+    let flags = StatxFlags::BASIC_STATS;
+    let stat = statx(CWD, path, AtFlags::empty(), flags);
+    let stat = stat.with_context(|| format!("look at {}", path.display()))?;
+    let dax = stat.stx_attributes.contains(StatxAttributes::DAX);
+    println!("{}", if dax { "dax" } else { "requests" });
+    Ok(())
 }
 
 fn store(path: &Path, offset: u64, text: &[u8]) -> Result<()> {

@@ -1,4 +1,4 @@
-//! `daxwindow-bench vm`: doctor, run, shell, boot.
+//! `daxwindow-bench vm`: doctor, run, shell, boot, break-even.
 
 use std::io::{stderr, stdout};
 use std::path::PathBuf;
@@ -15,7 +15,7 @@ use daxwindow_shared::size::parse_bytes;
 use super::options::{
     AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions, parse_file, parse_window,
 };
-use super::{TOOK_TOO_LONG, VM_FAILED, doctor, script, terminal};
+use super::{TOOK_TOO_LONG, VM_FAILED, break_even, doctor, script, terminal};
 
 /// Boots a real Linux guest on a stock QEMU with a share, without root.
 /// Missing parts are fetched as Debian packages into the build's target folder.
@@ -31,6 +31,7 @@ enum Command {
     Run(RunArgs),
     Shell(ShellArgs),
     Boot(BootArgs),
+    BreakEven(break_even::Args),
 }
 
 /// Runs a command in a guest, in the share, and ends with its exit status:
@@ -214,6 +215,7 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
             let options = args.guest.options(args.root)?;
             terminal::boot(&options, args.init)
         }
+        Command::BreakEven(args) => break_even::run(&args),
     };
     match done {
         Err(error)

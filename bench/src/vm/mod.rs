@@ -17,6 +17,7 @@
 //! | `monitor` | commands to QEMU |
 //! | [`agent`], `console` | commands into it, and what its kernel says |
 //! | `commands`, `doctor`, `terminal` | the command line |
+//! | `break_even` | from which size files gain by the window |
 //!
 //! Law: no process, file or socket outlives the value or command it is for,
 //! and nothing waits without a limit.
@@ -24,6 +25,7 @@
 pub mod accel;
 pub mod agent;
 mod apt;
+mod break_even;
 mod commands;
 mod console;
 mod dialect;

@@ -5,3 +5,4 @@
 //! A boot takes many seconds, so a test packs what it can into one.
 
 mod basics;
+mod policy;

@@ -7,6 +7,7 @@ use daxwindow_shared::latency::{Latency, Summary};
 use parking_lot::Mutex;
 
 use super::operations::MapError;
+use super::policy::NoDax;
 
 /// Totals since the guest connected, and what is live now.
 #[derive(Clone, Debug, Default)]
@@ -33,6 +34,10 @@ pub struct DaxStats {
     pub failed_removals: u64,
     /// Refused setups by reason, in the order of [`MapError::REASONS`].
     pub refusals: [u64; MapError::REASONS.len()],
+    /// Files that were given DAX when they became known.
+    pub files_with_dax: u64,
+    /// Files that were not, by reason, in the order of [`NoDax::REASONS`].
+    pub files_without_dax: [u64; NoDax::REASONS.len()],
     /// Latency of successful setups.
     pub setup_latency: Summary,
     /// Latency of removals, a request each.
@@ -49,6 +54,8 @@ pub(super) struct Counters {
     pub(super) removals_of_nothing: AtomicU64,
     pub(super) failed_removals: AtomicU64,
     refusals: [AtomicU64; MapError::REASONS.len()],
+    files_with_dax: AtomicU64,
+    files_without_dax: [AtomicU64; NoDax::REASONS.len()],
     setup_latency: Mutex<Latency>,
     removal_latency: Mutex<Latency>,
 }
@@ -69,6 +76,17 @@ impl Counters {
         }
     }
 
+    pub(super) fn decided(&self, decision: Result<(), NoDax>) {
+        match decision {
+            Ok(()) => count(&self.files_with_dax),
+            Err(why) => {
+                if let Some(counter) = self.files_without_dax.get(why.reason()) {
+                    count(counter);
+                }
+            }
+        }
+    }
+
     pub(super) fn removal_done(&self, took: Duration) {
         self.removal_latency.lock().record(took);
     }
@@ -83,6 +101,8 @@ impl Counters {
             removals_of_nothing: self.removals_of_nothing.load(Relaxed),
             failed_removals: self.failed_removals.load(Relaxed),
             refusals: std::array::from_fn(|i| self.refusals[i].load(Relaxed)),
+            files_with_dax: self.files_with_dax.load(Relaxed),
+            files_without_dax: std::array::from_fn(|i| self.files_without_dax[i].load(Relaxed)),
             setup_latency: self.setup_latency.lock().summary(),
             removal_latency: self.removal_latency.lock().summary(),
             ..Default::default()

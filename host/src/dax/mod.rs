@@ -4,6 +4,7 @@
 //! | file | owns |
 //! | --- | --- |
 //! | [`policy`] | who gets DAX, and how it is mapped |
+//! | [`globs`] | whose name lets it in or keeps it out |
 //! | [`capabilities`] | what the front end can do, learned by trying |
 //! | [`front_end`] | what is asked of it |
 //! | [`channel`] | the vhost-user back-end channel, with a time-out |
@@ -23,7 +24,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
-use daxwindow_shared::fuse::{Attr, RemoveMappingOne, SetupMappingIn};
+use daxwindow_shared::fuse::{RemoveMappingOne, SetupMappingIn};
 use daxwindow_shared::window::{RANGE_SHIFT, WindowRange};
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
@@ -35,11 +36,14 @@ pub mod capabilities;
 pub mod channel;
 pub mod counters;
 pub mod front_end;
+pub mod globs;
 pub mod ledger;
 pub mod naive;
 pub mod operations;
 pub mod padded;
 pub mod policy;
+#[cfg(test)]
+mod policy_test;
 #[cfg(test)]
 mod tests;
 
@@ -49,7 +53,7 @@ pub use counters::DaxStats;
 pub use front_end::{FrontEnd, FrontEndError};
 pub use naive::Naive;
 pub use operations::MapError;
-pub use policy::{DaxMode, DaxOptions, MemorySlots, NoDax};
+pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots, NoDax};
 
 use barrier::MemoryTable;
 use counters::Counters;
@@ -272,25 +276,26 @@ impl Dax {
             .map(|connected| connected.can)
     }
 
-    /// `flags` of a wire [`Attr`]: `FUSE_ATTR_DAX` or nothing.
-    pub fn attr_flags(&self, attr: &Attr) -> u32 {
-        match &*self.connected.load() {
-            Some(connected) => self
-                .options
-                .decide(attr, &connected.can, self.page_bytes)
-                .map_or(0, |flags| flags.bits()),
-            None => 0,
-        }
+    /// Whether a file that the guest is about to know gets DAX.
+    pub fn decide(&self, file: &Candidate<'_>) -> bool {
+        let Some(connected) = &*self.connected.load() else {
+            return false;
+        };
+        let decision = self.options.decide(file, &connected.can, self.page_bytes);
+        self.counters.decided(decision);
+        tracing::trace!(name = ?file.name, ?decision, "dax: decided");
+        decision.is_ok()
     }
 
     /// Whether OPEN of this inode is answered with `FOPEN_KEEP_CACHE`: the
     /// guest would otherwise invalidate a page cache that a DAX inode does
-    /// not have, and warn if the inode is mapped.
-    pub fn keep_cache(&self, nodeid: u64, attr: &Attr) -> bool {
+    /// not have, and warn if the inode is mapped. `dax`: the guest takes it
+    /// for a DAX inode; what it has mapped it took for one.
+    pub fn keep_cache(&self, nodeid: u64, dax: bool) -> bool {
         if self.options.naive.leaves_out(Naive::KEEP_CACHE) {
             return false;
         }
-        self.attr_flags(attr) != 0 || self.state.lock().ledger.pieces_of(nodeid) > 0
+        dax || self.state.lock().ledger.pieces_of(nodeid) > 0
     }
 
     /// SETUPMAPPING. On success the range is live in the guest.

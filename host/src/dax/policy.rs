@@ -1,25 +1,50 @@
 //! Which inodes get DAX, and how they are mapped.
+//!
+//! Law: the decision is taken once, from the file as it is found, and says
+//! nothing about what may be mapped: a guest mounted with `dax=always` maps
+//! every file and asks no one, so a mapping is refused only where it would do
+//! harm ([`DaxOptions::may_map`]).
+
+use std::ffi::OsStr;
+use std::path::PathBuf;
 
 use daxwindow_shared::fuse::Attr;
-use daxwindow_shared::fuse::flags::AttrFlags;
 use daxwindow_shared::window::RANGE_BYTES;
 
 use super::capabilities::Capabilities;
+use super::globs::NameRules;
 use super::naive::Naive;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
 const ANY_EXECUTE: u32 = 0o111;
 
+/// From this size on the first read of a file costs a guest of a stock QEMU
+/// less through the window than by requests (docs/dax-policy.md).
+pub const DEFAULT_MIN_FILE_BYTES: u64 = 128 << 10;
+
 /// Who gets `FUSE_ATTR_DAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DaxMode {
     /// Nobody, and mapping requests are refused.
     Never,
-    /// Regular files of at least [`DaxOptions::min_file_bytes`].
+    /// Regular files of at least [`DaxOptions::min_file_bytes`], executables
+    /// by [`DaxOptions::executables`], names by [`DaxOptions::names`].
     Inode,
-    /// Every regular file.
+    /// Every regular file, unless its name is kept out.
     Always,
+}
+
+/// Whether files with an execute bit get DAX in [`DaxMode::Inode`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Executables {
+    /// Where the front end leaves them executable on the host.
+    #[default]
+    Auto,
+    /// Like other files: what is mapped writable cannot run on the host.
+    Always,
+    /// None.
+    Never,
 }
 
 /// Whether front ends may add and remove memory regions one by one
@@ -50,6 +75,10 @@ pub struct DaxOptions {
     pub readonly: bool,
     /// Smallest file that gets DAX in [`DaxMode::Inode`].
     pub min_file_bytes: u64,
+    /// Executable files in [`DaxMode::Inode`].
+    pub executables: Executables,
+    /// Names let in and kept out, in both modes.
+    pub names: NameRules,
     /// Whether a front end that refuses ranges past the end of a file may be
     /// given padded files.
     pub padded_view: bool,
@@ -71,7 +100,9 @@ impl Default for DaxOptions {
             mode: DaxMode::Inode,
             window_bytes: 1 << 30,
             readonly: false,
-            min_file_bytes: 64 << 10,
+            min_file_bytes: DEFAULT_MIN_FILE_BYTES,
+            executables: Executables::Auto,
+            names: NameRules::default(),
             padded_view: true,
             memory_slots: MemorySlots::Auto,
             max_maps: Some(VMM_SLOTS - 64),
@@ -79,6 +110,17 @@ impl Default for DaxOptions {
             naive: Naive::default(),
         }
     }
+}
+
+/// A file that a guest is about to know.
+pub struct Candidate<'a> {
+    /// As it is now.
+    pub attr: &'a Attr,
+    /// The name by which it was found.
+    pub name: &'a OsStr,
+    /// Its path in the share, if it is still known; asked for only if some
+    /// rule goes by it.
+    pub path: &'a dyn Fn() -> Option<PathBuf>,
 }
 
 /// Why an inode gets no DAX.
@@ -93,6 +135,15 @@ pub enum NoDax {
     /// Below the threshold.
     #[error("smaller than the threshold for DAX")]
     Small,
+    /// Mapped writable, it could not run on the host.
+    #[error("executable")]
+    Executable,
+    /// Its name is excluded.
+    #[error("excluded by name")]
+    Excluded,
+    /// Names were given to include, and it has none of them.
+    #[error("not included by name")]
+    NotIncluded,
     /// The share is read-only and the front end can only map writable.
     #[error("the share is read-only and the front end cannot map read-only")]
     ReadOnlyShare,
@@ -100,6 +151,34 @@ pub enum NoDax {
     /// ranges past the end.
     #[error("the front end refuses ranges past the end of a file")]
     PastEndOfFile,
+}
+
+impl NoDax {
+    /// Names of the reasons, for reports.
+    pub const REASONS: [&'static str; 8] = [
+        "off",
+        "not-regular",
+        "small",
+        "executable",
+        "excluded",
+        "not-included",
+        "read-only-share",
+        "past-end-of-file",
+    ];
+
+    /// Index into [`NoDax::REASONS`].
+    pub fn reason(self) -> usize {
+        match self {
+            NoDax::Off => 0,
+            NoDax::NotRegular => 1,
+            NoDax::Small => 2,
+            NoDax::Executable => 3,
+            NoDax::Excluded => 4,
+            NoDax::NotIncluded => 5,
+            NoDax::ReadOnlyShare => 6,
+            NoDax::PastEndOfFile => 7,
+        }
+    }
 }
 
 impl DaxOptions {
@@ -121,23 +200,43 @@ impl DaxOptions {
         }
     }
 
-    /// Whether the inode behind `attr` gets DAX.
+    /// Whether the file gets DAX; to be asked once, when it becomes known.
     pub fn decide(
         &self,
-        attr: &Attr,
+        file: &Candidate<'_>,
         can: &Capabilities,
         page_bytes: u64,
-    ) -> Result<AttrFlags, NoDax> {
+    ) -> Result<(), NoDax> {
+        let attr = file.attr;
         if attr.mode & S_IFMT != S_IFREG {
             return Err(NoDax::NotRegular);
         }
         match self.mode {
             DaxMode::Never => return Err(NoDax::Off),
-            DaxMode::Inode if attr.size < self.min_file_bytes => return Err(NoDax::Small),
-            DaxMode::Inode | DaxMode::Always => {}
+            DaxMode::Inode => self.worth_it(attr, can)?,
+            DaxMode::Always => {}
         }
+        self.names.check(file.name, file.path)?;
         self.may_map(attr.size, can, page_bytes)
-            .map(|()| AttrFlags::DAX)
+    }
+
+    fn worth_it(&self, attr: &Attr, can: &Capabilities) -> Result<(), NoDax> {
+        if attr.size < self.min_file_bytes {
+            return Err(NoDax::Small);
+        }
+        let executable = attr.mode & ANY_EXECUTE != 0;
+        match self.executables {
+            Executables::Always => Ok(()),
+            Executables::Auto if !executable || self.spares_executables(can) => Ok(()),
+            Executables::Never if !executable => Ok(()),
+            Executables::Auto | Executables::Never => Err(NoDax::Executable),
+        }
+    }
+
+    /// Whether the host can run what a guest has mapped for reading, and a
+    /// guest can map what the host runs: both fail for who maps writable.
+    fn spares_executables(&self, can: &Capabilities) -> bool {
+        can.readonly_fd && (self.readonly || can.replace)
     }
 
     /// Whether a regular file of `size` bytes can be mapped without harm,
@@ -166,144 +265,65 @@ impl DaxOptions {
         if self.naive.leaves_out(Naive::WRITABLE_FIRST) {
             return false;
         }
-        !self.readonly && (mode & ANY_EXECUTE == 0 || !can.readonly_fd || !can.replace)
+        !self.readonly && (mode & ANY_EXECUTE == 0 || !self.spares_executables(can))
+    }
+
+    /// The policy in words, for people: which files get DAX with this front
+    /// end, most important first.
+    pub fn describe(&self, can: &Capabilities) -> Vec<String> {
+        let none = match (self.mode, self.may_map(1, can, 1)) {
+            (DaxMode::Never, _) => Some(NoDax::Off),
+            (_, Err(NoDax::ReadOnlyShare)) => Some(NoDax::ReadOnlyShare),
+            _ if !can.maps_past_eof() && !self.readonly => Some(NoDax::PastEndOfFile),
+            _ => None,
+        };
+        if let Some(reason) = none {
+            return vec![format!("no file: {reason}")];
+        }
+        let mut lines = vec![match (self.mode, self.min_file_bytes) {
+            (DaxMode::Inode, least @ 1..) => format!("regular files of {} and more", size(least)),
+            _ => "regular files of any size".to_owned(),
+        }];
+        if !can.maps_past_eof() {
+            let why = NoDax::PastEndOfFile;
+            lines.push(format!("only files that are whole pages: {why}"));
+        }
+        if self.mode == DaxMode::Inode {
+            lines.extend(self.describe_executables(can));
+        }
+        let (include, exclude) = self.names.typed();
+        if !include.is_empty() {
+            lines.push(format!("only what matches {}", include.join(" or ")));
+        }
+        if !exclude.is_empty() {
+            lines.push(format!("nothing that matches {}", exclude.join(" or ")));
+        }
+        lines
+    }
+
+    fn describe_executables(&self, can: &Capabilities) -> Option<String> {
+        let spared = self.spares_executables(can);
+        let text = match self.executables {
+            Executables::Never => "no executables",
+            Executables::Auto if !spared => {
+                "no executables: the front end maps writable only, and what is mapped \
+                 writable cannot run on the host"
+            }
+            Executables::Always if !spared => {
+                "executables too, which cannot run on the host while they are mapped"
+            }
+            Executables::Auto | Executables::Always => return None,
+        };
+        Some(text.to_owned())
     }
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PLAIN: Capabilities = Capabilities {
-        past_eof: true,
-        padded: false,
-        readonly_fd: true,
-        replace: true,
-        partial_unmap: true,
-        announced: false,
-        window_base: None,
-    };
-
-    fn file(size: u64) -> Attr {
-        Attr {
-            mode: S_IFREG | 0o644,
-            size,
-            ..Default::default()
+/// Bytes as the flags take them.
+fn size(bytes: u64) -> String {
+    for (shift, unit) in [(30, "G"), (20, "M"), (10, "K")] {
+        if bytes.trailing_zeros() >= shift {
+            return format!("{}{unit}", bytes >> shift);
         }
     }
-
-    #[test]
-    fn modes() {
-        let mut options = DaxOptions {
-            min_file_bytes: 100,
-            ..Default::default()
-        };
-        let decide = |o: &DaxOptions, a: &Attr| o.decide(a, &PLAIN, 4096);
-        assert_eq!(decide(&options, &file(99)), Err(NoDax::Small));
-        assert_eq!(decide(&options, &file(100)), Ok(AttrFlags::DAX));
-        let directory = Attr {
-            mode: 0o040_755,
-            size: 4096,
-            ..Default::default()
-        };
-        assert_eq!(decide(&options, &directory), Err(NoDax::NotRegular));
-        options.mode = DaxMode::Always;
-        assert_eq!(decide(&options, &file(0)), Ok(AttrFlags::DAX));
-        options.mode = DaxMode::Never;
-        assert_eq!(decide(&options, &file(1 << 20)), Err(NoDax::Off));
-    }
-
-    #[test]
-    fn a_front_end_that_only_maps_writable_gets_no_read_only_share() {
-        let options = DaxOptions {
-            readonly: true,
-            ..Default::default()
-        };
-        let can = Capabilities {
-            readonly_fd: false,
-            ..PLAIN
-        };
-        assert_eq!(
-            options.decide(&file(1 << 20), &can, 4096),
-            Err(NoDax::ReadOnlyShare)
-        );
-        assert!(options.decide(&file(1 << 20), &PLAIN, 4096).is_ok());
-        assert!(!options.writable_from_the_start(0o644, &PLAIN));
-    }
-
-    #[test]
-    fn end_of_file_rule() {
-        let can = Capabilities {
-            past_eof: false,
-            ..PLAIN
-        };
-        let options = DaxOptions {
-            readonly: true,
-            mode: DaxMode::Always,
-            ..Default::default()
-        };
-        assert_eq!(options.decide(&file(8192), &can, 4096), Ok(AttrFlags::DAX));
-        assert_eq!(
-            options.decide(&file(8193), &can, 4096),
-            Err(NoDax::PastEndOfFile)
-        );
-        assert_eq!(
-            options.decide(&file(0), &can, 4096),
-            Err(NoDax::PastEndOfFile)
-        );
-        let options = DaxOptions {
-            readonly: false,
-            ..options
-        };
-        assert_eq!(
-            options.decide(&file(8192), &can, 4096),
-            Err(NoDax::PastEndOfFile)
-        );
-        let can = Capabilities {
-            padded: true,
-            ..can
-        };
-        assert_eq!(options.decide(&file(1), &can, 4096), Ok(AttrFlags::DAX));
-    }
-
-    #[test]
-    fn the_window_has_room_for_what_may_be_mapped() {
-        let asked = DaxOptions {
-            window_bytes: 4 << 30,
-            ..Default::default()
-        };
-        assert_eq!(asked.offered_bytes(), 512 << 20);
-        let small = DaxOptions {
-            window_bytes: 64 << 20,
-            ..asked.clone()
-        };
-        assert_eq!(small.offered_bytes(), 64 << 20);
-        let odd = DaxOptions {
-            window_bytes: 6 << 20,
-            ..asked.clone()
-        };
-        assert_eq!(odd.offered_bytes(), 4 << 20);
-        let unlimited = DaxOptions {
-            max_maps: None,
-            ..asked.clone()
-        };
-        assert_eq!(unlimited.offered_bytes(), 4 << 30);
-        let never = DaxOptions {
-            mode: DaxMode::Never,
-            ..asked
-        };
-        assert_eq!(never.offered_bytes(), 0);
-    }
-
-    #[test]
-    fn executables_stay_executable_on_the_host_where_an_upgrade_is_possible() {
-        let options = DaxOptions::default();
-        assert!(options.writable_from_the_start(0o644, &PLAIN));
-        assert!(!options.writable_from_the_start(0o755, &PLAIN));
-        let can = Capabilities {
-            replace: false,
-            ..PLAIN
-        };
-        assert!(options.writable_from_the_start(0o755, &can));
-    }
+    format!("{bytes} bytes")
 }

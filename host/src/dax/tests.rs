@@ -2,11 +2,12 @@
 //! a plain mmap, and one that thinks in exact maps and refuses overlaps.
 
 use std::collections::BTreeMap;
+use std::ffi::OsStr;
 use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
-use daxwindow_shared::fuse::{NO_HANDLE, RemoveMappingOne, SetupMappingIn};
+use daxwindow_shared::fuse::{Attr, NO_HANDLE, RemoveMappingOne, SetupMappingIn};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
@@ -426,7 +427,13 @@ fn past_the_end_only_what_cannot_hurt_is_mapped() {
         size: RANGE,
         ..Default::default()
     };
-    assert_eq!(dax.attr_flags(&attr), 0);
+    assert!(!dax.decide(&Candidate {
+        attr: &attr,
+        name: OsStr::new("file"),
+        path: &|| None,
+    }));
+    assert_eq!(dax.stats().files_with_dax, 0);
+    assert_eq!(dax.stats().files_without_dax.iter().sum::<u64>(), 1);
     assert!(model.pages.lock().is_empty());
 }
 

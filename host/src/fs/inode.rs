@@ -15,7 +15,7 @@ use std::collections::hash_map::RandomState;
 use std::hash::{BuildHasher, BuildHasherDefault, Hasher};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 
 use daxwindow_shared::fuse::ROOT_ID;
 use parking_lot::RwLock;
@@ -36,6 +36,42 @@ pub(super) struct Key {
     pub(super) mount: u64,
 }
 
+/// Whether a node has DAX: decided once and kept while the node lives, since
+/// a guest drops an inode from its cache when it hears otherwise.
+#[derive(Debug)]
+struct DaxOnce(AtomicU8);
+
+impl DaxOnce {
+    const OPEN: u8 = 0;
+    const NO: u8 = 1;
+    const YES: u8 = 2;
+
+    /// Only regular files have a choice.
+    fn new(kind: FileType) -> DaxOnce {
+        DaxOnce(AtomicU8::new(match kind {
+            FileType::RegularFile => DaxOnce::OPEN,
+            _ => DaxOnce::NO,
+        }))
+    }
+
+    fn get(&self) -> Option<bool> {
+        match self.0.load(Ordering::Relaxed) {
+            DaxOnce::OPEN => None,
+            decided => Some(decided == DaxOnce::YES),
+        }
+    }
+
+    /// Decides, unless somebody has; answers what holds.
+    fn settle(&self, dax: bool) -> bool {
+        let wanted = if dax { DaxOnce::YES } else { DaxOnce::NO };
+        let (open, relaxed) = (DaxOnce::OPEN, Ordering::Relaxed);
+        match self.0.compare_exchange(open, wanted, relaxed, relaxed) {
+            Ok(_) => dax,
+            Err(decided) => decided == DaxOnce::YES,
+        }
+    }
+}
+
 /// What keeps the host inode. A node without descriptor would be one more
 /// variant, opened in [`Inode::fd`].
 #[derive(Debug)]
@@ -52,6 +88,7 @@ pub(super) struct Inode {
     kind: FileType,
     session: u64,
     lookups: AtomicU64,
+    dax: DaxOnce,
     pin: Pin,
     _share: Option<Share>,
 }
@@ -83,6 +120,17 @@ impl Inode {
     /// The session in which the node was handed out.
     pub(super) fn session(&self) -> u64 {
         self.session
+    }
+
+    /// Whether the node has DAX; none if that is still to be decided.
+    pub(super) fn dax(&self) -> Option<bool> {
+        self.dax.get()
+    }
+
+    /// Decides whether the node has DAX, unless that is decided; answers what
+    /// holds.
+    pub(super) fn settle_dax(&self, dax: bool) -> bool {
+        self.dax.settle(dax)
     }
 
     /// An `O_PATH` descriptor of the inode.
@@ -172,6 +220,9 @@ impl<V> IdShards<V> {
     }
 }
 
+/// Node id, and whether it has DAX if that is decided.
+type Known = (u64, Option<bool>);
+
 type KeyShard = RwLock<HashMap<Key, Arc<Inode>>>;
 
 /// All inodes of one guest.
@@ -233,15 +284,15 @@ impl InodeTable {
         key: Key,
         kind: FileType,
         fd: OwnedFd,
-    ) -> Result<u64, Errno> {
+    ) -> Result<Known, Errno> {
         let shard = self.key_shard(&key);
-        if let Some(id) = retain_in(&shard.read(), session, &key) {
-            return Ok(id);
+        if let Some(known) = retain_in(&shard.read(), session, &key) {
+            return Ok(known);
         }
         let share = self.budget.take(1);
         let mut map = shard.write();
-        if let Some(id) = retain_in(&map, session, &key) {
-            return Ok(id);
+        if let Some(known) = retain_in(&map, session, &key) {
+            return Ok(known);
         }
         // Under the lock that `clear` needs: what is added now, it will find.
         if self.session.load(Ordering::Acquire) != session {
@@ -254,15 +305,16 @@ impl InodeTable {
             kind,
             session,
             lookups: AtomicU64::new(1),
+            dax: DaxOnce::new(kind),
             pin: Pin::Path(fd),
             _share: Some(share),
         });
-        let id = inode.id;
+        let (id, dax) = (inode.id, inode.dax());
         self.by_id.of(id).write().insert(id, Arc::clone(&inode));
         let dead = map.insert(key, inode);
         drop(map);
         drop(dead);
-        Ok(id)
+        Ok((id, dax))
     }
 
     /// Takes back `count` lookups of a node. The root stays; more lookups than
@@ -303,6 +355,7 @@ impl InodeTable {
             kind: FileType::Directory,
             session: self.session.load(Ordering::Acquire),
             lookups: AtomicU64::new(1),
+            dax: DaxOnce::new(FileType::Directory),
             pin: Pin::Root(Arc::clone(fd)),
             _share: None,
         };
@@ -316,7 +369,8 @@ impl InodeTable {
     }
 }
 
-fn retain_in(map: &HashMap<Key, Arc<Inode>>, session: u64, key: &Key) -> Option<u64> {
+fn retain_in(map: &HashMap<Key, Arc<Inode>>, session: u64, key: &Key) -> Option<Known> {
     let inode = map.get(key)?;
-    (inode.session == session && inode.retain()).then_some(inode.id)
+    let retained = inode.session == session && inode.retain();
+    retained.then(|| (inode.id, inode.dax()))
 }

@@ -1,7 +1,11 @@
 //! Names to nodes, and back to nothing.
 
+use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
+use daxwindow_shared::fuse::ROOT_ID;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
@@ -58,12 +62,38 @@ impl SharedDir {
     pub(super) fn bind(&self, session: u64, found: Found) -> Result<Entry, Errno> {
         let attr = attr_of(&found.stat);
         let (key, kind) = (key_of(&found.stat), found.kind());
-        let nodeid = self.inodes.bind(session, key, kind, found.fd)?;
+        let (nodeid, dax) = self.inodes.bind(session, key, kind, found.fd)?;
         Ok(Entry {
             nodeid,
             generation: 0,
             attr,
+            dax,
         })
+    }
+
+    /// Whether a node has DAX. No node, or none decided about: no.
+    pub fn is_dax(&self, nodeid: u64) -> bool {
+        self.inodes.get(nodeid).and_then(|inode| inode.dax()) == Some(true)
+    }
+
+    /// Decides for as long as the node lives whether it has DAX, unless that
+    /// is decided (by another of its names, at the same time); answers what
+    /// holds.
+    pub fn settle_dax(&self, nodeid: u64, dax: bool) -> bool {
+        self.inodes
+            .get(nodeid)
+            .is_some_and(|inode| inode.settle_dax(dax))
+    }
+
+    /// Path of a name from the top of the share, as it is on the host now;
+    /// none if the parent is known no more, has been moved out of the share,
+    /// or is too deep for the host to say.
+    pub fn path_in_share(&self, parent: u64, name: Name<'_>) -> Option<PathBuf> {
+        let (root, dir) = (self.inodes.get(ROOT_ID)?, self.inodes.get(parent)?);
+        let root = self.proc.path(root.fd().ok()?)?;
+        let dir = self.proc.path(dir.fd().ok()?)?;
+        let name = OsStr::from_bytes(name.as_c_str().to_bytes());
+        Some(dir.strip_prefix(root).ok()?.join(name))
     }
 
     /// Takes back `count` lookups of a node; the last ends it. Nothing is

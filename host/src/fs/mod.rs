@@ -71,7 +71,7 @@ pub struct Caller {
 }
 
 /// Result of lookup and of all that create. `attr.flags` is zero here: DAX is
-/// the policy's business.
+/// the policy's business, and a node only remembers what was decided.
 #[derive(Clone, Copy, Debug)]
 pub struct Entry {
     /// Node id, never handed out twice for different inodes.
@@ -80,6 +80,9 @@ pub struct Entry {
     pub generation: u64,
     /// Attributes at the time of the lookup.
     pub attr: Attr,
+    /// Whether the node has DAX; none if that is to be decided now, see
+    /// [`SharedDir::settle_dax`].
+    pub dax: Option<bool>,
 }
 
 /// How a directory is shared with one guest.

@@ -2,7 +2,10 @@
 //! own link to it in `/proc/self/fd`. The directory is opened once and kept,
 //! so that this goes on working when `/proc` is out of reach.
 
+use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC};
 use rustix::io::Errno;
@@ -44,6 +47,14 @@ impl ProcFd {
     /// inode, also when the inode is a symbolic link itself.
     pub(super) fn link(fd: impl AsFd) -> DecInt {
         DecInt::from_fd(fd)
+    }
+
+    /// Where the host has the inode behind `fd` now, seen from the root of
+    /// this process. Good for people and patterns, never to open it by.
+    pub(super) fn path(&self, fd: impl AsFd) -> Option<PathBuf> {
+        let link = ProcFd::link(fd);
+        let path = rustix::fs::readlinkat(&self.dir, link.as_c_str(), Vec::new()).ok()?;
+        Some(OsString::from_vec(path.into_bytes()).into())
     }
 
     /// The same as an absolute path, if `/proc/self/fd` still is the directory

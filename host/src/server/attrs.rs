@@ -1,8 +1,14 @@
 //! Requests about attributes and totals.
 
-use daxwindow_shared::fuse::flags::GetattrFlags;
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+
+use daxwindow_shared::fuse::flags::{AttrFlags, GetattrFlags};
 use daxwindow_shared::fuse::{Attr, AttrOut, GetattrIn, SetattrIn};
 use rustix::io::Errno;
+
+use crate::dax::Candidate;
+use crate::fs::{Entry, Name};
 
 use super::request::caller;
 use super::{Call, Server};
@@ -13,7 +19,7 @@ impl Server {
         let flags = GetattrFlags::from_bits_retain(args.getattr_flags);
         let fh = flags.contains(GetattrFlags::FH).then_some(args.fh);
         let attr = self.fs.getattr(call.header.nodeid, fh)?;
-        call.reply.value(&self.attr_out(attr))
+        call.reply.value(&self.attr_out(call.header.nodeid, attr))
     }
 
     pub(super) fn setattr(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -21,7 +27,7 @@ impl Server {
         let attr = self
             .fs
             .setattr(caller(&call.header), call.header.nodeid, &args)?;
-        call.reply.value(&self.attr_out(attr))
+        call.reply.value(&self.attr_out(call.header.nodeid, attr))
     }
 
     pub(super) fn statfs(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -30,21 +36,41 @@ impl Server {
         call.reply.value(&totals)
     }
 
-    fn attr_out(&self, attr: Attr) -> AttrOut {
+    fn attr_out(&self, nodeid: u64, attr: Attr) -> AttrOut {
         AttrOut {
             attr_valid: self.timeouts.attr.as_secs(),
             attr_valid_nsec: self.timeouts.attr.subsec_nanos(),
             dummy: 0,
-            attr: self.flagged(attr),
+            attr: flagged(attr, self.fs.is_dax(nodeid)),
         }
     }
 
-    /// Attributes with the DAX flag. Every reply about an inode must carry
-    /// the same one: a guest drops an inode from its cache when it changes.
-    pub(super) fn flagged(&self, attr: Attr) -> Attr {
-        Attr {
-            flags: attr.flags | self.dax.attr_flags(&attr),
-            ..attr
+    /// Whether an inode that the guest is told of under `name` has DAX:
+    /// decided at its first name, and kept whatever becomes of the file.
+    pub(super) fn settled_dax(&self, parent: u64, name: Name<'_>, entry: &Entry) -> bool {
+        if let Some(dax) = entry.dax {
+            return dax;
         }
+        let path = || self.fs.path_in_share(parent, name);
+        let dax = self.dax.decide(&Candidate {
+            attr: &entry.attr,
+            name: OsStr::from_bytes(name.as_c_str().to_bytes()),
+            path: &path,
+        });
+        self.fs.settle_dax(entry.nodeid, dax)
+    }
+}
+
+/// Attributes with the DAX flag. Every reply about an inode must carry the
+/// same one: a guest drops an inode from its cache when it changes.
+pub(super) fn flagged(attr: Attr, dax: bool) -> Attr {
+    let flag = if dax {
+        AttrFlags::DAX
+    } else {
+        AttrFlags::empty()
+    };
+    Attr {
+        flags: attr.flags | flag.bits(),
+        ..attr
     }
 }

@@ -58,14 +58,13 @@ impl Server {
     /// look it up itself: for "." and "..", which are never looked up, and for
     /// names that have vanished since.
     fn entry_of(&self, parent: u64, item: &DirItem<'_>) -> EntryOut {
-        let found = match item.name.to_bytes() {
+        let name = match item.name.to_bytes() {
             b"." | b".." => None,
-            _ => Name::new(item.name)
-                .and_then(|name| self.fs.lookup(parent, name))
-                .ok(),
+            _ => Name::new(item.name).ok(),
         };
+        let found = name.and_then(|name| Some((name, self.fs.lookup(parent, name).ok()?)));
         match found {
-            Some(entry) => self.entry_out(&entry),
+            Some((name, entry)) => self.entry_out(parent, name, &entry),
             None => EntryOut {
                 attr: Attr {
                     ino: item.ino,

@@ -45,6 +45,7 @@ const ACCEPTED: InitFlags = InitFlags::ASYNC_READ
 
 const LIVE: u32 = 1 << 0;
 const SETXATTR_EXT: u32 = 1 << 1;
+const ALL_DAX: u32 = 1 << 2;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
@@ -60,14 +61,29 @@ impl Session {
         self.load() & SETXATTR_EXT != 0
     }
 
+    /// The guest takes every regular file for a DAX inode: it has a window
+    /// and does not ask for the flag of each inode, which is what Linux does
+    /// when mounted with `dax=always`.
+    pub(super) fn all_dax(&self) -> bool {
+        self.load() & ALL_DAX != 0
+    }
+
     pub(super) fn end(&self) {
         self.0.store(0, Ordering::Release);
     }
 
     fn begin(&self, accepted: InitFlags) {
-        let ext = accepted.contains(InitFlags::SETXATTR_EXT);
-        self.0
-            .store(LIVE | if ext { SETXATTR_EXT } else { 0 }, Ordering::Release);
+        let mut state = LIVE;
+        if accepted.contains(InitFlags::SETXATTR_EXT) {
+            state |= SETXATTR_EXT;
+        }
+        // The window is offered with HAS_INODE_DAX or not at all.
+        if accepted.contains(InitFlags::MAP_ALIGNMENT)
+            && !accepted.contains(InitFlags::HAS_INODE_DAX)
+        {
+            state |= ALL_DAX;
+        }
+        self.0.store(state, Ordering::Release);
     }
 
     /// Pairs with the stores of `begin` and `end`: who sees a session sees

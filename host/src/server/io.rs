@@ -26,11 +26,7 @@ impl Server {
             .open_file(nodeid, args.flags, kills_suidgid(args.open_flags))?;
         // A DAX inode has no pages in the guest to invalidate at open, and the
         // attempt makes the guest warn about its live mappings.
-        let keep = self.dax.window_bytes() > 0
-            && self
-                .fs
-                .getattr(nodeid, Some(fh))
-                .is_ok_and(|attr| self.dax.keep_cache(nodeid, &attr));
+        let keep = self.keep_cache(nodeid, self.fs.is_dax(nodeid));
         call.reply.value(&open_out(fh, keep))
     }
 
@@ -45,9 +41,17 @@ impl Server {
             args.mode,
             args.umask,
         )?;
-        let keep = self.dax.window_bytes() > 0 && self.dax.keep_cache(entry.nodeid, &entry.attr);
-        call.reply.value(&self.entry_out(&entry))?;
+        let dax = self.settled_dax(call.header.nodeid, name, &entry);
+        let keep = self.keep_cache(entry.nodeid, dax);
+        let entry = self.entry_out(call.header.nodeid, name, &entry);
+        call.reply.value(&entry)?;
         call.reply.value(&open_out(fh, keep))
+    }
+
+    /// A guest mounted with `dax=always` takes every file for a DAX inode,
+    /// whatever the flag says.
+    fn keep_cache(&self, nodeid: u64, dax: bool) -> bool {
+        self.dax.window_bytes() > 0 && self.dax.keep_cache(nodeid, dax || self.session.all_dax())
     }
 
     pub(super) fn read(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {

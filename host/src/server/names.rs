@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use crate::fs::{Entry, Name};
 
+use super::attrs::flagged;
 use super::request::caller;
 use super::{Call, Server};
 
@@ -14,7 +15,8 @@ impl Server {
     pub(super) fn lookup(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let name = call.body.only_name()?;
         let entry = self.fs.lookup(call.header.nodeid, name)?;
-        call.reply.value(&self.entry_out(&entry))
+        let entry = self.entry_out(call.header.nodeid, name, &entry);
+        call.reply.value(&entry)
     }
 
     pub(super) fn forget(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -46,7 +48,8 @@ impl Server {
         let entry = self
             .fs
             .symlink(caller(&call.header), call.header.nodeid, name, target)?;
-        call.reply.value(&self.entry_out(&entry))
+        let entry = self.entry_out(call.header.nodeid, name, &entry);
+        call.reply.value(&entry)
     }
 
     pub(super) fn mknod(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -60,7 +63,8 @@ impl Server {
             args.rdev,
             args.umask,
         )?;
-        call.reply.value(&self.entry_out(&entry))
+        let entry = self.entry_out(call.header.nodeid, name, &entry);
+        call.reply.value(&entry)
     }
 
     pub(super) fn mkdir(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -73,7 +77,8 @@ impl Server {
             args.mode,
             args.umask,
         )?;
-        call.reply.value(&self.entry_out(&entry))
+        let entry = self.entry_out(call.header.nodeid, name, &entry);
+        call.reply.value(&entry)
     }
 
     pub(super) fn unlink(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -110,20 +115,22 @@ impl Server {
         let args: LinkIn = call.body.args()?;
         let name = call.body.only_name()?;
         let entry = self.fs.link(args.oldnodeid, call.header.nodeid, name)?;
-        call.reply.value(&self.entry_out(&entry))
+        let entry = self.entry_out(call.header.nodeid, name, &entry);
+        call.reply.value(&entry)
     }
 
-    /// The wire form of an entry, with the DAX flag of its inode.
-    pub(super) fn entry_out(&self, entry: &Entry) -> EntryOut {
-        let (name, attr) = (self.timeouts.entry, self.timeouts.attr);
+    /// The wire form of what was found as `name`, with its DAX flag.
+    pub(super) fn entry_out(&self, parent: u64, name: Name<'_>, entry: &Entry) -> EntryOut {
+        let (name_valid, attr_valid) = (self.timeouts.entry, self.timeouts.attr);
+        let dax = self.settled_dax(parent, name, entry);
         EntryOut {
             nodeid: entry.nodeid,
             generation: entry.generation,
-            entry_valid: name.as_secs(),
-            entry_valid_nsec: name.subsec_nanos(),
-            attr_valid: attr.as_secs(),
-            attr_valid_nsec: attr.subsec_nanos(),
-            attr: self.flagged(entry.attr),
+            entry_valid: name_valid.as_secs(),
+            entry_valid_nsec: name_valid.subsec_nanos(),
+            attr_valid: attr_valid.as_secs(),
+            attr_valid_nsec: attr_valid.subsec_nanos(),
+            attr: flagged(entry.attr, dax),
         }
     }
 }

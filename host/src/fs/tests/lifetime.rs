@@ -272,6 +272,7 @@ proptest! {
                     let key = Key { dev_major: 0, dev_minor: 0, ino, mount: 0 };
                     let now = session.load(Ordering::Relaxed);
                     let bound = table.bind(now, key, FileType::RegularFile, open());
+                    let bound = bound.map(|(id, _)| id);
                     let full = model.len() == MAX;
                     match model.get_mut(&ino) {
                         Some((id, count)) => {

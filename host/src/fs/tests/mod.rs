@@ -3,6 +3,7 @@
 //! anybody else creates everything as themselves, and either is asserted.
 
 mod create;
+mod dax;
 mod dir;
 mod escape;
 mod lifetime;

@@ -1,0 +1,309 @@
+//! Who gets DAX, and what is said of it.
+
+use std::ffi::OsStr;
+
+use daxwindow_shared::fuse::Attr;
+
+use super::capabilities::Capabilities;
+use super::globs::NameRules;
+use super::policy::*;
+
+const PLAIN: Capabilities = Capabilities::PLAIN_MMAP;
+
+/// As stock QEMU is, with the padded view.
+const WRITABLE_ONLY: Capabilities = Capabilities {
+    past_eof: false,
+    padded: true,
+    readonly_fd: false,
+    replace: false,
+    partial_unmap: false,
+    announced: true,
+    window_base: Some(0xc000_0000),
+};
+
+fn file(size: u64) -> Attr {
+    Attr {
+        mode: 0o100_644,
+        size,
+        ..Default::default()
+    }
+}
+
+fn executable(size: u64, bits: u32) -> Attr {
+    Attr {
+        mode: 0o100_644 | bits,
+        ..file(size)
+    }
+}
+
+fn decide(options: &DaxOptions, attr: &Attr, can: &Capabilities) -> Result<(), NoDax> {
+    let file = Candidate {
+        attr,
+        name: OsStr::new("name"),
+        path: &|| Some("dir/name".into()),
+    };
+    options.decide(&file, can, 4096)
+}
+
+fn names(include: &[&str], exclude: &[&str]) -> NameRules {
+    let parse = |list: &[&str]| list.iter().map(|text| text.parse().unwrap()).collect();
+    let (include, exclude): (Vec<_>, Vec<_>) = (parse(include), parse(exclude));
+    NameRules::new(&include, &exclude).unwrap()
+}
+
+#[test]
+fn modes() {
+    let mut options = DaxOptions {
+        min_file_bytes: 100,
+        ..Default::default()
+    };
+    assert_eq!(decide(&options, &file(99), &PLAIN), Err(NoDax::Small));
+    assert_eq!(decide(&options, &file(100), &PLAIN), Ok(()));
+    let directory = Attr {
+        mode: 0o040_755,
+        size: 4096,
+        ..Default::default()
+    };
+    assert_eq!(decide(&options, &directory, &PLAIN), Err(NoDax::NotRegular));
+    options.mode = DaxMode::Always;
+    assert_eq!(decide(&options, &file(0), &PLAIN), Ok(()));
+    options.mode = DaxMode::Never;
+    assert_eq!(decide(&options, &file(1 << 20), &PLAIN), Err(NoDax::Off));
+}
+
+#[test]
+fn executables_get_dax_where_they_stay_executable() {
+    let options = DaxOptions::default();
+    for bits in [0o100, 0o010, 0o001] {
+        let program = executable(1 << 20, bits);
+        assert_eq!(decide(&options, &program, &PLAIN), Ok(()));
+        let on_qemu = decide(&options, &program, &WRITABLE_ONLY);
+        assert_eq!(on_qemu, Err(NoDax::Executable));
+        let no_upgrade = Capabilities {
+            replace: false,
+            ..PLAIN
+        };
+        let without = decide(&options, &program, &no_upgrade);
+        assert_eq!(without, Err(NoDax::Executable));
+        let readonly = DaxOptions {
+            readonly: true,
+            ..Default::default()
+        };
+        assert_eq!(decide(&readonly, &program, &no_upgrade), Ok(()));
+    }
+    assert_eq!(decide(&options, &file(1 << 20), &WRITABLE_ONLY), Ok(()));
+}
+
+#[test]
+fn the_flag_for_executables_wins_over_the_front_end() {
+    let program = executable(1 << 20, 0o111);
+    let with = |executables, mode| DaxOptions {
+        executables,
+        mode,
+        ..Default::default()
+    };
+    let (always, never) = (Executables::Always, Executables::Never);
+    let inode = DaxMode::Inode;
+    assert_eq!(
+        decide(&with(always, inode), &program, &WRITABLE_ONLY),
+        Ok(())
+    );
+    let refused = decide(&with(never, inode), &program, &PLAIN);
+    assert_eq!(refused, Err(NoDax::Executable));
+    // What always maps, always has to say.
+    assert_eq!(
+        decide(&with(never, DaxMode::Always), &program, &PLAIN),
+        Ok(())
+    );
+}
+
+#[test]
+fn names_count_in_both_modes() {
+    for mode in [DaxMode::Inode, DaxMode::Always] {
+        let with = |names| DaxOptions {
+            mode,
+            names,
+            ..Default::default()
+        };
+        let large = file(1 << 20);
+        let out = decide(&with(names(&[], &["na*"])), &large, &PLAIN);
+        assert_eq!(out, Err(NoDax::Excluded));
+        let out = decide(&with(names(&["other"], &[])), &large, &PLAIN);
+        assert_eq!(out, Err(NoDax::NotIncluded));
+        assert_eq!(
+            decide(&with(names(&["dir/*"], &[])), &large, &PLAIN),
+            Ok(())
+        );
+    }
+    // A name lets no file in that is too small.
+    let options = DaxOptions {
+        names: names(&["name"], &[]),
+        ..Default::default()
+    };
+    assert_eq!(decide(&options, &file(1), &PLAIN), Err(NoDax::Small));
+}
+
+#[test]
+fn a_front_end_that_only_maps_writable_gets_no_read_only_share() {
+    let options = DaxOptions {
+        readonly: true,
+        ..Default::default()
+    };
+    let can = Capabilities {
+        readonly_fd: false,
+        ..PLAIN
+    };
+    assert_eq!(
+        decide(&options, &file(1 << 20), &can),
+        Err(NoDax::ReadOnlyShare)
+    );
+    assert!(decide(&options, &file(1 << 20), &PLAIN).is_ok());
+    assert!(!options.writable_from_the_start(0o644, &PLAIN));
+}
+
+#[test]
+fn end_of_file_rule() {
+    let can = Capabilities {
+        past_eof: false,
+        ..PLAIN
+    };
+    let options = DaxOptions {
+        readonly: true,
+        mode: DaxMode::Always,
+        ..Default::default()
+    };
+    assert_eq!(decide(&options, &file(8192), &can), Ok(()));
+    for size in [0, 8193] {
+        let refused = decide(&options, &file(size), &can);
+        assert_eq!(refused, Err(NoDax::PastEndOfFile));
+    }
+    let options = DaxOptions {
+        readonly: false,
+        ..options
+    };
+    let refused = decide(&options, &file(8192), &can);
+    assert_eq!(refused, Err(NoDax::PastEndOfFile));
+    let can = Capabilities {
+        padded: true,
+        ..can
+    };
+    assert_eq!(decide(&options, &file(1), &can), Ok(()));
+}
+
+#[test]
+fn the_window_has_room_for_what_may_be_mapped() {
+    let asked = DaxOptions {
+        window_bytes: 4 << 30,
+        ..Default::default()
+    };
+    assert_eq!(asked.offered_bytes(), 512 << 20);
+    let small = DaxOptions {
+        window_bytes: 64 << 20,
+        ..asked.clone()
+    };
+    assert_eq!(small.offered_bytes(), 64 << 20);
+    let odd = DaxOptions {
+        window_bytes: 6 << 20,
+        ..asked.clone()
+    };
+    assert_eq!(odd.offered_bytes(), 4 << 20);
+    let unlimited = DaxOptions {
+        max_maps: None,
+        ..asked.clone()
+    };
+    assert_eq!(unlimited.offered_bytes(), 4 << 30);
+    let never = DaxOptions {
+        mode: DaxMode::Never,
+        ..asked
+    };
+    assert_eq!(never.offered_bytes(), 0);
+}
+
+#[test]
+fn executables_stay_executable_on_the_host_where_an_upgrade_is_possible() {
+    let options = DaxOptions::default();
+    assert!(options.writable_from_the_start(0o644, &PLAIN));
+    assert!(!options.writable_from_the_start(0o755, &PLAIN));
+    let can = Capabilities {
+        replace: false,
+        ..PLAIN
+    };
+    assert!(options.writable_from_the_start(0o755, &can));
+}
+
+#[test]
+fn reasons_have_a_name_each() {
+    let all = [
+        NoDax::Off,
+        NoDax::NotRegular,
+        NoDax::Small,
+        NoDax::Executable,
+        NoDax::Excluded,
+        NoDax::NotIncluded,
+        NoDax::ReadOnlyShare,
+        NoDax::PastEndOfFile,
+    ];
+    let indices: Vec<usize> = all.iter().map(|reason| reason.reason()).collect();
+    assert_eq!(indices, (0..NoDax::REASONS.len()).collect::<Vec<_>>());
+}
+
+#[test]
+fn the_policy_in_words() {
+    let options = DaxOptions {
+        names: names(&["*.bin", "data/**"], &["*.tmp"]),
+        ..Default::default()
+    };
+    let lines = options.describe(&WRITABLE_ONLY);
+    assert_eq!(lines[0], "regular files of 128K and more");
+    assert!(lines[1].starts_with("no executables: the front end maps writable only"));
+    let names = [
+        "only what matches *.bin or data/**",
+        "nothing that matches *.tmp",
+    ];
+    assert_eq!(lines[2..], names);
+    let all = DaxOptions {
+        mode: DaxMode::Always,
+        ..Default::default()
+    };
+    assert_eq!(all.describe(&PLAIN), ["regular files of any size"]);
+    let lines = |options: &DaxOptions, can| options.describe(can).join("; ");
+    let readonly = DaxOptions {
+        readonly: true,
+        ..all.clone()
+    };
+    let none = lines(&readonly, &WRITABLE_ONLY);
+    assert!(
+        none.starts_with("no file: the share is read-only"),
+        "{none}"
+    );
+    let unpadded = Capabilities {
+        past_eof: false,
+        ..PLAIN
+    };
+    let pages = lines(&readonly, &unpadded);
+    assert!(pages.contains("only files that are whole pages"), "{pages}");
+    let none = lines(&all, &unpadded);
+    assert!(none.starts_with("no file: the front end refuses"), "{none}");
+    let never = DaxOptions {
+        mode: DaxMode::Never,
+        ..all
+    };
+    assert_eq!(lines(&never, &PLAIN), "no file: DAX is off for this share");
+}
+
+#[test]
+fn sizes_are_said_as_the_flag_takes_them() {
+    for (min_file_bytes, text) in [
+        (1, "1 bytes"),
+        (64 << 10, "64K"),
+        (3 << 20, "3M"),
+        (1 << 30, "1G"),
+    ] {
+        let options = DaxOptions {
+            min_file_bytes,
+            ..Default::default()
+        };
+        let said = format!("regular files of {text} and more");
+        assert_eq!(options.describe(&PLAIN), [said]);
+    }
+}
