@@ -5,4 +5,5 @@
 //! A boot takes many seconds, so a test packs what it can into one.
 
 mod basics;
+mod buffers;
 mod policy;
