@@ -24,8 +24,12 @@ impl Naive {
     pub const ASK_UNLOCKED: Naive = Naive(1 << 5);
     /// Map read-only first, and upgrade by unmapping and mapping anew.
     pub const WRITABLE_FIRST: Naive = Naive(1 << 6);
+    /// Take guest memory for memory that stays.
+    pub const WATCH_MEMORY: Naive = Naive(1 << 7);
+    /// Believe the memory table, however old it may be.
+    pub const DOUBT_TABLE: Naive = Naive(1 << 8);
 
-    const NAMES: [(&'static str, Naive); 7] = [
+    const NAMES: [(&'static str, Naive); 9] = [
         ("learn", Naive::LEARN),
         ("wait-until-live", Naive::WAIT_UNTIL_LIVE),
         ("slot-limit", Naive::SLOT_LIMIT),
@@ -33,6 +37,8 @@ impl Naive {
         ("keep-cache", Naive::KEEP_CACHE),
         ("ask-unlocked", Naive::ASK_UNLOCKED),
         ("writable-first", Naive::WRITABLE_FIRST),
+        ("watch-memory", Naive::WATCH_MEMORY),
+        ("doubt-table", Naive::DOUBT_TABLE),
     ];
 
     /// Whether all of `handling` is left out.

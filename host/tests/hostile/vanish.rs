@@ -3,6 +3,7 @@
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
 
 use daxwindow_shared::fuse::{Opcode, ROOT_ID, ReadIn, RemoveMappingOne, WriteIn};
 use zerocopy::IntoBytes;
@@ -326,19 +327,13 @@ fn buffers_in_an_announced_window_are_the_file() {
     assert_alive(&mut vmm);
 }
 
-/// The last table that could be sent says that the window holds a file which
-/// it holds no more.
-#[test]
-fn a_stale_window_is_never_read_or_written() {
-    let share = share();
-    let flags = [&DAX[..], &["--memory-slots", "off"]].concat();
-    let daemon = Daemon::start(share.path(), &flags);
-    let mut vmm = Vmm::connect(&daemon, false);
+/// Makes the first range of the window `other`, where the device was told it
+/// is `sink`. The node and a handle of `source`.
+fn stale_window(vmm: &mut Vmm) -> (u64, u64) {
     let (source, fh) = vmm.open("source");
-    let (target, _) = vmm.open("sink");
+    let (sink, _) = vmm.open("sink");
     let (other, _) = vmm.open("other");
-    assert_eq!(vmm.map(target, 0), 0);
-    assert_eq!(daemon.maps_of("/sink"), 1, "in the last table");
+    assert_eq!(vmm.map(sink, 0), 0);
     for slot in 1..12 {
         assert_eq!(vmm.map(other, slot), 0);
     }
@@ -352,8 +347,20 @@ fn a_stale_window_is_never_read_or_written() {
         .as_bytes(),
     ]
     .concat();
-    assert_eq!(vmm.ask(Opcode::Removemapping, target, &body).0, 0);
+    assert_eq!(vmm.ask(Opcode::Removemapping, sink, &body).0, 0);
     assert_eq!(vmm.map(other, 0), 0);
+    (source, fh)
+}
+
+/// The last table that could be sent says that the window holds a file which
+/// it holds no more.
+#[test]
+fn a_stale_window_is_never_read_or_written() {
+    let share = share();
+    let flags = [&DAX[..], &["--memory-slots", "off"]].concat();
+    let daemon = Daemon::start(share.path(), &flags);
+    let mut vmm = Vmm::connect(&daemon, false);
+    let (source, fh) = stale_window(&mut vmm);
     assert!(vmm.regions() > 8 && daemon.maps_of("/sink") == 1, "stale");
 
     let reply = vmm.reply_buffer();
@@ -411,4 +418,33 @@ fn a_full_table_is_believed_for_old_memory_only() {
         assert_eq!((used, vmm.replied()), (want, (want, error)), "{slot}");
     }
     assert_alive(&mut vmm);
+}
+
+/// What the others are for: without the watch one truncated page is the end.
+#[test]
+fn a_daemon_that_does_not_watch_its_memory_dies_of_a_vanished_page() {
+    let share = in_memory();
+    let flags = ["--num-request-queues", "1"];
+    let mut daemon = Daemon::start_naive("watch-memory", share.path(), &flags);
+    let vmm = Vmm::connect(&daemon, true);
+    vmm.ram.set_len(0).expect("truncated");
+    vmm.kick(1);
+    let status = daemon.wait();
+    assert_eq!(status.signal(), Some(libc::SIGBUS), "{status}");
+}
+
+/// And a daemon that believes its table writes into a file that the guest
+/// does not mean.
+#[test]
+fn a_daemon_that_believes_a_stale_table_destroys_a_file() {
+    let share = share();
+    let flags = [&DAX[..], &["--memory-slots", "off"]].concat();
+    let daemon = Daemon::start_naive("doubt-table", share.path(), &flags);
+    let mut vmm = Vmm::connect(&daemon, false);
+    let (source, fh) = stale_window(&mut vmm);
+    let reply = vmm.reply_buffer();
+    let read = vmm.request(Opcode::Read, source, &read_args(fh, 4096));
+    assert_eq!(vmm.give(&[read, reply, (WINDOW, 4096, true)]), 16 + 4096);
+    let sink = host_bytes(&share.path().join("sink"), 0, 4096);
+    assert_same(&sink, &pattern(0, 0, 4096), "the wrong file was written");
 }
