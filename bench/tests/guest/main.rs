@@ -7,3 +7,4 @@
 mod basics;
 mod buffers;
 mod policy;
+mod traps;

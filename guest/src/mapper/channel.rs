@@ -2,7 +2,7 @@
 
 use daxwindow_shared::fuse::RemoveMappingOne;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::session::Session;
 
 /// The two requests of a mapper. A session is one; tests have another.
@@ -32,10 +32,27 @@ impl MapChannel for Session {
         len: u64,
         writable: bool,
     ) -> Result<()> {
-        self.setup_mapping(nodeid, file_offset, window_offset, len, writable)
+        let done = self.setup_mapping(nodeid, file_offset, window_offset, len, writable);
+        match done {
+            // What lies past the end is not mapped, and we may not have heard
+            // that the file has become shorter.
+            Err(Error::Remote { .. }) if self.ends_before(nodeid, file_offset) => {
+                Err(Error::Truncated {
+                    offset: file_offset,
+                })
+            }
+            done => done,
+        }
     }
 
     fn remove(&self, ranges: &[RemoveMappingOne]) -> Result<()> {
         self.remove_mapping(ranges)
+    }
+}
+
+impl Session {
+    fn ends_before(&self, nodeid: u64, offset: u64) -> bool {
+        self.getattr(nodeid, None)
+            .is_ok_and(|attr| attr.size <= offset)
     }
 }

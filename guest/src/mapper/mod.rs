@@ -353,7 +353,10 @@ impl Core {
         slot.content.lock().failure = Some((entry.generation, duplicate(error)));
         inode.remove(index);
         // Without an answer nobody knows what is mapped there.
-        let refused = matches!(error, Error::Remote { .. } | Error::Invalid(_));
+        let refused = matches!(
+            error,
+            Error::Remote { .. } | Error::Truncated { .. } | Error::Invalid(_)
+        );
         let state = if refused { from } else { State::Quarantined };
         self.release(entry.slot, state);
         self.ring(entry.slot);

@@ -87,10 +87,20 @@ impl MapSource for Files {
         let fd = usize::try_from(nodeid).ok().and_then(|index| self.0.get(index));
         fd.map(|fd| MapFile { fd: fd.clone() }).ok_or(Errno::BADF)
     }
+
+    fn bytes(&self, nodeid: u64) -> Result<u64, Errno> {
+        let fd = usize::try_from(nodeid).ok().and_then(|index| self.0.get(index));
+        let stat = rustix::fs::fstat(fd.ok_or(Errno::BADF)?)?;
+        Ok(stat.st_size as u64)
+    }
 }
 
 static FILES: LazyLock<Files> = LazyLock::new(|| {
-    let file = |_| -> File { tempfile::tempfile().expect("temporary file") };
+    let file = |i: u64| -> File {
+        let file = tempfile::tempfile().expect("temporary file");
+        file.set_len(i << 21).expect("sparse");
+        file
+    };
     Files((0..4).map(|i| Arc::new(file(i).into())).collect())
 });
 

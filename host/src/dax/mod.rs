@@ -78,6 +78,13 @@ pub trait MapSource {
     /// `EROFS` for writing on a read-only share, `EINVAL` or similar for
     /// what is no regular file, and whatever the host says.
     fn open_for_mapping(&self, nodeid: u64, writable: bool) -> Result<MapFile, Errno>;
+
+    /// The size of the regular file behind `nodeid` now.
+    ///
+    /// # Errors
+    ///
+    /// As for [`MapSource::open_for_mapping`].
+    fn bytes(&self, nodeid: u64) -> Result<u64, Errno>;
 }
 
 /// What INIT may promise the guest.

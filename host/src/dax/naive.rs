@@ -24,12 +24,16 @@ impl Naive {
     pub const ASK_UNLOCKED: Naive = Naive(1 << 5);
     /// Map read-only first, and upgrade by unmapping and mapping anew.
     pub const WRITABLE_FIRST: Naive = Naive(1 << 6);
+    /// Unmap neighbours as one, and forget what was refused.
+    pub const EXACT_UNMAP: Naive = Naive(1 << 7);
+    /// Map where the file has ended meanwhile.
+    pub const CHECK_END: Naive = Naive(1 << 8);
     /// Take guest memory for memory that stays.
-    pub const WATCH_MEMORY: Naive = Naive(1 << 7);
+    pub const WATCH_MEMORY: Naive = Naive(1 << 9);
     /// Believe the memory table, however old it may be.
-    pub const DOUBT_TABLE: Naive = Naive(1 << 8);
+    pub const DOUBT_TABLE: Naive = Naive(1 << 10);
 
-    const NAMES: [(&'static str, Naive); 9] = [
+    const NAMES: [(&'static str, Naive); 11] = [
         ("learn", Naive::LEARN),
         ("wait-until-live", Naive::WAIT_UNTIL_LIVE),
         ("slot-limit", Naive::SLOT_LIMIT),
@@ -37,6 +41,8 @@ impl Naive {
         ("keep-cache", Naive::KEEP_CACHE),
         ("ask-unlocked", Naive::ASK_UNLOCKED),
         ("writable-first", Naive::WRITABLE_FIRST),
+        ("exact-unmap", Naive::EXACT_UNMAP),
+        ("check-end", Naive::CHECK_END),
         ("watch-memory", Naive::WATCH_MEMORY),
         ("doubt-table", Naive::DOUBT_TABLE),
     ];

@@ -57,6 +57,9 @@ pub enum MapError {
     /// The front end's slots are used up.
     #[error("the front end's mapping slots are used up")]
     SlotBudget,
+    /// The file has become shorter than the guest believes.
+    #[error("the file ends before the range")]
+    PastEnd,
     /// The front end failed us.
     #[error(transparent)]
     FrontEnd(#[from] FrontEndError),
@@ -64,7 +67,7 @@ pub enum MapError {
 
 impl MapError {
     /// Names of the reasons, for reports.
-    pub const REASONS: [&'static str; 10] = [
+    pub const REASONS: [&'static str; 11] = [
         "no-window",
         "policy",
         "window-range",
@@ -75,6 +78,7 @@ impl MapError {
         "upgrade",
         "slot-budget",
         "front-end",
+        "past-end",
     ];
 
     /// Index into [`MapError::REASONS`].
@@ -90,6 +94,7 @@ impl MapError {
             MapError::Upgrade => 7,
             MapError::SlotBudget => 8,
             MapError::FrontEnd(_) => 9,
+            MapError::PastEnd => 10,
         }
     }
 
@@ -98,7 +103,7 @@ impl MapError {
     pub fn errno(&self) -> Errno {
         match self {
             MapError::NoWindow => Errno::OPNOTSUPP,
-            MapError::Policy(_) | MapError::SlotBudget => Errno::IO,
+            MapError::Policy(_) | MapError::SlotBudget | MapError::PastEnd => Errno::IO,
             MapError::Window(_)
             | MapError::FileRange { .. }
             | MapError::UnknownFlags(_)
@@ -209,8 +214,8 @@ impl Dax {
                 .upgrade(connected, source, setup, piece)
                 .map(|()| false);
         }
+        let range = self.within_file(connected, setup, source)?;
         let (fd, writable) = self.open(connected, source, setup)?;
-        let range = self.within_file(connected, setup, &fd)?;
         if !overlapping.is_empty() {
             self.make_way(connected, &range, &overlapping)?;
         }
@@ -341,25 +346,26 @@ impl Dax {
         &self,
         connected: &Arc<Connected>,
         setup: &Setup,
-        fd: &OwnedFd,
+        source: &dyn MapSource,
     ) -> Result<WindowRange, MapError> {
-        if connected.can.maps_past_eof()
+        let size = source.bytes(setup.nodeid).map_err(MapError::File)?;
+        let left = size.saturating_sub(setup.file_offset);
+        if left == 0 && !self.options.naive.leaves_out(Naive::CHECK_END) {
+            // Who asks has not heard yet that the file was cut. To touch what
+            // is not there ends some VMMs, and others make an empty file grow.
+            return Err(MapError::PastEnd);
+        }
+        let free = connected.can.maps_past_eof()
             && self
                 .options
                 .may_map(0, &connected.can, self.page_bytes)
-                .is_ok()
-        {
+                .is_ok();
+        if free {
             return Ok(setup.range);
         }
-        let size = stat(fd)?.st_size as u64;
         self.options
             .may_map(size, &connected.can, self.page_bytes)?;
-        let left = size.saturating_sub(setup.file_offset);
-        let past_end = MapError::FileRange {
-            offset: setup.file_offset,
-            len: setup.range.len(),
-        };
-        setup.range.first(left).ok_or(past_end)
+        setup.range.first(left).ok_or(MapError::PastEnd)
     }
 
     /// Clears the way for a map over other live maps.
@@ -481,7 +487,8 @@ impl Dax {
             let timeout = self.options.front_end_timeout;
             result = self.table.wait(base, range, false, timeout);
         }
-        if result.is_ok() || (!certain && result == Err(FrontEndError::Refused)) {
+        let forget = !certain || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
+        if result.is_ok() || (forget && result == Err(FrontEndError::Refused)) {
             self.state.lock().ledger.carve(&range);
             return Ok(());
         }
@@ -497,7 +504,7 @@ impl Dax {
             .map(|one| self.range(one.moffset, one.len))
             .collect();
         let mut checked = checked?;
-        if connected.can.is_byte_granular() {
+        if connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::EXACT_UNMAP) {
             // Neighbours cost one message together.
             checked.sort_unstable();
             checked = joined(checked);
@@ -516,7 +523,8 @@ impl Dax {
         if overlapping.is_empty() {
             count(&self.counters.removals_of_nothing);
         }
-        let granular = connected.can.is_byte_granular();
+        let granular =
+            connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
         let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
         if !whole && !granular {
             return Err(MapError::PartialOverlap);

@@ -171,6 +171,11 @@ impl MapSource for Files {
         let fd = rustix::fs::open(path, access, rustix::fs::Mode::empty())?;
         Ok(MapFile { fd: Arc::new(fd) })
     }
+
+    fn bytes(&self, nodeid: u64) -> Result<u64, Errno> {
+        let file = self.files.get(nodeid as usize).ok_or(Errno::BADF)?;
+        Ok(rustix::fs::fstat(file)?.st_size as u64)
+    }
 }
 
 fn dax(kind: Kind, ranges: u64, options: DaxOptions) -> (Dax, Arc<Model>) {
@@ -441,8 +446,13 @@ fn past_the_end_only_what_cannot_hurt_is_mapped() {
 fn a_front_end_that_refuses_past_the_end_is_given_padded_files() {
     let (dax, model) = dax(Kind::Exact, 2, DaxOptions::default());
     assert!(dax.capabilities().expect("usable").padded);
-    let files = Files::new(2, 0);
-    rustix::fs::ftruncate(&files.files[1], 5).expect("five bytes");
+    let files = Files::new(3, 5);
+    rustix::fs::ftruncate(&files.files[1], 4096).expect("a page");
+    // Who asks for an empty file has not heard that it was cut, and touching
+    // what is not there would end his VMM.
+    rustix::fs::ftruncate(&files.files[2], 0).expect("empty");
+    let empty = dax.setup(&files, 2, &setup_in(0, 0, false));
+    assert_eq!(empty, Err(Errno::IO));
     for nodeid in 0..2 {
         dax.setup(&files, nodeid, &setup_in(0, nodeid, false))
             .expect("mapped whole");
@@ -451,7 +461,11 @@ fn a_front_end_that_refuses_past_the_end_is_given_padded_files() {
     }
     assert_eq!(model.pages.lock().len(), 1024);
     let size = |i: usize| files.files[i].metadata().expect("stat").len();
-    assert_eq!((size(0), size(1)), (0, 5), "no file has grown");
+    assert_eq!(
+        (size(0), size(1), size(2)),
+        (5, 4096, 0),
+        "no file has grown"
+    );
     assert_eq!(*files.opened.lock(), 2);
     dax.remove(&remove_one(0, 2 * RANGE)).expect("both");
     assert!(model.pages.lock().is_empty());

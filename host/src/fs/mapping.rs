@@ -25,4 +25,11 @@ impl MapSource for SharedDir {
         let fd = self.proc.reopen(inode.fd()?, access)?;
         Ok(MapFile { fd: Arc::new(fd) })
     }
+
+    fn bytes(&self, nodeid: u64) -> Result<u64, Errno> {
+        let inode = self.inode(nodeid)?;
+        inode.require_regular()?;
+        let stat = rustix::fs::fstat(inode.fd()?)?;
+        Ok(u64::try_from(stat.st_size).unwrap_or(0))
+    }
 }

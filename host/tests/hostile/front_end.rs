@@ -189,7 +189,7 @@ fn one_that_lies_later_cannot_upset_the_ledger() {
     // Something else in its place is mapped, and can be removed.
     let other = scene
         .session
-        .setup_mapping(scene.node(), RANGE, 0, RANGE, true);
+        .setup_mapping(scene.node(), 4096, 0, RANGE, true);
     other.expect("mapped over it");
     scene.remove(0).expect("removed");
     assert_eq!(scene.live(), 0);
