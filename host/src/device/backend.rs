@@ -182,6 +182,14 @@ impl Device {
         }
     }
 
+    /// Whether a queue's rings lie where the memory table is not believed.
+    fn has_stale_rings(&self, vring: &Vring) -> bool {
+        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
+        queue::rings(vring)
+            .iter()
+            .any(|&(addr, len)| staleness.covers(window, addr, len))
+    }
+
     fn complain(&self, queue: usize, error: &virtio_queue::Error) {
         if let Some(held_back) = self.complaints.pass() {
             tracing::warn!(queue, held_back, %error, "the guest's ring is broken");
@@ -334,7 +342,14 @@ impl VhostUserBackend for Device {
         ) else {
             return Ok(());
         };
-        if let Err(error) = self.serve_queue(vring, gate, patience) {
+        if self.has_stale_rings(vring) {
+            if let Some(held_back) = self.complaints.pass() {
+                tracing::warn!(
+                    held_back,
+                    "a ring is in a window whose maps are not announced"
+                );
+            }
+        } else if let Err(error) = self.serve_queue(vring, gate, patience) {
             self.complain(thread_id, &error);
         }
         self.settle();

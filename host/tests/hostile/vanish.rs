@@ -377,6 +377,11 @@ fn a_stale_window_is_never_read_or_written() {
         let used = vmm.give(&[write, (gpa, 4096, false), (reply.0, 24, true)]);
         assert_eq!((used, vmm.replied()), (REFUSED, (REFUSED, FAULT)));
     }
+    // Rings there are not looked at.
+    vmm.stop(0);
+    vmm.start_ring(0, WINDOW);
+    vmm.kick(0);
+    daemon.expect_log("a ring is in a window", 1);
     for (seed, name) in ["source", "sink", "other"].into_iter().enumerate() {
         let now = host_bytes(&share.path().join(name), 0, RANGE as usize);
         assert_same(&now, &pattern(seed as u64, 0, RANGE as usize), name);
