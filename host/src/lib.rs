@@ -7,6 +7,7 @@
 //! | [`server`] | one FUSE request: decode, call, encode |
 //! | [`fs`] | the shared directory: inodes, handles, names, attributes |
 //! | [`dax`] | the window: ledger, front-end capabilities, policy |
+//! | [`guard`] | guest memory that vanishes while it is in use |
 //! | [`observe`] | logs and counters |
 //! | [`cli`] | the command line of `daxwindowd` |
 //! | [`daemon`] | its life from flags to signals |
@@ -21,5 +22,6 @@ pub mod daemon;
 pub mod dax;
 pub mod device;
 pub mod fs;
+pub mod guard;
 pub mod observe;
 pub mod server;

@@ -5,6 +5,7 @@
 //! A boot takes many seconds, so a test packs what it can into one.
 
 mod basics;
+mod buffers;
 mod counted;
 mod exercisers;
 mod forest;

@@ -179,6 +179,11 @@ impl Dax {
         offered
     }
 
+    /// Whether a test left this handling out.
+    pub(crate) fn leaves_out(&self, handling: Naive) -> bool {
+        self.options.naive.leaves_out(handling)
+    }
+
     /// Whether front ends may announce memory regions one by one.
     pub fn takes_memory_slots(&self) -> bool {
         self.options.memory_slots != MemorySlots::Off

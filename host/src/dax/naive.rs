@@ -28,8 +28,12 @@ impl Naive {
     pub const EXACT_UNMAP: Naive = Naive(1 << 7);
     /// Map where the file has ended meanwhile.
     pub const CHECK_END: Naive = Naive(1 << 8);
+    /// Take guest memory for memory that stays.
+    pub const WATCH_MEMORY: Naive = Naive(1 << 9);
+    /// Believe the memory table, however old it may be.
+    pub const DOUBT_TABLE: Naive = Naive(1 << 10);
 
-    const NAMES: [(&'static str, Naive); 9] = [
+    const NAMES: [(&'static str, Naive); 11] = [
         ("learn", Naive::LEARN),
         ("wait-until-live", Naive::WAIT_UNTIL_LIVE),
         ("slot-limit", Naive::SLOT_LIMIT),
@@ -39,6 +43,8 @@ impl Naive {
         ("writable-first", Naive::WRITABLE_FIRST),
         ("exact-unmap", Naive::EXACT_UNMAP),
         ("check-end", Naive::CHECK_END),
+        ("watch-memory", Naive::WATCH_MEMORY),
+        ("doubt-table", Naive::DOUBT_TABLE),
     ];
 
     /// Whether all of `handling` is left out.

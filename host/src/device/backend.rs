@@ -11,6 +11,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use daxwindow_shared::virtiofs::Config;
 use parking_lot::Mutex;
 use vhost::vhost_user::Backend;
@@ -27,13 +28,15 @@ use vmm_sys_util::epoll::EventSet;
 use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use zerocopy::IntoBytes;
 
-use crate::dax::Channel;
+use crate::dax::{Channel, Naive};
+use crate::guard;
 use crate::observe::logs::Throttle;
 use crate::server::{Server, chain};
 
 use super::exit_fd::ExitFds;
 use super::patience::Patience;
 use super::queue::{self, Chain, Gate, Memory, Taken, Vring};
+use super::stale::Staleness;
 
 /// Longest ring a guest may set up.
 const MAX_QUEUE_SIZE: usize = 1024;
@@ -58,6 +61,7 @@ pub struct Device {
     window_reset: Mutex<Option<JoinHandle<()>>>,
     complaints: Throttle,
     front_end_timeout: Duration,
+    staleness: ArcSwap<Staleness>,
 }
 
 impl Device {
@@ -82,6 +86,7 @@ impl Device {
             window_reset: Mutex::new(None),
             complaints: Throttle::new(Duration::from_secs(10)),
             front_end_timeout,
+            staleness: ArcSwap::default(),
         }
     }
 
@@ -100,6 +105,7 @@ impl Device {
             let _ = thread.join();
         }
         self.server.reset();
+        guard::prune();
     }
 
     /// Empties a ring until the guest has nothing more for it.
@@ -137,6 +143,7 @@ impl Device {
                     taken += 1;
                     let used = self.handle(chain);
                     completion.complete(used);
+                    self.settle();
                 }
                 Taken::Nothing => break,
                 Taken::Broken(error) => return Err(error),
@@ -147,11 +154,16 @@ impl Device {
 
     fn handle(&self, chain: Chain) -> u32 {
         let memory = self.memory.memory();
-        let handled = catch_unwind(AssertUnwindSafe(|| match chain::split(&memory, chain) {
-            Ok((reader, writer)) => self.server.handle(reader, writer),
-            Err(error) => {
-                self.server.refuse_chain(&error);
-                0
+        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
+        let believe = self.server.dax().leaves_out(Naive::DOUBT_TABLE);
+        let is_stale = |addr, len| !believe && staleness.covers(window, addr, len);
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            match chain::split(&memory, chain, is_stale) {
+                Ok(sides) => self.server.handle(sides),
+                Err(error) => {
+                    self.server.refuse_chain(&error);
+                    0
+                }
             }
         }));
         handled.unwrap_or_else(|_| {
@@ -159,6 +171,23 @@ impl Device {
             tracing::error!("a request was dropped by a defect of this daemon");
             0
         })
+    }
+
+    /// After guest memory was touched: puts right what vanished meanwhile.
+    fn settle(&self) {
+        guard::mend();
+        match guard::take_faults() {
+            0 => {}
+            vanished => self.server.note_vanished(vanished),
+        }
+    }
+
+    /// Whether a queue's rings lie where the memory table is not believed.
+    fn has_stale_rings(&self, vring: &Vring) -> bool {
+        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
+        queue::rings(vring)
+            .iter()
+            .any(|&(addr, len)| staleness.covers(window, addr, len))
     }
 
     fn complain(&self, queue: usize, error: &virtio_queue::Error) {
@@ -228,11 +257,20 @@ impl VhostUserBackend for Device {
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        let memory = memory.memory();
+        if !self.server.dax().leaves_out(Naive::WATCH_MEMORY) {
+            guard::watch(&memory)?;
+        }
+        // The framework looks at rings as well.
+        self.settle();
         let regions: Vec<(u64, u64)> = memory
-            .memory()
             .iter()
             .map(|region| (region.start_addr().0, region.len()))
             .collect();
+        if !self.server.dax().takes_memory_slots() {
+            let staleness = self.staleness.load().after(&regions);
+            self.staleness.store(Arc::new(staleness));
+        }
         self.server.dax().memory_table(&regions);
         Ok(())
     }
@@ -304,9 +342,17 @@ impl VhostUserBackend for Device {
         ) else {
             return Ok(());
         };
-        if let Err(error) = self.serve_queue(vring, gate, patience) {
+        if self.has_stale_rings(vring) {
+            if let Some(held_back) = self.complaints.pass() {
+                tracing::warn!(
+                    held_back,
+                    "a ring is in a window whose maps are not announced"
+                );
+            }
+        } else if let Err(error) = self.serve_queue(vring, gate, patience) {
             self.complain(thread_id, &error);
         }
+        self.settle();
         Ok(())
     }
 }

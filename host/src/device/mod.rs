@@ -3,6 +3,7 @@
 //! - [`backend`]: features, configuration space, memory table, reset.
 //! - `queue`: one queue's way from available to used.
 //! - `exit_fd`: the descriptors that end the workers.
+//! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
 //! - [`serve`]: one client after the other, until told to stop.
 //!
@@ -17,6 +18,7 @@ mod patience;
 mod queue;
 pub mod serve;
 pub mod socket;
+mod stale;
 
 #[cfg(test)]
 #[path = "../../tests/driver/mod.rs"]

@@ -157,6 +157,18 @@ pub(super) fn is_waiting(vring: &Vring, memory: &Memory) -> bool {
             .map_or(true, |index| index.0 != queue.next_avail())
 }
 
+/// Address and bytes of descriptor table, available and used ring.
+pub(super) fn rings(vring: &Vring) -> [(u64, u32); 3] {
+    let ring = vring.get_ref();
+    let queue = ring.get_queue();
+    let size = u32::from(queue.size());
+    [
+        (queue.desc_table(), 16 * size),
+        (queue.avail_ring(), 6 + 2 * size),
+        (queue.used_ring(), 6 + 8 * size),
+    ]
+}
+
 /// Lets the guest kick again. True if it has added requests meanwhile, which
 /// no kick will announce.
 pub(super) fn listen(vring: &Vring) -> Result<bool, Error> {

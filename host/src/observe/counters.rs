@@ -28,6 +28,8 @@ pub struct Counters {
     shards: [Shard; SHARDS],
     malformed: AtomicU64,
     unanswerable: AtomicU64,
+    unresolved: AtomicU64,
+    vanished: AtomicU64,
 }
 
 /// Aligned so that no two shards share a cache line.
@@ -80,6 +82,10 @@ pub struct Report {
     pub malformed: u64,
     /// Requests without room for even an error reply.
     pub unanswerable: u64,
+    /// Requests with a buffer that is not in guest memory.
+    pub unresolved: u64,
+    /// Pages of guest memory that were gone when they were touched.
+    pub vanished: u64,
 }
 
 impl Default for Counters {
@@ -99,6 +105,8 @@ impl Counters {
             }; SHARDS],
             malformed: AtomicU64::new(0),
             unanswerable: AtomicU64::new(0),
+            unresolved: AtomicU64::new(0),
+            vanished: AtomicU64::new(0),
         }
     }
 
@@ -124,6 +132,16 @@ impl Counters {
         self.unanswerable.fetch_add(1, Relaxed);
     }
 
+    /// Counts a request with a buffer that is not in guest memory.
+    pub fn record_unresolved(&self) {
+        self.unresolved.fetch_add(1, Relaxed);
+    }
+
+    /// Counts pages of guest memory that were gone when they were touched.
+    pub fn record_vanished(&self, pages: u64) {
+        self.vanished.fetch_add(pages, Relaxed);
+    }
+
     /// Adds the shards up.
     pub fn report(&self) -> Report {
         let strangers = std::iter::once(None);
@@ -135,6 +153,8 @@ impl Counters {
                 .collect(),
             malformed: self.malformed.load(Relaxed),
             unanswerable: self.unanswerable.load(Relaxed),
+            unresolved: self.unresolved.load(Relaxed),
+            vanished: self.vanished.load(Relaxed),
         }
     }
 
@@ -204,8 +224,8 @@ impl fmt::Display for Report {
         let requests: u64 = self.ops.iter().map(|op| op.count).sum();
         write!(
             f,
-            "{requests} requests, {} malformed, {} unanswerable",
-            self.malformed, self.unanswerable
+            "{requests} requests, {} malformed, {} unanswerable, {} unresolved, {} pages vanished",
+            self.malformed, self.unanswerable, self.unresolved, self.vanished
         )?;
         for op in &self.ops {
             let name = op

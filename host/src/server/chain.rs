@@ -5,7 +5,10 @@
 //! Laws: every byte touched lies in a [`VolatileSlice`] that the memory map
 //! has handed out; file data goes straight between the file and those slices;
 //! a chain that is malformed in any way is refused whole, before a byte of it
-//! is used. This is the only module of the server with `unsafe` code.
+//! is used. One whose descriptors do not all resolve has a [`Hole`]: only what
+//! lies before it can be used, which is the header and room for an error. What
+//! was read is real: pages that vanished meanwhile make it `EFAULT`. This is
+//! the only module of the server with `unsafe` code.
 
 #![allow(unsafe_code)]
 
@@ -21,22 +24,14 @@ use vm_memory::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::guard;
+
 /// Most buffers that one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
 const IOV_MAX: usize = 1024;
 
 /// Why a chain is refused.
 #[derive(Debug, thiserror::Error)]
 pub enum ChainError {
-    /// A descriptor names memory that the guest does not have.
-    #[error("descriptor at {addr:#x} of {len:#x} bytes is outside guest memory: {cause}")]
-    Memory {
-        /// Guest physical address.
-        addr: u64,
-        /// Length in bytes.
-        len: u32,
-        /// What the memory map says.
-        cause: GuestMemoryError,
-    },
     /// A readable descriptor follows a writable one.
     #[error("a readable descriptor follows a writable one")]
     Order,
@@ -45,11 +40,47 @@ pub enum ChainError {
     Endless,
 }
 
+/// A descriptor that does not resolve.
+#[derive(Debug, thiserror::Error)]
+#[error("descriptor at {addr:#x} of {len:#x} bytes {why}")]
+pub struct Hole {
+    /// Guest physical address.
+    pub addr: u64,
+    /// Length in bytes.
+    pub len: u32,
+    /// Why not.
+    pub why: Unresolved,
+}
+
+/// Why a descriptor does not resolve.
+#[derive(Debug, thiserror::Error)]
+pub enum Unresolved {
+    /// It names memory that the guest does not have.
+    #[error("is outside guest memory: {0}")]
+    Outside(GuestMemoryError),
+    /// The memory table may be out of date there.
+    #[error("is in a window whose maps are not announced")]
+    Stale,
+}
+
+/// A chain whose descriptors were looked up.
+#[derive(Default)]
+pub struct Sides<'m> {
+    /// What the guest sends, up to the hole if that is on this side.
+    pub reader: Reader<'m>,
+    /// Room for the reply, up to the hole.
+    pub writer: Writer<'m>,
+    /// The first descriptor that does not resolve.
+    pub hole: Option<Hole>,
+}
+
 /// Slices of guest memory in order.
 #[derive(Default)]
 struct Segments<'m> {
     slices: Vec<VolatileSlice<'m>>,
     bytes: usize,
+    /// Something is missing behind these bytes.
+    ends_early: bool,
 }
 
 impl<'m> Segments<'m> {
@@ -59,6 +90,7 @@ impl<'m> Segments<'m> {
         self.slices.push(slice);
     }
 
+    /// Adds all of a descriptor, or nothing from here on.
     fn add(
         &mut self,
         mem: &'m GuestMemoryMmap,
@@ -66,13 +98,32 @@ impl<'m> Segments<'m> {
         len: u32,
         access: Permissions,
     ) -> Result<(), GuestMemoryError> {
-        if len == 0 {
+        if len == 0 || self.ends_early {
             return Ok(());
         }
-        for slice in GuestMemory::get_slices(mem, addr, len as usize, access)? {
-            self.push(slice?);
+        let before = (self.slices.len(), self.bytes);
+        let mut add_all = || {
+            for slice in GuestMemory::get_slices(mem, addr, len as usize, access)? {
+                self.push(slice?);
+            }
+            Ok(())
+        };
+        let added = add_all();
+        if added.is_err() {
+            self.slices.truncate(before.0);
+            self.bytes = before.1;
+            self.ends_early = true;
         }
-        Ok(())
+        added
+    }
+
+    /// The error for what lies past the end: `otherwise`, unless there would
+    /// be more.
+    fn lack(&self, otherwise: Errno) -> Errno {
+        match self.ends_early {
+            true => Errno::FAULT,
+            false => otherwise,
+        }
     }
 
     /// The pieces of `count` bytes from `offset` on, as far as there are any.
@@ -91,21 +142,26 @@ impl<'m> Segments<'m> {
         })
     }
 
-    fn copy_out(&self, offset: usize, buf: &mut [u8]) -> usize {
+    /// Answers the bytes copied; `EFAULT` if some were not there.
+    fn copy_out(&self, offset: usize, buf: &mut [u8]) -> Result<usize, Errno> {
         let mut done = 0;
+        let faults = guard::faults();
         for piece in self.pieces(offset, buf.len()) {
             done += piece.copy_to(&mut buf[done..]);
         }
-        done
+        no_more_than(faults)?;
+        Ok(done)
     }
 
-    fn copy_in(&self, offset: usize, bytes: &[u8]) -> usize {
+    /// `EFAULT` if some bytes had no place.
+    fn copy_in(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
         let mut done = 0;
+        let faults = guard::faults();
         for piece in self.pieces(offset, bytes.len()) {
             piece.copy_from(&bytes[done..]);
             done += piece.len();
         }
-        done
+        no_more_than(faults)
     }
 
     /// Buffers for at most [`IOV_MAX`] pieces; neighbours in memory become one.
@@ -129,11 +185,13 @@ impl<'m> Segments<'m> {
     }
 
     /// Calls `step(buffers, bytes done)` until `count` bytes are done or it
-    /// answers 0. An error after the first byte ends the transfer short.
+    /// answers 0. An error after the first byte ends the transfer short,
+    /// except where `all_or_fault`: there a buffer that is not there fails it.
     fn transfer(
         &self,
         offset: usize,
         count: usize,
+        all_or_fault: bool,
         mut step: impl FnMut(&[libc::iovec], usize) -> isize,
     ) -> Result<usize, Errno> {
         let mut done = 0;
@@ -148,11 +206,20 @@ impl<'m> Segments<'m> {
                 Err(_) => match last_errno() {
                     Errno::INTR => {}
                     errno if done == 0 => return Err(errno),
+                    Errno::FAULT if all_or_fault => return Err(Errno::FAULT),
                     _ => break,
                 },
             }
         }
         Ok(done)
+    }
+}
+
+/// `EFAULT` if guest memory has vanished under this thread since.
+fn no_more_than(faults: u64) -> Result<(), Errno> {
+    match guard::faults() == faults {
+        true => Ok(()),
+        false => Err(Errno::FAULT),
     }
 }
 
@@ -192,12 +259,12 @@ impl Reader<'_> {
     }
 
     /// Fills `buf`, or reads nothing and answers `EINVAL` if there is not
-    /// enough.
+    /// enough, `EFAULT` if what is there cannot be read.
     pub fn read(&mut self, buf: &mut [u8]) -> Result<(), Errno> {
         if buf.len() > self.remaining() {
-            return Err(Errno::INVAL);
+            return Err(self.segments.lack(Errno::INVAL));
         }
-        self.position += self.segments.copy_out(self.position, buf);
+        self.position += self.segments.copy_out(self.position, buf)?;
         Ok(())
     }
 
@@ -209,7 +276,7 @@ impl Reader<'_> {
     }
 
     /// Writes the next `count` bytes to `file`, straight from guest memory,
-    /// and answers how many were written.
+    /// and answers how many were written: fewer if the rest is not there.
     pub fn write_to(
         &mut self,
         file: &File,
@@ -220,7 +287,7 @@ impl Reader<'_> {
         let fd = file.as_raw_fd();
         let done = self
             .segments
-            .transfer(self.position, count, |buffers, done| {
+            .transfer(self.position, count, false, |buffers, done| {
                 let (offset, flags) = match placement {
                     Placement::At(offset) => (position(offset, done), 0),
                     Placement::Append => (0, libc::RWF_APPEND),
@@ -249,20 +316,18 @@ impl Writer<'_> {
     }
 
     /// Places `bytes` at `offset`, or nothing and `EOVERFLOW` if they do not
-    /// fit.
+    /// fit; `EFAULT` if the room is not there.
     pub fn write_at(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
         match offset.checked_add(bytes.len()) {
-            Some(end) if end <= self.capacity() => {
-                self.segments.copy_in(offset, bytes);
-                Ok(())
-            }
-            _ => Err(Errno::OVERFLOW),
+            Some(end) if end <= self.capacity() => self.segments.copy_in(offset, bytes),
+            _ => Err(self.segments.lack(Errno::OVERFLOW)),
         }
     }
 
     /// Reads up to `count` bytes at `file_offset` of `file` straight into
     /// guest memory from `offset` on. Less than `count` means end of file (or
-    /// of the room).
+    /// of the room), never that the guest's buffer was not there: it would
+    /// take that for the end of the file. That is `EFAULT`.
     pub fn read_from(
         &self,
         offset: usize,
@@ -271,33 +336,36 @@ impl Writer<'_> {
         count: usize,
     ) -> Result<usize, Errno> {
         let fd = file.as_raw_fd();
-        self.segments.transfer(offset, count, |buffers, done| {
-            // SAFETY: each buffer is a piece of a VolatileSlice in
-            // `self.segments`, whose lifetime keeps the mapping alive; it is
-            // guest memory, which anybody may write at any time and nobody
-            // holds a reference into; their number is at most IOV_MAX. `fd` is
-            // open for as long as `file` is borrowed.
-            unsafe {
-                libc::preadv(
-                    fd,
-                    buffers.as_ptr(),
-                    buffers.len() as i32,
-                    position(file_offset, done),
-                )
-            }
-        })
+        self.segments
+            .transfer(offset, count, true, |buffers, done| {
+                // SAFETY: each buffer is a piece of a VolatileSlice in
+                // `self.segments`, whose lifetime keeps the mapping alive; it is
+                // guest memory, which anybody may write at any time and nobody
+                // holds a reference into; their number is at most IOV_MAX. `fd` is
+                // open for as long as `file` is borrowed.
+                unsafe {
+                    libc::preadv(
+                        fd,
+                        buffers.as_ptr(),
+                        buffers.len() as i32,
+                        position(file_offset, done),
+                    )
+                }
+            })
     }
 }
 
-/// Resolves every descriptor of `chain` in `mem`, or refuses the chain.
+/// Resolves the descriptors of `chain` in `mem`, or refuses the chain. Where
+/// `is_stale(address, bytes)` the memory table is not believed.
 pub fn split<'m, M>(
     mem: &'m GuestMemoryMmap,
     chain: DescriptorChain<M>,
-) -> Result<(Reader<'m>, Writer<'m>), ChainError>
+    is_stale: impl Fn(u64, u32) -> bool,
+) -> Result<Sides<'m>, ChainError>
 where
     M: Deref<Target = GuestMemoryMmap>,
 {
-    let (mut readable, mut writable) = (Segments::default(), Segments::default());
+    let mut sides = Sides::default();
     let mut saw_writable = false;
     // The iterator ends silently at whatever is wrong with a chain; a proper
     // end is a last descriptor that names no next one.
@@ -305,39 +373,38 @@ where
     for descriptor in chain {
         expects_more = descriptor.has_next();
         let (addr, len) = (descriptor.addr(), descriptor.len());
-        let added = if descriptor.is_write_only() {
+        let (segments, access) = if descriptor.is_write_only() {
             saw_writable = true;
-            writable.add(mem, addr, len, Permissions::Write)
+            (&mut sides.writer.segments, Permissions::Write)
         } else if saw_writable {
             return Err(ChainError::Order);
         } else {
-            readable.add(mem, addr, len, Permissions::Read)
+            (&mut sides.reader.segments, Permissions::Read)
         };
-        added.map_err(|cause| ChainError::Memory {
-            addr: addr.0,
-            len,
-            cause,
-        })?;
+        let why = if len > 0 && is_stale(addr.0, len) {
+            segments.ends_early = true;
+            Some(Unresolved::Stale)
+        } else {
+            let added = segments.add(mem, addr, len, access);
+            added.err().map(Unresolved::Outside)
+        };
+        if let Some(why) = why.filter(|_| sides.hole.is_none()) {
+            let addr = addr.0;
+            sides.hole = Some(Hole { addr, len, why });
+        }
     }
-    if expects_more {
-        return Err(ChainError::Endless);
-    }
-    Ok((over(readable), Writer { segments: writable }))
-}
-
-fn over(segments: Segments<'_>) -> Reader<'_> {
-    Reader {
-        segments,
-        position: 0,
+    match expects_more {
+        true => Err(ChainError::Endless),
+        false => Ok(sides),
     }
 }
 
 /// Reader and writer over plain buffers instead of guest memory.
-pub fn over_buffers<'m>(request: &'m mut [u8], reply: &'m mut [u8]) -> (Reader<'m>, Writer<'m>) {
-    let (mut readable, mut writable) = (Segments::default(), Segments::default());
-    readable.push(VolatileSlice::from(request));
-    writable.push(VolatileSlice::from(reply));
-    (over(readable), Writer { segments: writable })
+pub fn over_buffers<'m>(request: &'m mut [u8], reply: &'m mut [u8]) -> Sides<'m> {
+    let mut sides = Sides::default();
+    sides.reader.segments.push(VolatileSlice::from(request));
+    sides.writer.segments.push(VolatileSlice::from(reply));
+    sides
 }
 
 #[cfg(test)]

@@ -48,7 +48,7 @@ fn chain<'m>(
 
 fn refused(descriptors: &[(u64, u32, u16, u16)]) -> ChainError {
     let mem = memory();
-    match split(&mem, chain(&mem, descriptors)) {
+    match split(&mem, chain(&mem, descriptors), |_, _| false) {
         Ok(_) => panic!("{descriptors:?} must be refused"),
         Err(error) => error,
     }
@@ -56,18 +56,6 @@ fn refused(descriptors: &[(u64, u32, u16, u16)]) -> ChainError {
 
 #[test]
 fn bad_chains_are_refused_whole() {
-    let good = (BUFFERS, 64, NEXT, 1);
-    for outside in [
-        (0x100_0fff, 2, 0, 0),
-        (0x40000, 1, WRITE, 0),
-        (u64::MAX, 1, 0, 0),
-        (u64::MAX - 4, 16, WRITE, 0),
-    ] {
-        assert!(
-            matches!(refused(&[good, outside]), ChainError::Memory { .. }),
-            "{outside:?}"
-        );
-    }
     assert!(
         matches!(refused(&[(BUFFERS, 8, NEXT, 0)]), ChainError::Endless),
         "loop"
@@ -103,6 +91,75 @@ fn bad_chains_are_refused_whole() {
     ));
 }
 
+/// What resolves before and after a bad descriptor: (readable, writable).
+fn around(
+    descriptors: &[(u64, u32, u16, u16)],
+    is_stale: impl Fn(u64, u32) -> bool,
+) -> (usize, usize, Hole) {
+    let mem = memory();
+    let sides = split(&mem, chain(&mem, descriptors), is_stale).expect("in order");
+    let (readable, writable) = (sides.reader.remaining(), sides.writer.capacity());
+    (readable, writable, sides.hole.expect("a hole"))
+}
+
+#[test]
+fn what_lies_before_a_descriptor_that_does_not_resolve_can_be_used() {
+    let nowhere = |_, _| false;
+    for (addr, len) in [
+        (0x100_0fff, 2),
+        (0x40000, 1),
+        (u64::MAX, 1),
+        (u64::MAX - 4, 16),
+        (0x3fff0, 32),
+    ] {
+        let good = (BUFFERS, 64, NEXT, 1);
+        let (readable, writable, hole) = around(
+            &[good, (addr, len, NEXT, 2), (BUFFERS, 16, WRITE, 0)],
+            nowhere,
+        );
+        assert_eq!((readable, writable), (64, 16), "{addr:#x}");
+        assert_eq!((hole.addr, hole.len), (addr, len));
+        assert!(matches!(hole.why, Unresolved::Outside(_)), "{hole}");
+        let (readable, writable, _) = around(
+            &[
+                good,
+                (BUFFERS, 16, NEXT | WRITE, 2),
+                (addr, len, NEXT | WRITE, 3),
+                (BUFFERS, 99, WRITE, 0),
+            ],
+            nowhere,
+        );
+        assert_eq!((readable, writable), (64, 16), "{addr:#x}");
+    }
+}
+
+#[test]
+fn a_table_that_may_be_stale_is_not_believed() {
+    let window = 0x20000..0x30000u64;
+    let stale = |addr: u64, len: u32| addr < window.end && addr + u64::from(len) > window.start;
+    let (readable, writable, hole) =
+        around(&[(BUFFERS, 40, NEXT, 1), (0x1fff0, 32, WRITE, 0)], stale);
+    assert_eq!((readable, writable), (40, 0));
+    assert!(matches!(hole.why, Unresolved::Stale), "{hole}");
+    assert_eq!(hole.addr, 0x1fff0);
+}
+
+#[test]
+fn past_a_hole_the_error_is_a_fault() {
+    let mem = memory();
+    let descriptors = [
+        (BUFFERS, 40, NEXT, 1),
+        (1 << 40, 8, NEXT, 2),
+        (BUFFERS, 16, NEXT | WRITE, 3),
+        (1 << 40, 8, WRITE, 0),
+    ];
+    let mut sides = split(&mem, chain(&mem, &descriptors), |_, _| false).expect("in order");
+    assert_eq!(sides.reader.read(&mut [0; 40]), Ok(()));
+    assert_eq!(sides.reader.read(&mut [0; 8]), Err(Errno::FAULT));
+    assert_eq!(sides.writer.write_at(0, &[0; 16]), Ok(()));
+    assert_eq!(sides.writer.write_at(16, &[0; 8]), Err(Errno::FAULT));
+}
+
 #[test]
 fn an_indirect_table_is_followed_but_not_twice() {
     let mem = memory();
@@ -113,11 +170,15 @@ fn an_indirect_table_is_followed_but_not_twice() {
     let store = |raw: RawDescriptor, at| mem.write_obj(raw, GuestAddress(at)).expect("inside");
     store(table[0], 0x8000);
     store(table[1], 0x8010);
-    let (reader, writer) = split(&mem, chain(&mem, &[(0x8000, 32, INDIRECT, 0)])).expect("good");
-    assert_eq!((reader.remaining(), writer.capacity()), (10, 20));
+    let whole = || chain(&mem, &[(0x8000, 32, INDIRECT, 0)]);
+    let sides = split(&mem, whole(), |_, _| false).expect("good");
+    assert_eq!(
+        (sides.reader.remaining(), sides.writer.capacity()),
+        (10, 20)
+    );
 
     store(Descriptor::new(0x8000, 32, INDIRECT, 0).into(), 0x8010);
-    let error = split(&mem, chain(&mem, &[(0x8000, 32, INDIRECT, 0)])).err();
+    let error = split(&mem, whole(), |_, _| false).err();
     assert!(matches!(error, Some(ChainError::Endless)), "{error:?}");
 }
 
@@ -127,7 +188,10 @@ fn a_buffer_may_span_two_regions() {
     mem.write_slice(b"header.body", GuestAddress(0x1fffa))
         .expect("inside");
     let descriptors = [(0x1fffa, 11, NEXT, 1), (0x1fff0, 32, WRITE, 0)];
-    let (mut reader, writer) = split(&mem, chain(&mem, &descriptors)).expect("good");
+    let chain = chain(&mem, &descriptors);
+    let sides = split(&mem, chain, |_, _| false).expect("good");
+    let (mut reader, writer) = (sides.reader, sides.writer);
+    assert!(sides.hole.is_none());
     let mut head = [0; 7];
     reader.read(&mut head).expect("enough");
     assert_eq!((&head, reader.remaining()), (b"header.", 4));
@@ -159,7 +223,10 @@ fn more_buffers_than_one_call_takes() {
     assert_eq!(writer.read_from(0, &file, 0, usize::MAX), Ok(data.len()));
 
     let mut copy = tempfile::tempfile().expect("file");
-    let mut reader = over(writer.segments);
+    let mut reader = Reader {
+        segments: writer.segments,
+        position: 0,
+    };
     assert_eq!(reader.write_to(&copy, Placement::At(3), 3000), Ok(3000));
     let mut out = Vec::new();
     copy.rewind().expect("seek");
@@ -172,7 +239,8 @@ fn more_buffers_than_one_call_takes() {
 fn errors_of_the_file_are_told() {
     let mut buffer = [0u8; 16];
     let mut reply = [0u8; 16];
-    let (mut reader, writer) = over_buffers(&mut buffer, &mut reply);
+    let sides = over_buffers(&mut buffer, &mut reply);
+    let (mut reader, writer) = (sides.reader, sides.writer);
     let file = File::open("/dev/null").expect("exists");
     assert_eq!(
         reader.write_to(&file, Placement::At(0), 16),
@@ -221,8 +289,8 @@ proptest! {
             (0u64..0x50000, 0u32..0x3000, 0u16..8, 0u16..18), 1..16),
     ) {
         let mem = memory();
-        if let Ok((reader, writer)) = split(&mem, chain(&mem, &descriptors)) {
-            prop_assert!(reader.remaining() + writer.capacity() <= 16 * 0x3000);
+        if let Ok(sides) = split(&mem, chain(&mem, &descriptors), |addr, _| addr > 0x48000) {
+            prop_assert!(sides.reader.remaining() + sides.writer.capacity() <= 16 * 0x3000);
         }
     }
 }

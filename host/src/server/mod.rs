@@ -47,7 +47,7 @@ use crate::fs::SharedDir;
 use crate::observe::counters::Counters;
 use crate::observe::logs::Throttle;
 
-use chain::{ChainError, Reader, Writer};
+use chain::{ChainError, Hole, Reader, Sides};
 use init::Session;
 pub use init::{Began, DaxWish, MAX_WRITE_BYTES};
 use reply::Reply;
@@ -80,6 +80,7 @@ pub struct Server {
     session: Session,
     counters: Counters,
     complaints: Throttle,
+    vanishings: Throttle,
     /// Since when the client that is served is connected.
     client: Mutex<Option<Instant>>,
     /// The window still holds the mappings of a device that was reset.
@@ -105,6 +106,7 @@ impl Server {
             session: Session::default(),
             counters: Counters::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
+            vanishings: Throttle::new(Duration::from_secs(10)),
             client: Mutex::new(None),
             stale_window: Mutex::new(false),
         }
@@ -215,17 +217,30 @@ impl Server {
         self.dax.init()
     }
 
-    /// Handles the request in `reader`, puts the reply in `writer` and
-    /// answers the used length.
-    pub fn handle<'m>(&self, mut reader: Reader<'m>, writer: Writer<'m>) -> u32 {
+    /// Handles the request in `sides`, puts the reply there and answers the
+    /// used length. One of whose descriptors some do not resolve is refused
+    /// before anything is done: `EFAULT`, as the kernel answers for a bad
+    /// buffer, or nothing if header or reply are among them.
+    pub fn handle(&self, sides: Sides<'_>) -> u32 {
         let started = Instant::now();
+        let Sides {
+            mut reader,
+            writer,
+            hole,
+        } = sides;
+        if let Some(hole) = &hole {
+            self.note_hole(hole);
+        }
         let Ok(header) = reader.read_value::<InHeader>() else {
             self.refuse("a request is shorter than its header");
             return 0;
         };
         let opcode = Opcode::from_u32(header.opcode);
         let mut reply = Reply::new(writer);
-        let result = self.run(header, opcode, &mut reader, &mut reply);
+        let result = match hole {
+            Some(_) => Err(Errno::FAULT),
+            None => self.run(header, opcode, &mut reader, &mut reply),
+        };
         let used = match opcode {
             Some(Opcode::Forget | Opcode::BatchForget) => 0,
             _ => self.finish(header, reply, result),
@@ -239,6 +254,21 @@ impl Server {
         used
     }
 
+    /// Notes pages of guest memory that vanished under a request or a ring.
+    pub fn note_vanished(&self, pages: u64) {
+        self.counters.record_vanished(pages);
+        if let Some(held_back) = self.vanishings.pass() {
+            tracing::warn!(held_back, pages, "guest memory vanished under a request");
+        }
+    }
+
+    fn note_hole(&self, hole: &Hole) {
+        self.counters.record_unresolved();
+        if let Some(held_back) = self.complaints.pass() {
+            tracing::warn!(held_back, "a buffer cannot be reached: {hole}");
+        }
+    }
+
     /// Notes a chain that could not be resolved; its used length is 0.
     pub fn refuse_chain(&self, error: &ChainError) {
         self.refuse(error);
@@ -249,8 +279,7 @@ impl Server {
     pub fn handle_bytes(&self, request: &[u8], reply_capacity: usize) -> Vec<u8> {
         let mut request = request.to_vec();
         let mut reply = vec![0; reply_capacity];
-        let (reader, writer) = chain::over_buffers(&mut request, &mut reply);
-        let used = self.handle(reader, writer);
+        let used = self.handle(chain::over_buffers(&mut request, &mut reply));
         reply.truncate(used as usize);
         reply
     }

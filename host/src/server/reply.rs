@@ -9,6 +9,8 @@ use daxwindow_shared::fuse::OutHeader;
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
+use crate::guard;
+
 use super::chain::Writer;
 
 const HEADER_BYTES: usize = size_of::<OutHeader>();
@@ -62,12 +64,16 @@ impl<'m> Reply<'m> {
     }
 
     /// Writes the header and answers the used length; 0 if there is no room
-    /// for a header.
+    /// for a header, or it has vanished.
     pub(super) fn finish(self, unique: u64, result: Result<(), Errno>) -> u32 {
         let header = match result {
             Ok(()) => OutHeader::success(unique, self.body),
             Err(errno) => OutHeader::failure(unique, errno.raw_os_error()),
         };
+        if result == Err(Errno::FAULT) {
+            // Zeros in the header's place would take it without a word.
+            guard::mend();
+        }
         match self.writer.write_at(0, header.as_bytes()) {
             Ok(()) => header.len,
             Err(_) => 0,

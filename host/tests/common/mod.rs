@@ -74,9 +74,21 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts a daemon for `share` and waits until it listens.
     pub(crate) fn start(share: &Path, flags: &[&str]) -> Daemon {
+        Daemon::start_program(Path::new(DAEMON), share, flags)
+    }
+
+    /// As [`Daemon::start`], with one handling left out. `cargo test` builds
+    /// that daemon as an example.
+    pub(crate) fn start_naive(leave_out: &str, share: &Path, flags: &[&str]) -> Daemon {
+        let naive = Path::new(DAEMON).with_file_name("examples").join("naive");
+        let flags = [&["--leave-out", leave_out], flags].concat();
+        Daemon::start_program(&naive, share, &flags)
+    }
+
+    fn start_program(program: &Path, share: &Path, flags: &[&str]) -> Daemon {
         let place = tempfile::tempdir().expect("a directory for the socket");
         let socket = place.path().join("s");
-        let mut child = Command::new(DAEMON)
+        let mut child = Command::new(program)
             .arg("--socket-path")
             .arg(&socket)
             .arg("--shared-dir")
@@ -87,7 +99,12 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .expect("the daemon starts");
+            .unwrap_or_else(|error| {
+                panic!(
+                    "start {}: {error} (cargo build --examples)",
+                    program.display()
+                )
+            });
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let log = Arc::new(Log::default());
         let sink = Arc::clone(&log);

@@ -4,6 +4,8 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[path = "../driver/mod.rs"]
+mod driver;
 
 mod descriptors;
 mod front_end;
@@ -11,4 +13,6 @@ mod mutated;
 mod requests;
 mod samples;
 mod socket;
+mod vanish;
+mod vmm;
 mod windows;

@@ -1,0 +1,227 @@
+//! The SIGBUS handler, and the two ways of mapping over guest memory.
+//!
+//! Laws: what runs in the handler is async-signal-safe (atomics, raw system
+//! calls); a fault that is not in a watched range goes to whoever was asked
+//! before, with the process as it was.
+
+#![allow(unsafe_code)]
+
+use std::cell::Cell;
+use std::io;
+use std::ops::Range;
+use std::os::fd::AsRawFd;
+use std::ptr::{null, null_mut};
+use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
+
+use libc::{c_int, c_void, sigaction, siginfo_t};
+use vm_memory::mmap::MmapRegion;
+
+use super::table::Table;
+
+/// Where guest memory is.
+pub(super) static TABLE: Table = Table::new();
+/// A page of some range was replaced by zeros.
+pub(super) static TORN: AtomicBool = AtomicBool::new(false);
+/// What SIGBUS did before. Set before our handler is.
+static PREVIOUS: OnceLock<sigaction> = OnceLock::new();
+
+thread_local! {
+    /// Plain memory of the thread: no destructor, no lazy start.
+    static FAULTS: AtomicU64 = const { AtomicU64::new(0) };
+    /// How many of them somebody has taken note of.
+    static TAKEN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// How often a fault in an unknown place looks again, a millisecond apart:
+/// memory is in use a moment before it is watched. A fault that stays unknown
+/// ends the process anyway.
+const LOOKS: u32 = 200;
+
+/// Pages that vanished under this thread.
+pub(super) fn faults() -> u64 {
+    // The handler runs on this thread, so that the compiler alone could
+    // reorder it.
+    compiler_fence(Ordering::SeqCst);
+    let faults = FAULTS.with(|faults| faults.load(Ordering::Relaxed));
+    compiler_fence(Ordering::SeqCst);
+    faults
+}
+
+/// Those not taken before.
+pub(super) fn take_faults() -> u64 {
+    let faults = faults();
+    faults.wrapping_sub(TAKEN.replace(faults))
+}
+
+/// Takes SIGBUS over; once.
+pub(super) fn install() -> io::Result<()> {
+    static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
+    let install = || {
+        let _ = PREVIOUS.set(exchange(None)?);
+        exchange(Some(&ours())).map(drop)
+    };
+    INSTALLED
+        .get_or_init(|| install().map_err(|error: io::Error| error.raw_os_error().unwrap_or(0)))
+        .map_err(io::Error::from_raw_os_error)
+}
+
+/// On the alternate stack where the thread has one. The signal stays blocked
+/// meanwhile, so a fault of the handler's own ends the process.
+fn ours() -> sigaction {
+    action(
+        on_sigbus as *const () as usize,
+        libc::SA_SIGINFO | libc::SA_ONSTACK | libc::SA_RESTART,
+    )
+}
+
+fn action(handler: usize, flags: c_int) -> sigaction {
+    // SAFETY: all zeros is a valid `sigaction`: an empty mask, no restorer.
+    let mut action: sigaction = unsafe { std::mem::zeroed() };
+    action.sa_sigaction = handler;
+    action.sa_flags = flags;
+    action
+}
+
+/// Sets what SIGBUS does, or leaves it; answers what it did.
+fn exchange(new: Option<&sigaction>) -> io::Result<sigaction> {
+    let mut old = action(libc::SIG_DFL, 0);
+    // SAFETY: both point to a `sigaction` of ours or are null; the handler in
+    // `new` is `on_sigbus` or SIG_DFL.
+    match unsafe { libc::sigaction(libc::SIGBUS, new.map_or(null(), |n| n), &mut old) } {
+        0 => Ok(old),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
+extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
+    // SAFETY: the kernel passes a valid siginfo to a handler with SA_SIGINFO;
+    // a SIGBUS has the address field. errno is the thread's own.
+    let (code, address, errno) = unsafe {
+        let errno = *libc::__errno_location();
+        ((*info).si_code, (*info).si_addr() as usize, errno)
+    };
+    if code == libc::BUS_ADRERR && cover(address) {
+        // SAFETY: as above; the interrupted code may be about to look at it.
+        unsafe { *libc::__errno_location() = errno };
+    } else {
+        pass_on(signal, info, context, code);
+    }
+}
+
+/// Puts zeros where the faulting page was. False if that is no guest memory,
+/// or the kernel has no room for even one more mapping.
+fn cover(address: usize) -> bool {
+    let mut found = TABLE.find(address);
+    for _ in 0..LOOKS {
+        if found.is_some() {
+            break;
+        }
+        wait_a_millisecond();
+        found = TABLE.find(address);
+    }
+    let Some((slot, watched)) = found else {
+        return false;
+    };
+    // A page of its own splits a mapping in three, and their number is
+    // limited; the whole range in one piece needs no more than there are.
+    if !map_zeros(watched.page(address)) && !map_zeros(watched.range) {
+        return false;
+    }
+    // Release pairs with the Acquire in `mend`: who sees the flag maps after
+    // us. First the slot's, since the other is taken first.
+    slot.torn.store(true, Ordering::Release);
+    TORN.store(true, Ordering::Release);
+    FAULTS.with(|faults| faults.fetch_add(1, Ordering::Relaxed));
+    true
+}
+
+fn wait_a_millisecond() {
+    let pause = libc::timespec {
+        tv_sec: 0,
+        tv_nsec: 1_000_000,
+    };
+    // SAFETY: reads one timespec of ours; async-signal-safe.
+    unsafe { libc::nanosleep(&pause, null_mut()) };
+}
+
+/// A raw call: the C library's `mmap` is not promised to be safe here.
+/// MAP_NORESERVE also keeps the mapping from growing into a neighbour.
+fn map_zeros(range: Range<usize>) -> bool {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+    // SAFETY: `range` is whole pages inside a watched range, hence inside a
+    // mapping of guest memory that is alive, because somebody touches it.
+    // Nobody holds references into guest memory, and its bytes may change at
+    // any time.
+    let mapped = unsafe {
+        libc::syscall(
+            libc::SYS_mmap,
+            range.start,
+            range.len(),
+            libc::PROT_READ | libc::PROT_WRITE,
+            flags,
+            -1,
+            0,
+        )
+    };
+    mapped as usize == range.start
+}
+
+/// Does what would have been done without us.
+fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void, code: c_int) {
+    let handler = PREVIOUS.get().map_or(libc::SIG_DFL, |p| p.sa_sigaction);
+    let flags = PREVIOUS.get().map_or(0, |p| p.sa_flags);
+    let is_fault = (libc::BUS_ADRALN..=libc::BUS_MCEERR_AR).contains(&code);
+    match handler {
+        // The kernel does not let a fault be ignored either.
+        libc::SIG_IGN if !is_fault => {}
+        libc::SIG_DFL | libc::SIG_IGN => {
+            let _ = exchange(Some(&action(libc::SIG_DFL, 0)));
+            if !is_fault {
+                // SAFETY: no memory is involved. It strikes when the handler
+                // returns; a fault strikes by itself.
+                unsafe { libc::raise(signal) };
+            }
+        }
+        handler if flags & libc::SA_SIGINFO != 0 => {
+            // SAFETY: it was installed as a handler with three arguments.
+            let handler: extern "C" fn(c_int, *mut siginfo_t, *mut c_void) =
+                unsafe { std::mem::transmute(handler) };
+            handler(signal, info, context);
+        }
+        handler => {
+            // SAFETY: it was installed as a handler with one argument.
+            let handler: extern "C" fn(c_int) = unsafe { std::mem::transmute(handler) };
+            handler(signal);
+        }
+    }
+}
+
+/// Maps a region's file over it again, so that zeros put there go. Nobody
+/// sees a hole: the new mapping is made elsewhere and moved. `bytes`: the
+/// region's, in whole pages.
+pub(super) fn restore(region: &MmapRegion, bytes: usize) -> io::Result<()> {
+    let Some(file) = region.file_offset() else {
+        return Ok(());
+    };
+    let offset = libc::off_t::try_from(file.start()).map_err(io::Error::other)?;
+    let fd = file.file().as_raw_fd();
+    // SAFETY: a new mapping where the kernel likes, of a descriptor that is
+    // open as long as `region` is borrowed.
+    let fresh = unsafe { libc::mmap(null_mut(), bytes, region.prot(), region.flags(), fd, offset) };
+    if fresh == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let flags = libc::MREMAP_MAYMOVE | libc::MREMAP_FIXED;
+    // SAFETY: `fresh` is ours and as long as `region`, which it replaces
+    // whole; that range belongs to `region` as long as it is borrowed, and
+    // nobody holds references into guest memory.
+    let moved = unsafe { libc::mremap(fresh, bytes, bytes, flags, region.as_ptr()) };
+    if moved == libc::MAP_FAILED {
+        let error = io::Error::last_os_error();
+        // SAFETY: still ours, since it was not moved.
+        unsafe { libc::munmap(fresh, bytes) };
+        return Err(error);
+    }
+    Ok(())
+}

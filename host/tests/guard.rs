@@ -1,0 +1,111 @@
+//! Pages that vanish from memory of this process. One test at a time: putting
+//! right what vanished is done for the whole process.
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+
+use daxwindow_host::guard::{faults, mend, watch};
+use parking_lot::Mutex;
+use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
+
+const PAGE: u64 = 4096;
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// A file of `pages` pages of ones, and memory made of it at address 0.
+fn memory(pages: u64) -> (File, GuestMemoryMmap) {
+    let file = tempfile::tempfile_in("/dev/shm").expect("a file");
+    file.write_all_at(&vec![1; (pages * PAGE) as usize], 0)
+        .expect("written");
+    let offset = FileOffset::new(file.try_clone().expect("clone"), 0);
+    let ranges = [(GuestAddress(0), (pages * PAGE) as usize, Some(offset))];
+    let memory = GuestMemoryMmap::from_ranges_with_files(ranges).expect("mapped");
+    (file, memory)
+}
+
+fn byte(memory: &GuestMemoryMmap, page: u64) -> u8 {
+    memory
+        .read_obj(GuestAddress(page * PAGE + 9))
+        .expect("inside")
+}
+
+#[test]
+fn a_vanished_page_reads_as_zero_until_it_is_mended() {
+    let _alone = ONE_AT_A_TIME.lock();
+    let (file, memory) = memory(4);
+    watch(&memory).expect("watched");
+    file.set_len(2 * PAGE).expect("shorter");
+    let before = faults();
+    assert_eq!([0, 1, 2, 3].map(|page| byte(&memory, page)), [1, 1, 0, 0]);
+    assert_eq!(faults(), before + 2);
+    // Stores go nowhere.
+    memory
+        .write_obj(5u8, GuestAddress(2 * PAGE + 9))
+        .expect("inside");
+    assert_eq!((byte(&memory, 2), faults()), (5, before + 2));
+    file.set_len(4 * PAGE).expect("longer again");
+    file.write_all_at(&[7], 2 * PAGE + 9).expect("written");
+    assert_eq!(byte(&memory, 2), 5, "still ours alone");
+    mend();
+    assert_eq!([0, 2, 3].map(|page| byte(&memory, page)), [1, 7, 0]);
+    memory
+        .write_obj(8u8, GuestAddress(3 * PAGE))
+        .expect("inside");
+    let mut there = [0];
+    file.read_exact_at(&mut there, 3 * PAGE).expect("read");
+    assert_eq!((there, faults()), ([8], before + 2));
+    // And again.
+    file.set_len(0).expect("empty");
+    assert_eq!([0, 3].map(|page| byte(&memory, page)), [0, 0]);
+    assert_eq!(faults(), before + 4);
+    mend();
+}
+
+#[test]
+fn many_threads_fault_and_mend_at_once() {
+    let _alone = ONE_AT_A_TIME.lock();
+    let (file, memory) = memory(64);
+    watch(&memory).expect("watched");
+    file.set_len(32 * PAGE).expect("shorter");
+    std::thread::scope(|scope| {
+        for thread in 0..4 {
+            let memory = &memory;
+            scope.spawn(move || {
+                for round in 0..500 {
+                    let page = (round * 7 + thread * 13) % 64;
+                    assert_eq!(byte(memory, page), u8::from(page < 32));
+                    if round % 3 == 0 {
+                        mend();
+                    }
+                }
+            });
+        }
+    });
+    mend();
+    file.set_len(64 * PAGE).expect("longer");
+    file.write_all_at(&[9; 4096], 63 * PAGE).expect("written");
+    assert_eq!(byte(&memory, 63), 9);
+}
+
+#[test]
+fn the_cost_of_watching_many_regions_is_small() {
+    let _alone = ONE_AT_A_TIME.lock();
+    let file = tempfile::tempfile_in("/dev/shm").expect("a file");
+    let range = |index: u64| {
+        let file = FileOffset::new(file.try_clone().expect("clone"), 0);
+        (GuestAddress(index << 21), 2 << 20, Some(file))
+    };
+    let memory = GuestMemoryMmap::from_ranges_with_files((0..500).map(range)).expect("mapped");
+    watch(&memory).expect("watched");
+    let start = std::time::Instant::now();
+    for _ in 0..100 {
+        watch(&memory).expect("watched");
+    }
+    let each = start.elapsed() / 100;
+    println!("watching 500 known regions: {each:?}");
+    // Tens of microseconds; the bound is for machines that do other things.
+    assert!(each.as_millis() < 20, "{each:?}");
+    let before = faults();
+    assert_eq!(byte(&memory, 499 << 9), 0);
+    assert_eq!(faults(), before + 1);
+    mend();
+}
