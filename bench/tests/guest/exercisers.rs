@@ -238,7 +238,7 @@ fn fio_verifies_files_larger_than_the_window() {
     let counted = Counted::by(&vm, 0);
     assert_eq!(counted.requests("Read"), 0, "{counted:?}");
     assert_eq!(counted.window("refusals"), 0, "{counted:?}");
-    let ranges = 4 * (FILE - WINDOW) >> 21;
+    let ranges = 4 * ((FILE - WINDOW) >> 21);
     assert!(counted.window("removals") > ranges, "{counted:?}");
     println!(
         "fio, files of {} MiB in a window of {} MiB:{report} in all {:.1?}; {} setups",
