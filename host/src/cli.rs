@@ -20,12 +20,12 @@ use crate::server::CacheTimeouts;
 #[command(name = "daxwindowd", version, about)]
 pub struct Flags {
     /// Unix socket to listen on for the VMM; one client at a time is served
-    #[arg(long, value_name = "PATH")]
-    pub socket_path: PathBuf,
+    #[arg(long, value_name = "PATH", required_unless_present = "print_session")]
+    pub socket_path: Option<PathBuf>,
 
     /// Directory to share
-    #[arg(long, value_name = "DIR")]
-    pub shared_dir: PathBuf,
+    #[arg(long, value_name = "DIR", required_unless_present = "print_session")]
+    pub shared_dir: Option<PathBuf>,
 
     /// Name by which the guest mounts the share, at most 36 bytes
     #[arg(long, default_value = "daxwindow", value_parser = parse_tag)]
@@ -34,7 +34,7 @@ pub struct Flags {
     /// Size of the DAX window, a multiple of 2M; suffixes K, M and G; 0 for no
     /// window. A PCI device's window is a power of two: other sizes are
     /// rounded down
-    #[arg(long, value_name = "SIZE", default_value = "512M", value_parser = parse_window)]
+    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_window)]
     pub dax_window: u64,
 
     /// Which files the guest may access through the window
@@ -87,6 +87,20 @@ pub struct Flags {
     /// a list of target=level. RUST_LOG wins over it
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
+
+    /// Unix socket that tells whoever connects how things are, as one JSON
+    /// document
+    #[arg(long, value_name = "PATH")]
+    pub status_socket: Option<PathBuf>,
+
+    /// Serve nothing: ask the daemon at this status socket how things are,
+    /// and above all whether its share has DAX, and if not why
+    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket_path", "shared_dir", "status_socket"])]
+    pub print_session: Option<PathBuf>,
+
+    /// With --print-session: the document itself
+    #[arg(long, requires = "print_session")]
+    pub json: bool,
 }
 
 /// `--dax`.
@@ -104,15 +118,16 @@ pub enum DaxFlag {
 /// `--memory-slots`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum SlotsFlag {
-    /// It may. Mappings are quick and quiet, buffers may lie in the window,
-    /// and the VMM may be paused; QEMU 11 ends when its guest resets the
-    /// device with ranges mapped
+    /// It may: buffers may lie in the window, and the VMM may be paused while
+    /// nothing is being mapped. QEMU 11 ends when its guest resets the device
+    /// with ranges mapped, and takes long over a map with more than 128 live
     Auto,
     /// As auto, and a VMM that announces nothing gets no DAX
     On,
-    /// It may not. QEMU 11 survives such resets, but not a pause with ranges
-    /// mapped; mappings cost twice as much, and buffers may not lie in the
-    /// window
+    /// It may not: QEMU 11 survives such resets, but a pause with ranges mapped
+    /// takes the share from its guest; transfers between buffers in the window
+    /// and other files fail, and QEMU complains on its standard error about
+    /// each map
     Off,
 }
 
@@ -133,6 +148,8 @@ pub struct Config {
     pub device: DeviceOptions,
     /// What to log.
     pub log_level: String,
+    /// Where to tell how things are.
+    pub status_socket: Option<PathBuf>,
 }
 
 impl Flags {
@@ -164,12 +181,14 @@ impl Flags {
         };
         Ok(Config {
             share: share_options(self.readonly, max_open_files),
-            socket_path: self.socket_path,
-            shared_dir: self.shared_dir,
+            // The parser requires both, unless nothing is served.
+            socket_path: self.socket_path.unwrap_or_default(),
+            shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
             timeouts: CacheTimeouts::default(),
             device,
             log_level: self.log_level,
+            status_socket: self.status_socket,
         })
     }
 }
@@ -239,9 +258,9 @@ mod tests {
     }
 
     #[test]
-    fn defaults_are_a_window_of_half_a_gibibyte_for_chosen_inodes() {
+    fn defaults_are_a_window_of_a_quarter_gibibyte_for_chosen_inodes() {
         let config = parse(&[]).expect("valid").config(1024).expect("valid");
-        assert_eq!(config.dax.window_bytes, 512 << 20);
+        assert_eq!(config.dax.window_bytes, 256 << 20);
         assert_eq!(config.dax.mode, DaxMode::Inode);
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
@@ -287,6 +306,20 @@ mod tests {
             assert!(error.to_string().contains(word), "{error}");
             assert_eq!(error.exit_code(), 2);
         }
+    }
+
+    #[test]
+    fn asking_needs_no_share_and_serving_does() {
+        let flags = Flags::try_parse_from(["daxwindowd", "--print-session", "/s", "--json"]);
+        let flags = flags.expect("enough");
+        assert_eq!(flags.print_session.as_deref(), Some(Path::new("/s")));
+        for few in [vec!["--shared-dir", "/d"], vec!["--json"], vec![]] {
+            assert!(Flags::try_parse_from([&["daxwindowd"], &few[..]].concat()).is_err());
+        }
+        assert!(
+            parse(&["--print-session", "/x"]).is_err(),
+            "one or the other"
+        );
     }
 
     #[test]

@@ -14,15 +14,21 @@ use crate::dax::{Dax, Naive};
 use crate::device::serve::{Stop, serve};
 use crate::device::socket::Socket;
 use crate::fs::SharedDir;
+use crate::observe::ask::print_session;
+use crate::observe::document::Share;
 use crate::observe::logs;
+use crate::observe::status_socket::StatusSocket;
 use crate::server::Server;
 
-/// Serves until a signal ends it. `naive` is empty but in tests.
+/// Serves until a signal ends it, or asks a daemon that does. `naive` is empty but in tests.
 ///
 /// # Errors
 ///
 /// What keeps the daemon from starting, or broke its socket, with its cause.
 pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
+    if let Some(path) = &flags.print_session {
+        return Ok(print_session(path, flags.json)?);
+    }
     let mut config = flags.config(raise_open_files())?;
     config.dax.naive = naive;
     logs::init(&config.log_level)?;
@@ -31,11 +37,24 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     let server = Arc::new(server(&config)?);
     let stop = Stop::new()?;
     heed_signals(stop.clone(), server.clone())?;
-    // Who sees the socket may already end the daemon in order.
-    let socket = Socket::bind(&config.socket_path)?;
+    // Who sees the socket may already end the daemon in order, and ask it.
+    let _status = match &config.status_socket {
+        Some(path) => Some(StatusSocket::open(path, &server, share(&config))?),
+        None => None,
+    };
+    let socket = Socket::bind("--socket-path", &config.socket_path)?;
     serve(&server, config.device, &socket, &stop)?;
     tracing::info!("ended by a signal");
     Ok(())
+}
+
+/// What the status document says of the share.
+fn share(config: &Config) -> Share {
+    Share {
+        tag: config.device.config.tag().unwrap_or_default().to_owned(),
+        directory: config.shared_dir.to_string_lossy().into_owned(),
+        readonly: config.share.readonly,
+    }
 }
 
 fn server(config: &Config) -> Result<Server, SharedDirError> {

@@ -360,7 +360,7 @@ fn requests_are_served_on_every_queue() {
     assert_eq!(&config[..5], b"test\0");
     assert_eq!(&config[36..], [2, 0, 0, 0]);
     let shmem = machine.front.get_shmem_config().expect("regions");
-    assert_eq!((shmem.nregions, shmem.memory_sizes[0]), (1, 512 << 20));
+    assert_eq!((shmem.nregions, shmem.memory_sizes[0]), (1, 256 << 20));
     assert_eq!(machine.front.get_queue_num().expect("queues"), 3);
     machine.start();
 

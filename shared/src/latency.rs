@@ -61,6 +61,17 @@ impl Latency {
         self.histogram.len()
     }
 
+    /// Upper bound in nanoseconds and number of samples of each bucket that
+    /// has any; buckets widen by 10 % from one microsecond on. Two such lists
+    /// differ by the samples between them.
+    pub fn buckets(&self) -> Vec<(u64, u64)> {
+        self.histogram
+            .iter_log(1_000, 1.1)
+            .map(|step| (step.value_iterated_to(), step.count_since_last_iteration()))
+            .filter(|&(_, count)| count > 0)
+            .collect()
+    }
+
     /// Percentiles of what was recorded so far.
     pub fn summary(&self) -> Summary {
         if self.histogram.is_empty() {
@@ -93,5 +104,13 @@ mod tests {
         assert_eq!(s.count, 1001);
         assert!(s.p50_ns.abs_diff(500_000) < 2_000, "{}", s.p50_ns);
         assert!(s.max_ns >= HIGHEST_NS);
+        let buckets = latency.buckets();
+        assert_eq!(buckets.iter().map(|&(_, n)| n).sum::<u64>(), 1001);
+        assert!(buckets.is_sorted() && buckets.len() < 100, "{buckets:?}");
+        let below = |ns: u64| -> u64 {
+            let low = buckets.iter().filter(|&&(end, _)| end <= ns);
+            low.map(|&(_, n)| n).sum()
+        };
+        assert!((400..=500).contains(&below(500_000)), "{}", below(500_000));
     }
 }

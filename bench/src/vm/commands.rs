@@ -1,4 +1,4 @@
-//! `daxwindow-bench vm`: doctor, run, shell, boot.
+//! `daxwindow-bench vm`: doctor, run, shell, boot, debian.
 
 use std::io::{stderr, stdout};
 use std::path::PathBuf;
@@ -8,14 +8,16 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Subcommand;
 
+use super::debian::Debian;
 use super::guest::Vm;
+use super::kit::Kit;
 use super::machine::VmFailure;
 use daxwindow_shared::size::parse_bytes;
 
 use super::options::{
     AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions, parse_file, parse_window,
 };
-use super::{TOOK_TOO_LONG, VM_FAILED, doctor, script, terminal};
+use super::{TOOK_TOO_LONG, VM_FAILED, doctor, mapping_cost, script, terminal};
 
 /// Boots a real Linux guest on a stock QEMU with a share, without root.
 /// Missing parts are fetched as Debian packages into the build's target folder.
@@ -31,6 +33,8 @@ enum Command {
     Run(RunArgs),
     Shell(ShellArgs),
     Boot(BootArgs),
+    MappingCost(mapping_cost::Args),
+    Debian(DebianArgs),
 }
 
 /// Runs a command in a guest, in the share, and ends with its exit status:
@@ -92,12 +96,27 @@ struct BootArgs {
     guest: GuestArgs,
 }
 
+/// Makes a small Debian in a directory, for `vm boot --root`. Its apt knows a
+/// repository in /srv/packages, so that packages can be installed without a
+/// network. Needs root.
+#[derive(clap::Args)]
+struct DebianArgs {
+    /// Directory to make, or an empty one
+    #[arg(value_name = "DIR")]
+    directory: PathBuf,
+
+    /// Fetch nothing
+    #[arg(long)]
+    offline: bool,
+}
+
 /// What all guests have in common.
 #[derive(clap::Args)]
 struct GuestArgs {
-    /// Which files the guest reaches through the window
-    #[arg(long, value_name = "MODE", default_value = "always")]
-    dax: Dax,
+    /// Which files the guest reaches through the window; always by default,
+    /// inode for `vm boot`
+    #[arg(long, value_name = "MODE")]
+    dax: Option<Dax>,
 
     /// Mount with no option, whatever --dax tells the daemon
     #[arg(long)]
@@ -172,7 +191,7 @@ struct GuestArgs {
 }
 
 impl GuestArgs {
-    fn options(self, directory: PathBuf) -> Result<VmOptions> {
+    fn options(self, directory: PathBuf, dax: Dax) -> Result<VmOptions> {
         let directory = directory
             .canonicalize()
             .with_context(|| format!("find {}", directory.display()))?;
@@ -184,7 +203,7 @@ impl GuestArgs {
             daemon: self.daemon,
             daemon_arguments: self.daemon_arg,
             device: self.device,
-            ..ShareOptions::new(directory, self.dax)
+            ..ShareOptions::new(directory, self.dax.unwrap_or(dax))
         };
         Ok(VmOptions {
             memory_bytes: self.memory,
@@ -208,13 +227,15 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
         Command::Doctor(args) => doctor::run(&args),
         Command::Run(args) => in_guest(args),
         Command::Shell(args) => {
-            let options = args.guest.options(args.share)?;
+            let options = args.guest.options(args.share, Dax::Always)?;
             terminal::shell(&options)
         }
+        Command::MappingCost(args) => mapping_cost::run(&args),
         Command::Boot(args) => {
-            let options = args.guest.options(args.root)?;
+            let options = args.guest.options(args.root, Dax::Inode)?;
             terminal::boot(&options, args.init)
         }
+        Command::Debian(args) => make_debian(&args),
     };
     match done {
         Err(error)
@@ -229,8 +250,19 @@ pub(crate) fn run(args: Args) -> Result<ExitCode> {
     }
 }
 
+fn make_debian(args: &DebianArgs) -> Result<ExitCode> {
+    let debian = Debian::find(&Kit::open(args.offline)?)?;
+    debian.copy_to(&args.directory)?;
+    println!(
+        "{}: Debian of {} packages; boot it with: daxwindow-bench vm boot --root {0}",
+        args.directory.display(),
+        debian.packages().len()
+    );
+    Ok(ExitCode::SUCCESS)
+}
+
 fn in_guest(args: RunArgs) -> Result<ExitCode> {
-    let options = args.guest.options(args.share)?;
+    let options = args.guest.options(args.share, Dax::Always)?;
     let mut vm = Vm::boot(&options)?;
     let (accel, boot_time) = (vm.accel().name(), vm.boot_time());
     tracing::info!(kernel = vm.release(), accel, ?boot_time, "the guest is up");

@@ -18,12 +18,18 @@ use super::qemu::{GENERIC_DEVICE, escaped};
 const CONFIG_BYTES: usize = 40;
 const QUEUE_SIZE: usize = 128;
 
+/// Names of code that has no execute bit: with the execute bit's own rule this
+/// keeps all but scripts and modules out of the window.
+const LIBRARIES: [&str; 2] = ["*.so", "*.so.*"];
+
 /// How to start one and how to attach QEMU to it.
 #[derive(Clone, Debug)]
 pub(crate) struct Dialect {
     binary: PathBuf,
     /// Takes `--dax`, `--dax-window`, `--tag` and `--num-request-queues`.
     has_window: bool,
+    /// Takes `--dax-exclude`.
+    has_names: bool,
     device: DeviceChoice,
 }
 
@@ -56,6 +62,7 @@ impl Dialect {
         Dialect {
             binary,
             has_window,
+            has_names: help.contains("--dax-exclude"),
             device,
         }
     }
@@ -93,6 +100,13 @@ impl Dialect {
         }
         arguments.extend(share.daemon_arguments.iter().map(OsString::from));
         arguments
+    }
+
+    /// Arguments by which the daemon gives no DAX to libraries, if it has such.
+    pub(crate) fn no_libraries(&self) -> impl Iterator<Item = String> + use<> {
+        let names = LIBRARIES.iter().filter(|_| self.has_names);
+        let flags = names.flat_map(|name| ["--dax-exclude".to_owned(), (*name).to_owned()]);
+        flags.collect::<Vec<_>>().into_iter()
     }
 
     /// QEMU's arguments for the `index`th share.
@@ -168,6 +182,18 @@ mod tests {
             "{device}"
         );
         assert!(device.contains("num-request-queues=3"), "{device}");
+    }
+
+    #[test]
+    fn libraries_are_kept_out_where_the_daemon_knows_names() {
+        let count = |help: &str| {
+            let dialect = Dialect::from_help("d".into(), help, DeviceChoice::Auto);
+            dialect.no_libraries().count()
+        };
+        assert_eq!(
+            (count("--dax-window --dax-exclude"), count("--dax-window")),
+            (4, 0)
+        );
     }
 
     #[test]

@@ -18,6 +18,7 @@ use super::kit::Kit;
 use super::machine::{Machine, Purpose};
 use super::options::VmOptions;
 use super::process::Process;
+use super::root::{self, Init};
 use super::script::{PORTS, Then};
 use crate::cleanup::Scratch;
 
@@ -42,11 +43,27 @@ impl Vm {
     ///
     /// With what QEMU, the daemons and the console said.
     pub fn boot(options: &VmOptions) -> Result<Vm> {
+        Vm::start(options, &Purpose::Initramfs(Then::Agent))
+    }
+
+    /// Boots a guest whose root file system is the first share, with no
+    /// initramfs: what the options would put into one is not used. The
+    /// directory needs a shell, the usual small programs, and perl or
+    /// poweroff; a script is left in its `run`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Vm::boot`].
+    pub fn boot_root(options: &VmOptions) -> Result<Vm> {
+        root::place_agent(options)?;
+        Vm::start(options, &Purpose::Root(Init::Agent))
+    }
+
+    fn start(options: &VmOptions, purpose: &Purpose) -> Result<Vm> {
         let start = Instant::now();
         let kit = Kit::open(options.offline)?;
         let (scratch, listeners) = ports()?;
-        let purpose = Purpose::Initramfs(Then::Agent);
-        let mut machine = Machine::start(&kit, options, &purpose, scratch)?;
+        let mut machine = Machine::start(&kit, options, purpose, scratch)?;
         let deadline = Instant::now() + options.boot_limit;
         let connected = Agent::accept(&listeners, deadline, &mut || machine.alive());
         let ready = connected.and_then(|mut agent| {

@@ -18,10 +18,11 @@ use super::initramfs::Initramfs;
 use super::kernel::Kernel;
 use super::kit::Kit;
 use super::monitor::Monitor;
-use super::options::{ShareOptions, VmOptions};
+use super::options::{Dax, ShareOptions, VmOptions};
 use super::process::Process;
 use super::program::Program;
 use super::qemu::{Qemu, escaped};
+use super::root::{self, Init};
 use super::script::{self, PORTS, Then};
 use super::userland::Userland;
 use crate::cleanup::Scratch;
@@ -39,7 +40,7 @@ pub(crate) enum Purpose {
     /// An initramfs, and then this.
     Initramfs(Then),
     /// The first share as the root file system, and this as its init.
-    Root { init: Option<String> },
+    Root(Init),
 }
 
 /// The processes of a guest and their scratch folder.
@@ -66,7 +67,8 @@ impl Machine {
         let qemu = Qemu::find(kit)?;
         let kernel = Kernel::find(kit)?;
         let accel = accel::choose(kit, options.accel, &qemu, &kernel)?;
-        let (daemons, devices) = start_daemons(kit, options, scratch.path())?;
+        let emulated_root = accel == Accel::Tcg && matches!(purpose, Purpose::Root(_));
+        let (daemons, devices) = start_daemons(kit, options, scratch.path(), emulated_root)?;
         let console = Console::new(&scratch.path().join("console.log"));
         let mut command = qemu.command();
         machine_arguments(&mut command, options, accel);
@@ -131,10 +133,23 @@ impl Machine {
 
 type Daemons = Vec<Option<Process>>;
 
-fn start_daemons(kit: &Kit, options: &VmOptions, folder: &Path) -> Result<(Daemons, Vec<String>)> {
+/// Starts a daemon for each share. The root of an emulated guest keeps its
+/// code out of the window where that is left to the daemon: QEMU's emulator
+/// goes on with its translation of code whose range shows another file now.
+fn start_daemons(
+    kit: &Kit,
+    options: &VmOptions,
+    folder: &Path,
+    emulated_root: bool,
+) -> Result<(Daemons, Vec<String>)> {
     let (mut daemons, mut devices) = (Vec::new(), Vec::new());
     for (index, share) in options.shares.iter().enumerate() {
         let dialect = Dialect::of(kit, share)?;
+        let mut share = share.clone();
+        if emulated_root && index == 0 && share.dax == Dax::Inode {
+            share.daemon_arguments.extend(dialect.no_libraries());
+        }
+        let share = &share;
         let (socket, daemon) = match &share.socket {
             Some(socket) => (socket.clone(), None),
             None => {
@@ -213,22 +228,22 @@ fn channel_arguments(purpose: &Purpose, folder: &Path, console: &Console) -> Vec
         |id: &str, name: &str| format!("socket,id={id},path={}", escaped(&folder.join(name)));
     let log = escaped(console.path());
     let device = match purpose {
-        Purpose::Root { .. } => {
+        Purpose::Root(Init::Console(_)) => {
             let console = socket("console", CONSOLE_SOCKET);
             format!("{console},logfile={log}")
         }
-        Purpose::Initramfs(_) => format!("file,id=console,path={log}"),
+        Purpose::Root(Init::Agent) | Purpose::Initramfs(_) => format!("file,id=console,path={log}"),
     };
     add("-chardev", device);
     add("-serial", "chardev:console".into());
     match purpose {
-        Purpose::Root { .. } => {}
+        Purpose::Root(Init::Console(_)) => {}
         Purpose::Initramfs(Then::Shell { .. }) => {
             add("-device", "virtio-serial-pci".into());
             add("-chardev", socket("shell", SHELL_SOCKET));
             add("-device", "virtconsole,chardev=shell".into());
         }
-        Purpose::Initramfs(Then::Agent) => {
+        Purpose::Root(Init::Agent) | Purpose::Initramfs(Then::Agent) => {
             add("-device", "virtio-serial-pci".into());
             for (index, port) in PORTS.iter().enumerate() {
                 add("-chardev", socket(&format!("port{index}"), port));
@@ -244,15 +259,12 @@ fn channel_arguments(purpose: &Purpose, folder: &Path, console: &Console) -> Vec
 
 fn kernel_line(options: &VmOptions, purpose: &Purpose) -> String {
     let mut words: Vec<String> = ["console=ttyS0", "panic=-1"].map(str::to_owned).into();
-    match (purpose, options.shares.first()) {
-        (Purpose::Root { init }, Some(share)) => {
-            let access = if share.readonly { "ro" } else { "rw" };
-            words.push(format!("root={} rootfstype=virtiofs", share.tag));
-            words.push(format!("rootflags=dax={} {access}", share.dax.name()));
-            words.extend(init.iter().map(|init| format!("init={init}")));
-        }
+    if let (Purpose::Root(init), Some(share)) = (purpose, options.shares.first()) {
+        words.extend(root::kernel_words(share, init));
+    }
+    if !matches!(purpose, Purpose::Root(Init::Console(_))) {
         // Warnings and worse only: an emulated serial line is slow.
-        _ => words.push("loglevel=5".into()),
+        words.push("loglevel=5".into());
     }
     words.extend(options.kernel_arguments.iter().cloned());
     words.join(" ")
@@ -293,14 +305,17 @@ mod tests {
 
     #[test]
     fn a_root_share_is_named_on_the_kernels_line() {
-        let purpose = Purpose::Root {
-            init: Some("/bin/sh".into()),
-        };
+        let purpose = Purpose::Root(Init::Console(None));
         let line = kernel_line(&options(), &purpose);
-        let wanted = "root=daxwindow rootfstype=virtiofs rootflags=dax=always rw init=/bin/sh";
-        assert!(line.contains(wanted), "{line}");
+        assert!(
+            line.contains("root=daxwindow") && !line.contains("loglevel"),
+            "{line}"
+        );
         let line = kernel_line(&options(), &Purpose::Initramfs(Then::Agent));
-        assert!(!line.contains("root="), "{line}");
+        assert!(
+            !line.contains("root=") && line.contains("loglevel"),
+            "{line}"
+        );
     }
 
     #[test]

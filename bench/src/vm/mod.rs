@@ -7,6 +7,8 @@
 //! | [`qemu`] | which QEMU |
 //! | [`kernel`] | which kernel |
 //! | [`userland`] | busybox and tools |
+//! | [`debian`] | a root directory to boot from |
+//! | `root` | a share that is the root file system |
 //! | `crates` | programs of the crates registry, built for the guest |
 //! | [`peers`] | other people's daemons |
 //! | `program` | programs of the host in the guest |
@@ -18,6 +20,8 @@
 //! | `machine` | its processes, and QEMU's command line |
 //! | `monitor` | commands to QEMU |
 //! | [`agent`], `console` | commands into it, and what its kernel says |
+//! | `daemon_status` | what a daemon says of itself |
+//! | `mapping_cost` | what a mapping costs |
 //! | `commands`, `doctor`, `terminal` | the command line |
 //!
 //! Law: no process, file or socket outlives the value or command it is for,
@@ -29,6 +33,8 @@ mod apt;
 mod commands;
 mod console;
 mod crates;
+mod daemon_status;
+pub mod debian;
 mod dialect;
 mod doctor;
 mod guard;
@@ -37,21 +43,24 @@ mod initramfs;
 pub mod kernel;
 pub mod kit;
 mod machine;
+mod mapping_cost;
 mod monitor;
 pub mod options;
 pub mod peers;
 mod process;
 mod program;
 pub mod qemu;
+mod root;
 mod script;
 mod terminal;
 pub mod userland;
 
 pub use agent::Output;
 pub(crate) use commands::{Args, run};
+pub use daemon_status::daemon_status;
+pub use debian::Debian;
 pub use guest::Vm;
 pub use kit::Kit;
-
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
 pub use program::example;
 

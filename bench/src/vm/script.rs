@@ -25,10 +25,12 @@ mount -t devtmpfs dev /dev
 mkdir -p /dev/shm /dev/pts
 mount -t tmpfs shm /dev/shm
 mount -t devpts pts /dev/pts
-mount -t tmpfs tmp /tmp
 mount -t tmpfs run /run
 ln -s /proc/self/fd /dev/fd
 "#;
+
+/// An initramfs has no place for what programs leave there.
+const OWN_TMP: &str = "mount -t tmpfs tmp /tmp\n";
 
 /// Both ends of a port are there before it is read: writing waits for the
 /// host, reading does not.
@@ -51,22 +53,87 @@ while read -r verb token bytes <&3; do
 done
 "#;
 
+/// That the kernel has mounted the devices already is no mishap.
+const ROOT_PROLOGUE: &str = r#"#!/bin/sh
+export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin HOME=/root
+export TERM=${TERM:-linux}
+mount -t proc proc /proc
+mount -t sysfs sys /sys
+mount -t devtmpfs dev /dev 2>/dev/null
+mkdir -p /dev/shm /dev/pts
+mount -t tmpfs shm /dev/shm
+mount -t devpts pts /dev/pts
+mount -t tmpfs -o mode=755 run /run
+mkdir -p /run/lock
+[ -e /dev/fd ] || ln -s /proc/self/fd /dev/fd
+"#;
+
+/// A shell with job control on the terminal that is the console; its size
+/// and kind came with the kernel's command line.
+const CONSOLE_SHELL: &str = r#"read -r name < /etc/hostname && echo "$name" > /proc/sys/kernel/hostname
+terminal=/dev/$(sed 's/.* //' /sys/class/tty/console/active)
+[ -n "$LINES$COLUMNS" ] && stty rows "$LINES" cols "$COLUMNS" < "$terminal"
+unset LINES COLUMNS
+cd /root
+setsid -c -w bash -l < "$terminal" > "$terminal" 2>&1
+"#;
+
+/// The system call by perl where no init system brings a command: with
+/// sysrq the shell would go on after the window is gone. The root is not made
+/// read-only first, because that drops every inode that is not in use, and
+/// nothing waits to be written: it is in the host's page cache.
+const ROOT_EPILOGUE: &str = r#"sync
+poweroff -f 2>/dev/null
+perl -e 'syscall(169, 0xfee1dead, 0x28121969, 0x4321fedc)'
+echo o > /proc/sysrq-trigger
+sleep 60
+"#;
+
 const EPILOGUE: &str = "cd /\nsync\numount -a -r -t virtiofs 2>/dev/null\npoweroff -f\n";
 
 /// The init script of a guest with these shares.
 pub(crate) fn init(shares: &[ShareOptions], then: &Then) -> String {
     let mut script = PROLOGUE.to_owned();
-    script.push_str("failed=\n");
-    for share in shares {
-        if let Some(place) = &share.mount_at {
-            script.push_str(&mount(share, place));
-        }
-    }
+    script.push_str(OWN_TMP);
+    script.push_str(&mounts(shares));
     match then {
         Then::Agent => script.push_str(AGENT),
         Then::Shell { rows, columns } => script.push_str(&shell(*rows, *columns)),
     }
     script.push_str(EPILOGUE);
+    script
+}
+
+/// The init script of a guest whose root file system is a share: these others
+/// are mounted, then it takes commands.
+pub(crate) fn root_init(others: &[ShareOptions]) -> String {
+    let places = others.iter().filter_map(|share| share.mount_at.as_ref());
+    let unmounts: String = places
+        .map(|place| format!("umount {}\n", quote(place)))
+        .collect();
+    [
+        ROOT_PROLOGUE,
+        &mounts(others),
+        AGENT,
+        "cd /\n",
+        &unmounts,
+        ROOT_EPILOGUE,
+    ]
+    .concat()
+}
+
+/// The same for somebody at the console.
+pub(crate) fn console_init() -> String {
+    [ROOT_PROLOGUE, CONSOLE_SHELL, ROOT_EPILOGUE].concat()
+}
+
+fn mounts(shares: &[ShareOptions]) -> String {
+    let mut script = "failed=\n".to_owned();
+    for share in shares {
+        if let Some(place) = &share.mount_at {
+            script.push_str(&mount(share, place));
+        }
+    }
     script
 }
 
@@ -152,6 +219,20 @@ mod tests {
             assert!(script.contains("'/mnt/second one'"));
             assert!(script.ends_with("poweroff -f\n"));
         }
+    }
+
+    #[test]
+    fn scripts_of_a_root_are_well_formed_and_end_the_guest() {
+        let mut second = ShareOptions::new("/d", Dax::Never);
+        second.mount_at = Some("/second".into());
+        for script in [root_init(&[second]), console_init()] {
+            let mut check = Command::new("sh");
+            let status = check.args(["-n", "-c", &script]).status().expect("sh");
+            assert!(status.success(), "{script}");
+            assert!(script.starts_with("#!/bin/sh\n") && script.contains("perl -e 'syscall(169"));
+            assert!(!script.contains(" /tmp"), "its own is kept");
+        }
+        assert!(root_init(&[]).contains("READY") && !root_init(&[]).contains("umount"));
     }
 
     #[test]

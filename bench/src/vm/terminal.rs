@@ -10,21 +10,24 @@ use anyhow::{Context, Result, anyhow};
 use rustix::event::{PollFd, PollFlags, poll};
 use rustix::termios::{OptionalActions, Termios, tcgetattr, tcgetwinsize, tcsetattr};
 
+use super::accel::Accel;
 use super::kit::Kit;
 use super::machine::{CONSOLE_SOCKET, Machine, Purpose, SHELL_SOCKET};
-use super::options::VmOptions;
+use super::options::{Dax, VmOptions};
+use super::root::Init;
 use super::script::Then;
 use crate::cleanup::Scratch;
 
 /// Ctrl-].
 const ESCAPE: u8 = 0x1d;
 
+/// README, known troubles.
+const CODE_WARNING: &str = "without KVM, programs that run from the window go wrong once the guest \
+     has used all of it: --dax inode keeps them out of it";
+
 /// An interactive shell in a guest.
 pub(crate) fn shell(options: &VmOptions) -> Result<ExitCode> {
-    let size = tcgetwinsize(stdin())
-        .ok()
-        .filter(|size| size.ws_row > 0 && size.ws_col > 0);
-    let (rows, columns) = size.map_or((24, 80), |size| (size.ws_row, size.ws_col));
+    let (rows, columns) = size().unwrap_or((24, 80));
     eprintln!("booting; leave with exit or Ctrl-]");
     let purpose = Purpose::Initramfs(Then::Shell { rows, columns });
     attached(options, &purpose, SHELL_SOCKET)
@@ -36,7 +39,35 @@ pub(crate) fn boot(options: &VmOptions, init: Option<String>) -> Result<ExitCode
         "booting from {}; Ctrl-] ends the guest",
         options.shares[0].directory.display()
     );
-    attached(options, &Purpose::Root { init }, CONSOLE_SOCKET)
+    let mut options = options.clone();
+    let kind = std::env::var("TERM").unwrap_or_default();
+    if let Some((rows, columns)) = size() {
+        options
+            .kernel_arguments
+            .extend(terminal_words(rows, columns, &kind));
+    }
+    attached(
+        &options,
+        &Purpose::Root(Init::Console(init)),
+        CONSOLE_SOCKET,
+    )
+}
+
+/// Rows and columns of the terminal, if there is one.
+fn size() -> Option<(u16, u16)> {
+    let size = tcgetwinsize(stdin()).ok()?;
+    (size.ws_row > 0 && size.ws_col > 0).then_some((size.ws_row, size.ws_col))
+}
+
+/// Words of the kernel's command line that become init's environment: a
+/// serial line tells nothing of the terminal at its other end.
+fn terminal_words(rows: u16, columns: u16, kind: &str) -> Vec<String> {
+    let mut words = vec![format!("LINES={rows}"), format!("COLUMNS={columns}")];
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-+".contains(c);
+    if !kind.is_empty() && kind.chars().all(plain) {
+        words.push(format!("TERM={kind}"));
+    }
+    words
 }
 
 fn attached(options: &VmOptions, purpose: &Purpose, socket: &str) -> Result<ExitCode> {
@@ -44,6 +75,10 @@ fn attached(options: &VmOptions, purpose: &Purpose, socket: &str) -> Result<Exit
     let scratch = Scratch::for_sockets()?;
     let listener = UnixListener::bind(scratch.path().join(socket)).context("listen for QEMU")?;
     let mut machine = Machine::start(&kit, options, purpose, scratch)?;
+    let always = options.shares.iter().any(|share| share.dax == Dax::Always);
+    if always && machine.accel == Accel::Tcg {
+        eprintln!("{CODE_WARNING}");
+    }
     let accepted = accept(&listener, &mut machine);
     let stream = accepted.map_err(|e| machine.explain("QEMU did not start", &e))?;
     let escaped = {
@@ -160,6 +195,14 @@ impl Drop for Raw {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_guest_learns_of_the_terminal() {
+        let words = ["LINES=24", "COLUMNS=80", "TERM=xterm-256color"];
+        assert_eq!(terminal_words(24, 80, "xterm-256color"), words);
+        assert_eq!(terminal_words(24, 80, "a b=init"), words[..2]);
+        assert_eq!(terminal_words(24, 80, ""), words[..2]);
+    }
 
     #[test]
     fn the_escape_is_not_passed_on() {

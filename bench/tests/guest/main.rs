@@ -9,5 +9,8 @@ mod counted;
 mod exercisers;
 mod forest;
 mod lifecycle;
+mod report;
+mod root;
 mod together;
+mod traps;
 mod trees;

@@ -197,6 +197,10 @@ impl FrontEnd for Channel {
             job.finish(Err(FrontEndError::Cancelled));
         }
     }
+
+    fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Acquire)
+    }
 }
 
 fn message(range: WindowRange) -> VhostUserMMap {

@@ -37,6 +37,11 @@ pub struct DaxStats {
     pub setup_latency: Summary,
     /// Latency of removals, a request each.
     pub removal_latency: Summary,
+    /// Nanoseconds and number of setups up to them, as
+    /// [`Latency::buckets`] has it.
+    pub setup_buckets: Vec<(u64, u64)>,
+    /// The same of removals.
+    pub removal_buckets: Vec<(u64, u64)>,
 }
 
 #[derive(Default)]
@@ -74,6 +79,8 @@ impl Counters {
     }
 
     pub(super) fn read(&self) -> DaxStats {
+        let setup = self.setup_latency.lock().clone();
+        let removal = self.removal_latency.lock().clone();
         DaxStats {
             setups: self.setups.load(Relaxed),
             setup_hits: self.setup_hits.load(Relaxed),
@@ -83,8 +90,10 @@ impl Counters {
             removals_of_nothing: self.removals_of_nothing.load(Relaxed),
             failed_removals: self.failed_removals.load(Relaxed),
             refusals: std::array::from_fn(|i| self.refusals[i].load(Relaxed)),
-            setup_latency: self.setup_latency.lock().summary(),
-            removal_latency: self.removal_latency.lock().summary(),
+            setup_latency: setup.summary(),
+            removal_latency: removal.summary(),
+            setup_buckets: setup.buckets(),
+            removal_buckets: removal.buckets(),
             ..Default::default()
         }
     }

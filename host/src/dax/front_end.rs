@@ -56,4 +56,9 @@ pub trait FrontEnd: Send + Sync {
     /// Makes everybody who waits for an answer return
     /// [`FrontEndError::Cancelled`] at once.
     fn cancel_waits(&self) {}
+
+    /// Whether every further request fails with [`FrontEndError::Gone`].
+    fn is_gone(&self) -> bool {
+        false
+    }
 }

@@ -11,6 +11,7 @@
 //! | [`ledger`] | the bookkeeping, without I/O |
 //! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
 //! | [`operations`] | setup and removal |
+//! | [`verdict`] | whether the share has DAX, and why not |
 //! | [`counters`] | what it did |
 //! | [`naive`] | handling left out, for tests |
 //!
@@ -42,6 +43,7 @@ pub mod padded;
 pub mod policy;
 #[cfg(test)]
 mod tests;
+pub mod verdict;
 
 pub use capabilities::{Capabilities, ProbeError};
 pub use channel::Channel;
@@ -50,11 +52,13 @@ pub use front_end::{FrontEnd, FrontEndError};
 pub use naive::Naive;
 pub use operations::MapError;
 pub use policy::{DaxMode, DaxOptions, MemorySlots, NoDax};
+pub use verdict::DaxVerdict;
 
 use barrier::MemoryTable;
 use counters::Counters;
 use ledger::Ledger;
 use padded::PaddedView;
+use verdict::{DaxOff, ViewTrouble};
 
 /// A file opened for mapping.
 #[derive(Clone, Debug)]
@@ -124,7 +128,8 @@ pub struct Dax {
     page_bytes: u64,
     front_end: Mutex<Option<Arc<dyn FrontEnd>>>,
     connected: ArcSwapOption<Connected>,
-    view: OnceLock<Option<Arc<PaddedView>>>,
+    view: OnceLock<Result<Arc<PaddedView>, ViewTrouble>>,
+    verdict: Mutex<DaxVerdict>,
     table: MemoryTable,
     state: Mutex<State>,
     released: Condvar,
@@ -141,6 +146,7 @@ impl Dax {
             front_end: Mutex::default(),
             connected: ArcSwapOption::empty(),
             view: OnceLock::new(),
+            verdict: Mutex::default(),
             table: MemoryTable::default(),
             state: Mutex::default(),
             released: Condvar::new(),
@@ -191,6 +197,7 @@ impl Dax {
     pub fn set_front_end(&self, front_end: Option<Arc<dyn FrontEnd>>) {
         let last = std::mem::replace(&mut *self.front_end.lock(), front_end);
         self.connected.store(None);
+        *self.verdict.lock() = DaxVerdict::default();
         if let Some(last) = last {
             last.cancel_waits();
         }
@@ -201,22 +208,17 @@ impl Dax {
     /// out, and says what may be offered.
     pub fn init(&self) -> DaxOffer {
         self.reset();
-        let Some(front_end) = self.front_end.lock().clone() else {
-            if self.window_bytes() > 0 {
-                tracing::info!("dax: off, the front end opened no channel for maps");
-            }
-            return DaxOffer::default();
-        };
-        if self.window_bytes() == 0 {
-            tracing::info!("dax: off by configuration");
-            return DaxOffer::default();
+        match self.options.mode {
+            _ if self.options.window_bytes == 0 => return self.decline(DaxOff::NoWindow),
+            DaxMode::Never => return self.decline(DaxOff::Mode),
+            DaxMode::Inode | DaxMode::Always => {}
         }
+        let Some(front_end) = self.front_end.lock().clone() else {
+            return self.decline(DaxOff::NoChannel);
+        };
         match self.try_out(&*front_end) {
             Ok(can) => self.offer(front_end, can),
-            Err(error) => {
-                tracing::warn!(%error, "dax: off, the front end failed the trial");
-                DaxOffer::default()
-            }
+            Err(error) => self.decline(DaxOff::Trial(error)),
         }
     }
 
@@ -239,12 +241,10 @@ impl Dax {
     fn offer(&self, front_end: Arc<dyn FrontEnd>, can: Capabilities) -> DaxOffer {
         tracing::info!(window_bytes = self.window_bytes(), mode = ?self.options.mode,
             "dax: front end tried out: {can}");
-        if self.options.readonly && !can.readonly_fd {
-            tracing::warn!("dax: no inode gets DAX: {}", NoDax::ReadOnlyShare);
-        } else if !can.maps_past_eof() {
-            tracing::warn!("dax: few or no inodes get DAX: {}", NoDax::PastEndOfFile);
-        }
-        let view = self.view.get().cloned().flatten().filter(|_| can.padded);
+        let view = self.view.get().cloned();
+        let trouble = view.clone().and_then(Result::err);
+        self.conclude(DaxVerdict::of(&self.options, &can, trouble));
+        let view = view.and_then(Result::ok).filter(|_| can.padded);
         self.connected.store(Some(Arc::new(Connected {
             front_end,
             can,
@@ -258,17 +258,11 @@ impl Dax {
 
     /// The padded view, mounted when it is first needed.
     fn view(&self) -> Option<Arc<PaddedView>> {
-        if !self.options.padded_view {
-            return None;
-        }
-        let mount = || match PaddedView::new() {
-            Ok(view) => Some(Arc::new(view)),
-            Err(error) => {
-                tracing::warn!(%error, "dax: no padded view (needs CAP_SYS_ADMIN and Linux 6.9)");
-                None
-            }
+        let mount = || match self.options.padded_view {
+            true => PaddedView::tried().map(Arc::new),
+            false => Err(ViewTrouble::SwitchedOff),
         };
-        self.view.get_or_init(mount).clone()
+        self.view.get_or_init(mount).clone().ok()
     }
 
     /// What the front end was found to be able to do in this session.

@@ -555,7 +555,11 @@ impl Dax {
         if self.options.naive.leaves_out(Naive::UNMAP_AT_END) {
             return;
         }
-        for range in runs(&pieces, connected.can.is_byte_granular()) {
+        // From the end, which is newest first where a guest has filled an empty
+        // window: QEMU walks its list of mapped blocks from the oldest on, and
+        // drops those that are gone only later.
+        let runs = runs(&pieces, connected.can.is_byte_granular());
+        for range in runs.into_iter().rev() {
             if connected.front_end.unmap(range) == Err(FrontEndError::Gone) {
                 return;
             }

@@ -28,6 +28,8 @@ use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 
+use super::verdict::ViewTrouble;
+
 /// Size every file claims: beyond any range a guest can ask for, and a
 /// multiple of every page size.
 const CLAIMED_BYTES: u64 = 1 << 62;
@@ -76,6 +78,19 @@ impl PaddedView {
             next: AtomicU64::new(2),
             session: Some(session),
         })
+    }
+
+    /// A view that has padded a file, or why there is none.
+    pub(super) fn tried() -> Result<PaddedView, ViewTrouble> {
+        let failed = |what: &str, cause: &dyn std::fmt::Display| {
+            ViewTrouble::Failed(format!("{what}: {cause}"))
+        };
+        let view = PaddedView::new().map_err(|e| failed("cannot mount the view", &e))?;
+        let file = rustix::fs::memfd_create("daxwindow-view", rustix::fs::MemfdFlags::CLOEXEC);
+        let file = file.map_err(|e| failed("cannot make a memfd", &e))?;
+        view.pad(&Arc::new(file), true)
+            .map_err(|e| failed("cannot open a padded file", &e))?;
+        Ok(view)
     }
 
     /// A descriptor that maps the pages of `file` and claims room past its

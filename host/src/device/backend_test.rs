@@ -243,7 +243,7 @@ fn configuration_space_is_bounded() {
     assert_eq!(config_bytes(&config, 0, 40), config.as_bytes());
     assert_eq!(config_bytes(&config, 36, 4), [3, 0, 0, 0]);
     assert_eq!(config_bytes(&config, 38, 8), [0; 8]);
-    assert_eq!(config_bytes(&config, 40, 1), []);
-    assert_eq!(config_bytes(&config, usize::MAX, 1), []);
+    assert_eq!(config_bytes(&config, 40, 1), Vec::<u8>::new());
+    assert_eq!(config_bytes(&config, usize::MAX, 1), Vec::<u8>::new());
     assert_eq!(config_bytes(&config, 0, usize::MAX).len(), MAX_CONFIG_BYTES);
 }

@@ -98,7 +98,7 @@ pub fn serve(
 }
 
 /// What a waiting thread is woken for, most urgent first.
-enum Wake {
+pub(crate) enum Wake {
     /// The daemon is to end.
     Stop,
     /// The client that is being served has gone.
@@ -107,7 +107,12 @@ enum Wake {
     Client,
 }
 
-fn wait(listener: &UnixListener, stop: &Stop, over: Option<&OwnedFd>) -> io::Result<Wake> {
+/// Waits for the first of these.
+pub(crate) fn wait(
+    listener: &UnixListener,
+    stop: &Stop,
+    over: Option<&OwnedFd>,
+) -> io::Result<Wake> {
     let mut fds = vec![
         PollFd::from_borrowed_fd(stop.0.as_fd(), PollFlags::IN),
         PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
@@ -155,7 +160,10 @@ fn serve_client(
     let mut daemon = VhostUserDaemon::new("vhost-user".into(), device.clone(), memory)
         .map_err(ServeError::Device)?;
     let served = match daemon.start(listener) {
-        Ok(()) => attend(&mut daemon, socket, stop),
+        Ok(()) => {
+            server.set_client(true);
+            attend(&mut daemon, socket, stop)
+        }
         // The client was gone before it was let in.
         Err(error) => {
             tracing::warn!(%error, "a client could not be accepted");
@@ -167,6 +175,7 @@ fn serve_client(
     drop(daemon);
     server.log_counters();
     device.forget_client();
+    server.set_client(false);
     served
 }
 

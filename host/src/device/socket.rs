@@ -24,24 +24,36 @@ const BACKLOG: i32 = 16;
 #[derive(Debug, thiserror::Error)]
 pub enum SocketError {
     /// Unix sockets have short names.
-    #[error(
-        "--socket-path {path:?}: {len} bytes are too long for the name of a socket (at most 107)"
-    )]
+    #[error("{flag} {path:?}: {len} bytes are too long for the name of a socket (at most 107)")]
     TooLong {
+        /// The flag that named it.
+        flag: &'static str,
         /// The path.
         path: PathBuf,
         /// Its length in bytes.
         len: usize,
     },
     /// A daemon answers there.
-    #[error("--socket-path {0:?}: in use, another daemon is listening there")]
-    InUse(PathBuf),
+    #[error("{flag} {path:?}: in use, another daemon is listening there")]
+    InUse {
+        /// The flag that named it.
+        flag: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
     /// A file that is not a socket would be lost.
-    #[error("--socket-path {0:?}: the file exists and is not a socket")]
-    NotASocket(PathBuf),
+    #[error("{flag} {path:?}: the file exists and is not a socket")]
+    NotASocket {
+        /// The flag that named it.
+        flag: &'static str,
+        /// The path.
+        path: PathBuf,
+    },
     /// Anything else.
-    #[error("--socket-path {path:?}: cannot {action}: {cause}")]
+    #[error("{flag} {path:?}: cannot {action}: {cause}")]
     Io {
+        /// The flag that named it.
+        flag: &'static str,
         /// The path.
         path: PathBuf,
         /// What was tried.
@@ -61,9 +73,11 @@ pub struct Socket {
 }
 
 impl Socket {
-    /// Listens at `path`, replacing what a daemon left behind that is gone.
-    pub fn bind(path: &Path) -> Result<Socket, SocketError> {
+    /// Listens at `path`, which `flag` named, replacing what a daemon left
+    /// behind that is gone.
+    pub fn bind(flag: &'static str, path: &Path) -> Result<Socket, SocketError> {
         let failed = |action, cause| SocketError::Io {
+            flag,
             path: path.to_owned(),
             action,
             cause,
@@ -71,9 +85,9 @@ impl Socket {
         let len = path.as_os_str().len();
         if len > 107 {
             let path = path.to_owned();
-            return Err(SocketError::TooLong { path, len });
+            return Err(SocketError::TooLong { flag, path, len });
         }
-        clear_the_way(path)?;
+        clear_the_way(flag, path)?;
         let listener = listen_at(path).map_err(|errno| failed("listen", errno.into()))?;
         Ok(Socket {
             listener,
@@ -120,8 +134,9 @@ fn identity(path: &Path) -> Option<(u64, u64)> {
 }
 
 /// Removes a socket file that nobody listens on.
-fn clear_the_way(path: &Path) -> Result<(), SocketError> {
+fn clear_the_way(flag: &'static str, path: &Path) -> Result<(), SocketError> {
     let failed = |action, cause| SocketError::Io {
+        flag,
         path: path.to_owned(),
         action,
         cause,
@@ -130,7 +145,8 @@ fn clear_the_way(path: &Path) -> Result<(), SocketError> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
         Err(error) => return Err(failed("look at the path", error)),
         Ok(meta) if !meta.file_type().is_socket() => {
-            return Err(SocketError::NotASocket(path.to_owned()));
+            let path = path.to_owned();
+            return Err(SocketError::NotASocket { flag, path });
         }
         Ok(_) => {}
     }
@@ -141,7 +157,10 @@ fn clear_the_way(path: &Path) -> Result<(), SocketError> {
         }
         Err(Errno::NOENT) => Ok(()),
         // A full backlog is somebody's backlog.
-        Ok(()) | Err(Errno::AGAIN) => Err(SocketError::InUse(path.to_owned())),
+        Ok(()) | Err(Errno::AGAIN) => {
+            let path = path.to_owned();
+            Err(SocketError::InUse { flag, path })
+        }
         Err(errno) => Err(failed(
             "find out whether the socket is in use",
             errno.into(),
@@ -159,19 +178,21 @@ fn knock(path: &Path) -> Result<(), Errno> {
 mod tests {
     use super::*;
 
+    const FLAG: &str = "--socket-path";
+
     #[test]
     fn stale_is_replaced_live_is_refused_and_files_are_kept() {
         let dir = tempfile::tempdir().expect("temporary directory");
         let path = dir.path().join("s");
-        let first = Socket::bind(&path).expect("free");
-        let error = Socket::bind(&path).expect_err("in use");
-        assert!(matches!(error, SocketError::InUse(_)), "{error}");
+        let first = Socket::bind(FLAG, &path).expect("free");
+        let error = Socket::bind(FLAG, &path).expect_err("in use");
+        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
         drop(first);
         assert!(!path.exists(), "the file goes with the socket");
 
         drop(UnixListener::bind(&path).expect("bind"));
         assert!(path.exists(), "a stale file");
-        let again = Socket::bind(&path).expect("stale is replaced");
+        let again = Socket::bind(FLAG, &path).expect("stale is replaced");
         let mode = std::fs::metadata(&path).expect("exists").mode();
         assert_eq!(mode & 0o077, 0, "{mode:o}");
 
@@ -179,20 +200,20 @@ mod tests {
         std::fs::remove_file(&path).expect("remove");
         std::fs::write(&path, "precious").expect("write");
         drop(again);
-        let error = Socket::bind(&path).expect_err("not a socket");
-        assert!(matches!(error, SocketError::NotASocket(_)), "{error}");
+        let error = Socket::bind(FLAG, &path).expect_err("not a socket");
+        assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
         assert_eq!(std::fs::read(&path).expect("still there"), b"precious");
     }
 
     #[test]
     fn errors_name_flag_path_and_cause() {
         let long = PathBuf::from(format!("/tmp/{}", "x".repeat(200)));
-        let error = Socket::bind(&long).expect_err("too long").to_string();
+        let error = Socket::bind(FLAG, &long).expect_err("too long").to_string();
         assert!(
             error.contains("--socket-path") && error.contains("205"),
             "{error}"
         );
-        let error = Socket::bind(Path::new("/nonexistent-directory/s"))
+        let error = Socket::bind(FLAG, Path::new("/nonexistent-directory/s"))
             .expect_err("no directory")
             .to_string();
         assert!(error.contains("/nonexistent-directory/s"), "{error}");

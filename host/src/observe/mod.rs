@@ -3,9 +3,18 @@
 //! - [`logs`]: set-up of tracing, and a throttle for messages that a guest
 //!   could cause at will.
 //! - [`counters`]: per request kind, how many, how many failed, how long.
+//! - [`document`]: the status document, field by field.
+//! - `collect`: how it is filled.
+//! - [`status_socket`]: who connects gets one.
+//! - [`ask`], `text`: the other end, and the document for people.
 //!
 //! Law: counting is always on and costs a request less than 100 ns; nothing a
 //! guest does can fill the log.
 
+pub mod ask;
+mod collect;
 pub mod counters;
+pub mod document;
 pub mod logs;
+pub mod status_socket;
+mod text;

@@ -1,15 +1,17 @@
 //! INIT, DESTROY, and what was agreed in between.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::time::Instant;
 
 use daxwindow_shared::fuse::flags::InitFlags;
 use daxwindow_shared::fuse::{
     InitIn, InitOut, KERNEL_MINOR_VERSION, KERNEL_VERSION, MIN_KERNEL_MINOR_VERSION,
 };
+use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::{FromZeros, IntoBytes};
 
-use crate::dax::DaxOffer;
+use crate::dax::{DaxOffer, DaxVerdict};
 
 use super::{Call, Server};
 
@@ -49,7 +51,46 @@ const WINDOW: u32 = 1 << 2;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
-pub(super) struct Session(AtomicU32);
+pub(super) struct Session {
+    bits: AtomicU32,
+    began: Mutex<Option<Began>>,
+}
+
+/// When a session began, and with what.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Began {
+    /// INIT was answered.
+    pub at: Instant,
+    /// What the guest asked of the window.
+    pub wish: DaxWish,
+}
+
+/// How the guest has mounted, as far as its INIT tells.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum DaxWish {
+    /// Without DAX: asked to, or it sees no window.
+    Nothing,
+    /// The files that the daemon flags.
+    ByInode,
+    /// Every regular file, whatever the daemon flags.
+    EveryFile,
+}
+
+impl DaxWish {
+    /// A guest that attached a window offers MAP_ALIGNMENT, one that heeds
+    /// the flag HAS_INODE_DAX, window or not.
+    fn of(request: &InitIn) -> DaxWish {
+        let offered = offered(request);
+        match (
+            offered.contains(InitFlags::MAP_ALIGNMENT),
+            offered.contains(InitFlags::HAS_INODE_DAX),
+        ) {
+            (false, _) => DaxWish::Nothing,
+            (true, true) => DaxWish::ByInode,
+            (true, false) => DaxWish::EveryFile,
+        }
+    }
+}
 
 impl Session {
     pub(super) fn is_live(&self) -> bool {
@@ -66,21 +107,29 @@ impl Session {
         self.load() & WINDOW != 0
     }
 
-    pub(super) fn end(&self) {
-        self.0.store(0, Ordering::Release);
+    /// When the live session began.
+    pub(super) fn began(&self) -> Option<Began> {
+        *self.began.lock()
     }
 
-    fn begin(&self, accepted: InitFlags) {
+    pub(super) fn end(&self) {
+        self.bits.store(0, Ordering::Release);
+        *self.began.lock() = None;
+    }
+
+    fn begin(&self, accepted: InitFlags, wish: DaxWish) {
+        let at = Instant::now();
+        *self.began.lock() = Some(Began { at, wish });
         let bit = |flag, bit| if accepted.contains(flag) { bit } else { 0 };
         let agreed =
             bit(InitFlags::SETXATTR_EXT, SETXATTR_EXT) | bit(InitFlags::MAP_ALIGNMENT, WINDOW);
-        self.0.store(LIVE | agreed, Ordering::Release);
+        self.bits.store(LIVE | agreed, Ordering::Release);
     }
 
     /// Pairs with the stores of `begin` and `end`: who sees a session sees
     /// the reset that went before it.
     fn load(&self) -> u32 {
-        self.0.load(Ordering::Acquire)
+        self.bits.load(Ordering::Acquire)
     }
 }
 
@@ -116,9 +165,19 @@ impl Server {
         self.session.end();
         self.fs.reset();
         let offer = self.fresh_window();
+        let wish = DaxWish::of(&request);
+        if let (DaxWish::EveryFile, DaxVerdict::Off(reason)) = (wish, self.dax.verdict()) {
+            // It would reach for every file through the window all the same,
+            // and find each an I/O error.
+            tracing::warn!(
+                "refused: the guest mounts with dax=always and no file has DAX: {reason}; \
+                 without that option it can use the share"
+            );
+            return Err(Errno::OPNOTSUPP);
+        }
         let accepted = negotiate(&request, offer);
         call.reply.value(&answer(&request, accepted, offer))?;
-        self.session.begin(accepted);
+        self.session.begin(accepted, wish);
         tracing::info!(
             minor = request.minor,
             dax_window_bytes = self.dax.window_bytes(),
@@ -137,27 +196,25 @@ impl Server {
     }
 }
 
-fn negotiate(request: &InitIn, offer: DaxOffer) -> InitFlags {
+/// The guest's flags; the second word counts only if announced.
+fn offered(request: &InitIn) -> InitFlags {
     let has_ext = InitFlags::from_words(request.flags, 0).contains(InitFlags::INIT_EXT);
     let flags2 = if has_ext { request.flags2 } else { 0 };
-    let offered = InitFlags::from_words(request.flags, flags2);
+    InitFlags::from_words(request.flags, flags2)
+}
+
+fn negotiate(request: &InitIn, offer: DaxOffer) -> InitFlags {
     let mut wanted = ACCEPTED;
     wanted.set(InitFlags::MAP_ALIGNMENT, offer.map_alignment.is_some());
     wanted.set(InitFlags::HAS_INODE_DAX, offer.inode_dax);
-    if wanted.contains(InitFlags::MAP_ALIGNMENT) && is_all_dax(offered) {
+    if wanted.contains(InitFlags::MAP_ALIGNMENT) && DaxWish::of(request) == DaxWish::EveryFile {
+        // Such a guest has no page cache that changes of size or time could
+        // make stale. Asked to invalidate one all the same, it warns if the
+        // file is mapped (`dax_disassociate_entry`).
         wanted.remove(InitFlags::AUTO_INVAL_DATA);
         wanted.insert(InitFlags::EXPLICIT_INVAL_DATA);
     }
-    wanted & offered
-}
-
-/// Whether the guest reaches every regular file through the window
-/// (`dax=always`): with other mount options it offers `HAS_INODE_DAX`, or has
-/// no window. Such a guest has no page cache that changes of size or time
-/// could make stale. Asked to invalidate one all the same, it warns if the
-/// file is mapped (`dax_disassociate_entry`).
-fn is_all_dax(offered: InitFlags) -> bool {
-    offered.contains(InitFlags::MAP_ALIGNMENT) && !offered.contains(InitFlags::HAS_INODE_DAX)
+    wanted & offered(request)
 }
 
 fn answer(request: &InitIn, accepted: InitFlags, offer: DaxOffer) -> InitOut {
@@ -224,6 +281,16 @@ mod tests {
         let without = negotiate(&everything, DaxOffer::default());
         assert!(!without.intersects(InitFlags::MAP_ALIGNMENT | InitFlags::HAS_INODE_DAX));
         assert!(negotiate(&request(InitFlags::empty()), offer).is_empty());
+    }
+
+    #[test]
+    fn init_tells_how_the_guest_has_mounted() {
+        let wish = |flags| DaxWish::of(&request(flags));
+        let by_inode = InitFlags::HAS_INODE_DAX | InitFlags::INIT_EXT;
+        assert_eq!(wish(InitFlags::MAP_ALIGNMENT), DaxWish::EveryFile);
+        assert_eq!(wish(InitFlags::MAP_ALIGNMENT | by_inode), DaxWish::ByInode);
+        assert_eq!(wish(by_inode), DaxWish::Nothing);
+        assert_eq!(wish(InitFlags::empty()), DaxWish::Nothing);
     }
 
     #[test]

@@ -48,8 +48,8 @@ use crate::observe::counters::Counters;
 use crate::observe::logs::Throttle;
 
 use chain::{ChainError, Reader, Writer};
-pub use init::MAX_WRITE_BYTES;
 use init::Session;
+pub use init::{Began, DaxWish, MAX_WRITE_BYTES};
 use reply::Reply;
 use request::{Body, BodyBuffer};
 
@@ -80,6 +80,8 @@ pub struct Server {
     session: Session,
     counters: Counters,
     complaints: Throttle,
+    /// Since when the client that is served is connected.
+    client: Mutex<Option<Instant>>,
     /// The window still holds the mappings of a device that was reset.
     stale_window: Mutex<bool>,
 }
@@ -103,6 +105,7 @@ impl Server {
             session: Session::default(),
             counters: Counters::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
+            client: Mutex::new(None),
             stale_window: Mutex::new(false),
         }
     }
@@ -115,6 +118,21 @@ impl Server {
     /// The shared directory.
     pub fn fs(&self) -> &SharedDir {
         &self.fs
+    }
+
+    /// A client has connected, or is gone.
+    pub fn set_client(&self, connected: bool) {
+        *self.client.lock() = connected.then(Instant::now);
+    }
+
+    /// Since when a client is connected.
+    pub fn client(&self) -> Option<Instant> {
+        *self.client.lock()
+    }
+
+    /// When the live session began, if there is one.
+    pub fn session(&self) -> Option<Began> {
+        self.session.began()
     }
 
     /// What was counted so far.

@@ -1,0 +1,104 @@
+//! What the daemon says of a real guest's share, and why.
+
+use std::process::Command;
+
+use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, daemon_status};
+use serde_json::Value;
+
+fn word<'v>(status: &'v Value, pointer: &str) -> &'v str {
+    let found = status.pointer(pointer).and_then(Value::as_str);
+    found.unwrap_or_else(|| panic!("no {pointer} in {status:#}"))
+}
+
+fn number(status: &Value, pointer: &str) -> u64 {
+    let found = status.pointer(pointer).and_then(Value::as_u64);
+    found.unwrap_or_else(|| panic!("no {pointer} in {status:#}"))
+}
+
+fn able(status: &Value, name: &str) -> bool {
+    let all = status.pointer("/capabilities").and_then(Value::as_array);
+    let one = all.and_then(|all| all.iter().find(|one| one["name"] == name));
+    let yes = one.and_then(|one| one["yes"].as_bool());
+    yes.unwrap_or_else(|| panic!("no capability {name} in {status:#}"))
+}
+
+/// A stock QEMU can only map writable and refuses ranges past the end: a
+/// read-write share gets DAX by padded files, a read-only one none. Needs root
+/// on the host (FUSE passthrough).
+#[test]
+fn the_status_says_which_share_has_dax_and_why_the_other_has_not() {
+    let folder = tempfile::tempdir().expect("directory");
+    std::fs::write(folder.path().join("file"), vec![b'x'; 3_000_000]).expect("written");
+    let place = tempfile::tempdir().expect("directory");
+    let sockets = ["rw", "ro"].map(|name| place.path().join(name));
+    let told = |index: usize| {
+        let path = sockets[index].to_string_lossy().into_owned();
+        vec!["--status-socket".to_owned(), path]
+    };
+    let mut writable = ShareOptions::new(folder.path(), Dax::Inode);
+    writable.plain_mount = true;
+    writable.daemon_arguments = told(0);
+    let mut readonly = ShareOptions::new(folder.path(), Dax::Inode);
+    readonly.tag = "readonly".into();
+    readonly.mount_at = Some("/readonly".into());
+    readonly.plain_mount = true;
+    readonly.readonly = true;
+    readonly.daemon_arguments = told(1);
+    let mut vm = Vm::boot(&VmOptions::new(vec![writable, readonly])).expect("boots");
+    let count = "cat /mnt/file | wc -c; cat /readonly/file | wc -c";
+    let output = vm.sh(count).and_then(|output| output.ok()).expect("read");
+    assert_eq!(output, "3000000\n3000000\n");
+
+    let status = daemon_status(&sockets[0]).expect("status");
+    assert_eq!(word(&status, "/dax/verdict"), "some", "{status:#}");
+    assert_eq!(word(&status, "/dax/reason"), "rule");
+    assert_eq!(word(&status, "/session/guest_dax"), "inode");
+    for (name, yes) in [
+        ("past-end-of-file", false),
+        ("padded", true),
+        ("read-only-fd", false),
+        ("map-over-map", false),
+        ("partial-unmap", false),
+        ("announced", true),
+    ] {
+        assert_eq!(able(&status, name), yes, "{name}: {status:#}");
+    }
+    assert_ne!(number(&status, "/window/guest_physical_base"), 0);
+    assert_eq!(number(&status, "/mappings/live_ranges"), 2);
+    assert_eq!(number(&status, "/mappings/setups"), 2);
+    let regions = number(&status, "/front_end/memory_regions");
+    assert!(regions >= 3, "guest memory and two ranges, {regions}");
+
+    let status = daemon_status(&sockets[1]).expect("status");
+    assert_eq!(word(&status, "/dax/verdict"), "off", "{status:#}");
+    assert_eq!(word(&status, "/dax/reason"), "read-only-share");
+    assert_eq!(number(&status, "/mappings/setups"), 0);
+    assert!(number(&status, "/requests/by_opcode/Read/count") > 0);
+    assert!(
+        vm.daemon_log(1)
+            .contains("dax: off: the share is read-only")
+    );
+
+    // And for people.
+    let daemon = format!("/proc/{}/exe", vm.daemon_pid(1).expect("runs"));
+    let page = Command::new(daemon)
+        .arg("--print-session")
+        .arg(&sockets[1])
+        .output();
+    let page = String::from_utf8_lossy(&page.expect("starts").stdout).into_owned();
+    assert!(
+        page.starts_with("DAX                  OFF: the share is read-only"),
+        "{page}"
+    );
+
+    // Unmounted, there is no session, and the daemon says so.
+    vm.sh("umount /mnt")
+        .and_then(|output| output.ok())
+        .expect("unmounted");
+    let status = daemon_status(&sockets[0]).expect("status");
+    assert_eq!(status["session"]["live"], Value::Bool(false), "{status:#}");
+    assert_eq!(number(&status, "/mappings/live_ranges"), 0);
+
+    vm.shutdown().expect("powers off");
+    assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
+}

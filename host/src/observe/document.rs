@@ -1,0 +1,203 @@
+//! The status document: one JSON object, schema version [`SCHEMA`].
+//!
+//! Fields may be added within a version; a field that goes or changes its
+//! meaning makes a new one. Times are in microseconds where the name ends in
+//! `_us` and in seconds where it ends in `_seconds`.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+/// Version of the document.
+pub const SCHEMA: u32 = 1;
+
+/// How things are with one daemon.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// [`SCHEMA`].
+    pub schema: u32,
+    /// The process.
+    pub daemon: Daemon,
+    /// What it shares.
+    pub share: Share,
+    /// Whether the share has DAX.
+    pub dax: Verdict,
+    /// Who has connected.
+    pub front_end: FrontEnd,
+    /// The guest behind it.
+    pub session: Session,
+    /// The window.
+    pub window: Window,
+    /// What the front end was found to do; `null` until a session has begun
+    /// with a front end that passed the trial.
+    pub capabilities: Option<Vec<Capability>>,
+    /// What is mapped, and what was.
+    pub mappings: Mappings,
+    /// What was asked, by kind of request.
+    pub requests: Requests,
+}
+
+/// The process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Daemon {
+    /// Its version.
+    pub version: String,
+    /// Its process id.
+    pub pid: u32,
+}
+
+/// What is shared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Share {
+    /// The name that guests mount.
+    pub tag: String,
+    /// The directory, as it was given.
+    pub directory: String,
+    /// Nothing may be changed through it.
+    pub readonly: bool,
+}
+
+/// Whether the share has DAX, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Verdict {
+    /// `on` for every regular file, `some` files, `off`, or `unknown` while
+    /// no guest has mounted.
+    pub verdict: String,
+    /// The cause in one word: `every-file`; `rule`, `whole-pages`; `mode`,
+    /// `no-window`, `no-channel`, `trial`, `read-only-share`,
+    /// `past-end-of-file`, `channel-lost`; `no-session`.
+    pub reason: String,
+    /// The cause in words.
+    pub why: String,
+}
+
+/// Who has connected.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FrontEnd {
+    /// A client is connected.
+    pub connected: bool,
+    /// For how long.
+    pub connected_seconds: Option<f64>,
+    /// It opened a channel for maps.
+    pub has_channel: bool,
+    /// Regions of its memory table, the window's among them if it announces
+    /// them. Each takes one of its memory slots.
+    pub memory_regions: u64,
+}
+
+/// The guest's session.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Session {
+    /// The guest has mounted.
+    pub live: bool,
+    /// For how long.
+    pub live_seconds: Option<f64>,
+    /// How, as far as its INIT tells: `always`, `inode`, or `none` for
+    /// without DAX.
+    pub guest_dax: Option<String>,
+    /// Inodes that it knows.
+    pub inodes: u64,
+    /// Files and directories that it has open.
+    pub handles: u64,
+}
+
+/// The window.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Window {
+    /// What the operator asked for.
+    pub asked_bytes: u64,
+    /// What the front end is offered.
+    pub offered_bytes: u64,
+    /// Why that is less.
+    pub less_because: Option<String>,
+    /// Where the guest sees it, if that was learned.
+    pub guest_physical_base: Option<u64>,
+}
+
+/// One thing that the front end can do or not.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Capability {
+    /// Which.
+    pub name: String,
+    /// It can.
+    pub yes: bool,
+    /// What follows from that.
+    pub consequence: String,
+}
+
+/// What is mapped, and what was since the daemon started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Mappings {
+    /// Ranges mapped now.
+    pub live_ranges: u64,
+    /// Their bytes.
+    pub live_bytes: u64,
+    /// Files that they are of.
+    pub live_inodes: u64,
+    /// Ranges set up.
+    pub setups: u64,
+    /// Of those, ranges that were mapped already.
+    pub hits: u64,
+    /// Ranges made writable.
+    pub upgrades: u64,
+    /// Ranges mapped over others.
+    pub replacements: u64,
+    /// Ranges removed by the guest.
+    pub removals: u64,
+    /// Removals of what was not mapped.
+    pub removals_of_nothing: u64,
+    /// Unmaps that the front end refused or did not answer.
+    pub failed_removals: u64,
+    /// Setups refused, by reason; only reasons that occurred.
+    pub refusals: BTreeMap<String, u64>,
+    /// Time that setups took, those that succeeded.
+    pub setup: Latency,
+    /// Time that removals took, a request each.
+    pub removal: Latency,
+}
+
+/// How long something took.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Latency {
+    /// How often.
+    pub count: u64,
+    /// Mean.
+    pub mean_us: f64,
+    /// Median.
+    pub p50_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+    /// 99.9th percentile.
+    pub p999_us: f64,
+    /// The longest.
+    pub max_us: f64,
+    /// Upper end of each bucket that is not empty, and how often; two
+    /// documents' difference is what happened between them.
+    pub buckets_us: Vec<(f64, u64)>,
+}
+
+/// What was asked since the daemon started.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Requests {
+    /// Chains refused before a request could be read from them.
+    pub malformed: u64,
+    /// Requests without room for a reply.
+    pub unanswerable: u64,
+    /// By opcode; `unknown` for all that this daemon does not know.
+    pub by_opcode: BTreeMap<String, Opcode>,
+}
+
+/// One kind of request.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Opcode {
+    /// How many.
+    pub count: u64,
+    /// Of these, answered with an error; a name not found is one.
+    pub errors: u64,
+    /// Mean time from descriptor to reply.
+    pub mean_us: f64,
+    /// Median.
+    pub p50_us: f64,
+    /// 99th percentile.
+    pub p99_us: f64,
+}

@@ -1,0 +1,189 @@
+//! The status socket: who connects gets one document and end of stream.
+//!
+//! One thread, one client at a time, nothing is read from it. A client that
+//! does not take its document is dropped after [`PATIENCE`]; what it holds up
+//! meanwhile is other askers, never a request.
+
+use std::io;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use super::collect;
+use super::document::Share;
+use super::logs::Throttle;
+use crate::device::serve::{Stop, Wake, wait};
+use crate::device::socket::{Socket, SocketError};
+use crate::server::Server;
+
+/// How long one client may take over its document.
+pub const PATIENCE: Duration = Duration::from_millis(500);
+
+/// Why there is no status socket.
+#[derive(Debug, thiserror::Error)]
+pub enum StatusError {
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Its thread.
+    #[error("--status-socket: cannot start its thread: {0}")]
+    Thread(io::Error),
+}
+
+/// A listening status socket. Dropping it ends the thread and removes the
+/// file.
+#[derive(Debug)]
+pub struct StatusSocket {
+    stop: Stop,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl StatusSocket {
+    /// Listens at `path` and tells of `server`, which shares `share`.
+    ///
+    /// # Errors
+    ///
+    /// When the path is taken or no socket, or the thread does not start.
+    pub fn open(
+        path: &Path,
+        server: &Arc<Server>,
+        share: Share,
+    ) -> Result<StatusSocket, StatusError> {
+        let socket = Socket::bind("--status-socket", path)?;
+        // A client may be gone before it is accepted.
+        let nonblocking = socket.listener().set_nonblocking(true);
+        let stop = nonblocking.and_then(|()| Stop::new());
+        let stop = stop.map_err(StatusError::Thread)?;
+        let (server, heed) = (server.clone(), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("status".into())
+            .spawn(move || tell_all(&socket, &heed, &server, &share))
+            .map_err(StatusError::Thread)?;
+        Ok(StatusSocket {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for StatusSocket {
+    fn drop(&mut self) {
+        self.stop.request();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn tell_all(socket: &Socket, stop: &Stop, server: &Server, share: &Share) {
+    let complaints = Throttle::new(Duration::from_secs(10));
+    loop {
+        match wait(socket.listener(), stop, None) {
+            Ok(Wake::Client) => {}
+            Ok(Wake::Over) => continue,
+            Ok(Wake::Stop) => return,
+            Err(error) => {
+                tracing::error!(%error, "status: cannot wait for clients");
+                return;
+            }
+        }
+        let told = match socket.listener().accept() {
+            Ok((client, _)) => tell(&client, server, share),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => {
+                // Out of descriptors, most likely; do not spin on it.
+                std::thread::sleep(Duration::from_millis(100));
+                Err(error)
+            }
+        };
+        if let (Err(error), Some(held_back)) = (told, complaints.pass()) {
+            tracing::warn!(%error, held_back, "status: a client was not told");
+        }
+    }
+}
+
+fn tell(client: &UnixStream, server: &Server, share: &Share) -> io::Result<()> {
+    let mut document = serde_json::to_vec(&collect::status(server, share))?;
+    document.push(b'\n');
+    client.set_nonblocking(true)?;
+    write_all_within(client, &document, PATIENCE)?;
+    client.shutdown(Shutdown::Write)
+}
+
+/// Writes all of it, however slowly the other side reads, or fails in time.
+fn write_all_within(mut client: &UnixStream, bytes: &[u8], patience: Duration) -> io::Result<()> {
+    use std::io::Write;
+    let deadline = Instant::now() + patience;
+    let mut left = bytes;
+    while !left.is_empty() {
+        match client.write(left) {
+            Ok(0) => return Err(io::ErrorKind::WriteZero.into()),
+            Ok(written) => left = left.get(written..).unwrap_or_default(),
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => {
+                wait_writable(client, deadline)?;
+            }
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
+}
+
+fn wait_writable(client: &UnixStream, deadline: Instant) -> io::Result<()> {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Err(io::ErrorKind::TimedOut.into());
+    }
+    let left = Timespec {
+        tv_sec: left.as_secs() as i64,
+        tv_nsec: i64::from(left.subsec_nanos()),
+    };
+    let mut fds = [PollFd::new(client, PollFlags::OUT)];
+    match poll(&mut fds, Some(&left)) {
+        Ok(_) | Err(rustix::io::Errno::INTR) => Ok(()),
+        Err(errno) => Err(errno.into()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Read;
+
+    #[test]
+    fn who_does_not_read_is_given_up_and_who_does_gets_all() {
+        let (ours, mut theirs) = UnixStream::pair().expect("pair");
+        ours.set_nonblocking(true).expect("nonblocking");
+        // More than any socket buffer.
+        let much = vec![7; 16 << 20];
+        let began = Instant::now();
+        let error = write_all_within(&ours, &much, Duration::from_millis(50));
+        assert_eq!(error.expect_err("given up").kind(), io::ErrorKind::TimedOut);
+        assert!(began.elapsed() < Duration::from_secs(10));
+        drop(ours);
+        let mut rest = Vec::new();
+        theirs.read_to_end(&mut rest).expect("end of stream");
+
+        let (ours, mut theirs) = UnixStream::pair().expect("pair");
+        ours.set_nonblocking(true).expect("nonblocking");
+        let reader = std::thread::spawn(move || {
+            let mut got = Vec::new();
+            theirs.read_to_end(&mut got).map(|_| got)
+        });
+        write_all_within(&ours, &much, Duration::from_secs(60)).expect("taken");
+        drop(ours);
+        assert!(reader.join().expect("no panic").expect("read") == much);
+    }
+
+    #[test]
+    fn who_has_gone_is_an_error_and_no_signal() {
+        let (ours, theirs) = UnixStream::pair().expect("pair");
+        drop(theirs);
+        assert!(write_all_within(&ours, b"x", PATIENCE).is_err());
+    }
+}
