@@ -9,7 +9,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use common::{
-    Daemon, attach, guest, host_bytes, in_memory, make_file, on_disk, open, pattern, walk,
+    Daemon, RANGE, attach, guest, host_bytes, in_memory, make_file, on_disk, open, pattern, walk,
 };
 use daxwindow_guest::file::Access;
 use daxwindow_guest::session::Session;
@@ -348,6 +348,33 @@ fn copies_are_made_on_the_host() {
     };
     let error = errno(session.copy_file_range(to.nodeid, &backwards));
     assert_eq!(error, Errno::BADF, "the target is open for reading only");
+}
+
+/// A Linux guest that copied into a file it has mapped would warn.
+#[test]
+fn into_a_mapped_file_the_guest_copies_by_itself() {
+    let share = on_disk();
+    make_file(&share.path().join("from"), 1, 5000);
+    make_file(&share.path().join("to"), 2, 5000);
+    let daemon = Daemon::start(share.path(), &["--dax", "always"]);
+    let session = attach(&daemon);
+    let (from, from_fh) = open(&session, "from", libc::O_RDWR).expect("open");
+    let (to, to_fh) = open(&session, "to", libc::O_RDWR).expect("open");
+    let copy = CopyFileRangeIn {
+        fh_in: from_fh.fh,
+        nodeid_out: to.nodeid,
+        fh_out: to_fh.fh,
+        len: 100,
+        ..CopyFileRangeIn::default()
+    };
+    let mapped = session.setup_mapping(from.nodeid, 0, 0, RANGE, true);
+    mapped.expect("a mapped source");
+    let copied = session.copy_file_range(from.nodeid, &copy);
+    assert_eq!(copied.expect("copied"), 100);
+    let mapped = session.setup_mapping(to.nodeid, 0, RANGE, RANGE, true);
+    mapped.expect("a mapped target");
+    let error = errno(session.copy_file_range(from.nodeid, &copy));
+    assert_eq!(error, Errno::OPNOTSUPP);
 }
 
 #[test]
