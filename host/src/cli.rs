@@ -97,6 +97,11 @@ pub struct Flags {
     #[arg(long)]
     pub readonly: bool,
 
+    /// Take the guest's POSIX and flock locks on the host, where other guests
+    /// and the host's own programs meet them
+    #[arg(long)]
+    pub locks: bool,
+
     /// Number of request queues, each with a worker of its own
     #[arg(
         long,
@@ -227,7 +232,10 @@ impl Flags {
             front_end_timeout: dax.front_end_timeout,
         };
         Ok(Config {
-            share: share_options(self.readonly, max_open_files),
+            share: ShareOptions {
+                locks: self.locks,
+                ..share_options(self.readonly, max_open_files)
+            },
             // The parser requires both, unless nothing is served.
             socket_path: self.socket_path.unwrap_or_default(),
             shared_dir: self.shared_dir.unwrap_or_default(),
@@ -261,6 +269,7 @@ fn share_options(readonly: bool, max_open_files: u64) -> ShareOptions {
         readonly,
         max_inodes: defaults.max_inodes.min(part(2)),
         max_handles: defaults.max_handles.min(part(4)),
+        ..defaults
     }
 }
 

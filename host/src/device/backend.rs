@@ -5,13 +5,11 @@
 //! worker per queue, where requests are handled.
 
 use std::io;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
 use std::time::Duration;
 
-use arc_swap::ArcSwap;
 use daxwindow_shared::virtiofs::Config;
 use parking_lot::Mutex;
 use vhost::vhost_user::Backend;
@@ -31,12 +29,13 @@ use zerocopy::IntoBytes;
 use crate::dax::{Channel, Naive};
 use crate::guard;
 use crate::observe::logs::Throttle;
-use crate::server::{Server, chain};
+use crate::server::Server;
 
+use super::desk::{Desk, Handled};
 use super::exit_fd::ExitFds;
+use super::parking::{Parking, Waiting};
 use super::patience::Patience;
-use super::queue::{self, Chain, Gate, Memory, Taken, Vring};
-use super::stale::Staleness;
+use super::queue::{self, Gate, Memory, Taken, Vring};
 
 /// Longest ring a guest may set up.
 const MAX_QUEUE_SIZE: usize = 1024;
@@ -52,6 +51,8 @@ const MAX_CONFIG_BYTES: usize = 256;
 /// One client's device.
 pub struct Device {
     server: Arc<Server>,
+    desk: Arc<Desk>,
+    parking: Parking,
     config: Config,
     memory: Memory,
     gates: Vec<Arc<Gate>>,
@@ -61,7 +62,6 @@ pub struct Device {
     window_reset: Mutex<Option<JoinHandle<()>>>,
     complaints: Throttle,
     front_end_timeout: Duration,
-    staleness: ArcSwap<Staleness>,
 }
 
 impl Device {
@@ -75,8 +75,11 @@ impl Device {
         front_end_timeout: Duration,
     ) -> Device {
         let queues = 1 + config.num_request_queues.get() as usize;
+        let desk = Arc::new(Desk::new(server.clone(), memory.clone()));
         Device {
             server,
+            parking: Parking::new(desk.clone()),
+            desk,
             config,
             memory,
             gates: (0..queues).map(|_| Arc::default()).collect(),
@@ -86,7 +89,6 @@ impl Device {
             window_reset: Mutex::new(None),
             complaints: Throttle::new(Duration::from_secs(10)),
             front_end_timeout,
-            staleness: ArcSwap::default(),
         }
     }
 
@@ -95,6 +97,7 @@ impl Device {
     pub(super) fn hang_up(&self) {
         // Release pairs with the Acquire in `empty`.
         self.closing.store(true, Ordering::Release);
+        self.parking.close();
         self.server.dax().cancel_waits();
         self.server.dax().set_front_end(None);
     }
@@ -111,6 +114,7 @@ impl Device {
     /// Empties a ring until the guest has nothing more for it.
     fn serve_queue(
         &self,
+        queue: usize,
         vring: &Vring,
         gate: &Arc<Gate>,
         patience: &Patience,
@@ -120,9 +124,9 @@ impl Device {
         // `listen`. A ring that claims more and yields nothing again is broken.
         while idle_rounds < 2 {
             queue::hush(vring)?;
-            let mut taken = self.empty(vring, gate)?;
+            let mut taken = self.empty(queue, vring, gate)?;
             while taken > 0 && patience.watch(|| queue::is_waiting(vring, &self.memory)) {
-                match self.empty(vring, gate)? {
+                match self.empty(queue, vring, gate)? {
                     0 => break,
                     more => taken += more,
                 }
@@ -135,59 +139,41 @@ impl Device {
         Ok(())
     }
 
-    fn empty(&self, vring: &Vring, gate: &Arc<Gate>) -> Result<u64, virtio_queue::Error> {
+    fn empty(
+        &self,
+        queue: usize,
+        vring: &Vring,
+        gate: &Arc<Gate>,
+    ) -> Result<u64, virtio_queue::Error> {
         let mut taken = 0;
         while !self.closing.load(Ordering::Acquire) {
             match queue::take(vring, &self.memory, gate) {
                 Taken::Request(chain, completion) => {
                     taken += 1;
-                    let used = self.handle(chain);
-                    completion.complete(used);
-                    self.settle();
+                    match self.desk.handle(chain) {
+                        Handled::Used(used) => completion.complete(used),
+                        Handled::Waits(reply_at, parked) => {
+                            self.parking.park(Waiting {
+                                queue,
+                                ring_size: queue::size(vring),
+                                reply_at,
+                                parked,
+                                completion,
+                            });
+                            // Who stops a ring marks it and then cancels: it
+                            // has found this request, or here is its mark.
+                            if !queue::is_running(vring) {
+                                self.parking.cancel(Some(queue));
+                            }
+                        }
+                    }
+                    self.desk.settle();
                 }
                 Taken::Nothing => break,
                 Taken::Broken(error) => return Err(error),
             }
         }
         Ok(taken)
-    }
-
-    fn handle(&self, chain: Chain) -> u32 {
-        let memory = self.memory.memory();
-        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
-        let believe = self.server.dax().leaves_out(Naive::DOUBT_TABLE);
-        let is_stale = |addr, len| !believe && staleness.covers(window, addr, len);
-        let handled = catch_unwind(AssertUnwindSafe(|| {
-            match chain::split(&memory, chain, is_stale) {
-                Ok(sides) => self.server.handle(sides),
-                Err(error) => {
-                    self.server.refuse_chain(&error);
-                    0
-                }
-            }
-        }));
-        handled.unwrap_or_else(|_| {
-            // The panic hook has told where. The queue goes on.
-            tracing::error!("a request was dropped by a defect of this daemon");
-            0
-        })
-    }
-
-    /// After guest memory was touched: puts right what vanished meanwhile.
-    fn settle(&self) {
-        guard::mend();
-        match guard::take_faults() {
-            0 => {}
-            vanished => self.server.note_vanished(vanished),
-        }
-    }
-
-    /// Whether a queue's rings lie where the memory table is not believed.
-    fn has_stale_rings(&self, vring: &Vring) -> bool {
-        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
-        queue::rings(vring)
-            .iter()
-            .any(|&(addr, len)| staleness.covers(window, addr, len))
     }
 
     fn complain(&self, queue: usize, error: &virtio_queue::Error) {
@@ -211,6 +197,12 @@ impl Device {
 
     fn has_window(&self) -> bool {
         self.server.dax().window_bytes() > 0
+    }
+}
+
+impl Drop for Device {
+    fn drop(&mut self) {
+        self.parking.close();
     }
 }
 
@@ -262,14 +254,13 @@ impl VhostUserBackend for Device {
             guard::watch(&memory)?;
         }
         // The framework looks at rings as well.
-        self.settle();
+        self.desk.settle();
         let regions: Vec<(u64, u64)> = memory
             .iter()
             .map(|region| (region.start_addr().0, region.len()))
             .collect();
         if !self.server.dax().takes_memory_slots() {
-            let staleness = self.staleness.load().after(&regions);
-            self.staleness.store(Arc::new(staleness));
+            self.desk.note_regions(&regions);
         }
         self.server.dax().memory_table(&regions);
         Ok(())
@@ -304,6 +295,7 @@ impl VhostUserBackend for Device {
         if let Some(gate) = self.gates.get(queue_index as usize) {
             // The front end answers nobody until it has our answer.
             self.server.dax().cancel_waits();
+            self.parking.cancel(Some(queue_index as usize));
             self.drain(queue_index as usize, gate);
         }
         Ok(())
@@ -314,6 +306,7 @@ impl VhostUserBackend for Device {
     fn reset_device(&self) {
         tracing::info!("device reset");
         self.server.dax().cancel_waits();
+        self.parking.cancel(None);
         self.drain_all();
         self.server.begin_reset();
         let server = self.server.clone();
@@ -342,17 +335,17 @@ impl VhostUserBackend for Device {
         ) else {
             return Ok(());
         };
-        if self.has_stale_rings(vring) {
+        if self.desk.has_stale_rings(vring) {
             if let Some(held_back) = self.complaints.pass() {
                 tracing::warn!(
                     held_back,
                     "a ring is in a window whose maps are not announced"
                 );
             }
-        } else if let Err(error) = self.serve_queue(vring, gate, patience) {
+        } else if let Err(error) = self.serve_queue(thread_id, vring, gate, patience) {
             self.complain(thread_id, &error);
         }
-        self.settle();
+        self.desk.settle();
         Ok(())
     }
 }

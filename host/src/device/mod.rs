@@ -2,6 +2,8 @@
 //!
 //! - [`backend`]: features, configuration space, memory table, reset.
 //! - `queue`: one queue's way from available to used.
+//! - `desk`: one request's way from descriptors to an answer.
+//! - `parking`: requests that wait for a lock.
 //! - `exit_fd`: the descriptors that end the workers.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
@@ -13,7 +15,9 @@
 //! question.
 
 pub mod backend;
+mod desk;
 mod exit_fd;
+mod parking;
 mod patience;
 mod queue;
 pub mod serve;

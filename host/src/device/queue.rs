@@ -157,6 +157,17 @@ pub(super) fn is_waiting(vring: &Vring, memory: &Memory) -> bool {
             .map_or(true, |index| index.0 != queue.next_avail())
 }
 
+/// Whether a ring is enabled and started.
+pub(super) fn is_running(vring: &Vring) -> bool {
+    let ring = vring.get_ref();
+    ring.is_enabled() && ring.get_queue().ready()
+}
+
+/// Descriptors of a ring.
+pub(super) fn size(vring: &Vring) -> usize {
+    usize::from(vring.get_ref().get_queue().size())
+}
+
 /// Address and bytes of descriptor table, available and used ring.
 pub(super) fn rings(vring: &Vring) -> [(u64, u32); 3] {
     let ring = vring.get_ref();

@@ -49,6 +49,26 @@ impl Budget {
     }
 }
 
+impl Share {
+    /// Makes it a share of `amount`; false, and as it was, if that would pass
+    /// the limit.
+    pub(super) fn resize(&mut self, amount: usize) -> bool {
+        match amount.checked_sub(self.amount) {
+            Some(more) => match self.budget.take(more) {
+                // One share gives back what two have taken.
+                Some(mut taken) => taken.amount = 0,
+                None => return false,
+            },
+            None => {
+                let less = self.amount - amount;
+                self.budget.used.fetch_sub(less, Ordering::Relaxed);
+            }
+        }
+        self.amount = amount;
+        true
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         self.budget.used.fetch_sub(self.amount, Ordering::Relaxed);
@@ -69,6 +89,11 @@ mod tests {
         assert!(budget.is_spent());
         drop(seven);
         assert_eq!(budget.used(), 3);
+        let mut three = three;
+        assert!(three.resize(10) && !three.resize(11));
+        assert_eq!(budget.used(), 10);
+        assert!(three.resize(1));
+        assert_eq!(budget.used(), 1);
         drop(three);
         assert_eq!(budget.used(), 0);
     }

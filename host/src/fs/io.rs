@@ -14,10 +14,13 @@ const SEEK_DATA: u32 = 3;
 const SEEK_HOLE: u32 = 4;
 
 impl SharedDir {
-    /// A descriptor of the guest was closed. Nothing is kept back here that
-    /// would have to go out: RELEASE closes the host's descriptor.
-    pub fn flush(&self, nodeid: u64, fh: u64) -> Result<(), Errno> {
-        self.handles.file(nodeid, fh).map(|_| ())
+    /// A descriptor of the guest was closed, which drops its owner's POSIX
+    /// locks. Nothing else is kept back here that would have to go out:
+    /// RELEASE closes the host's descriptor.
+    pub fn flush(&self, nodeid: u64, fh: u64, lock_owner: u64) -> Result<(), Errno> {
+        self.handles.file(nodeid, fh)?;
+        self.drop_locks_of(nodeid, lock_owner);
+        Ok(())
     }
 
     /// Makes a file durable on the host.

@@ -8,6 +8,7 @@
 //! | `budget` | what one guest may spend |
 //! | `procfd` | re-opening an inode that is held by `O_PATH` |
 //! | `creds` | acting as the caller on the host |
+//! | `locks` | locks between guests |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
 //! Law: no request leaves the shared directory. An inode is an `O_PATH |
@@ -28,6 +29,7 @@ mod dir;
 mod handle;
 mod inode;
 mod io;
+mod locks;
 mod lookup;
 mod mapping;
 mod name;
@@ -52,9 +54,11 @@ use rustix::io::Errno;
 use budget::Budget;
 use handle::HandleTable;
 use inode::{Inode, InodeTable};
+use locks::LockTable;
 use procfd::ProcFd;
 
 pub use dir::DirItem;
+pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
 pub use xattr::XattrReply;
@@ -96,6 +100,9 @@ pub struct ShareOptions {
     /// Files and directories the guest may have open at a time, a descriptor
     /// each. Beyond: `EMFILE`.
     pub max_handles: usize,
+    /// Locks are taken on the host, where other guests and the host's own
+    /// programs meet them.
+    pub locks: bool,
 }
 
 impl Default for ShareOptions {
@@ -104,6 +111,7 @@ impl Default for ShareOptions {
             readonly: false,
             max_inodes: 1 << 20,
             max_handles: 1 << 16,
+            locks: false,
         }
     }
 }
@@ -117,6 +125,7 @@ pub struct SharedDir {
     session: Arc<AtomicU64>,
     inodes: InodeTable,
     handles: HandleTable,
+    locks: LockTable,
     proc: ProcFd,
     /// Bytes of directory listings read but not yet asked for.
     listing: Arc<Budget>,
@@ -132,6 +141,7 @@ impl SharedDir {
         Ok(SharedDir {
             inodes: InodeTable::new(root, Arc::clone(&session), options.max_inodes)?,
             handles: HandleTable::new(Arc::clone(&session), options.max_handles),
+            locks: LockTable::new(Arc::clone(&session)),
             proc: ProcFd::open()?,
             listing: Budget::new(dir::MAX_LISTING_BYTES),
             session,
@@ -150,6 +160,7 @@ impl SharedDir {
     pub fn reset(&self) {
         self.session.fetch_add(1, Ordering::AcqRel);
         self.handles.clear();
+        self.locks.clear();
         self.inodes.clear();
     }
 

@@ -91,8 +91,9 @@ impl SharedDir {
         self.handles.add(room, &inode, want.opened(file))
     }
 
-    /// Closes a file handle.
+    /// Closes a file handle, and drops the locks that go with it.
     pub fn release(&self, nodeid: u64, fh: u64) -> Result<(), Errno> {
+        self.drop_locks_by(nodeid, fh);
         self.handles.remove_file(nodeid, fh)
     }
 

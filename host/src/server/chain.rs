@@ -72,7 +72,13 @@ pub struct Sides<'m> {
     pub writer: Writer<'m>,
     /// The first descriptor that does not resolve.
     pub hole: Option<Hole>,
+    /// Guest physical address of the reply's header, if that is in one piece,
+    /// for who answers later.
+    pub reply_at: Option<u64>,
 }
+
+/// Bytes of a reply's header.
+const HEADER_BYTES: u32 = size_of::<daxwindow_shared::fuse::OutHeader>() as u32;
 
 /// Slices of guest memory in order.
 #[derive(Default)]
@@ -374,6 +380,9 @@ where
         expects_more = descriptor.has_next();
         let (addr, len) = (descriptor.addr(), descriptor.len());
         let (segments, access) = if descriptor.is_write_only() {
+            if !saw_writable && len >= HEADER_BYTES {
+                sides.reply_at = Some(addr.0);
+            }
             saw_writable = true;
             (&mut sides.writer.segments, Permissions::Write)
         } else if saw_writable {
@@ -397,6 +406,22 @@ where
         true => Err(ChainError::Endless),
         false => Ok(sides),
     }
+}
+
+/// Room for a header, and no more, at a place that [`Sides::reply_at`] named
+/// before; none at all if it is there no more.
+pub fn header_room(
+    mem: &GuestMemoryMmap,
+    at: u64,
+    is_stale: impl Fn(u64, u32) -> bool,
+) -> Writer<'_> {
+    let mut writer = Writer::default();
+    if !is_stale(at, HEADER_BYTES) {
+        let (at, access) = (GuestAddress(at), Permissions::Write);
+        // What does not resolve leaves no room, which is answer enough.
+        let _ = writer.segments.add(mem, at, HEADER_BYTES, access);
+    }
+    writer
 }
 
 /// Reader and writer over plain buffers instead of guest memory.

@@ -26,10 +26,10 @@ const CONGESTION_THRESHOLD: u16 = 48;
 /// Part of INIT that every peer of 7.31 and later sends.
 const INIT_IN_MIN_BYTES: usize = 16;
 
-/// What is accepted of any guest's offer. Not taken, and why: ATOMIC_O_TRUNC
+/// What is accepted of any guest's offer; more with flags, see
+/// [`Server::wanted`]. Not taken, and why: ATOMIC_O_TRUNC
 /// (with DAX the guest leaks a lock), WRITEBACK_CACHE (the guest would ignore
-/// the server's sizes, which others change), POSIX_LOCKS and FLOCK_LOCKS (not
-/// served), PASSTHROUGH and OVER_IO_URING (need /dev/fuse), REQUEST_TIMEOUT
+/// the server's sizes, which others change), PASSTHROUGH and OVER_IO_URING (need /dev/fuse), REQUEST_TIMEOUT
 /// (aborts requests whose buffers are still in use here), SECURITY_CTX and
 /// CREATE_SUPP_GROUP (append extensions), HANDLE_KILLPRIV and its V2 (then the
 /// guest clears set-id bits itself, DAX writes included).
@@ -185,7 +185,7 @@ impl Server {
             );
             return Err(Errno::OPNOTSUPP);
         }
-        let accepted = negotiate(&request, offer);
+        let accepted = negotiate(&request, offer, self.wanted());
         call.reply.value(&answer(&request, accepted, offer))?;
         self.session.begin(accepted, wish);
         tracing::info!(
@@ -196,6 +196,14 @@ impl Server {
             "session begins"
         );
         Ok(())
+    }
+
+    /// What this share accepts of any guest's offer.
+    fn wanted(&self) -> InitFlags {
+        let mut wanted = ACCEPTED;
+        let locks = InitFlags::POSIX_LOCKS | InitFlags::FLOCK_LOCKS;
+        wanted.set(locks, self.fs.serves_locks());
+        wanted
     }
 
     /// DESTROY: nothing of the session is left when the guest has the reply.
@@ -213,8 +221,7 @@ fn offered(request: &InitIn) -> InitFlags {
     InitFlags::from_words(request.flags, flags2)
 }
 
-fn negotiate(request: &InitIn, offer: DaxOffer) -> InitFlags {
-    let mut wanted = ACCEPTED;
+fn negotiate(request: &InitIn, offer: DaxOffer, mut wanted: InitFlags) -> InitFlags {
     wanted.set(InitFlags::MAP_ALIGNMENT, offer.map_alignment.is_some());
     wanted.set(InitFlags::HAS_INODE_DAX, offer.inode_dax);
     if wanted.contains(InitFlags::MAP_ALIGNMENT) && DaxWish::of(request) == DaxWish::EveryFile {
@@ -272,7 +279,7 @@ mod tests {
             inode_dax: true,
         };
         let everything = request(InitFlags::all());
-        let accepted = negotiate(&everything, offer);
+        let accepted = negotiate(&everything, offer, ACCEPTED);
         assert!(accepted.contains(InitFlags::MAP_ALIGNMENT | InitFlags::HAS_INODE_DAX));
         for never in [
             InitFlags::PASSTHROUGH,
@@ -288,9 +295,9 @@ mod tests {
         let out = answer(&everything, accepted, offer);
         assert_eq!((out.map_alignment, out.max_pages), (21, 256));
 
-        let without = negotiate(&everything, DaxOffer::default());
+        let without = negotiate(&everything, DaxOffer::default(), ACCEPTED);
         assert!(!without.intersects(InitFlags::MAP_ALIGNMENT | InitFlags::HAS_INODE_DAX));
-        assert!(negotiate(&request(InitFlags::empty()), offer).is_empty());
+        assert!(negotiate(&request(InitFlags::empty()), offer, ACCEPTED).is_empty());
     }
 
     #[test]
@@ -310,7 +317,7 @@ mod tests {
             inode_dax: true,
         };
         let both = InitFlags::AUTO_INVAL_DATA | InitFlags::EXPLICIT_INVAL_DATA;
-        let taken = |flags, offer| negotiate(&request(flags | both), offer) & both;
+        let taken = |flags, offer| negotiate(&request(flags | both), offer, ACCEPTED) & both;
         let always = InitFlags::INIT_EXT | InitFlags::MAP_ALIGNMENT;
         assert_eq!(taken(always, offer), InitFlags::EXPLICIT_INVAL_DATA);
         let per_inode = always | InitFlags::HAS_INODE_DAX;
@@ -326,8 +333,8 @@ mod tests {
             inode_dax: true,
         };
         let silent = request(InitFlags::HAS_INODE_DAX);
-        assert!(!negotiate(&silent, offer).contains(InitFlags::HAS_INODE_DAX));
+        assert!(!negotiate(&silent, offer, ACCEPTED).contains(InitFlags::HAS_INODE_DAX));
         let spoken = request(InitFlags::HAS_INODE_DAX | InitFlags::INIT_EXT);
-        assert!(negotiate(&spoken, offer).contains(InitFlags::HAS_INODE_DAX));
+        assert!(negotiate(&spoken, offer, ACCEPTED).contains(InitFlags::HAS_INODE_DAX));
     }
 }

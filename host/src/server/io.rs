@@ -1,6 +1,8 @@
 //! Requests about open files.
 
-use daxwindow_shared::fuse::flags::{FsyncFlags, OpenInFlags, OpenOutFlags, WriteFlags};
+use daxwindow_shared::fuse::flags::{
+    FsyncFlags, OpenInFlags, OpenOutFlags, ReleaseFlags, WriteFlags,
+};
 use daxwindow_shared::fuse::{
     CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn, OpenOut,
     ReadIn, ReleaseIn, SyncfsIn, WriteIn, WriteOut,
@@ -85,11 +87,16 @@ impl Server {
 
     pub(super) fn flush(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FlushIn = call.body.only()?;
-        self.fs.flush(call.header.nodeid, args.fh)
+        self.fs.flush(call.header.nodeid, args.fh, args.lock_owner)
     }
 
     pub(super) fn release(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: ReleaseIn = call.body.only()?;
+        let flags = ReleaseFlags::from_bits_retain(args.release_flags);
+        if flags.contains(ReleaseFlags::FLUSH) {
+            self.fs
+                .flush(call.header.nodeid, args.fh, args.lock_owner)?;
+        }
         self.fs.release(call.header.nodeid, args.fh)
     }
 

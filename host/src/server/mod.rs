@@ -14,10 +14,11 @@
 //! | `io` | OPEN, CREATE, READ, WRITE, FLUSH, RELEASE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, SYNCFS |
 //! | `dirs` | OPENDIR, READDIR, READDIRPLUS, RELEASEDIR, FSYNCDIR |
 //! | `xattrs` | SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR |
+//! | `locks` | GETLK, SETLK, SETLKW |
 //! | `mapping` | SETUPMAPPING, REMOVEMAPPING |
 //!
 //! Laws: every request with room for a reply gets exactly one, of the length
-//! that is reported as used; whether the answer has room is checked before
+//! that is reported as used, at once or, for a lock, later; whether the answer has room is checked before
 //! anything is done, so that a refused request has no effect.
 
 mod attrs;
@@ -25,6 +26,7 @@ pub mod chain;
 mod dirs;
 mod init;
 mod io;
+mod locks;
 mod mapping;
 mod names;
 mod reply;
@@ -37,19 +39,20 @@ mod tests;
 use std::time::{Duration, Instant};
 
 use daxwindow_shared::fuse::{
-    AttrOut, EntryOut, InHeader, InitOut, KStatfs, LseekOut, Opcode, OpenOut, WriteOut,
+    AttrOut, EntryOut, InHeader, InitOut, KStatfs, LkOut, LseekOut, Opcode, OpenOut, WriteOut,
 };
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::dax::{Dax, DaxOffer, NoDax};
-use crate::fs::SharedDir;
+use crate::fs::{LockWait, SharedDir};
 use crate::observe::counters::Counters;
 use crate::observe::logs::Throttle;
 
 use chain::{ChainError, Hole, Reader, Sides};
 use init::Session;
 pub use init::{Began, DaxWish, MAX_WRITE_BYTES};
+pub use locks::{IfBlocked, Parked, Served};
 use reply::Reply;
 use request::{Body, BodyBuffer};
 
@@ -94,6 +97,9 @@ struct Call<'b, 'r, 'm> {
     /// What follows the body: the data of WRITE.
     data: &'r mut Reader<'m>,
     reply: &'r mut Reply<'m>,
+    if_blocked: IfBlocked,
+    /// Set where the answer has to wait; nothing is put in `reply` then.
+    wait: Option<LockWait>,
 }
 
 impl Server {
@@ -220,26 +226,49 @@ impl Server {
     /// Handles the request in `sides`, puts the reply there and answers the
     /// used length. One of whose descriptors some do not resolve is refused
     /// before anything is done: `EFAULT`, as the kernel answers for a bad
-    /// buffer, or nothing if header or reply are among them.
+    /// buffer, or nothing if header or reply are among them. What would have
+    /// to wait fails with `EAGAIN`.
     pub fn handle(&self, sides: Sides<'_>) -> u32 {
+        match self.serve(sides, IfBlocked::Refuse(Errno::AGAIN)) {
+            Served::Answered(used) => used,
+            Served::Parked(_) => 0,
+        }
+    }
+
+    /// As [`handle`](Self::handle), but the caller says what is to be done
+    /// with a request that has to wait.
+    pub fn serve(&self, sides: Sides<'_>, if_blocked: IfBlocked) -> Served {
         let started = Instant::now();
         let Sides {
             mut reader,
             writer,
             hole,
+            ..
         } = sides;
         if let Some(hole) = &hole {
             self.note_hole(hole);
         }
         let Ok(header) = reader.read_value::<InHeader>() else {
             self.refuse("a request is shorter than its header");
-            return 0;
+            return Served::Answered(0);
         };
         let opcode = Opcode::from_u32(header.opcode);
         let mut reply = Reply::new(writer);
         let result = match hole {
             Some(_) => Err(Errno::FAULT),
-            None => self.run(header, opcode, &mut reader, &mut reply),
+            None => self.run(header, opcode, &mut reader, &mut reply, if_blocked),
+        };
+        let result = match result {
+            Ok(None) => Ok(()),
+            Err(errno) => Err(errno),
+            Ok(Some(wait)) => {
+                let unique = header.unique;
+                return Served::Parked(Parked {
+                    unique,
+                    started,
+                    wait,
+                });
+            }
         };
         let used = match opcode {
             Some(Opcode::Forget | Opcode::BatchForget) => 0,
@@ -251,7 +280,7 @@ impl Server {
             nodeid = header.nodeid, used, ?taken, error = ?result.err(), "request"
         );
         self.counters.record(opcode, taken, result.is_err());
-        used
+        Served::Answered(used)
     }
 
     /// Notes pages of guest memory that vanished under a request or a ring.
@@ -311,7 +340,8 @@ impl Server {
         opcode: Option<Opcode>,
         reader: &mut Reader<'m>,
         reply: &mut Reply<'m>,
-    ) -> Result<(), Errno> {
+        if_blocked: IfBlocked,
+    ) -> Result<Option<LockWait>, Errno> {
         let opcode = opcode.ok_or(Errno::NOSYS)?;
         let mut buffer = BodyBuffer::new();
         let body = buffer.fill(&header, opcode, reader)?;
@@ -329,8 +359,11 @@ impl Server {
             body,
             data: reader,
             reply,
+            if_blocked,
+            wait: None,
         };
-        self.dispatch(opcode, &mut call)
+        self.dispatch(opcode, &mut call)?;
+        Ok(call.wait)
     }
 
     fn dispatch(&self, opcode: Opcode, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -381,13 +414,13 @@ impl Server {
             Opcode::Setupmapping => self.setupmapping(call),
             Opcode::Removemapping => self.removemapping(call),
 
-            // Locks are not offered, so the guest keeps them to itself; STATX
-            // replies could not carry the DAX flag; the others a virtio-fs
-            // guest can do without.
-            Opcode::Getlk
-            | Opcode::Setlk
-            | Opcode::Setlkw
-            | Opcode::Access
+            Opcode::Getlk => self.getlk(call),
+            Opcode::Setlk => self.setlk(call),
+            Opcode::Setlkw => self.setlkw(call),
+
+            // STATX replies could not carry the DAX flag; the others a
+            // virtio-fs guest can do without.
+            Opcode::Access
             | Opcode::Interrupt
             | Opcode::Bmap
             | Opcode::Ioctl
@@ -413,6 +446,7 @@ fn least_body_bytes(opcode: Opcode) -> usize {
         Opcode::Write | Opcode::CopyFileRange => size_of::<WriteOut>(),
         Opcode::Statfs => size_of::<KStatfs>(),
         Opcode::Lseek => size_of::<LseekOut>(),
+        Opcode::Getlk => size_of::<LkOut>(),
         _ => 0,
     }
 }

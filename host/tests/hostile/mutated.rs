@@ -58,10 +58,13 @@ fn apply(bytes: &mut Vec<u8>, damage: &Damage) {
     }
 }
 
-/// Lengths that a file system would take seriously, and memory would not.
+/// Lengths that a file system would take seriously, and memory would not; or
+/// a wait, by right, for a lock that an earlier request took.
 fn is_dear(bytes: &[u8]) -> bool {
     let opcode = bytes.get(4..8).map(|b| [b[0], b[1], b[2], b[3]]);
-    opcode == Some((Opcode::Fallocate as u32).to_ne_bytes())
+    let dear = [Opcode::Fallocate, Opcode::Setlkw];
+    dear.iter()
+        .any(|dear| opcode == Some((*dear as u32).to_ne_bytes()))
 }
 
 fn unique_of(bytes: &[u8]) -> u64 {

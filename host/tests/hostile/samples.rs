@@ -5,10 +5,11 @@ use std::sync::Arc;
 
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::{
-    BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, ForgetIn, ForgetOne, FsyncIn,
-    GetattrIn, GetxattrIn, InitIn, KERNEL_MINOR_VERSION, KERNEL_VERSION, LinkIn, LseekIn, MkdirIn,
-    MknodIn, Opcode, OpenIn, ROOT_ID, ReadIn, ReleaseIn, RemoveMappingIn, RemoveMappingOne,
-    Rename2In, RenameIn, SetattrIn, SetupMappingIn, SetxattrIn, SyncfsIn, WriteIn,
+    BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, FileLock, FlushIn, ForgetIn, ForgetOne,
+    FsyncIn, GetattrIn, GetxattrIn, InitIn, KERNEL_MINOR_VERSION, KERNEL_VERSION, LinkIn, LkIn,
+    LseekIn, MkdirIn, MknodIn, Opcode, OpenIn, ROOT_ID, ReadIn, ReleaseIn, RemoveMappingIn,
+    RemoveMappingOne, Rename2In, RenameIn, SetattrIn, SetupMappingIn, SetxattrIn, SyncfsIn,
+    WriteIn,
 };
 use tempfile::TempDir;
 
@@ -53,7 +54,10 @@ impl Scene {
     pub(crate) fn new() -> Scene {
         let share = in_memory();
         furnish(share.path());
-        let daemon = Daemon::start(share.path(), &["--dax", "always", "--dax-window", "16M"]);
+        let daemon = Daemon::start(
+            share.path(),
+            &["--dax", "always", "--dax-window", "16M", "--locks"],
+        );
         let session = attach(&daemon);
         let mut scene = Scene {
             share,
@@ -178,6 +182,23 @@ fn about_files(scene: &Scene) -> Vec<Message> {
     ]
 }
 
+fn about_locks(scene: &Scene) -> Vec<Message> {
+    let lock = args(LkIn {
+        fh: scene.fh,
+        owner: 1,
+        lk: FileLock {
+            start: 0,
+            end: 99,
+            typ: libc::F_WRLCK as u32,
+            pid: 1,
+        },
+        ..LkIn::default()
+    });
+    let kinds = [Opcode::Getlk, Opcode::Setlk, Opcode::Setlkw];
+    let to_message = |opcode| message(opcode, scene.file, &[&lock]);
+    kinds.map(to_message).to_vec()
+}
+
 fn about_attributes(scene: &Scene) -> Vec<Message> {
     let setattr = args(SetattrIn {
         valid: 1,
@@ -295,6 +316,7 @@ pub(crate) fn answered(scene: &Scene) -> Vec<Message> {
     [
         about_names(scene),
         about_files(scene),
+        about_locks(scene),
         about_attributes(scene),
         about_directories(scene),
         about_the_window(scene),

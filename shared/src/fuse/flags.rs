@@ -190,6 +190,13 @@ bitflags! {
         const _ = !0;
     }
 
+    /// `lk_flags` of GETLK, SETLK and SETLKW.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct LkFlags: u32 {
+        /// A flock lock, of the whole file.
+        const FLOCK = 1 << 0;
+    }
+
     /// `release_flags` of RELEASE.
     #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
     pub struct ReleaseFlags: u32 {

@@ -132,7 +132,7 @@ fn a_handle_is_of_one_node_and_one_kind() {
     ] {
         assert_eq!(fs.file(node, fh).unwrap_err(), Errno::BADF);
         assert_eq!(fs.fsync(node, fh, true), Err(Errno::BADF));
-        assert_eq!(fs.flush(node, fh), Err(Errno::BADF));
+        assert_eq!(fs.flush(node, fh, 0), Err(Errno::BADF));
         assert_eq!(fs.lseek(node, fh, 0, 3), Err(Errno::BADF));
         assert_eq!(fs.release(node, fh), Err(Errno::BADF));
         assert_eq!(fs.getattr(node, Some(fh)), Err(Errno::BADF));

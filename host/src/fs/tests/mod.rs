@@ -7,6 +7,7 @@ mod dax;
 mod dir;
 mod escape;
 mod lifetime;
+mod locks;
 mod mapping;
 mod names;
 mod open;

@@ -120,7 +120,7 @@ fn statfs_and_syncs_reach_the_host() {
     let fh = fs.open_file(f, O_RDONLY, false).unwrap();
     fs.fsync(f, fh, false).unwrap();
     fs.fsync(f, fh, true).unwrap();
-    fs.flush(f, fh).unwrap();
+    fs.flush(f, fh, 0).unwrap();
     let dh = fs.opendir(ROOT_ID).unwrap();
     fs.fsyncdir(ROOT_ID, dh, false).unwrap();
     fs.fsyncdir(ROOT_ID, dh, true).unwrap();

@@ -1,0 +1,121 @@
+//! Where requests are handled and answered, whichever thread comes: what a
+//! queue's worker and the thread of parked requests have in common.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use rustix::io::Errno;
+use vm_memory::GuestAddressSpace;
+
+use crate::dax::Naive;
+use crate::fs::Bell;
+use crate::guard;
+use crate::server::{IfBlocked, Parked, Served, Server, chain};
+
+use super::parking::Waiting;
+use super::queue::{self, Chain, Memory, Vring};
+use super::stale::Staleness;
+
+/// One client's server and memory.
+pub(super) struct Desk {
+    pub(super) server: Arc<Server>,
+    pub(super) memory: Memory,
+    staleness: ArcSwap<Staleness>,
+}
+
+/// What became of a chain.
+pub(super) enum Handled {
+    /// So many bytes of it are used.
+    Used(u32),
+    /// Its answer waits, and belongs at this guest physical address.
+    Waits(u64, Parked),
+}
+
+impl Desk {
+    pub(super) fn new(server: Arc<Server>, memory: Memory) -> Desk {
+        Desk {
+            server,
+            memory,
+            staleness: ArcSwap::default(),
+        }
+    }
+
+    /// Rings when a lock may have come free.
+    pub(super) fn bell(&self) -> &Bell {
+        self.server.fs().lock_bell()
+    }
+
+    /// The memory table has these regions from now on, and may go out of date
+    /// without a word.
+    pub(super) fn note_regions(&self, regions: &[(u64, u64)]) {
+        let staleness = self.staleness.load().after(regions);
+        self.staleness.store(Arc::new(staleness));
+    }
+
+    pub(super) fn handle(&self, chain: Chain) -> Handled {
+        let memory = self.memory.memory();
+        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
+        let believe = self.server.dax().leaves_out(Naive::DOUBT_TABLE);
+        let is_stale = |addr, len| !believe && staleness.covers(window, addr, len);
+        let handled = catch_unwind(AssertUnwindSafe(|| {
+            match chain::split(&memory, chain, is_stale) {
+                Ok(sides) => {
+                    let place = sides.reply_at;
+                    let if_blocked = match place {
+                        Some(_) => IfBlocked::Park,
+                        None => IfBlocked::Refuse(Errno::INVAL),
+                    };
+                    match (self.server.serve(sides, if_blocked), place) {
+                        (Served::Answered(used), _) => Handled::Used(used),
+                        (Served::Parked(parked), Some(at)) => Handled::Waits(at, parked),
+                        (Served::Parked(_), None) => Handled::Used(0),
+                    }
+                }
+                Err(error) => {
+                    self.server.refuse_chain(&error);
+                    Handled::Used(0)
+                }
+            }
+        }));
+        handled.unwrap_or_else(|_| {
+            // The panic hook has told where. The queue goes on.
+            tracing::error!("a request was dropped by a defect of this daemon");
+            Handled::Used(0)
+        })
+    }
+
+    /// Asks again for a request that waits.
+    pub(super) fn retry(&self, parked: &Parked) -> Option<Result<(), Errno>> {
+        self.server.retry(parked)
+    }
+
+    /// Answers a request that waited, and hands it back.
+    pub(super) fn answer(&self, waiting: Waiting, outcome: Result<(), Errno>) {
+        let memory = self.memory.memory();
+        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
+        let believe = self.server.dax().leaves_out(Naive::DOUBT_TABLE);
+        let is_stale = |addr, len| !believe && staleness.covers(window, addr, len);
+        let room = chain::header_room(&memory, waiting.reply_at, is_stale);
+        let used = self.server.answer(&waiting.parked, outcome, room);
+        waiting.completion.complete(used);
+        self.settle();
+    }
+
+    /// After guest memory was touched: puts right what vanished meanwhile.
+    pub(super) fn settle(&self) {
+        guard::mend();
+        match guard::take_faults() {
+            0 => {}
+            vanished => self.server.note_vanished(vanished),
+        }
+    }
+
+    /// Whether a queue's rings lie where the memory table is not believed.
+    pub(super) fn has_stale_rings(&self, vring: &Vring) -> bool {
+        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
+        queue::rings(vring)
+            .iter()
+            .any(|&(addr, len)| staleness.covers(window, addr, len))
+    }
+}

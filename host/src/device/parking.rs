@@ -1,0 +1,202 @@
+//! Requests that wait for a lock, so that no queue has to.
+//!
+//! One thread asks again for all of them: at once when a lock of this guest
+//! comes free, and now and then for the sake of those that others hold, of
+//! which nobody tells. It starts with the first request that waits and ends
+//! with the device.
+//!
+//! Laws: a parked request is answered exactly once; it holds nothing of guest
+//! memory but the address of its reply's header, which is looked up again
+//! when there is something to say; how many there may be is bounded for each
+//! queue, so that the one that ends the wait finds room in its ring.
+
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use parking_lot::Mutex;
+use rustix::io::Errno;
+
+use crate::server::Parked;
+
+use super::desk::Desk;
+use super::queue::Completion;
+
+/// Most requests of one device that wait.
+const MAX_PARKED: usize = 64;
+/// Of a queue's descriptors one in so many may lead to a request that waits,
+/// and such a request takes up to four.
+const RING_SHARE: usize = 8;
+/// Between two looks at locks that others hold: the first, and the longest.
+const FIRST_PAUSE: Duration = Duration::from_millis(1);
+const LONGEST_PAUSE: Duration = Duration::from_millis(20);
+/// What a request is told when its queue stops waiting for it. Not `EINTR`,
+/// which Linux takes for "restart after the signal", and there was none.
+const CANCELLED: Errno = Errno::AGAIN;
+
+/// One request that waits.
+pub(super) struct Waiting {
+    /// Its queue's number.
+    pub(super) queue: usize,
+    /// Descriptors of that queue.
+    pub(super) ring_size: usize,
+    /// Guest physical address of room for a header.
+    pub(super) reply_at: u64,
+    /// What it waits for.
+    pub(super) parked: Parked,
+    /// Hands it back.
+    pub(super) completion: Completion,
+}
+
+/// The requests of one device that wait.
+pub(super) struct Parking {
+    state: Arc<Mutex<State>>,
+    desk: Arc<Desk>,
+}
+
+#[derive(Default)]
+struct State {
+    waiting: Vec<Waiting>,
+    /// Those that are being asked for just now, by queue.
+    asking: Vec<usize>,
+    /// Queues that stopped waiting meanwhile.
+    cancelled: Vec<Option<usize>>,
+    thread: Option<JoinHandle<()>>,
+    closed: bool,
+}
+
+impl State {
+    fn has_room(&self, queue: usize, ring_size: usize) -> bool {
+        let all = self.waiting.len() + self.asking.len();
+        let waiting = self.waiting.iter().map(|one| one.queue);
+        let of_queue = waiting
+            .chain(self.asking.iter().copied())
+            .filter(|of| *of == queue)
+            .count();
+        all < MAX_PARKED && of_queue < (ring_size / RING_SHARE).max(1)
+    }
+
+    fn is_cancelled(&self, queue: usize) -> bool {
+        self.cancelled
+            .iter()
+            .any(|of| of.is_none_or(|of| of == queue))
+    }
+}
+
+impl Parking {
+    pub(super) fn new(desk: Arc<Desk>) -> Parking {
+        Parking {
+            state: Arc::default(),
+            desk,
+        }
+    }
+
+    /// Lets a request wait; one too many is answered with `ENOLCK`.
+    pub(super) fn park(&self, waiting: Waiting) {
+        let mut state = self.state.lock();
+        let room = state.has_room(waiting.queue, waiting.ring_size);
+        if state.closed || !room || !self.start(&mut state) {
+            drop(state);
+            return self.desk.answer(waiting, Err(Errno::NOLCK));
+        }
+        state.waiting.push(waiting);
+        drop(state);
+        // Nobody has listened between the first attempt and now.
+        self.desk.bell().ring();
+    }
+
+    /// Whether there is a thread to ask again.
+    fn start(&self, state: &mut State) -> bool {
+        if state.thread.is_some() {
+            return true;
+        }
+        let (shared, desk) = (Arc::clone(&self.state), Arc::clone(&self.desk));
+        let thread = std::thread::Builder::new()
+            .name("parked".into())
+            .spawn(move || attend(&shared, &desk));
+        if let Err(error) = &thread {
+            tracing::warn!(%error, "no thread to wait for locks");
+        }
+        state.thread = thread.ok();
+        state.thread.is_some()
+    }
+
+    /// Ends the waits of one queue, or of all, with an error.
+    pub(super) fn cancel(&self, queue: Option<usize>) {
+        let mut state = self.state.lock();
+        if !state.asking.is_empty() {
+            state.cancelled.push(queue);
+        }
+        let hit = |one: &mut Waiting| queue.is_none_or(|queue| one.queue == queue);
+        let ended: Vec<Waiting> = state.waiting.extract_if(.., hit).collect();
+        drop(state);
+        for waiting in ended {
+            self.desk.answer(waiting, Err(CANCELLED));
+        }
+    }
+
+    /// Ends everything that waits, and the thread.
+    pub(super) fn close(&self) {
+        self.state.lock().closed = true;
+        self.cancel(None);
+        self.desk.bell().ring();
+        let thread = self.state.lock().thread.take();
+        if let Some(thread) = thread {
+            let _ = thread.join();
+        }
+    }
+}
+
+/// Asks again for whatever waits until the device is closed.
+fn attend(state: &Mutex<State>, desk: &Desk) {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        // Before asking: a ring meanwhile ends the pause at once.
+        let rings = desk.bell().rings();
+        let asking = {
+            let mut state = state.lock();
+            state.cancelled.clear();
+            let asking = std::mem::take(&mut state.waiting);
+            state.asking = asking.iter().map(|one| one.queue).collect();
+            asking
+        };
+        // Nothing is locked here: a file system may take its time.
+        let left = ask(asking, desk);
+        let (ended, none_left, closed) = put_back(&mut state.lock(), left);
+        for waiting in ended {
+            desk.answer(waiting, Err(CANCELLED));
+        }
+        if closed {
+            return;
+        }
+        desk.bell().wait(rings, (!none_left).then_some(pause));
+        pause = match desk.bell().rings() == rings {
+            true => (pause * 2).min(LONGEST_PAUSE),
+            false => FIRST_PAUSE,
+        };
+    }
+}
+
+/// Asks for each, the oldest first, and answers those that still wait.
+fn ask(asking: Vec<Waiting>, desk: &Desk) -> Vec<Waiting> {
+    let mut left = Vec::with_capacity(asking.len());
+    for waiting in asking {
+        match desk.retry(&waiting.parked) {
+            Some(outcome) => desk.answer(waiting, outcome),
+            None => left.push(waiting),
+        }
+    }
+    left
+}
+
+/// Puts back what still waits, before what came since. Answers what does not
+/// any more, whether nothing waits, and whether all this is over.
+fn put_back(state: &mut State, left: Vec<Waiting>) -> (Vec<Waiting>, bool, bool) {
+    let (ended, mut kept): (Vec<_>, Vec<_>) = left
+        .into_iter()
+        .partition(|one| state.closed || state.is_cancelled(one.queue));
+    kept.append(&mut state.waiting);
+    state.waiting = kept;
+    state.asking.clear();
+    (ended, state.waiting.is_empty(), state.closed)
+}
