@@ -12,6 +12,7 @@ use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev};
 use rustix::io::Errno;
 
 use super::attr::{decode_dev, stat};
+use super::handle::Reserved;
 use super::inode::{Inode, openable};
 use super::lookup::{Found, RESOLVE, find};
 use super::open::Request;
@@ -118,13 +119,47 @@ impl SharedDir {
         let dir = self.parent_for_new(parent)?;
         let want = Request::parse(flags)?;
         let room = self.handles.reserve()?;
-        let (file, found) = self.create_or_open(caller, &dir, name, want, mode_of(mode, umask))?;
+        let made = self.create_or_open(caller, &dir, name, want, mode_of(mode, umask))?;
+        self.hand_out(&dir, want, room, made)
+    }
+
+    /// Creates and opens a regular file that has no name; LINK may give it
+    /// one, unless `flags` have `O_EXCL`. Returns the entry and the handle.
+    pub fn tmpfile(
+        &self,
+        caller: Caller,
+        parent: u64,
+        flags: u32,
+        mode: u32,
+        umask: u32,
+    ) -> Result<(Entry, u64), Errno> {
+        let dir = self.parent_for_new(parent)?;
+        // What says "a file without a name" is the opcode here.
+        let want = Request::parse(flags & !OFlags::TMPFILE.bits())?;
+        let room = self.handles.reserve()?;
+        let mut flags = want.flags | OFlags::TMPFILE | OFlags::CLOEXEC;
+        flags.set(OFlags::EXCL, want.exclusive);
+        let (fd, mode) = (dir.fd()?, mode_of(mode, umask));
+        let file = creds::creating(caller, || {
+            rustix::fs::openat2(&fd, c".", flags, mode, RESOLVE)
+        })?;
+        let node = self.proc.reopen(&file, OFlags::PATH)?;
+        self.hand_out(&dir, want, room, (file, Found::new(node)?))
+    }
+
+    fn hand_out(
+        &self,
+        dir: &Inode,
+        want: Request,
+        room: Reserved,
+        (file, found): (OwnedFd, Found),
+    ) -> Result<(Entry, u64), Errno> {
         let entry = self.bind(dir.session(), found)?;
         let open = want.opened(file);
-        match self
+        let added = self
             .handles
-            .add_for(room, dir.session(), entry.nodeid, open)
-        {
+            .add_for(room, dir.session(), entry.nodeid, open);
+        match added {
             Ok(fh) => Ok((entry, fh)),
             Err(errno) => {
                 self.forget(entry.nodeid, 1);

@@ -9,6 +9,7 @@
 //! | `procfd` | re-opening an inode that is held by `O_PATH` |
 //! | `creds` | acting as the caller on the host |
 //! | `locks` | locks between guests |
+//! | `fileattr` | what lsattr and chattr know |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
 //! Law: no request leaves the shared directory. An inode is an `O_PATH |
@@ -26,6 +27,7 @@ mod budget;
 mod create;
 mod creds;
 mod dir;
+mod fileattr;
 mod handle;
 mod inode;
 mod io;

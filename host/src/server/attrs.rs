@@ -2,6 +2,7 @@
 
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
+use std::path::PathBuf;
 
 use daxwindow_shared::fuse::flags::{AttrFlags, GetattrFlags};
 use daxwindow_shared::fuse::{Attr, AttrOut, GetattrIn, SetattrIn};
@@ -48,15 +49,22 @@ impl Server {
     /// Whether an inode that the guest is told of under `name` has DAX:
     /// decided at its first name, and kept whatever becomes of the file.
     pub(super) fn settled_dax(&self, parent: u64, name: Name<'_>, entry: &Entry) -> bool {
+        let name_bytes = OsStr::from_bytes(name.as_c_str().to_bytes());
+        let path = || self.fs.path_in_share(parent, name);
+        self.settled(entry, name_bytes, &path)
+    }
+
+    /// The same of a file that has no name yet.
+    pub(super) fn settled_dax_unnamed(&self, entry: &Entry) -> bool {
+        self.settled(entry, OsStr::new(""), &|| None)
+    }
+
+    fn settled(&self, entry: &Entry, name: &OsStr, path: &dyn Fn() -> Option<PathBuf>) -> bool {
         if let Some(dax) = entry.dax {
             return dax;
         }
-        let path = || self.fs.path_in_share(parent, name);
-        let dax = self.dax.decide(&Candidate {
-            attr: &entry.attr,
-            name: OsStr::from_bytes(name.as_c_str().to_bytes()),
-            path: &path,
-        });
+        let attr = &entry.attr;
+        let dax = self.dax.decide(&Candidate { attr, name, path });
         self.fs.settle_dax(entry.nodeid, dax)
     }
 }

@@ -4,8 +4,8 @@ use daxwindow_shared::fuse::flags::{
     FsyncFlags, OpenInFlags, OpenOutFlags, ReleaseFlags, WriteFlags,
 };
 use daxwindow_shared::fuse::{
-    CopyFileRangeIn, CreateIn, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut, OpenIn, OpenOut,
-    ReadIn, ReleaseIn, SyncfsIn, WriteIn, WriteOut,
+    CopyFileRangeIn, CopyFileRangeOut, CreateIn, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut,
+    OpenIn, OpenOut, ReadIn, ReleaseIn, SyncfsIn, WriteIn, WriteOut,
 };
 use rustix::io::Errno;
 
@@ -47,6 +47,25 @@ impl Server {
         let keep = self.keep_cache(entry.nodeid, dax);
         let entry = self.entry_out(call.header.nodeid, name, &entry);
         call.reply.value(&entry)?;
+        call.reply.value(&open_out(fh, keep))
+    }
+
+    /// A file without a name. The one that Linux sends is that of its own
+    /// unnamed entry, and means nothing.
+    pub(super) fn tmpfile(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let args: CreateIn = call.body.args()?;
+        call.body.string()?;
+        call.body.end()?;
+        let (entry, fh) = self.fs.tmpfile(
+            caller(&call.header),
+            call.header.nodeid,
+            args.flags,
+            args.mode,
+            args.umask,
+        )?;
+        let dax = self.settled_dax_unnamed(&entry);
+        let keep = self.keep_cache(entry.nodeid, dax);
+        call.reply.value(&self.entry_with(&entry, dax))?;
         call.reply.value(&open_out(fh, keep))
     }
 
@@ -122,20 +141,30 @@ impl Server {
     /// itself: after ours it drops the target's pages without unmapping them
     /// first, and warns if they are mapped (`truncate_folio_batch_exceptionals`).
     pub(super) fn copy_file_range(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
-        let args: CopyFileRangeIn = call.body.only()?;
-        if self.dax.has_live_ranges(args.nodeid_out) {
-            return Err(Errno::OPNOTSUPP);
-        }
-        let copied = self.fs.copy_file_range(
-            (call.header.nodeid, args.fh_in, args.off_in),
-            (args.nodeid_out, args.fh_out, args.off_out),
-            args.len.min(MAX_COPY_BYTES),
-            args.flags,
-        )?;
+        let copied = self.copy(call, MAX_COPY_BYTES)?;
         call.reply.value(&WriteOut {
             size: u32::try_from(copied).map_err(|_| Errno::IO)?,
             padding: 0,
         })
+    }
+
+    /// The same with a reply that can count more.
+    pub(super) fn copy_file_range_64(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let bytes_copied = self.copy(call, u64::MAX)?;
+        call.reply.value(&CopyFileRangeOut { bytes_copied })
+    }
+
+    fn copy(&self, call: &mut Call<'_, '_, '_>, most: u64) -> Result<u64, Errno> {
+        let args: CopyFileRangeIn = call.body.only()?;
+        if self.dax.has_live_ranges(args.nodeid_out) {
+            return Err(Errno::OPNOTSUPP);
+        }
+        self.fs.copy_file_range(
+            (call.header.nodeid, args.fh_in, args.off_in),
+            (args.nodeid_out, args.fh_out, args.off_out),
+            args.len.min(most),
+            args.flags,
+        )
     }
 
     pub(super) fn syncfs(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {

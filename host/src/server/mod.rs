@@ -11,9 +11,10 @@
 //! | `init` | INIT, DESTROY |
 //! | `names` | LOOKUP, FORGET, BATCH_FORGET, SYMLINK, READLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, RENAME2, LINK |
 //! | `attrs` | GETATTR, SETATTR, STATFS |
-//! | `io` | OPEN, CREATE, READ, WRITE, FLUSH, RELEASE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, SYNCFS |
+//! | `io` | OPEN, CREATE, READ, WRITE, FLUSH, RELEASE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, COPY_FILE_RANGE_64, TMPFILE, SYNCFS |
 //! | `dirs` | OPENDIR, READDIR, READDIRPLUS, RELEASEDIR, FSYNCDIR |
 //! | `xattrs` | SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR |
+//! | `ioctl` | IOCTL |
 //! | `locks` | GETLK, SETLK, SETLKW |
 //! | `mapping` | SETUPMAPPING, REMOVEMAPPING |
 //!
@@ -26,6 +27,7 @@ pub mod chain;
 mod dirs;
 mod init;
 mod io;
+mod ioctl;
 mod locks;
 mod mapping;
 mod names;
@@ -39,7 +41,8 @@ mod tests;
 use std::time::{Duration, Instant};
 
 use daxwindow_shared::fuse::{
-    AttrOut, EntryOut, InHeader, InitOut, KStatfs, LkOut, LseekOut, Opcode, OpenOut, WriteOut,
+    AttrOut, CopyFileRangeOut, EntryOut, InHeader, InitOut, IoctlOut, KStatfs, LkOut, LseekOut,
+    Opcode, OpenOut, WriteOut,
 };
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -398,6 +401,9 @@ impl Server {
             Opcode::Fallocate => self.fallocate(call),
             Opcode::Lseek => self.lseek(call),
             Opcode::CopyFileRange => self.copy_file_range(call),
+            Opcode::CopyFileRange64 => self.copy_file_range_64(call),
+            Opcode::Tmpfile => self.tmpfile(call),
+            Opcode::Ioctl => self.ioctl(call),
             Opcode::Syncfs => self.syncfs(call),
 
             Opcode::Opendir => self.opendir(call),
@@ -423,12 +429,9 @@ impl Server {
             Opcode::Access
             | Opcode::Interrupt
             | Opcode::Bmap
-            | Opcode::Ioctl
             | Opcode::Poll
             | Opcode::NotifyReply
-            | Opcode::Tmpfile
-            | Opcode::Statx
-            | Opcode::CopyFileRange64 => Err(Errno::NOSYS),
+            | Opcode::Statx => Err(Errno::NOSYS),
         }
     }
 }
@@ -440,13 +443,15 @@ fn least_body_bytes(opcode: Opcode) -> usize {
         Opcode::Lookup | Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Link => {
             size_of::<EntryOut>()
         }
-        Opcode::Create => size_of::<EntryOut>() + size_of::<OpenOut>(),
+        Opcode::Create | Opcode::Tmpfile => size_of::<EntryOut>() + size_of::<OpenOut>(),
         Opcode::Getattr | Opcode::Setattr => size_of::<AttrOut>(),
         Opcode::Open | Opcode::Opendir => size_of::<OpenOut>(),
         Opcode::Write | Opcode::CopyFileRange => size_of::<WriteOut>(),
         Opcode::Statfs => size_of::<KStatfs>(),
         Opcode::Lseek => size_of::<LseekOut>(),
         Opcode::Getlk => size_of::<LkOut>(),
+        Opcode::CopyFileRange64 => size_of::<CopyFileRangeOut>(),
+        Opcode::Ioctl => size_of::<IoctlOut>(),
         _ => 0,
     }
 }

@@ -121,8 +121,12 @@ impl Server {
 
     /// The wire form of what was found as `name`, with its DAX flag.
     pub(super) fn entry_out(&self, parent: u64, name: Name<'_>, entry: &Entry) -> EntryOut {
+        self.entry_with(entry, self.settled_dax(parent, name, entry))
+    }
+
+    /// The wire form of what has the DAX flag or not.
+    pub(super) fn entry_with(&self, entry: &Entry, dax: bool) -> EntryOut {
         let (name_valid, attr_valid) = (self.timeouts.entry, self.timeouts.attr);
-        let dax = self.settled_dax(parent, name, entry);
         EntryOut {
             nodeid: entry.nodeid,
             generation: entry.generation,

@@ -4,10 +4,11 @@ use std::path::Path;
 use std::sync::Arc;
 
 use daxwindow_guest::session::Session;
+use daxwindow_shared::fuse::ioctl::GETFLAGS;
 use daxwindow_shared::fuse::{
     BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, FileLock, FlushIn, ForgetIn, ForgetOne,
-    FsyncIn, GetattrIn, GetxattrIn, InitIn, KERNEL_MINOR_VERSION, KERNEL_VERSION, LinkIn, LkIn,
-    LseekIn, MkdirIn, MknodIn, Opcode, OpenIn, ROOT_ID, ReadIn, ReleaseIn, RemoveMappingIn,
+    FsyncIn, GetattrIn, GetxattrIn, InitIn, IoctlIn, KERNEL_MINOR_VERSION, KERNEL_VERSION, LinkIn,
+    LkIn, LseekIn, MkdirIn, MknodIn, Opcode, OpenIn, ROOT_ID, ReadIn, ReleaseIn, RemoveMappingIn,
     RemoveMappingOne, Rename2In, RenameIn, SetattrIn, SetupMappingIn, SetxattrIn, SyncfsIn,
     WriteIn,
 };
@@ -119,6 +120,7 @@ fn about_names(scene: &Scene) -> Vec<Message> {
         message(Opcode::Mkdir, ROOT_ID, &[&mkdir, b"made\0"]),
         message(Opcode::Link, ROOT_ID, &[&link, b"hard\0"]),
         message(Opcode::Create, ROOT_ID, &[&create, b"created\0"]),
+        message(Opcode::Tmpfile, ROOT_ID, &[&create, b"/\0"]),
         message(Opcode::Rename, ROOT_ID, &[&to_dir, b"node\0", b"moved\0"]),
         message(Opcode::Rename2, ROOT_ID, &[&to_dir_2, b"hard\0", b"hard\0"]),
         message(Opcode::Unlink, ROOT_ID, &[b"symlink\0"]),
@@ -169,7 +171,15 @@ fn about_files(scene: &Scene) -> Vec<Message> {
         fh,
         ..FlushIn::default()
     });
+    let flags = args(IoctlIn {
+        fh,
+        cmd: GETFLAGS,
+        out_size: 4,
+        ..IoctlIn::default()
+    });
     vec![
+        message(Opcode::CopyFileRange64, file, &[&copy]),
+        message(Opcode::Ioctl, file, &[&flags]),
         message(Opcode::Open, file, &[&open]),
         message(Opcode::Read, file, &[&read]),
         message(Opcode::Write, file, &[&write, &[7; 16]]),

@@ -5,10 +5,12 @@
 //! - [`Opcode`]: the request numbers.
 //! - [`mod@flags`]: the bit sets of each request and reply.
 //! - [`structs`]: headers, arguments and replies.
+//! - [`ioctl`]: numbers of commands.
 //! - [`dirent`]: directory entries, written and read.
 
 pub mod dirent;
 pub mod flags;
+pub mod ioctl;
 mod opcode;
 pub mod structs;
 

@@ -254,6 +254,20 @@ wire! {
     }
     /// Reply to COPY_FILE_RANGE_64.
     CopyFileRangeOut = 8 { bytes_copied: u64 }
+    /// Request of IOCTL; `in_size` bytes of data follow.
+    IoctlIn = 32 { fh: u64, flags: u32, cmd: u32, arg: u64, in_size: u32, out_size: u32 }
+    /// Reply to IOCTL; the data follow.
+    IoctlOut = 16 { result: i32, flags: u32, in_iovs: u32, out_iovs: u32 }
+    /// `struct fsxattr` of `linux/fs.h`, the data of
+    /// [`FSGETXATTR`](super::ioctl::FSGETXATTR).
+    FsXattr = 28 {
+        xflags: u32,
+        extsize: u32,
+        nextents: u32,
+        projid: u32,
+        cowextsize: u32,
+        pad: [u8; 8],
+    }
     /// Request of SYNCFS.
     SyncfsIn = 8 { padding: u64 }
 

@@ -14,6 +14,7 @@ use crate::dax::{DaxMode, DaxOptions};
 use crate::fs::ShareOptions;
 
 mod hostile;
+mod newer;
 
 const UNIQUE: u64 = 0x1234_5678_9abc;
 const PLENTY: usize = 1 << 20;
