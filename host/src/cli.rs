@@ -102,6 +102,11 @@ pub struct Flags {
     #[arg(long)]
     pub locks: bool,
 
+    /// Let POSIX ACLs of the share hold in the guest, and default ACLs for what
+    /// it creates
+    #[arg(long)]
+    pub posix_acl: bool,
+
     /// Number of request queues, each with a worker of its own
     #[arg(
         long,
@@ -234,6 +239,7 @@ impl Flags {
         Ok(Config {
             share: ShareOptions {
                 locks: self.locks,
+                posix_acl: self.posix_acl,
                 ..share_options(self.readonly, max_open_files)
             },
             // The parser requires both, unless nothing is served.

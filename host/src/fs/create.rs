@@ -1,8 +1,8 @@
 //! New names: nodes, directories, links, files.
 //!
 //! Everything but a hard link is created as the caller (see `creds`). The mode
-//! is the guest's with the request's umask taken away; the daemon's own umask
-//! is zero.
+//! is the guest's with the request's umask taken away, unless the directory
+//! has a default ACL and ACLs are served; the daemon's own umask is zero.
 
 use std::ffi::CStr;
 use std::os::fd::OwnedFd;
@@ -22,11 +22,24 @@ use super::{Caller, Entry, Name, SharedDir, creds};
 /// How often CREATE starts over when a name comes and goes under it.
 const CREATE_TRIES: usize = 16;
 
-fn mode_of(mode: u32, umask: u32) -> Mode {
-    Mode::from_raw_mode(mode & !umask & 0o7777)
-}
+/// What a directory hands down to what is created in it.
+const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
 impl SharedDir {
+    /// Whether POSIX ACLs hold in the guest.
+    pub fn serves_acls(&self) -> bool {
+        self.options.posix_acl
+    }
+
+    /// The mode with which something is created in `dir`. The guest takes the
+    /// umask away by itself unless ACLs are served: then it may not, since
+    /// with a default ACL the host's kernel takes the ACL's mask instead.
+    fn mode_in(&self, dir: &Inode, mode: u32, umask: u32) -> Result<Mode, Errno> {
+        let keeps = self.options.posix_acl && self.has_xattr(dir, DEFAULT_ACL)?;
+        let umask = if keeps { 0 } else { umask };
+        Ok(Mode::from_raw_mode(mode & !umask & 0o7777))
+    }
+
     /// Creates a symbolic link. `target` is stored as it is.
     pub fn symlink(
         &self,
@@ -62,7 +75,8 @@ impl SharedDir {
             kind => kind,
         };
         let (major, minor) = decode_dev(rdev);
-        let (fd, mode, dev) = (dir.fd()?, mode_of(mode, umask), makedev(major, minor));
+        let mode = self.mode_in(&dir, mode, umask)?;
+        let (fd, dev) = (dir.fd()?, makedev(major, minor));
         creds::creating(caller, || {
             rustix::fs::mknodat(&fd, name.as_c_str(), kind, mode, dev)
         })?;
@@ -79,7 +93,7 @@ impl SharedDir {
         umask: u32,
     ) -> Result<Entry, Errno> {
         let dir = self.parent_for_new(parent)?;
-        let (fd, mode) = (dir.fd()?, mode_of(mode, umask));
+        let (fd, mode) = (dir.fd()?, self.mode_in(&dir, mode, umask)?);
         creds::creating(caller, || rustix::fs::mkdirat(&fd, name.as_c_str(), mode))?;
         self.lookup_in(&dir, name)
     }
@@ -119,7 +133,8 @@ impl SharedDir {
         let dir = self.parent_for_new(parent)?;
         let want = Request::parse(flags)?;
         let room = self.handles.reserve()?;
-        let made = self.create_or_open(caller, &dir, name, want, mode_of(mode, umask))?;
+        let mode = self.mode_in(&dir, mode, umask)?;
+        let made = self.create_or_open(caller, &dir, name, want, mode)?;
         self.hand_out(&dir, want, room, made)
     }
 
@@ -139,7 +154,7 @@ impl SharedDir {
         let room = self.handles.reserve()?;
         let mut flags = want.flags | OFlags::TMPFILE | OFlags::CLOEXEC;
         flags.set(OFlags::EXCL, want.exclusive);
-        let (fd, mode) = (dir.fd()?, mode_of(mode, umask));
+        let (fd, mode) = (dir.fd()?, self.mode_in(&dir, mode, umask)?);
         let file = creds::creating(caller, || {
             rustix::fs::openat2(&fd, c".", flags, mode, RESOLVE)
         })?;

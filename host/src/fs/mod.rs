@@ -105,6 +105,8 @@ pub struct ShareOptions {
     /// Locks are taken on the host, where other guests and the host's own
     /// programs meet them.
     pub locks: bool,
+    /// POSIX ACLs hold in the guest.
+    pub posix_acl: bool,
 }
 
 impl Default for ShareOptions {
@@ -114,6 +116,7 @@ impl Default for ShareOptions {
             max_inodes: 1 << 20,
             max_handles: 1 << 16,
             locks: false,
+            posix_acl: false,
         }
     }
 }

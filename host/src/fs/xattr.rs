@@ -102,6 +102,20 @@ impl SharedDir {
         }
     }
 
+    /// Whether an inode has an attribute; a file system that knows none has
+    /// not.
+    pub(super) fn has_xattr(&self, inode: &Inode, name: &CStr) -> Result<bool, Errno> {
+        let queried = match self.way_to(inode)? {
+            Way::Open(fd) => rustix::fs::fgetxattr_query(fd, name),
+            Way::Link(path) => rustix::fs::getxattr_query(path, name),
+        };
+        match queried {
+            Ok(_) => Ok(true),
+            Err(Errno::NODATA | Errno::NOTSUP) => Ok(false),
+            Err(errno) => Err(errno),
+        }
+    }
+
     fn way_to(&self, inode: &Inode) -> Result<Way, Errno> {
         let fd = inode.fd()?;
         if let FileType::RegularFile | FileType::Directory = inode.kind() {

@@ -31,8 +31,7 @@ const INIT_IN_MIN_BYTES: usize = 16;
 /// (with DAX the guest leaks a lock), WRITEBACK_CACHE (the guest would ignore
 /// the server's sizes, which others change), PASSTHROUGH and OVER_IO_URING (need /dev/fuse), REQUEST_TIMEOUT
 /// (aborts requests whose buffers are still in use here), SECURITY_CTX and
-/// CREATE_SUPP_GROUP (append extensions), HANDLE_KILLPRIV and its V2 (then the
-/// guest clears set-id bits itself, DAX writes included).
+/// CREATE_SUPP_GROUP (append extensions), HANDLE_KILLPRIV (does not say when).
 const ACCEPTED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::BIG_WRITES)
     .union(InitFlags::DO_READDIRPLUS)
@@ -203,6 +202,9 @@ impl Server {
         let mut wanted = ACCEPTED;
         let locks = InitFlags::POSIX_LOCKS | InitFlags::FLOCK_LOCKS;
         wanted.set(locks, self.fs.serves_locks());
+        // The guest leaves the umask to us, since a default ACL suspends it.
+        let acls = InitFlags::POSIX_ACL | InitFlags::DONT_MASK;
+        wanted.set(acls, self.fs.serves_acls());
         wanted
     }
 
@@ -231,6 +233,15 @@ fn negotiate(request: &InitIn, offer: DaxOffer, mut wanted: InitFlags) -> InitFl
         wanted.remove(InitFlags::AUTO_INVAL_DATA);
         wanted.insert(InitFlags::EXPLICIT_INVAL_DATA);
     }
+    // Then Linux does not ask for `security.capability` before each write any
+    // more, and tells with the write whether to clear set-id bits. But it
+    // clears none before a write through the window, of which nobody hears.
+    let through_window = match DaxWish::of(request) {
+        DaxWish::Nothing => false,
+        DaxWish::ByInode => wanted.contains(InitFlags::HAS_INODE_DAX),
+        DaxWish::EveryFile => true,
+    };
+    wanted.set(InitFlags::HANDLE_KILLPRIV_V2, !through_window);
     wanted & offered(request)
 }
 
@@ -324,6 +335,24 @@ mod tests {
         assert_eq!(taken(per_inode, offer), InitFlags::AUTO_INVAL_DATA);
         let no_window = DaxOffer::default();
         assert_eq!(taken(always, no_window), InitFlags::AUTO_INVAL_DATA);
+    }
+
+    #[test]
+    fn set_id_bits_are_our_business_only_where_every_write_comes_by_us() {
+        let offer = DaxOffer {
+            map_alignment: Some(21),
+            inode_dax: true,
+        };
+        let v2 = InitFlags::HANDLE_KILLPRIV_V2;
+        let taken = |flags, offer| {
+            let accepted = negotiate(&request(flags | v2), offer, ACCEPTED);
+            accepted.contains(v2)
+        };
+        assert!(taken(InitFlags::INIT_EXT, offer), "no window in the guest");
+        let by_inode = InitFlags::MAP_ALIGNMENT | InitFlags::HAS_INODE_DAX | InitFlags::INIT_EXT;
+        assert!(taken(by_inode, DaxOffer::default()), "no file has DAX");
+        assert!(!taken(by_inode, offer));
+        assert!(!taken(InitFlags::MAP_ALIGNMENT, offer));
     }
 
     #[test]

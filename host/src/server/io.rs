@@ -95,6 +95,9 @@ impl Server {
         if call.data.remaining() < count {
             return Err(Errno::INVAL);
         }
+        if WriteFlags::from_bits_retain(args.write_flags).contains(WriteFlags::KILL_SUIDGID) {
+            self.fs.kill_suidgid(call.header.nodeid)?;
+        }
         let size = call
             .data
             .write_to(&open.file, placement(&open, &args), count)?;

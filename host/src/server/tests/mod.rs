@@ -26,11 +26,14 @@ struct Guest {
 
 impl Guest {
     fn unborn(readonly: bool) -> Guest {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let share = ShareOptions {
+        Guest::of(ShareOptions {
             readonly,
             ..Default::default()
-        };
+        })
+    }
+
+    fn of(share: ShareOptions) -> Guest {
+        let dir = tempfile::tempdir().expect("temporary directory");
         let dax = DaxOptions {
             mode: DaxMode::Never,
             ..Default::default()

@@ -1,4 +1,5 @@
-//! Operations that FUSE learned late: TMPFILE, COPY_FILE_RANGE_64, IOCTL.
+//! Operations that FUSE learned late: TMPFILE, COPY_FILE_RANGE_64, IOCTL; and
+//! what newer guests leave to the server: set-id bits, the umask.
 
 use daxwindow_shared::fuse::ioctl::{FSGETXATTR, FSSETXATTR, GETFLAGS, SETFLAGS};
 
@@ -221,4 +222,88 @@ fn no_other_command_and_no_other_size_reaches_the_host() {
         ..Default::default()
     };
     assert_eq!(ioctl(&reader, node, &set, &[0; 4]), Err(Errno::ROFS));
+}
+
+#[test]
+fn a_write_that_says_so_clears_set_id_bits() {
+    let guest = Guest::new();
+    let file = guest.create("f", libc::O_RDWR);
+    let path = guest.dir.path().join("f");
+    let mode_after = |flags| {
+        let set_ids = std::fs::Permissions::from_mode(0o6755);
+        std::fs::set_permissions(&path, set_ids).expect("chmod");
+        // Whoever is root keeps the bits by writing alone.
+        guest.write(file, 0, b"x", flags);
+        std::fs::metadata(&path)
+            .expect("there")
+            .permissions()
+            .mode()
+            & 0o7777
+    };
+    assert_eq!(mode_after(WriteFlags::KILL_SUIDGID), 0o755);
+    let kept = match rustix::process::geteuid().is_root() {
+        true => 0o6755,
+        false => 0o755,
+    };
+    assert_eq!(mode_after(WriteFlags::empty()), kept);
+}
+
+/// The bytes of an ACL: owner, named user, group, mask, others.
+fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
+    let mut bytes = 2u32.to_le_bytes().to_vec();
+    for (tag, perm, id) in entries {
+        bytes.extend(tag.to_le_bytes());
+        bytes.extend(perm.to_le_bytes());
+        bytes.extend(id.to_le_bytes());
+    }
+    bytes
+}
+
+#[test]
+fn a_default_acl_suspends_the_umask_where_acls_are_served() {
+    const NOBODY: u32 = u32::MAX;
+    let default = acl(&[
+        (0x01, 7, NOBODY),
+        (0x02, 6, 1234),
+        (0x04, 5, NOBODY),
+        (0x10, 7, NOBODY),
+        (0x20, 5, NOBODY),
+    ]);
+    for (served, with_acl, mode) in [
+        (true, false, 0o700),
+        (true, true, 0o775),
+        (false, true, 0o700),
+    ] {
+        let share = ShareOptions {
+            posix_acl: served,
+            ..Default::default()
+        };
+        let guest = Guest::of(share);
+        let out = guest.init(InitFlags::all());
+        let agreed = InitFlags::from_words(out.flags, out.flags2);
+        let acls = InitFlags::POSIX_ACL | InitFlags::DONT_MASK;
+        assert_eq!(
+            agreed & acls,
+            if served { acls } else { InitFlags::empty() }
+        );
+        if with_acl {
+            let set = SetxattrIn {
+                size: default.len() as u32,
+                ..Default::default()
+            };
+            let name = z("system.posix_acl_default");
+            let set = guest.call(
+                Opcode::Setxattr,
+                ROOT_ID,
+                &[set.as_bytes(), &name, &default],
+            );
+            set.expect("the host's file system has ACLs");
+        }
+        let args = MkdirIn {
+            mode: 0o777,
+            umask: 0o077,
+        };
+        let made: EntryOut = guest.value(Opcode::Mkdir, ROOT_ID, &[args.as_bytes(), &z("d")]);
+        assert_eq!(made.attr.mode & 0o777, mode, "{served} {with_acl}");
+    }
 }
