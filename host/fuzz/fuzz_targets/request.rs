@@ -13,6 +13,7 @@ use arbitrary::Arbitrary;
 use daxwindow_host::dax::{Dax, DaxMode, DaxOptions, FrontEnd, FrontEndError};
 use daxwindow_host::fs::{ShareOptions, SharedDir};
 use daxwindow_host::server::{CacheTimeouts, Server};
+use daxwindow_shared::fuse::ioctl::{FSSETXATTR, SETFLAGS};
 use daxwindow_shared::fuse::{InHeader, InitIn, Opcode, OutHeader, ROOT_ID};
 use daxwindow_shared::window::WindowRange;
 use libfuzzer_sys::fuzz_target;
@@ -139,7 +140,8 @@ impl Drop for Place {
 }
 
 fn server(share: &Path) -> Server {
-    let options = ShareOptions { readonly: false, max_inodes: 64, max_handles: 32 };
+    let options =
+        ShareOptions { max_inodes: 64, max_handles: 32, locks: true, posix_acl: true, ..Default::default() };
     let share = SharedDir::open(share, options).expect("a directory");
     let dax = Dax::new(DaxOptions { mode: DaxMode::Always, window_bytes: WINDOW, ..Default::default() });
     dax.set_front_end(Some(Arc::new(Window)));
@@ -192,7 +194,9 @@ fn is_dear(request: &[u8]) -> bool {
     let word = |at: usize| u64::read_from_prefix(body.get(at..).unwrap_or(&[])).map_or(0, |w| w.0);
     match Opcode::from_u32(header.opcode) {
         Some(Opcode::Fallocate) => word(8).saturating_add(word(16)) > DEAR,
-        Some(Opcode::CopyFileRange) => word(40) > DEAR,
+        Some(Opcode::CopyFileRange | Opcode::CopyFileRange64) => word(40) > DEAR,
+        // An immutable file could not be cleared away.
+        Some(Opcode::Ioctl) => matches!((word(8) >> 32) as u32, SETFLAGS | FSSETXATTR),
         Some(Opcode::Syncfs) => true,
         _ => false,
     }
