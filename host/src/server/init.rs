@@ -48,6 +48,7 @@ const LIVE: u32 = 1 << 0;
 const SETXATTR_EXT: u32 = 1 << 1;
 const WINDOW: u32 = 1 << 2;
 const ALL_DAX: u32 = 1 << 3;
+const KILLPRIV: u32 = 1 << 4;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
@@ -109,6 +110,11 @@ impl Session {
         self.load() & ALL_DAX != 0
     }
 
+    /// Set-id bits are ours to clear.
+    pub(super) fn kills_priv(&self) -> bool {
+        self.load() & KILLPRIV != 0
+    }
+
     /// The guest uses the window; with `dax=never` it does not.
     pub(super) fn has_window(&self) -> bool {
         self.load() & WINDOW != 0
@@ -131,6 +137,7 @@ impl Session {
         let window = accepted.contains(InitFlags::MAP_ALIGNMENT);
         let agreed = bit(accepted.contains(InitFlags::SETXATTR_EXT), SETXATTR_EXT)
             | bit(window, WINDOW)
+            | bit(accepted.contains(InitFlags::HANDLE_KILLPRIV_V2), KILLPRIV)
             | bit(window && wish == DaxWish::EveryFile, ALL_DAX);
         self.bits.store(LIVE | agreed, Ordering::Release);
     }

@@ -129,7 +129,17 @@ impl Server {
 
     pub(super) fn fallocate(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FallocateIn = call.body.only()?;
+        self.kill_for(call, call.header.nodeid)?;
         self.fs.fallocate(call.header.nodeid, &args)
+    }
+
+    /// Clears set-id bits before a change whose request does not say whether
+    /// the caller may keep them: root may.
+    fn kill_for(&self, call: &Call<'_, '_, '_>, nodeid: u64) -> Result<(), Errno> {
+        if self.session.kills_priv() && call.header.uid != 0 {
+            self.fs.kill_suidgid(nodeid)?;
+        }
+        Ok(())
     }
 
     pub(super) fn lseek(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -162,6 +172,7 @@ impl Server {
         if self.dax.has_live_ranges(args.nodeid_out) {
             return Err(Errno::OPNOTSUPP);
         }
+        self.kill_for(call, args.nodeid_out)?;
         self.fs.copy_file_range(
             (call.header.nodeid, args.fh_in, args.off_in),
             (args.nodeid_out, args.fh_out, args.off_out),

@@ -248,6 +248,48 @@ fn a_write_that_says_so_clears_set_id_bits() {
     assert_eq!(mode_after(WriteFlags::empty()), kept);
 }
 
+#[test]
+fn an_allocation_by_a_user_clears_set_id_bits_where_they_are_ours() {
+    for (flags, uid, mode) in [
+        (InitFlags::HANDLE_KILLPRIV_V2, 1234, 0o755),
+        (InitFlags::HANDLE_KILLPRIV_V2, 0, 0o6755),
+        (InitFlags::empty(), 1234, 0o6755),
+    ] {
+        let guest = Guest::new();
+        guest.init(flags);
+        let (node, fh) = guest.create("f", libc::O_RDWR);
+        let path = guest.dir.path().join("f");
+        let set_ids = std::fs::Permissions::from_mode(0o6755);
+        std::fs::set_permissions(&path, set_ids).expect("chmod");
+        let args = FallocateIn {
+            fh,
+            length: 100,
+            ..Default::default()
+        };
+        let header = InHeader {
+            len: (size_of::<InHeader>() + size_of::<FallocateIn>()) as u32,
+            opcode: Opcode::Fallocate as u32,
+            unique: UNIQUE,
+            nodeid: node,
+            uid,
+            ..Default::default()
+        };
+        let request = [header.as_bytes(), args.as_bytes()].concat();
+        check(guest.server.handle_bytes(&request, PLENTY)).expect("allocated");
+        let now = std::fs::metadata(&path)
+            .expect("there")
+            .permissions()
+            .mode()
+            & 0o7777;
+        // The host's kernel clears them itself for a daemon that is not root.
+        let expected = match rustix::process::geteuid().is_root() {
+            true => mode,
+            false => 0o755,
+        };
+        assert_eq!(now, expected, "{flags:?} {uid}");
+    }
+}
+
 /// The bytes of an ACL: owner, named user, group, mask, others.
 fn acl(entries: &[(u16, u16, u32)]) -> Vec<u8> {
     let mut bytes = 2u32.to_le_bytes().to_vec();
