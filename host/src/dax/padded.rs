@@ -230,6 +230,11 @@ impl Filesystem for Files {
         }
     }
 
+    /// Once, and the kernel asks no more.
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
+    }
+
     fn release(
         &self,
         _: &Request,
