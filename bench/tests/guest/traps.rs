@@ -167,13 +167,16 @@ fn a_naive_back_end_falls_into_them() {
     let window = 32 << 20;
     let mut fixed = naive("fixed", folder.path(), window, &["learn"]);
     fixed.readonly = true;
+    let mut locked = naive("locked", narrow.path(), window, &["ask-unlocked"]);
+    let patience = ["--front-end-timeout", "3600"].map(str::to_owned);
+    locked.daemon_arguments.extend(patience);
     let mut vm = boot(vec![
         naive("plain", folder.path(), window, &["learn", "check-end"]),
         fixed,
         naive("joined", folder.path(), 64 << 20, &["exact-unmap"]),
         naive("gap", narrow.path(), window, &["writable-first"]),
         naive("forget", folder.path(), window, &["keep-cache"]),
-        naive("locked", narrow.path(), window, &["ask-unlocked"]),
+        locked,
     ]);
     // Trap 1: the last, partial range of a file is refused.
     let plain = sh(&mut vm, "cat /mnt/plain/short");
