@@ -2,6 +2,7 @@
 //!
 //! - [`backend`]: features, configuration space, memory table, reset.
 //! - `queue`: one queue's way from available to used.
+//! - `inherited`: a listening socket from whoever started the daemon.
 //! - `exit_fd`: the descriptors that end the workers.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
@@ -14,6 +15,7 @@
 
 pub mod backend;
 mod exit_fd;
+mod inherited;
 mod patience;
 mod queue;
 pub mod serve;
