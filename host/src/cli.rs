@@ -1,5 +1,6 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
+use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
@@ -21,8 +22,13 @@ use crate::server::CacheTimeouts;
 #[command(name = "daxwindowd", version, about)]
 pub struct Flags {
     /// Unix socket to listen on for the VMM; one client at a time is served
-    #[arg(long, value_name = "PATH", required_unless_present = "print_session")]
+    #[arg(long, value_name = "PATH", required_unless_present_any = ["print_session", "fd"])]
     pub socket_path: Option<PathBuf>,
+
+    /// Descriptor of a Unix socket that listens already, in place of
+    /// --socket-path: 3 under a systemd socket unit
+    #[arg(long, value_name = "FD", conflicts_with_all = ["socket_path", "print_session"])]
+    pub fd: Option<RawFd>,
 
     /// Directory to share
     #[arg(long, value_name = "DIR", required_unless_present = "print_session")]
@@ -177,11 +183,20 @@ pub enum SlotsFlag {
     Off,
 }
 
+/// Where the VMM connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A socket of our own at this path.
+    Path(PathBuf),
+    /// A socket that listens already.
+    Inherited(RawFd),
+}
+
 /// Everything the daemon needs to start.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen.
-    pub socket_path: PathBuf,
+    pub listen: Listen,
     /// What to share.
     pub shared_dir: PathBuf,
     /// How it is shared.
@@ -243,7 +258,10 @@ impl Flags {
                 ..share_options(self.readonly, max_open_files)
             },
             // The parser requires both, unless nothing is served.
-            socket_path: self.socket_path.unwrap_or_default(),
+            listen: match self.fd {
+                Some(fd) => Listen::Inherited(fd),
+                None => Listen::Path(self.socket_path.unwrap_or_default()),
+            },
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
             timeouts: CacheTimeouts::default(),

@@ -6,10 +6,11 @@ use std::sync::atomic::AtomicBool;
 
 use rustix::fs::Mode;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{Config, Flags, SharedDirError};
+use crate::cli::{Config, Flags, Listen, SharedDirError};
 use crate::dax::{Dax, Naive};
 use crate::device::serve::{Stop, serve};
 use crate::device::socket::Socket;
@@ -42,10 +43,22 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
         Some(path) => Some(StatusSocket::open(path, &server, share(&config))?),
         None => None,
     };
-    let socket = Socket::bind("--socket-path", &config.socket_path)?;
+    let socket = match &config.listen {
+        Listen::Path(path) => Socket::bind("--socket-path", path)?,
+        Listen::Inherited(fd) => Socket::inherit(*fd)?,
+    };
+    tell_service_manager(&[NotifyState::Ready]);
     serve(&server, config.device, &socket, &stop)?;
+    tell_service_manager(&[NotifyState::Stopping]);
     tracing::info!("ended by a signal");
     Ok(())
+}
+
+/// One that asks for it by `NOTIFY_SOCKET`.
+fn tell_service_manager(state: &[NotifyState<'_>]) {
+    if let Err(error) = sd_notify::notify(state) {
+        tracing::warn!(%error, "the service manager cannot be told: {state:?}");
+    }
 }
 
 /// What the status document says of the share.

@@ -2,7 +2,8 @@
 
 mod common;
 
-use std::os::unix::net::UnixListener;
+use std::os::fd::AsRawFd;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
@@ -181,4 +182,42 @@ fn a_log_that_is_no_terminal_has_no_colours() {
     let daemon = Daemon::start(share.path(), &[]);
     assert_serves_next(&daemon);
     assert!(!daemon.log().contains('\u{1b}'), "{:?}", daemon.log());
+}
+
+/// As a service manager starts it: with a socket that listens, and another
+/// that wants to be told.
+#[test]
+fn an_inherited_socket_is_served_and_the_service_manager_told() {
+    let share = on_disk();
+    let dir = on_disk();
+    let (path, told) = (dir.path().join("listen"), dir.path().join("notify"));
+    let manager = UnixDatagram::bind(&told).expect("bind");
+    manager.set_read_timeout(Some(PATIENCE)).expect("set");
+    let listener = UnixListener::bind(&path).expect("listens");
+    // Without close-on-exec, which is what inheriting takes.
+    let given = rustix::io::dup(&listener).expect("duplicate");
+    drop(listener);
+    let fd = given.as_raw_fd().to_string();
+    let mut daemon = Command::new(DAEMON)
+        .args(["--fd", &fd, "--shared-dir", text(share.path())])
+        .env("NOTIFY_SOCKET", &told)
+        .stderr(Stdio::null())
+        .spawn()
+        .expect("the daemon starts");
+    drop(given);
+    let mut said = [0; 64];
+    let len = manager.recv(&mut said).expect("told in time");
+    assert_eq!(said[..len], *b"READY=1\n");
+    std::os::unix::net::UnixStream::connect(&path).expect("somebody listens");
+    let pid = rustix::process::Pid::from_child(&daemon);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
+    assert!(daemon.wait().expect("our child").success());
+    let len = manager.recv(&mut said).expect("told in time");
+    assert_eq!(said[..len], *b"STOPPING=1\n");
+    assert!(path.exists(), "the file is its maker's");
+
+    let flags = ["--fd", "0", "--shared-dir", text(share.path())];
+    assert_refused(&flags, 1, &["--fd 0", "not an inherited Unix socket"]);
+    let flags = ["--fd", "3", "--socket-path", "/s", "--shared-dir", "/"];
+    assert_refused(&flags, 2, &["--fd", "--socket-path"]);
 }

@@ -63,10 +63,10 @@ fn run(vm: &mut Vm, script: &str) -> String {
 
 /// A file is written, its ranges are mapped and given back by the batch when
 /// it goes, and another takes them over.
-const REMOVE_AND_REUSE: &str = "head -c 41943040 /dev/zero >one && \
-    guest_probe touch one --ranges 20 >/dev/null && rm one && \
-    head -c 41943040 /dev/zero | tr '\\0' x >two && \
-    guest_probe touch two --ranges 20 >/dev/null && dd if=two bs=1M 2>/dev/null | tr -d x | wc -c; \
+const REMOVE_AND_REUSE: &str = "head -c 83886080 /dev/zero >one && \
+    guest_probe touch one --ranges 40 >/dev/null && rm one && \
+    head -c 83886080 /dev/zero | tr '\\0' x >two && \
+    guest_probe touch two --ranges 40 >/dev/null && dd if=two bs=1M 2>/dev/null | tr -d x | wc -c; \
     rm -f two";
 
 #[test]
@@ -167,13 +167,16 @@ fn a_naive_back_end_falls_into_them() {
     let window = 32 << 20;
     let mut fixed = naive("fixed", folder.path(), window, &["learn"]);
     fixed.readonly = true;
+    let mut locked = naive("locked", narrow.path(), window, &["ask-unlocked"]);
+    let patience = ["--front-end-timeout", "3600"].map(str::to_owned);
+    locked.daemon_arguments.extend(patience);
     let mut vm = boot(vec![
         naive("plain", folder.path(), window, &["learn", "check-end"]),
         fixed,
-        naive("joined", folder.path(), 64 << 20, &["exact-unmap"]),
+        naive("joined", folder.path(), 128 << 20, &["exact-unmap"]),
         naive("gap", narrow.path(), window, &["writable-first"]),
         naive("forget", folder.path(), window, &["keep-cache"]),
-        naive("locked", narrow.path(), window, &["ask-unlocked"]),
+        locked,
     ]);
     // Trap 1: the last, partial range of a file is refused.
     let plain = sh(&mut vm, "cat /mnt/plain/short");

@@ -6,8 +6,8 @@ use std::time::Duration;
 use daxwindow_shared::latency::{Latency, Summary};
 use parking_lot::Mutex;
 
-use super::operations::MapError;
-use super::policy::NoDax;
+use super::map_error::MapError;
+use super::no_dax::NoDax;
 
 /// Totals since the guest connected, and what is live now.
 #[derive(Clone, Debug, Default)]

@@ -12,7 +12,7 @@ use std::str::FromStr;
 
 use globset::{Glob, GlobBuilder, GlobSet, GlobSetBuilder};
 
-use super::policy::NoDax;
+use super::no_dax::NoDax;
 
 /// One pattern from the command line.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -11,7 +11,8 @@
 //! | [`barrier`] | when a mapping is live |
 //! | [`ledger`] | the bookkeeping, without I/O |
 //! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
-//! | [`operations`] | setup and removal |
+//! | `setup`, `removal` | the two requests |
+//! | [`map_error`], [`no_dax`] | why not |
 //! | [`verdict`] | whether the share has DAX, and why not |
 //! | [`counters`] | what it did |
 //! | [`naive`] | handling left out, for tests |
@@ -39,12 +40,15 @@ pub mod counters;
 pub mod front_end;
 pub mod globs;
 pub mod ledger;
+pub mod map_error;
 pub mod naive;
-pub mod operations;
+pub mod no_dax;
 pub mod padded;
 pub mod policy;
 #[cfg(test)]
 mod policy_test;
+mod removal;
+mod setup;
 #[cfg(test)]
 mod tests;
 pub mod verdict;
@@ -53,9 +57,10 @@ pub use capabilities::{Capabilities, ProbeError};
 pub use channel::Channel;
 pub use counters::DaxStats;
 pub use front_end::{FrontEnd, FrontEndError};
+pub use map_error::MapError;
 pub use naive::Naive;
-pub use operations::MapError;
-pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots, NoDax};
+pub use no_dax::NoDax;
+pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
 pub use verdict::DaxVerdict;
 
 use barrier::MemoryTable;

@@ -63,7 +63,10 @@ impl PaddedView {
     /// passthrough.
     pub fn new() -> std::io::Result<PaddedView> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
-        let device = rustix::fs::open("/dev/fuse", flags, Mode::empty())?;
+        let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|errno| {
+            let cause = std::io::Error::from(errno);
+            std::io::Error::new(cause.kind(), format!("/dev/fuse: {cause}"))
+        })?;
         let root = mount(&device)?;
         let waiting = Arc::new(Waiting::default());
         let files = Files {
@@ -228,6 +231,11 @@ impl Filesystem for Files {
                 reply.error(fuser::Errno::EOPNOTSUPP);
             }
         }
+    }
+
+    /// Once, and the kernel asks no more.
+    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        reply.error(fuser::Errno::ENOSYS);
     }
 
     fn release(

@@ -14,6 +14,7 @@ use daxwindow_shared::window::RANGE_BYTES;
 use super::capabilities::Capabilities;
 use super::globs::NameRules;
 use super::naive::Naive;
+use super::no_dax::NoDax;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
@@ -121,64 +122,6 @@ pub struct Candidate<'a> {
     /// Its path in the share, if it is still known; asked for only if some
     /// rule goes by it.
     pub path: &'a dyn Fn() -> Option<PathBuf>,
-}
-
-/// Why an inode gets no DAX.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum NoDax {
-    /// Switched off.
-    #[error("DAX is off for this share")]
-    Off,
-    /// Directories and special files have no pages to lend.
-    #[error("not a regular file")]
-    NotRegular,
-    /// Below the threshold.
-    #[error("smaller than the threshold for DAX")]
-    Small,
-    /// Mapped writable, it could not run on the host.
-    #[error("executable")]
-    Executable,
-    /// Its name is excluded.
-    #[error("excluded by name")]
-    Excluded,
-    /// Names were given to include, and it has none of them.
-    #[error("not included by name")]
-    NotIncluded,
-    /// The share is read-only and the front end can only map writable.
-    #[error("the share is read-only and the front end cannot map read-only")]
-    ReadOnlyShare,
-    /// The file ends inside a page or may grow, and the front end refuses
-    /// ranges past the end.
-    #[error("the front end refuses ranges past the end of a file")]
-    PastEndOfFile,
-}
-
-impl NoDax {
-    /// Names of the reasons, for reports.
-    pub const REASONS: [&'static str; 8] = [
-        "off",
-        "not-regular",
-        "small",
-        "executable",
-        "excluded",
-        "not-included",
-        "read-only-share",
-        "past-end-of-file",
-    ];
-
-    /// Index into [`NoDax::REASONS`].
-    pub fn reason(self) -> usize {
-        match self {
-            NoDax::Off => 0,
-            NoDax::NotRegular => 1,
-            NoDax::Small => 2,
-            NoDax::Executable => 3,
-            NoDax::Excluded => 4,
-            NoDax::NotIncluded => 5,
-            NoDax::ReadOnlyShare => 6,
-            NoDax::PastEndOfFile => 7,
-        }
-    }
 }
 
 impl DaxOptions {

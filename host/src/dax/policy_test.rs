@@ -6,6 +6,7 @@ use daxwindow_shared::fuse::Attr;
 
 use super::capabilities::Capabilities;
 use super::globs::NameRules;
+use super::no_dax::NoDax;
 use super::policy::*;
 
 const PLAIN: Capabilities = Capabilities::PLAIN_MMAP;

@@ -4,6 +4,7 @@
 //! - `queue`: one queue's way from available to used.
 //! - `desk`: one request's way from descriptors to an answer.
 //! - `parking`: requests that wait for a lock.
+//! - `inherited`: a listening socket from whoever started the daemon.
 //! - `exit_fd`: the descriptors that end the workers.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
@@ -17,6 +18,7 @@
 pub mod backend;
 mod desk;
 mod exit_fd;
+mod inherited;
 mod parking;
 mod patience;
 mod queue;

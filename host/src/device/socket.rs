@@ -4,7 +4,7 @@
 //! file of our own is removed.
 
 use std::io;
-use std::os::fd::OwnedFd;
+use std::os::fd::{OwnedFd, RawFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,8 @@ use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
 };
+
+use super::inherited;
 
 /// Nobody but the owner may connect: who does gets the whole share.
 const MODE: Mode = Mode::from_raw_mode(0o600);
@@ -48,6 +50,14 @@ pub enum SocketError {
         flag: &'static str,
         /// The path.
         path: PathBuf,
+    },
+    /// A descriptor that cannot be listened on.
+    #[error("--fd {fd}: not an inherited Unix socket that listens: {cause}")]
+    Inherited {
+        /// The descriptor.
+        fd: RawFd,
+        /// What the kernel, or we, say.
+        cause: Errno,
     },
     /// Anything else.
     #[error("{flag} {path:?}: cannot {action}: {cause}")]
@@ -93,6 +103,24 @@ impl Socket {
             listener,
             path: path.to_owned(),
             identity: identity(path),
+        })
+    }
+
+    /// Takes over a socket that listens already, as `--fd` names it.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::Inherited`].
+    pub fn inherit(fd: RawFd) -> Result<Socket, SocketError> {
+        let listener =
+            inherited::listener(fd).map_err(|cause| SocketError::Inherited { fd, cause })?;
+        let path = listener.local_addr().ok();
+        let path = path.and_then(|address| address.as_pathname().map(Path::to_owned));
+        Ok(Socket {
+            listener,
+            path: path.unwrap_or_default(),
+            // The file belongs to who made it.
+            identity: None,
         })
     }
 

@@ -1,120 +1,26 @@
-//! SETUPMAPPING and REMOVEMAPPING: check, reserve, ask the front end, enter.
+//! SETUPMAPPING: check, reserve, ask the front end, enter.
 //!
 //! A request reserves its range of the window, so that requests on the same
 //! range follow each other; no lock is held while the front end is asked,
 //! because its answer may have to wait for a memory-table update of ours.
 
-use daxwindow_shared::fuse::flags::SetupMappingFlags;
-use daxwindow_shared::fuse::{RemoveMappingOne, SetupMappingIn};
-use daxwindow_shared::window::{RANGE_BYTES, WindowError, WindowRange};
-use rustix::io::Errno;
-
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
+
+use daxwindow_shared::fuse::SetupMappingIn;
+use daxwindow_shared::fuse::flags::SetupMappingFlags;
+use daxwindow_shared::window::{RANGE_BYTES, WindowError, WindowRange};
 
 use super::counters::count;
 use super::front_end::FrontEndError;
 use super::ledger::Piece;
+use super::map_error::MapError;
 use super::naive::Naive;
-use super::policy::{NoDax, VMM_SLOTS};
+use super::policy::VMM_SLOTS;
 use super::{Connected, Dax, MapSource};
 
 /// Memory slots of the VMM that are never taken, whatever the options say.
 const SLOT_MARGIN: usize = 8;
-
-/// Why a range is not mapped.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum MapError {
-    /// There is no window, or the front end cannot map.
-    #[error("there is no usable window")]
-    NoWindow,
-    /// The policy says no.
-    #[error(transparent)]
-    Policy(#[from] NoDax),
-    /// The window range is bad.
-    #[error(transparent)]
-    Window(#[from] WindowError),
-    /// The file range is unaligned, too large or past the end.
-    #[error("file range at {offset:#x} of {len:#x} bytes is unaligned, too large or past the end")]
-    FileRange {
-        /// Start in the file.
-        offset: u64,
-        /// Length.
-        len: u64,
-    },
-    /// An undefined flag is set.
-    #[error("unknown flags {0:#x}")]
-    UnknownFlags(u64),
-    /// The file cannot be opened for this.
-    #[error("cannot open the file for mapping: {0}")]
-    File(Errno),
-    /// Part of a live map would have to go, and the front end cannot do that.
-    #[error("the range covers part of a live map")]
-    PartialOverlap,
-    /// The front end cannot make a live range writable without a gap.
-    #[error("the front end cannot upgrade a live range")]
-    Upgrade,
-    /// The front end's slots are used up.
-    #[error("the front end's mapping slots are used up")]
-    SlotBudget,
-    /// The file has become shorter than the guest believes.
-    #[error("the file ends before the range")]
-    PastEnd,
-    /// The front end failed us.
-    #[error(transparent)]
-    FrontEnd(#[from] FrontEndError),
-}
-
-impl MapError {
-    /// Names of the reasons, for reports.
-    pub const REASONS: [&'static str; 11] = [
-        "no-window",
-        "policy",
-        "window-range",
-        "file-range",
-        "flags",
-        "file",
-        "partial-overlap",
-        "upgrade",
-        "slot-budget",
-        "front-end",
-        "past-end",
-    ];
-
-    /// Index into [`MapError::REASONS`].
-    pub fn reason(&self) -> usize {
-        match self {
-            MapError::NoWindow => 0,
-            MapError::Policy(_) => 1,
-            MapError::Window(_) => 2,
-            MapError::FileRange { .. } => 3,
-            MapError::UnknownFlags(_) => 4,
-            MapError::File(_) => 5,
-            MapError::PartialOverlap => 6,
-            MapError::Upgrade => 7,
-            MapError::SlotBudget => 8,
-            MapError::FrontEnd(_) => 9,
-            MapError::PastEnd => 10,
-        }
-    }
-
-    /// What the guest is told. Never `EAGAIN`, which it would retry for
-    /// ever, and never `ENOMEM`, which it takes for its own shortage.
-    pub fn errno(&self) -> Errno {
-        match self {
-            MapError::NoWindow => Errno::OPNOTSUPP,
-            MapError::Policy(_) | MapError::SlotBudget | MapError::PastEnd => Errno::IO,
-            MapError::Window(_)
-            | MapError::FileRange { .. }
-            | MapError::UnknownFlags(_)
-            | MapError::PartialOverlap => Errno::INVAL,
-            MapError::File(errno) if matches!(*errno, Errno::AGAIN | Errno::NOMEM) => Errno::IO,
-            MapError::File(errno) => *errno,
-            MapError::Upgrade => Errno::ACCESS,
-            MapError::FrontEnd(error) => (*error).into(),
-        }
-    }
-}
 
 /// A request that has passed every check that needs no state.
 struct Setup {
@@ -166,7 +72,7 @@ impl Dax {
         })
     }
 
-    fn range(&self, offset: u64, len: u64) -> Result<WindowRange, WindowError> {
+    pub(super) fn range(&self, offset: u64, len: u64) -> Result<WindowRange, WindowError> {
         WindowRange::new(offset, len, self.window_bytes(), self.page_bytes)
     }
 
@@ -465,131 +371,6 @@ impl Dax {
         }
         Ok(())
     }
-
-    /// Unmaps one map exactly and takes it out of the ledger. A refusal
-    /// leaves it there, unless it was not sure to be mapped.
-    fn unmap_piece(
-        &self,
-        connected: &Arc<Connected>,
-        range: WindowRange,
-    ) -> Result<(), FrontEndError> {
-        let certain = self
-            .state
-            .lock()
-            .ledger
-            .overlapping(&range)
-            .iter()
-            .all(|p| p.certain);
-        let held = self.hold_table();
-        let mut result = connected.front_end.unmap(range);
-        drop(held);
-        if let (Ok(()), Some(base)) = (result, connected.can.announcing_base()) {
-            let timeout = self.options.front_end_timeout;
-            result = self.table.wait(base, range, false, timeout);
-        }
-        let forget = !certain || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
-        if result.is_ok() || (forget && result == Err(FrontEndError::Refused)) {
-            self.state.lock().ledger.carve(&range);
-            return Ok(());
-        }
-        count(&self.counters.failed_removals);
-        result
-    }
-
-    pub(super) fn try_remove(&self, ranges: &[RemoveMappingOne]) -> Result<(), MapError> {
-        let connected = self.usable().ok_or(MapError::NoWindow)?;
-        // All are checked before any is unmapped.
-        let checked: Result<Vec<_>, _> = ranges
-            .iter()
-            .map(|one| self.range(one.moffset, one.len))
-            .collect();
-        let mut checked = checked?;
-        if connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::EXACT_UNMAP) {
-            // Neighbours cost one message together.
-            checked.sort_unstable();
-            checked = joined(checked);
-        }
-        let mut result = Ok(());
-        for range in checked {
-            let _reserved = self.reserve(range);
-            // One bad range must not keep the others mapped.
-            result = result.and(self.remove_one(&connected, range));
-        }
-        result
-    }
-
-    fn remove_one(&self, connected: &Arc<Connected>, range: WindowRange) -> Result<(), MapError> {
-        let overlapping = self.state.lock().ledger.overlapping(&range);
-        if overlapping.is_empty() {
-            count(&self.counters.removals_of_nothing);
-        }
-        let granular =
-            connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
-        let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
-        if !whole && !granular {
-            return Err(MapError::PartialOverlap);
-        }
-        let mut result = Ok(());
-        for unmapped in runs(&overlapping, granular) {
-            let Some(part) = unmapped.intersection(&range) else {
-                continue;
-            };
-            match self.unmap_piece(connected, part) {
-                Ok(()) => count(&self.counters.removals),
-                Err(error) => result = result.and(Err(error.into())),
-            }
-        }
-        result
-    }
-
-    /// Ends the session: lets nobody in, waits for who is inside, unmaps
-    /// everything, whatever the front end says to it.
-    pub(super) fn clear(&self) {
-        let connected = self.connected.swap(None);
-        let Ok(whole) = self.range(0, self.window_bytes()) else {
-            return;
-        };
-        let _reserved = self.reserve(whole);
-        let pieces = self.state.lock().ledger.take();
-        let Some(connected) = connected else { return };
-        if self.options.naive.leaves_out(Naive::UNMAP_AT_END) {
-            return;
-        }
-        // From the end, which is newest first where a guest has filled an empty
-        // window: QEMU walks its list of mapped blocks from the oldest on, and
-        // drops those that are gone only later.
-        let runs = runs(&pieces, connected.can.is_byte_granular());
-        for range in runs.into_iter().rev() {
-            if connected.front_end.unmap(range) == Err(FrontEndError::Gone) {
-                return;
-            }
-        }
-    }
-}
-
-/// The ranges to unmap: neighbours as one where the front end allows, and
-/// apart from them what is not sure to be mapped.
-fn runs(pieces: &[Piece], granular: bool) -> Vec<WindowRange> {
-    let ranges = pieces.iter().map(|piece| piece.range).collect();
-    if granular && pieces.iter().all(|piece| piece.certain) {
-        return joined(ranges);
-    }
-    ranges
-}
-
-/// Sorted ranges with neighbours joined.
-fn joined(ranges: Vec<WindowRange>) -> Vec<WindowRange> {
-    let mut runs: Vec<WindowRange> = Vec::new();
-    for range in ranges {
-        match runs.last_mut() {
-            Some(last) => match last.joined(&range) {
-                Some(run) => *last = run,
-                None => runs.push(range),
-            },
-            None => runs.push(range),
-        }
-    }
-    runs
 }
 
 fn stat(fd: &OwnedFd) -> Result<rustix::fs::Stat, MapError> {

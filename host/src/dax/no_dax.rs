@@ -1,0 +1,59 @@
+//! Why an inode gets no DAX, for the log and the counters.
+
+/// Why an inode gets no DAX.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NoDax {
+    /// Switched off.
+    #[error("DAX is off for this share")]
+    Off,
+    /// Directories and special files have no pages to lend.
+    #[error("not a regular file")]
+    NotRegular,
+    /// Below the threshold.
+    #[error("smaller than the threshold for DAX")]
+    Small,
+    /// Mapped writable, it could not run on the host.
+    #[error("executable")]
+    Executable,
+    /// Its name is excluded.
+    #[error("excluded by name")]
+    Excluded,
+    /// Names were given to include, and it has none of them.
+    #[error("not included by name")]
+    NotIncluded,
+    /// The share is read-only and the front end can only map writable.
+    #[error("the share is read-only and the front end cannot map read-only")]
+    ReadOnlyShare,
+    /// The file ends inside a page or may grow, and the front end refuses
+    /// ranges past the end.
+    #[error("the front end refuses ranges past the end of a file")]
+    PastEndOfFile,
+}
+
+impl NoDax {
+    /// Names of the reasons, for reports.
+    pub const REASONS: [&'static str; 8] = [
+        "off",
+        "not-regular",
+        "small",
+        "executable",
+        "excluded",
+        "not-included",
+        "read-only-share",
+        "past-end-of-file",
+    ];
+
+    /// Index into [`NoDax::REASONS`].
+    pub fn reason(self) -> usize {
+        match self {
+            NoDax::Off => 0,
+            NoDax::NotRegular => 1,
+            NoDax::Small => 2,
+            NoDax::Executable => 3,
+            NoDax::Excluded => 4,
+            NoDax::NotIncluded => 5,
+            NoDax::ReadOnlyShare => 6,
+            NoDax::PastEndOfFile => 7,
+        }
+    }
+}

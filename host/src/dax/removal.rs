@@ -1,0 +1,141 @@
+//! REMOVEMAPPING and the end of a session: exact unmaps, in batches where the
+//! front end allows.
+
+use std::sync::Arc;
+
+use daxwindow_shared::fuse::RemoveMappingOne;
+use daxwindow_shared::window::WindowRange;
+
+use super::counters::count;
+use super::front_end::FrontEndError;
+use super::ledger::Piece;
+use super::map_error::MapError;
+use super::naive::Naive;
+use super::{Connected, Dax};
+
+impl Dax {
+    /// Unmaps one map exactly and takes it out of the ledger. A refusal
+    /// leaves it there, unless it was not sure to be mapped.
+    pub(super) fn unmap_piece(
+        &self,
+        connected: &Arc<Connected>,
+        range: WindowRange,
+    ) -> Result<(), FrontEndError> {
+        let certain = self
+            .state
+            .lock()
+            .ledger
+            .overlapping(&range)
+            .iter()
+            .all(|p| p.certain);
+        let held = self.hold_table();
+        let mut result = connected.front_end.unmap(range);
+        drop(held);
+        if let (Ok(()), Some(base)) = (result, connected.can.announcing_base()) {
+            let timeout = self.options.front_end_timeout;
+            result = self.table.wait(base, range, false, timeout);
+        }
+        let forget = !certain || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
+        if result.is_ok() || (forget && result == Err(FrontEndError::Refused)) {
+            self.state.lock().ledger.carve(&range);
+            return Ok(());
+        }
+        count(&self.counters.failed_removals);
+        result
+    }
+
+    pub(super) fn try_remove(&self, ranges: &[RemoveMappingOne]) -> Result<(), MapError> {
+        let connected = self.usable().ok_or(MapError::NoWindow)?;
+        // All are checked before any is unmapped.
+        let checked: Result<Vec<_>, _> = ranges
+            .iter()
+            .map(|one| self.range(one.moffset, one.len))
+            .collect();
+        let mut checked = checked?;
+        if connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::EXACT_UNMAP) {
+            // Neighbours cost one message together.
+            checked.sort_unstable();
+            checked = joined(checked);
+        }
+        let mut result = Ok(());
+        for range in checked {
+            let _reserved = self.reserve(range);
+            // One bad range must not keep the others mapped.
+            result = result.and(self.remove_one(&connected, range));
+        }
+        result
+    }
+
+    fn remove_one(&self, connected: &Arc<Connected>, range: WindowRange) -> Result<(), MapError> {
+        let overlapping = self.state.lock().ledger.overlapping(&range);
+        if overlapping.is_empty() {
+            count(&self.counters.removals_of_nothing);
+        }
+        let granular =
+            connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
+        let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
+        if !whole && !granular {
+            return Err(MapError::PartialOverlap);
+        }
+        let mut result = Ok(());
+        for unmapped in runs(&overlapping, granular) {
+            let Some(part) = unmapped.intersection(&range) else {
+                continue;
+            };
+            match self.unmap_piece(connected, part) {
+                Ok(()) => count(&self.counters.removals),
+                Err(error) => result = result.and(Err(error.into())),
+            }
+        }
+        result
+    }
+
+    /// Ends the session: lets nobody in, waits for who is inside, unmaps
+    /// everything, whatever the front end says to it.
+    pub(super) fn clear(&self) {
+        let connected = self.connected.swap(None);
+        let Ok(whole) = self.range(0, self.window_bytes()) else {
+            return;
+        };
+        let _reserved = self.reserve(whole);
+        let pieces = self.state.lock().ledger.take();
+        let Some(connected) = connected else { return };
+        if self.options.naive.leaves_out(Naive::UNMAP_AT_END) {
+            return;
+        }
+        // From the end, which is newest first where a guest has filled an empty
+        // window: QEMU walks its list of mapped blocks from the oldest on, and
+        // drops those that are gone only later.
+        let runs = runs(&pieces, connected.can.is_byte_granular());
+        for range in runs.into_iter().rev() {
+            if connected.front_end.unmap(range) == Err(FrontEndError::Gone) {
+                return;
+            }
+        }
+    }
+}
+
+/// The ranges to unmap: neighbours as one where the front end allows, and
+/// apart from them what is not sure to be mapped.
+fn runs(pieces: &[Piece], granular: bool) -> Vec<WindowRange> {
+    let ranges = pieces.iter().map(|piece| piece.range).collect();
+    if granular && pieces.iter().all(|piece| piece.certain) {
+        return joined(ranges);
+    }
+    ranges
+}
+
+/// Sorted ranges with neighbours joined.
+fn joined(ranges: Vec<WindowRange>) -> Vec<WindowRange> {
+    let mut runs: Vec<WindowRange> = Vec::new();
+    for range in ranges {
+        match runs.last_mut() {
+            Some(last) => match last.joined(&range) {
+                Some(run) => *last = run,
+                None => runs.push(range),
+            },
+            None => runs.push(range),
+        }
+    }
+    runs
+}
