@@ -4,6 +4,7 @@
 mod common;
 
 use std::fs::OpenOptions;
+use std::os::fd::AsRawFd;
 use std::os::unix::fs::{FileExt, PermissionsExt};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -286,12 +287,25 @@ fn a_read_only_share_is_read_by_dax_and_never_mapped_writable() {
             protections.iter().all(|p| p == "r--s"),
             "nothing is mapped writable: {protections:?}"
         );
+        assert_eq!(store_into(view.as_ptr()), Err(libc::EFAULT));
         assert_mutations_are_erofs(&guest);
         drop((view, file, guest));
         let after = std::fs::metadata(&path).expect("stat");
         assert_eq!(before.modified().ok(), after.modified().ok());
         assert_same(&host_bytes(&path, 0, size), &pattern(1, 0, size), "host");
         assert_eq!(std::fs::read_dir(share.path()).expect("list").count(), 2);
+    }
+}
+
+/// Has the kernel store a byte there on our behalf: a fault, where a store of
+/// our own would be a signal.
+fn store_into(place: *const u8) -> Result<isize, i32> {
+    let zeros = std::fs::File::open("/dev/zero").expect("exists");
+    // SAFETY: if it succeeds, the one byte is in a view of the caller's, whose
+    // bytes others may change at any time anyway.
+    match unsafe { libc::read(zeros.as_raw_fd(), place.cast_mut().cast(), 1) } {
+        -1 => Err(std::io::Error::last_os_error().raw_os_error().unwrap_or(0)),
+        stored => Ok(stored),
     }
 }
 
