@@ -1,5 +1,8 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
+mod cache;
+mod semantics;
+
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +17,10 @@ use crate::dax::{DaxMode, DaxOptions, Executables, MemorySlots};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
-use crate::server::CacheTimeouts;
+use crate::server::ServerOptions;
+
+pub use cache::{CacheFlag, CacheFlags};
+pub use semantics::{SemanticsFlags, WhenFlag};
 
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
 /// on the host's page cache.
@@ -103,15 +109,13 @@ pub struct Flags {
     #[arg(long)]
     pub readonly: bool,
 
-    /// Take the guest's POSIX and flock locks on the host, where other guests
-    /// and the host's own programs meet them
-    #[arg(long)]
-    pub locks: bool,
+    /// What guests keep.
+    #[command(flatten)]
+    pub cache: CacheFlags,
 
-    /// Let POSIX ACLs of the share hold in the guest, and default ACLs for what
-    /// it creates
-    #[arg(long)]
-    pub posix_acl: bool,
+    /// What requests mean.
+    #[command(flatten)]
+    pub semantics: SemanticsFlags,
 
     /// Number of request queues, each with a worker of its own
     #[arg(
@@ -203,14 +207,16 @@ pub struct Config {
     pub share: ShareOptions,
     /// The window.
     pub dax: DaxOptions,
-    /// How long guests may cache names and attributes.
-    pub timeouts: CacheTimeouts,
+    /// How requests are answered where there is a choice.
+    pub server: ServerOptions,
     /// What the device tells the guest.
     pub device: DeviceOptions,
     /// What to log.
     pub log_level: String,
     /// Where to tell how things are.
     pub status_socket: Option<PathBuf>,
+    /// Flags that do less than somebody may expect, to be logged.
+    pub warnings: Vec<&'static str>,
 }
 
 impl Flags {
@@ -252,9 +258,11 @@ impl Flags {
             front_end_timeout: dax.front_end_timeout,
         };
         Ok(Config {
+            warnings: self.cache.warnings(dax.mode != DaxMode::Never),
             share: ShareOptions {
-                locks: self.locks,
-                posix_acl: self.posix_acl,
+                locks: self.semantics.locks,
+                posix_acl: self.semantics.posix_acl != WhenFlag::Never,
+                noatime: self.semantics.preserve_noatime,
                 ..share_options(self.readonly, max_open_files)
             },
             // The parser requires both, unless nothing is served.
@@ -264,7 +272,14 @@ impl Flags {
             },
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
-            timeouts: CacheTimeouts::default(),
+            server: ServerOptions {
+                caching: self.cache.caching(),
+                direct_io: self.cache.allow_direct_io,
+                kill_priv: self.semantics.kill_priv(),
+                submounts: !self.semantics.no_announce_submounts,
+                security_labels: self.semantics.security_label != WhenFlag::Never,
+                required: self.semantics.required(),
+            },
             device,
             log_level: self.log_level,
             status_socket: self.status_socket,
