@@ -4,8 +4,9 @@ use clap::{Args, ValueEnum};
 
 use crate::server::{CacheMode, Caching};
 
-/// What guests keep of names, attributes and data.
-#[derive(Args, Clone, Debug)]
+/// See `--help`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "What guests keep")]
 pub struct CacheFlags {
     /// What guests may keep, and how long
     #[arg(long, value_name = "MODE", default_value = "auto")]

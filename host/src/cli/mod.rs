@@ -6,14 +6,13 @@
 //! flag, ours has its name and its meaning, or is refused with what to write
 //! instead.
 
+mod cache;
 mod compat;
 mod logs;
 mod migration;
 mod report;
-mod window;
-
-mod cache;
 mod semantics;
+mod window;
 
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
@@ -22,19 +21,18 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use daxwindow_shared::virtiofs;
 
-use crate::dax::DaxOptions;
+use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
 use crate::server::ServerOptions;
 
 pub use cache::{CacheFlag, CacheFlags};
-pub use semantics::{SemanticsFlags, WhenFlag};
-
 pub use compat::CompatFlags;
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
 pub use report::ReportFlags;
+pub use semantics::{SemanticsFlags, WhenFlag};
 pub use window::{DaxFlag, ExecutablesFlag, SlotsFlag, WindowFlags};
 
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
@@ -63,14 +61,6 @@ pub struct Flags {
     #[arg(long)]
     pub readonly: bool,
 
-    /// What guests keep.
-    #[command(flatten)]
-    pub cache: CacheFlags,
-
-    /// What requests mean.
-    #[command(flatten)]
-    pub semantics: SemanticsFlags,
-
     /// Number of request queues, each with a worker of its own
     #[arg(
         long,
@@ -79,6 +69,14 @@ pub struct Flags {
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)),
     )]
     pub num_request_queues: u32,
+
+    /// What guests keep.
+    #[command(flatten)]
+    pub cache: CacheFlags,
+
+    /// What requests mean.
+    #[command(flatten)]
+    pub semantics: SemanticsFlags,
 
     /// The DAX window.
     #[command(flatten)]
@@ -258,7 +256,6 @@ impl SharedDirError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dax::DaxMode;
 
     fn parse(extra: &[&str]) -> Result<Flags, clap::Error> {
         let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];

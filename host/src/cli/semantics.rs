@@ -4,8 +4,9 @@
 use clap::{Args, ValueEnum};
 use daxwindow_shared::fuse::flags::InitFlags;
 
-/// What requests mean.
-#[derive(Args, Clone, Debug)]
+/// See `--help`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "What requests mean")]
 pub struct SemanticsFlags {
     /// Take the guest's POSIX and flock locks on the host, where other guests
     /// and the host's own programs meet them
@@ -72,6 +73,11 @@ pub enum WhenFlag {
 }
 
 impl SemanticsFlags {
+    /// `--killpriv-v2`, or its opposite.
+    pub(super) fn set_killpriv_v2(&mut self, on: bool) {
+        (self.killpriv_v2, self.no_killpriv_v2) = (on, !on);
+    }
+
     /// Whether set-id bits are the daemon's business; none: where it can be.
     pub(super) fn kill_priv(&self) -> Option<bool> {
         match (self.killpriv_v2, self.no_killpriv_v2) {
