@@ -14,6 +14,7 @@ mod pjdfstest;
 mod policy;
 mod report;
 mod root;
+mod semantics;
 mod together;
 mod traps;
 mod trees;
