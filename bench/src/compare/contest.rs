@@ -122,7 +122,9 @@ pub(super) mod tests {
             let sample = |rate: &f64| Sample {
                 rate: *rate,
                 cpu_us: 1e6 / rate,
-                ..Sample::default()
+                p50_us: 1e6 / rate,
+                p99_us: 2e6 / rate,
+                front_end_us: 0.5,
             };
             rates.iter().map(sample).collect()
         };
