@@ -54,6 +54,10 @@ impl Flags {
     fn apply_pair(&mut self, name: &str, value: &str) -> Result<(), String> {
         let bad = || Err(format!("-o {name}={value}: no such value"));
         match name {
+            "xattrmap" => match value.parse() {
+                Ok(map) => self.attributes.xattrmap = Some(map),
+                Err(error) => return Err(format!("-o xattrmap={value}: {error}")),
+            },
             "source" => self.shared_dir = Some(PathBuf::from(value)),
             "loglevel" => {
                 let level = match value {
@@ -70,6 +74,8 @@ impl Flags {
 
     fn apply_switch(&mut self, name: &str) -> Result<(), String> {
         match name {
+            "xattr" => self.attributes.xattr = true,
+            "no_xattr" => self.attributes.xattr = false,
             // Nothing is locked on the host unless that is asked for.
             "no_posix_lock" | "no_flock" => {}
             _ => return Err(unknown(name)),

@@ -6,6 +6,7 @@
 //! flag, ours has its name and its meaning, or is refused with what to write
 //! instead.
 
+mod attributes;
 mod compat;
 mod logs;
 mod migration;
@@ -22,9 +23,10 @@ use daxwindow_shared::virtiofs;
 use crate::dax::DaxOptions;
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
-use crate::fs::ShareOptions;
+use crate::fs::{IdMapError, ShareOptions};
 use crate::server::CacheTimeouts;
 
+pub use attributes::AttributeFlags;
 pub use compat::CompatFlags;
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
@@ -75,6 +77,10 @@ pub struct Flags {
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)),
     )]
     pub num_request_queues: u32,
+
+    /// Extended attributes and owners.
+    #[command(flatten)]
+    pub attributes: AttributeFlags,
 
     /// The DAX window.
     #[command(flatten)]
@@ -157,6 +163,9 @@ impl Flags {
             let message = format!("missing: {}", missing.join(" and "));
             return error(ErrorKind::MissingRequiredArgument, message);
         }
+        if let Err(cause) = self.clone().config(u64::MAX) {
+            return error(ErrorKind::ArgumentConflict, cause.to_string());
+        }
         Ok(self)
     }
 
@@ -168,6 +177,11 @@ impl Flags {
     /// What the flags cannot mean together.
     pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
         let dax = self.window.options(self.readonly)?;
+        let ids = self.attributes.ids()?;
+        if self.posix_acl {
+            self.attributes.check_acls()?;
+        }
+        let map = self.attributes.xattrmap;
         let device = DeviceOptions {
             config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
@@ -176,6 +190,9 @@ impl Flags {
             share: ShareOptions {
                 locks: self.locks,
                 posix_acl: self.posix_acl,
+                xattr: self.attributes.xattr || map.is_some() || self.posix_acl,
+                xattr_map: map,
+                ids,
                 ..share_options(self.readonly, max_open_files)
             },
             // `settled` requires both, unless nothing is served.
@@ -220,6 +237,27 @@ pub enum FlagError {
     /// The patterns, all together.
     #[error("--dax-include, --dax-exclude: {0}")]
     Patterns(#[from] globset::Error),
+    /// Rules about owners, all together.
+    #[error("{flag}: {cause}")]
+    Ids {
+        /// The flag that gave them.
+        flag: &'static str,
+        /// What is wrong.
+        cause: IdMapError,
+    },
+    /// An ACL names users and groups by number.
+    #[error(
+        "--posix-acl: not together with --translate-uid or --translate-gid, which do not \
+         translate the users and groups in ACLs; map ids with --uid-map and --gid-map, or do \
+         without ACLs"
+    )]
+    TranslatedAcls,
+    /// An ACL that the host does not know is not kept.
+    #[error(
+        "--posix-acl: not together with an --xattrmap that keeps ACLs from the host; put \
+         :ok:all:system.posix_acl_:system.posix_acl_: before its rules"
+    )]
+    MappedAcls,
 }
 
 /// Why the directory cannot be shared.

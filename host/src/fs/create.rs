@@ -31,6 +31,24 @@ impl SharedDir {
         self.options.posix_acl
     }
 
+    /// As the caller, who may be somebody else on the host.
+    fn creating<T>(
+        &self,
+        caller: Caller,
+        create: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        creds::creating(self.options.ids.on_host(caller)?, create)
+    }
+
+    /// The same with no powers at all.
+    fn unprivileged<T>(
+        &self,
+        caller: Caller,
+        open: impl FnOnce() -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        creds::unprivileged(self.options.ids.on_host(caller)?, open)
+    }
+
     /// The mode with which something is created in `dir`. The guest takes the
     /// umask away by itself unless ACLs are served: then it may not, since
     /// with a default ACL the host's kernel takes the ACL's mask instead.
@@ -50,7 +68,7 @@ impl SharedDir {
     ) -> Result<Entry, Errno> {
         let dir = self.parent_for_new(parent)?;
         let fd = dir.fd()?;
-        creds::creating(caller, || {
+        self.creating(caller, || {
             rustix::fs::symlinkat(target, &fd, name.as_c_str())
         })?;
         self.lookup_in(&dir, name)
@@ -77,7 +95,7 @@ impl SharedDir {
         let (major, minor) = decode_dev(rdev);
         let mode = self.mode_in(&dir, mode, umask)?;
         let (fd, dev) = (dir.fd()?, makedev(major, minor));
-        creds::creating(caller, || {
+        self.creating(caller, || {
             rustix::fs::mknodat(&fd, name.as_c_str(), kind, mode, dev)
         })?;
         self.lookup_in(&dir, name)
@@ -94,7 +112,7 @@ impl SharedDir {
     ) -> Result<Entry, Errno> {
         let dir = self.parent_for_new(parent)?;
         let (fd, mode) = (dir.fd()?, self.mode_in(&dir, mode, umask)?);
-        creds::creating(caller, || rustix::fs::mkdirat(&fd, name.as_c_str(), mode))?;
+        self.creating(caller, || rustix::fs::mkdirat(&fd, name.as_c_str(), mode))?;
         self.lookup_in(&dir, name)
     }
 
@@ -155,7 +173,7 @@ impl SharedDir {
         let mut flags = want.flags | OFlags::TMPFILE | OFlags::CLOEXEC;
         flags.set(OFlags::EXCL, want.exclusive);
         let (fd, mode) = (dir.fd()?, self.mode_in(&dir, mode, umask)?);
-        let file = creds::creating(caller, || {
+        let file = self.creating(caller, || {
             rustix::fs::openat2(&fd, c".", flags, mode, RESOLVE)
         })?;
         let node = self.proc.reopen(&file, OFlags::PATH)?;
@@ -200,7 +218,7 @@ impl SharedDir {
             | OFlags::CLOEXEC;
         let fd = dir.fd()?;
         for _ in 0..CREATE_TRIES {
-            let made = creds::creating(caller, || {
+            let made = self.creating(caller, || {
                 rustix::fs::openat2(&fd, name.as_c_str(), flags, mode, RESOLVE)
             });
             match made {
@@ -231,8 +249,9 @@ impl SharedDir {
         openable(found.kind())?;
         let mut flags = want.flags;
         flags.set(OFlags::TRUNC, want.truncate);
-        let file = creds::unprivileged(caller, || self.proc.reopen(&found.fd, flags))?;
+        let file = self.unprivileged(caller, || self.proc.reopen(&found.fd, flags))?;
         if want.truncate {
+            self.drop_capability_of(&file)?;
             found.stat = stat(&found.fd)?;
         }
 

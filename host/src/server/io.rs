@@ -98,6 +98,7 @@ impl Server {
         if WriteFlags::from_bits_retain(args.write_flags).contains(WriteFlags::KILL_SUIDGID) {
             self.fs.kill_suidgid(call.header.nodeid)?;
         }
+        self.fs.drop_capability_of(&open.file)?;
         let size = call
             .data
             .write_to(&open.file, placement(&open, &args), count)?;
