@@ -84,6 +84,8 @@ mod tests {
             (&["--xattrmap", ":map::user.v.:"], true),
             (&["-o", "xattrmap=:map::user.v.:,no_xattr"], true),
             (&["--posix-acl"], true),
+            (&["--security-label=auto"], true),
+            (&["--posix-acl=never"], false),
         ] {
             assert_eq!(config(flags).expect("valid").share.xattr, on, "{flags:?}");
         }

@@ -7,10 +7,12 @@
 //! instead.
 
 mod attributes;
+mod cache;
 mod compat;
 mod logs;
 mod migration;
 mod report;
+mod semantics;
 mod window;
 
 use std::os::fd::RawFd;
@@ -20,17 +22,19 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use daxwindow_shared::virtiofs;
 
-use crate::dax::DaxOptions;
+use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::{IdMapError, ShareOptions};
-use crate::server::CacheTimeouts;
+use crate::server::ServerOptions;
 
 pub use attributes::AttributeFlags;
+pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
 pub use report::ReportFlags;
+pub use semantics::{SemanticsFlags, WhenFlag};
 pub use window::{DaxFlag, ExecutablesFlag, SlotsFlag, WindowFlags};
 
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
@@ -59,16 +63,6 @@ pub struct Flags {
     #[arg(long)]
     pub readonly: bool,
 
-    /// Take the guest's POSIX and flock locks on the host, where other guests
-    /// and the host's own programs meet them
-    #[arg(long)]
-    pub locks: bool,
-
-    /// Let POSIX ACLs of the share hold in the guest, and default ACLs for what
-    /// it creates
-    #[arg(long)]
-    pub posix_acl: bool,
-
     /// Number of request queues, each with a worker of its own
     #[arg(
         long,
@@ -77,6 +71,14 @@ pub struct Flags {
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)),
     )]
     pub num_request_queues: u32,
+
+    /// What guests keep.
+    #[command(flatten)]
+    pub cache: CacheFlags,
+
+    /// What requests mean.
+    #[command(flatten)]
+    pub semantics: SemanticsFlags,
 
     /// Extended attributes and owners.
     #[command(flatten)]
@@ -123,14 +125,16 @@ pub struct Config {
     pub share: ShareOptions,
     /// The window.
     pub dax: DaxOptions,
-    /// How long guests may cache names and attributes.
-    pub timeouts: CacheTimeouts,
+    /// How requests are answered where there is a choice.
+    pub server: ServerOptions,
     /// What the device tells the guest.
     pub device: DeviceOptions,
     /// What to log.
     pub log_level: String,
     /// Where to tell how things are.
     pub status_socket: Option<PathBuf>,
+    /// Flags that do less than somebody may expect, to be logged.
+    pub warnings: Vec<&'static str>,
 }
 
 impl Flags {
@@ -178,21 +182,25 @@ impl Flags {
     pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
         let dax = self.window.options(self.readonly)?;
         let ids = self.attributes.ids()?;
-        if self.posix_acl {
+        let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
+        if acls != WhenFlag::Never {
             self.attributes.check_acls()?;
         }
+        let needs_xattr = acls != WhenFlag::Never || labels != WhenFlag::Never;
         let map = self.attributes.xattrmap;
         let device = DeviceOptions {
             config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
         };
         Ok(Config {
+            warnings: self.cache.warnings(dax.mode != DaxMode::Never),
             share: ShareOptions {
-                locks: self.locks,
-                posix_acl: self.posix_acl,
-                xattr: self.attributes.xattr || map.is_some() || self.posix_acl,
+                locks: self.semantics.locks,
+                posix_acl: acls != WhenFlag::Never,
+                xattr: self.attributes.xattr || map.is_some() || needs_xattr,
                 xattr_map: map,
                 ids,
+                noatime: self.semantics.preserve_noatime,
                 ..share_options(self.readonly, max_open_files)
             },
             // `settled` requires both, unless nothing is served.
@@ -202,7 +210,14 @@ impl Flags {
             },
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
-            timeouts: CacheTimeouts::default(),
+            server: ServerOptions {
+                caching: self.cache.caching(),
+                direct_io: self.cache.allow_direct_io,
+                kill_priv: self.semantics.kill_priv(),
+                submounts: !self.semantics.no_announce_submounts,
+                security_labels: labels != WhenFlag::Never,
+                required: self.semantics.required(),
+            },
             device,
             log_level: self.logs.log_level,
             status_socket: self.report.status_socket,
@@ -281,7 +296,6 @@ impl SharedDirError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dax::DaxMode;
 
     fn parse(extra: &[&str]) -> Result<Flags, clap::Error> {
         let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];

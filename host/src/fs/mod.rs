@@ -9,6 +9,7 @@
 //! | `procfd` | re-opening an inode that is held by `O_PATH` |
 //! | `creds` | acting as the caller on the host |
 //! | `ids` | owners between guest and host |
+//! | `creator` | who creates, and the label of what is created |
 //! | `locks` | locks between guests |
 //! | `xattrmap` | names of extended attributes between guest and host |
 //! | `fileattr` | what lsattr and chattr know |
@@ -27,6 +28,7 @@
 mod attr;
 mod budget;
 mod create;
+mod creator;
 mod creds;
 mod dir;
 mod fileattr;
@@ -64,6 +66,8 @@ use locks::LockTable;
 use procfd::ProcFd;
 use xattrmap::XattrNames;
 
+pub(crate) use attr::decode_dev;
+pub use creator::{Creator, Label};
 pub use dir::DirItem;
 pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids};
 pub use locks::{Bell, LockWait, Locked};
@@ -96,6 +100,8 @@ pub struct Entry {
     /// Whether the node has DAX; none if that is to be decided now, see
     /// [`SharedDir::settle_dax`].
     pub dax: Option<bool>,
+    /// A directory that another file system is mounted on.
+    pub submount: bool,
 }
 
 /// How a directory is shared with one guest.
@@ -120,6 +126,8 @@ pub struct ShareOptions {
     pub xattr_map: Option<XattrMap>,
     /// Which owner in the guest is which on the host.
     pub ids: Ids,
+    /// The guest's `O_NOATIME` reaches the host, where it is for owners only.
+    pub noatime: bool,
 }
 
 impl Default for ShareOptions {
@@ -133,6 +141,7 @@ impl Default for ShareOptions {
             xattr: false,
             xattr_map: None,
             ids: Ids::default(),
+            noatime: false,
         }
     }
 }

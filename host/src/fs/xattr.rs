@@ -129,7 +129,11 @@ impl SharedDir {
         }
     }
 
-    fn host_name<'n>(&self, name: &'n CStr, access: Access) -> Result<Cow<'n, CStr>, Errno> {
+    pub(super) fn host_name<'n>(
+        &self,
+        name: &'n CStr,
+        access: Access,
+    ) -> Result<Cow<'n, CStr>, Errno> {
         self.xattr_names.to_host(name, access, self.serves_acls())
     }
 
