@@ -10,6 +10,7 @@
 //! | `creds` | acting as the caller on the host |
 //! | `locks` | locks between guests |
 //! | `fileattr` | what lsattr and chattr know |
+//! | `room` | that what is stored through the window finds room |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
 //! Law: no request leaves the shared directory. An inode is an `O_PATH |
@@ -38,6 +39,7 @@ mod name;
 mod open;
 mod procfd;
 mod remove;
+mod room;
 mod setattr;
 mod statfs;
 mod xattr;
