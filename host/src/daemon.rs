@@ -38,6 +38,9 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     let mut config = flags.config(raise_open_files())?;
     config.dax.naive = naive;
     logs::init(&config.log_level)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
     let server = Arc::new(server(&config)?);
@@ -78,11 +81,7 @@ fn share(config: &Config) -> Share {
 fn server(config: &Config) -> Result<Server, SharedDirError> {
     let fs = SharedDir::open(&config.shared_dir, config.share.clone())
         .map_err(|cause| SharedDirError::new(&config.shared_dir, cause))?;
-    Ok(Server::new(
-        fs,
-        Dax::new(config.dax.clone()),
-        config.timeouts,
-    ))
+    Ok(Server::new(fs, Dax::new(config.dax.clone()), config.server))
 }
 
 /// Each inode that a guest knows costs a descriptor: takes as many as the

@@ -7,7 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::Flags;
+use super::{CacheFlag, Flags, WhenFlag};
 
 /// See `--help`.
 #[derive(Clone, Debug, Args)]
@@ -63,13 +63,36 @@ impl Flags {
                 };
                 self.logs.log_level = level.to_owned();
             }
+            "cache" => {
+                self.cache.cache = match value {
+                    "auto" => CacheFlag::Auto,
+                    "always" => CacheFlag::Always,
+                    "metadata" => CacheFlag::Metadata,
+                    "none" => CacheFlag::Never,
+                    _ => return bad(),
+                };
+            }
             _ => return Err(unknown(name)),
         }
         Ok(())
     }
 
     fn apply_switch(&mut self, name: &str) -> Result<(), String> {
+        let (cache, semantics) = (&mut self.cache, &mut self.semantics);
         match name {
+            "readdirplus" => cache.no_readdirplus = false,
+            "no_readdirplus" => cache.no_readdirplus = true,
+            "writeback" => cache.writeback = true,
+            "no_writeback" => cache.writeback = false,
+            "allow_direct_io" => cache.allow_direct_io = true,
+            "no_allow_direct_io" => cache.allow_direct_io = false,
+            "announce_submounts" => semantics.no_announce_submounts = false,
+            "killpriv_v2" => semantics.set_killpriv_v2(true),
+            "no_killpriv_v2" => semantics.set_killpriv_v2(false),
+            "posix_acl" => semantics.posix_acl = WhenFlag::Always,
+            "no_posix_acl" => semantics.posix_acl = WhenFlag::Never,
+            "security_label" => semantics.security_label = WhenFlag::Always,
+            "no_security_label" => semantics.security_label = WhenFlag::Never,
             // Nothing is locked on the host unless that is asked for.
             "no_posix_lock" | "no_flock" => {}
             _ => return Err(unknown(name)),
@@ -108,6 +131,12 @@ mod tests {
         let flags = settled(&["-o", "source=/d,loglevel=err,no_flock", "-f"]).expect("valid");
         assert_eq!(flags.shared_dir, Some("/d".into()));
         assert_eq!(flags.logs.log_level, "error");
+        let old = "source=/d,cache=none,no_readdirplus,writeback,posix_acl,killpriv_v2";
+        let flags = settled(&["--cache", "always", "-o", old]).expect("valid");
+        assert_eq!(flags.cache.cache, CacheFlag::Never);
+        assert!(flags.cache.no_readdirplus && flags.cache.writeback);
+        assert_eq!(flags.semantics.posix_acl, WhenFlag::Always);
+        assert_eq!(flags.semantics.kill_priv(), Some(true));
         let flags = settled(&["-d", "--log-level", "warn", "-o", "source=/d"]).expect("valid");
         assert_eq!(flags.logs.log_level, "debug");
     }

@@ -6,10 +6,12 @@
 //! flag, ours has its name and its meaning, or is refused with what to write
 //! instead.
 
+mod cache;
 mod compat;
 mod logs;
 mod migration;
 mod report;
+mod semantics;
 mod window;
 
 use std::os::fd::RawFd;
@@ -19,16 +21,18 @@ use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use daxwindow_shared::virtiofs;
 
-use crate::dax::DaxOptions;
+use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
-use crate::server::CacheTimeouts;
+use crate::server::ServerOptions;
 
+pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
 pub use report::ReportFlags;
+pub use semantics::{SemanticsFlags, WhenFlag};
 pub use window::{DaxFlag, ExecutablesFlag, SlotsFlag, WindowFlags};
 
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
@@ -57,16 +61,6 @@ pub struct Flags {
     #[arg(long)]
     pub readonly: bool,
 
-    /// Take the guest's POSIX and flock locks on the host, where other guests
-    /// and the host's own programs meet them
-    #[arg(long)]
-    pub locks: bool,
-
-    /// Let POSIX ACLs of the share hold in the guest, and default ACLs for what
-    /// it creates
-    #[arg(long)]
-    pub posix_acl: bool,
-
     /// Number of request queues, each with a worker of its own
     #[arg(
         long,
@@ -75,6 +69,14 @@ pub struct Flags {
         value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)),
     )]
     pub num_request_queues: u32,
+
+    /// What guests keep.
+    #[command(flatten)]
+    pub cache: CacheFlags,
+
+    /// What requests mean.
+    #[command(flatten)]
+    pub semantics: SemanticsFlags,
 
     /// The DAX window.
     #[command(flatten)]
@@ -117,14 +119,16 @@ pub struct Config {
     pub share: ShareOptions,
     /// The window.
     pub dax: DaxOptions,
-    /// How long guests may cache names and attributes.
-    pub timeouts: CacheTimeouts,
+    /// How requests are answered where there is a choice.
+    pub server: ServerOptions,
     /// What the device tells the guest.
     pub device: DeviceOptions,
     /// What to log.
     pub log_level: String,
     /// Where to tell how things are.
     pub status_socket: Option<PathBuf>,
+    /// Flags that do less than somebody may expect, to be logged.
+    pub warnings: Vec<&'static str>,
 }
 
 impl Flags {
@@ -173,9 +177,11 @@ impl Flags {
             front_end_timeout: dax.front_end_timeout,
         };
         Ok(Config {
+            warnings: self.cache.warnings(dax.mode != DaxMode::Never),
             share: ShareOptions {
-                locks: self.locks,
-                posix_acl: self.posix_acl,
+                locks: self.semantics.locks,
+                posix_acl: self.semantics.posix_acl != WhenFlag::Never,
+                noatime: self.semantics.preserve_noatime,
                 ..share_options(self.readonly, max_open_files)
             },
             // `settled` requires both, unless nothing is served.
@@ -185,7 +191,14 @@ impl Flags {
             },
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
-            timeouts: CacheTimeouts::default(),
+            server: ServerOptions {
+                caching: self.cache.caching(),
+                direct_io: self.cache.allow_direct_io,
+                kill_priv: self.semantics.kill_priv(),
+                submounts: !self.semantics.no_announce_submounts,
+                security_labels: self.semantics.security_label != WhenFlag::Never,
+                required: self.semantics.required(),
+            },
             device,
             log_level: self.logs.log_level,
             status_socket: self.report.status_socket,
@@ -243,7 +256,6 @@ impl SharedDirError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::dax::DaxMode;
 
     fn parse(extra: &[&str]) -> Result<Flags, clap::Error> {
         let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];
