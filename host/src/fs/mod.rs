@@ -13,6 +13,7 @@
 //! | `locks` | locks between guests |
 //! | `xattrmap` | names of extended attributes between guest and host |
 //! | `fileattr` | what lsattr and chattr know |
+//! | `room` | that what is stored through the window finds room |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
 //! Law: no request leaves the shared directory. An inode is an `O_PATH |
@@ -43,6 +44,7 @@ mod name;
 mod open;
 mod procfd;
 mod remove;
+mod room;
 mod setattr;
 mod statfs;
 mod xattr;
