@@ -16,6 +16,7 @@ mod policy;
 mod report;
 mod root;
 mod semantics;
+mod sqlite;
 mod together;
 mod traps;
 mod trees;

@@ -211,7 +211,11 @@ fn holes_and_copies(scene: &mut Scene) {
     assert_eq!(host.len(), 68 << 10);
     let zeros = host.iter().filter(|byte| **byte == 0).count();
     assert_eq!(zeros, (16 + 4 + 4) << 10);
-    let blocks = scene.host("inode/holes").metadata().expect("there").blocks();
+    let blocks = scene
+        .host("inode/holes")
+        .metadata()
+        .expect("there")
+        .blocks();
     assert!(blocks * 512 >= 112 << 10, "{blocks} blocks");
     let copy = "cd /inode; xfs_io -f -c 'copy_range -s 0 -d 4096 -l 8192 holes' copy";
     let copies = |kind, scene: &mut Scene| scene.cost(INODE, kind, copy);
@@ -350,7 +354,9 @@ fn overlays(scene: &mut Scene) {
         scene.run("umount /tmp/merged");
     }
     // Again, over what is there now.
-    scene.run("/usr/bin/mount -t overlay overlay -o lowerdir=/inode/upper2:/inode/lower /tmp/merged");
+    scene.run(
+        "/usr/bin/mount -t overlay overlay -o lowerdir=/inode/upper2:/inode/lower /tmp/merged",
+    );
     assert_eq!(
         scene.run("cd /tmp/merged; ls; cat dir/*"),
         "changed\ndir\nelsewhere\nkept\nmade\n"

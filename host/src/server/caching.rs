@@ -38,9 +38,9 @@ pub struct Caching {
     /// Listings tell attributes too, where the mode keeps any.
     pub readdirplus: bool,
     /// Programs in several guests work on the same files and exclude each
-    /// other by locks: in mode auto, the attributes of regular files are asked
-    /// for each time, so that who holds the lock sees what was written under it
-    /// before. Their data follow, by size and time.
+    /// other by locks: in mode auto, names and attributes of all but directories
+    /// are asked for each time, so that who holds the lock sees what was
+    /// written, made and removed under it before. Data follow, by size and time.
     pub locks: bool,
 }
 
@@ -60,22 +60,15 @@ const SHORT: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Caching {
-    /// How long names lead where they led. A name that leads nowhere is asked
-    /// for every time.
-    pub(super) fn name_valid(self) -> Duration {
+    /// How long a name leads to what has these attributes, and they are as
+    /// they were. A name that leads nowhere is asked for every time.
+    pub(super) fn valid(self, attr: &Attr) -> Duration {
+        let directory = FileType::from_raw_mode(attr.mode) == FileType::Directory;
         match self.mode {
+            CacheMode::Auto if self.locks && !directory => Duration::ZERO,
             CacheMode::Auto => SHORT,
             CacheMode::Always | CacheMode::Metadata => LONG,
             CacheMode::Never => Duration::ZERO,
-        }
-    }
-
-    /// How long attributes are as they were.
-    pub(super) fn attr_valid(self, attr: &Attr) -> Duration {
-        let regular = FileType::from_raw_mode(attr.mode) == FileType::RegularFile;
-        match self.mode {
-            CacheMode::Auto if self.locks && regular => Duration::ZERO,
-            _ => self.name_valid(),
         }
     }
 

@@ -150,13 +150,14 @@ fn each_cache_mode_tells_how_long_and_what() {
 }
 
 #[test]
-fn where_guests_lock_sizes_are_asked_for_each_time() {
+fn where_guests_lock_files_are_asked_for_each_time() {
     for (mode, valid) in [(CacheMode::Auto, 0), (CacheMode::Always, 24 * 60 * 60)] {
         let mut options = cached(mode);
         options.caching.locks = true;
         let guest = guest(options);
         guest.host_file("f", b"data");
-        assert_eq!(guest.lookup("f").attr_valid, valid);
+        let entry = guest.lookup("f");
+        assert_eq!((entry.entry_valid, entry.attr_valid), (valid, valid));
         let args = GetattrIn::default();
         let root: AttrOut = guest.value(Opcode::Getattr, ROOT_ID, &[args.as_bytes()]);
         assert_eq!(root.attr_valid, valid.max(1), "a directory");
