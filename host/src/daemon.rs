@@ -37,7 +37,7 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     }
     let mut config = flags.config(raise_open_files())?;
     config.dax.naive = naive;
-    logs::init(&config.log_level)?;
+    logs::init(&config.log_level, config.syslog)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -54,7 +54,11 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     let socket = match &config.listen {
         Listen::Path(path) => Socket::bind("--socket-path", path)?,
         Listen::Inherited(fd) => Socket::inherit(*fd)?,
+        Listen::Activated(fd) => Socket::activated(*fd)?,
     };
+    if let Some(group) = config.socket_group {
+        socket.let_in(group)?;
+    }
     tell_service_manager(&[NotifyState::Ready]);
     serve(&server, config.device, &socket, &stop)?;
     tell_service_manager(&[NotifyState::Stopping]);

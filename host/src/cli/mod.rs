@@ -6,6 +6,7 @@
 //! flag, ours has its name and its meaning, or is refused with what to write
 //! instead.
 
+mod activation;
 mod attributes;
 mod cache;
 mod compat;
@@ -21,6 +22,7 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use daxwindow_shared::virtiofs;
+use rustix::fs::Gid;
 
 use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
@@ -28,6 +30,7 @@ use crate::device::serve::DeviceOptions;
 use crate::fs::{IdMapError, ShareOptions};
 use crate::server::ServerOptions;
 
+pub use activation::{ActivationFlags, Group};
 pub use attributes::AttributeFlags;
 pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
@@ -50,6 +53,10 @@ pub struct Flags {
     /// --socket-path: 3 under a systemd socket unit
     #[arg(long, value_name = "FD", conflicts_with_all = ["socket_path", "print_session"])]
     pub fd: Option<RawFd>,
+
+    /// Who may connect, and sockets that nobody named.
+    #[command(flatten)]
+    pub activation: ActivationFlags,
 
     /// Directory to share
     #[arg(long, value_name = "DIR")]
@@ -112,6 +119,8 @@ pub enum Listen {
     Path(PathBuf),
     /// A socket that listens already.
     Inherited(RawFd),
+    /// The same, as the service manager has passed it.
+    Activated(RawFd),
 }
 
 /// Everything the daemon needs to start.
@@ -119,6 +128,8 @@ pub enum Listen {
 pub struct Config {
     /// Where to listen.
     pub listen: Listen,
+    /// Who may connect besides the owner.
+    pub socket_group: Option<Gid>,
     /// What to share.
     pub shared_dir: PathBuf,
     /// How it is shared.
@@ -131,6 +142,8 @@ pub struct Config {
     pub device: DeviceOptions,
     /// What to log.
     pub log_level: String,
+    /// Log to syslog.
+    pub syslog: bool,
     /// Where to tell how things are.
     pub status_socket: Option<PathBuf>,
     /// Flags that do less than somebody may expect, to be logged.
@@ -158,7 +171,11 @@ impl Flags {
         }
         let mut missing = Vec::new();
         if self.socket_path.is_none() && self.fd.is_none() {
-            missing.push("--socket-path PATH (or --fd FD)");
+            match self.activation.find() {
+                Ok(true) => {}
+                Ok(false) => missing.push("--socket-path PATH (or --fd FD, or a socket unit)"),
+                Err(message) => return error(ErrorKind::ValueValidation, message),
+            }
         }
         if self.shared_dir.is_none() {
             missing.push("--shared-dir DIR");
@@ -206,8 +223,12 @@ impl Flags {
             // `settled` requires both, unless nothing is served.
             listen: match self.fd {
                 Some(fd) => Listen::Inherited(fd),
-                None => Listen::Path(self.socket_path.unwrap_or_default()),
+                None => match (self.socket_path, self.activation.fd()) {
+                    (None, Some(fd)) => Listen::Activated(fd),
+                    (path, _) => Listen::Path(path.unwrap_or_default()),
+                },
             },
+            socket_group: self.activation.socket_group.map(|group| group.0),
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
             server: ServerOptions {
@@ -220,6 +241,7 @@ impl Flags {
             },
             device,
             log_level: self.logs.log_level,
+            syslog: self.logs.syslog,
             status_socket: self.report.status_socket,
         })
     }
