@@ -1,5 +1,8 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
+mod ctl;
+mod listen;
+
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -16,22 +19,49 @@ use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
 use crate::server::CacheTimeouts;
 
+pub use ctl::{AddFlags, Command, Ctl, Order, RemoveFlags};
+pub use listen::{Doors, Listen, ListenFlags};
+
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
 /// on the host's page cache.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "daxwindowd", version, about)]
+#[command(
+    name = "daxwindowd",
+    version,
+    about,
+    subcommand_negates_reqs = true,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Flags {
-    /// Unix socket to listen on for the VMM; one client at a time is served
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["print_session", "fd"])]
-    pub socket_path: Option<PathBuf>,
+    /// What to do in place of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Unix socket to listen on for a VMM; one client at a time is served. May
+    /// be repeated: each serves the directory to a guest of its own
+    #[arg(
+        long,
+        value_name = "PATH",
+        required_unless_present_any = ["print_session", "fd", "socket_dir"],
+        requires = "shared_dir",
+    )]
+    pub socket_path: Vec<PathBuf>,
 
     /// Descriptor of a Unix socket that listens already, in place of
     /// --socket-path: 3 under a systemd socket unit
-    #[arg(long, value_name = "FD", conflicts_with_all = ["socket_path", "print_session"])]
+    #[arg(long, value_name = "FD", conflicts_with_all = ["socket_path", "print_session"], requires = "shared_dir")]
     pub fd: Option<RawFd>,
 
+    /// Where VMMs connect besides.
+    #[command(flatten)]
+    pub listen: ListenFlags,
+
     /// Directory to share
-    #[arg(long, value_name = "DIR", required_unless_present = "print_session")]
+    #[arg(
+        long,
+        value_name = "DIR",
+        required_unless_present_any = ["print_session", "socket_dir"],
+    )]
     pub shared_dir: Option<PathBuf>,
 
     /// Name by which the guest mounts the share, at most 36 bytes
@@ -155,6 +185,16 @@ pub enum DaxFlag {
     Always,
 }
 
+impl From<DaxFlag> for DaxMode {
+    fn from(flag: DaxFlag) -> DaxMode {
+        match flag {
+            DaxFlag::Never => DaxMode::Never,
+            DaxFlag::Inode => DaxMode::Inode,
+            DaxFlag::Always => DaxMode::Always,
+        }
+    }
+}
+
 /// `--dax-executables`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ExecutablesFlag {
@@ -183,20 +223,11 @@ pub enum SlotsFlag {
     Off,
 }
 
-/// Where the VMM connects.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// A socket of our own at this path.
-    Path(PathBuf),
-    /// A socket that listens already.
-    Inherited(RawFd),
-}
-
 /// Everything the daemon needs to start.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen.
-    pub listen: Listen,
+    pub doors: Doors,
     /// What to share.
     pub shared_dir: PathBuf,
     /// How it is shared.
@@ -221,11 +252,9 @@ impl Flags {
     ///
     /// What the flags cannot mean together.
     pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
-        let mode = match self.dax {
-            _ if self.dax_window == 0 => DaxMode::Never,
-            DaxFlag::Never => DaxMode::Never,
-            DaxFlag::Inode => DaxMode::Inode,
-            DaxFlag::Always => DaxMode::Always,
+        let mode = match self.dax_window {
+            0 => DaxMode::Never,
+            _ => self.dax.into(),
         };
         let dax = DaxOptions {
             mode,
@@ -251,17 +280,21 @@ impl Flags {
             config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
         };
+        let fixed = self.shared_dir.is_some();
+        let doors = self.listen.doors(self.socket_path, self.fd)?;
+        if fixed && doors.fixed.is_empty() && self.print_session.is_none() {
+            return Err(FlagError::NoSocket);
+        }
+        // To each the same.
+        let max_open_files = max_open_files / doors.max_shares as u64;
         Ok(Config {
             share: ShareOptions {
                 locks: self.locks,
                 posix_acl: self.posix_acl,
                 ..share_options(self.readonly, max_open_files)
             },
-            // The parser requires both, unless nothing is served.
-            listen: match self.fd {
-                Some(fd) => Listen::Inherited(fd),
-                None => Listen::Path(self.socket_path.unwrap_or_default()),
-            },
+            doors,
+            // The parser requires it where there is a fixed socket.
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
             timeouts: CacheTimeouts::default(),
@@ -316,6 +349,12 @@ pub enum FlagError {
     /// The tag.
     #[error("--tag: {0}")]
     Tag(#[from] virtiofs::TagError),
+    /// More than may be.
+    #[error("--max-shares: {0} sockets are named")]
+    TooManySockets(usize),
+    /// Nobody could connect.
+    #[error("--shared-dir: no --socket-path to serve it at; `daxwindowd ctl add` brings its own")]
+    NoSocket,
     /// The patterns, all together.
     #[error("--dax-include, --dax-exclude: {0}")]
     Patterns(#[from] globset::Error),
