@@ -17,6 +17,7 @@ use crate::device::serve::Stop;
 use crate::device::socket::Socket;
 use crate::fs::SharedDir;
 use crate::observe::ask::print_session;
+use crate::observe::capabilities::Capabilities;
 use crate::observe::logs;
 use crate::observe::status_socket::StatusSocket;
 use crate::shares::control::ControlSocket;
@@ -35,12 +36,19 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
         print!("{}", shares::client::run(ctl)?);
         return Ok(());
     }
-    if let Some(path) = &flags.print_session {
-        return Ok(print_session(path, flags.json)?);
+    if let Some(path) = &flags.report.print_session {
+        return Ok(print_session(path, flags.report.json)?);
+    }
+    if flags.report.print_capabilities {
+        println!("{}", Capabilities::ours().to_json());
+        return Ok(());
     }
     let mut config = flags.config(raise_open_files())?;
     config.dax.naive = naive;
     logs::init(&config.log_level)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
     SharedDir::prepare()?;

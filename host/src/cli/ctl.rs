@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{DaxFlag, parse_tag, parse_window};
+use super::window::parse_window;
+use super::{DaxFlag, parse_tag};
 use crate::shares::ShareName;
 
 /// What to do in place of serving.

@@ -12,6 +12,7 @@ const MAX_SHARES: u16 = 64;
 
 /// See `--help`.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Many guests")]
 pub struct ListenFlags {
     /// Directory for sockets that come and go: `daxwindowd ctl` adds shares
     /// here at run time, each a socket NAME.sock, and removes them; it talks

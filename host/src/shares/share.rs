@@ -104,7 +104,7 @@ impl Share {
             path: new.directory.clone(),
             cause,
         })?;
-        let server = Server::new(fs, Dax::new(config.dax.clone()), config.timeouts);
+        let server = Server::new(fs, Dax::new(config.dax.clone()), config.server);
         let stop = Stop::new().map_err(|cause| ShareError::Io {
             action: "create an event",
             cause,
