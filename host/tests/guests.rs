@@ -8,7 +8,8 @@ use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
 use common::{
-    DAEMON, Daemon, PATIENCE, RANGE, assert_serves, eventually, in_memory, make_file, on_disk, walk,
+    DAEMON, Daemon, PAGE, PATIENCE, RANGE, assert_serves, eventually, in_memory, make_file,
+    on_disk, walk,
 };
 use daxwindow_guest::session::{Session, SessionOptions};
 use daxwindow_host::observe::document::Status;
@@ -309,15 +310,22 @@ fn what_guests_have_in_common_is_counted() {
     for (guest, from) in guests.iter().zip([0, 2, 4]) {
         map(guest, "f", from..from + 4);
     }
-    map(&guests[0], "small", 5..6);
+    // Counts as far as the file reaches: two pages.
+    let small = walk(&guests[0], "small").expect("found").nodeid;
+    guests[0]
+        .setup_mapping(small, 0, 5 * RANGE, RANGE, false)
+        .expect("mapped");
     let status = scene.status();
     let common = &status.common;
     assert_eq!((status.shares.len(), common.guests), (3, 3));
-    assert_eq!((common.files, common.shared_files), (1, 1));
-    assert_eq!(common.mapped_bytes, 12 * RANGE);
-    assert_eq!(common.distinct_bytes, 8 * RANGE);
+    assert_eq!((common.files, common.shared_files), (2, 1));
+    assert_eq!(common.mapped_bytes, 12 * RANGE + 2 * PAGE);
+    assert_eq!(common.distinct_bytes, 8 * RANGE + 2 * PAGE);
     assert_eq!(common.saved_bytes, 4 * RANGE);
-    assert_eq!(common.bytes_by_guests, [(1, 4 * RANGE), (2, 4 * RANGE)]);
+    assert_eq!(
+        common.bytes_by_guests,
+        [(1, 4 * RANGE + 2 * PAGE), (2, 4 * RANGE)]
+    );
     let inode = std::os::unix::fs::MetadataExt::ino(
         &std::fs::metadata(scene.share.path().join("f")).expect("there"),
     );
@@ -330,7 +338,7 @@ fn what_guests_have_in_common_is_counted() {
     let [first, second, third] = guests;
     drop(second);
     eventually("its mappings are gone", || {
-        scene.status().common.mapped_bytes == 8 * RANGE
+        scene.status().common.mapped_bytes == 8 * RANGE + 2 * PAGE
     });
     let common = scene.status().common;
     assert_eq!((common.saved_bytes, common.guests), (0, 2));

@@ -31,7 +31,10 @@ pub fn send_line(
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_DESCRIPTORS))];
     let mut control = SendAncillaryBuffer::new(&mut space);
     let message = SendAncillaryMessage::ScmRights(descriptors);
-    if line.is_empty() || (!descriptors.is_empty() && !control.push(message)) {
+    if line.is_empty() || descriptors.len() > MAX_DESCRIPTORS {
+        return Err(ErrorKind::InvalidInput.into());
+    }
+    if !descriptors.is_empty() && !control.push(message) {
         return Err(ErrorKind::InvalidInput.into());
     }
     let first = [IoSlice::new(line)];
