@@ -11,6 +11,7 @@
 //! | `creator` | who creates, and the label of what is created |
 //! | `locks` | locks between guests |
 //! | `fileattr` | what lsattr and chattr know |
+//! | `room` | that what is stored through the window finds room |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
 //! Law: no request leaves the shared directory. An inode is an `O_PATH |
@@ -40,6 +41,7 @@ mod name;
 mod open;
 mod procfd;
 mod remove;
+mod room;
 mod setattr;
 mod statfs;
 mod xattr;
