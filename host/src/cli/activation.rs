@@ -1,4 +1,4 @@
-//! Flags about who may connect, and the socket that a service manager passes.
+//! Flags about who may connect, and the sockets that a service manager passes.
 
 use std::os::fd::RawFd;
 use std::str::FromStr;
@@ -15,7 +15,7 @@ pub struct ActivationFlags {
 
     /// Passed by the service manager.
     #[arg(skip)]
-    activated: Option<RawFd>,
+    activated: Vec<RawFd>,
 }
 
 /// A group of this system.
@@ -36,8 +36,8 @@ impl FromStr for Group {
 }
 
 impl ActivationFlags {
-    /// Looks for a socket that the service manager has passed (`LISTEN_PID`,
-    /// `LISTEN_FDS`); answers whether there is one. To be called before any
+    /// Looks for sockets that the service manager has passed (`LISTEN_PID`,
+    /// `LISTEN_FDS`); answers whether there are any. To be called before any
     /// fork, since what is passed is for one process.
     ///
     /// # Errors
@@ -45,27 +45,22 @@ impl ActivationFlags {
     /// What is wrong with what was passed.
     pub(super) fn find(&mut self) -> Result<bool, String> {
         let fds = sd_notify::listen_fds();
-        let mut fds = fds.map_err(|error| format!("LISTEN_FDS, LISTEN_PID: {error}"))?;
-        let count = fds.len();
-        if count > 1 {
-            return Err(format!(
-                "LISTEN_FDS: {count} sockets were passed; say by --fd which one to serve on"
-            ));
-        }
-        if count == 1 && self.socket_group.is_some() {
+        let fds = fds.map_err(|error| format!("LISTEN_FDS, LISTEN_PID: {error}"))?;
+        self.activated = fds.collect();
+        let found = !self.activated.is_empty();
+        if found && self.socket_group.is_some() {
             return Err(
                 "--socket-group: the socket was passed; its group is for who made it \
                  (SocketGroup= in a socket unit)"
                     .to_owned(),
             );
         }
-        self.activated = fds.next();
-        Ok(self.activated.is_some())
+        Ok(found)
     }
 
     /// What was found.
-    pub(super) fn fd(&self) -> Option<RawFd> {
-        self.activated
+    pub(super) fn fds(&self) -> &[RawFd] {
+        &self.activated
     }
 }
 

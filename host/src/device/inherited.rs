@@ -4,13 +4,13 @@
 
 #![allow(unsafe_code)]
 
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use parking_lot::Mutex;
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
-use rustix::net::AddressFamily;
-use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
 
 /// Takes over descriptor `fd`, once: it is closed with the listener.
 ///
@@ -45,16 +45,27 @@ fn take(fd: RawFd, is_free: impl FnOnce(FdFlags) -> bool) -> Result<UnixListener
     // if it is not open; nothing else of this process closes descriptors that
     // it did not open.
     let borrowed = unsafe { BorrowedFd::borrow_raw(fd) };
-    let free = is_free(fcntl_getfd(borrowed)?);
-    let listens = socket_domain(borrowed) == Ok(AddressFamily::UNIX)
-        && socket_acceptconn(borrowed) == Ok(true);
-    if !free || !listens {
+    if !is_free(fcntl_getfd(borrowed)?) {
         return Err(Errno::INVAL);
     }
+    require_listening(borrowed)?;
     fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
     // SAFETY: open, as just seen, and both callers have made sure that nobody
     // else in this process owns it, now or by a second call.
     Ok(UnixListener::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// # Errors
+///
+/// `EINVAL` for what is no Unix stream socket that listens.
+pub(super) fn require_listening(fd: impl AsFd) -> Result<(), Errno> {
+    let listens = socket_domain(&fd) == Ok(AddressFamily::UNIX)
+        && socket_type(&fd) == Ok(SocketType::STREAM)
+        && socket_acceptconn(&fd) == Ok(true);
+    match listens {
+        true => Ok(()),
+        false => Err(Errno::INVAL),
+    }
 }
 
 #[cfg(test)]
