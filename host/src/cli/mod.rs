@@ -1,5 +1,7 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
+pub mod inodes;
+
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -112,6 +114,10 @@ pub struct Flags {
     /// it creates
     #[arg(long)]
     pub posix_acl: bool,
+
+    /// What a guest may know, open and map.
+    #[command(flatten)]
+    pub inodes: inodes::InodeFlags,
 
     /// Number of request queues, each with a worker of its own
     #[arg(
@@ -243,7 +249,7 @@ impl Flags {
                 SlotsFlag::On => MemorySlots::On,
                 SlotsFlag::Off => MemorySlots::Off,
             },
-            max_maps: self.max_maps(),
+            max_maps: self.inodes.max_maps(self.max_maps()),
             front_end_timeout: Duration::from_secs(self.front_end_timeout),
             ..DaxOptions::default()
         };
@@ -252,11 +258,15 @@ impl Flags {
             front_end_timeout: dax.front_end_timeout,
         };
         Ok(Config {
-            share: ShareOptions {
-                locks: self.locks,
-                posix_acl: self.posix_acl,
-                ..share_options(self.readonly, max_open_files)
-            },
+            share: self.inodes.apply(
+                ShareOptions {
+                    readonly: self.readonly,
+                    locks: self.locks,
+                    posix_acl: self.posix_acl,
+                    ..ShareOptions::default()
+                },
+                max_open_files,
+            )?,
             // The parser requires both, unless nothing is served.
             listen: match self.fd {
                 Some(fd) => Listen::Inherited(fd),
@@ -284,19 +294,6 @@ impl Flags {
     }
 }
 
-/// Half of the descriptors may be spent on inodes and a quarter on handles;
-/// the window's files and the daemon's own needs have the rest.
-fn share_options(readonly: bool, max_open_files: u64) -> ShareOptions {
-    let defaults = ShareOptions::default();
-    let part = |divisor| usize::try_from(max_open_files / divisor).unwrap_or(usize::MAX);
-    ShareOptions {
-        readonly,
-        max_inodes: defaults.max_inodes.min(part(2)),
-        max_handles: defaults.max_handles.min(part(4)),
-        ..defaults
-    }
-}
-
 fn parse_tag(text: &str) -> Result<String, virtiofs::TagError> {
     virtiofs::Config::new(text, 1)?;
     Ok(text.to_owned())
@@ -316,6 +313,9 @@ pub enum FlagError {
     /// The tag.
     #[error("--tag: {0}")]
     Tag(#[from] virtiofs::TagError),
+    /// More open files than there can be.
+    #[error(transparent)]
+    OpenFiles(#[from] inodes::TooManyFiles),
     /// The patterns, all together.
     #[error("--dax-include, --dax-exclude: {0}")]
     Patterns(#[from] globset::Error),
@@ -359,10 +359,7 @@ mod tests {
         );
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
-        assert_eq!(
-            (config.share.max_inodes, config.share.max_handles),
-            (512, 256)
-        );
+        assert_eq!(config.share.max_handles, 256);
     }
 
     #[test]

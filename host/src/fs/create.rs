@@ -5,7 +5,7 @@
 //! has a default ACL and ACLs are served; the daemon's own umask is zero.
 
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev};
@@ -53,7 +53,7 @@ impl SharedDir {
         creds::creating(caller, || {
             rustix::fs::symlinkat(target, &fd, name.as_c_str())
         })?;
-        self.lookup_in(&dir, name)
+        self.lookup_new(&dir, name)
     }
 
     /// Creates a regular file, FIFO, socket or device node. Other types are
@@ -80,7 +80,7 @@ impl SharedDir {
         creds::creating(caller, || {
             rustix::fs::mknodat(&fd, name.as_c_str(), kind, mode, dev)
         })?;
-        self.lookup_in(&dir, name)
+        self.lookup_new(&dir, name)
     }
 
     /// Creates a directory.
@@ -95,7 +95,7 @@ impl SharedDir {
         let dir = self.parent_for_new(parent)?;
         let (fd, mode) = (dir.fd()?, self.mode_in(&dir, mode, umask)?);
         creds::creating(caller, || rustix::fs::mkdirat(&fd, name.as_c_str(), mode))?;
-        self.lookup_in(&dir, name)
+        self.lookup_new(&dir, name)
     }
 
     /// Gives an inode one more name. A symbolic link is linked itself.
@@ -104,7 +104,8 @@ impl SharedDir {
         let inode = self.inode(nodeid)?;
         let dir = self.inode(new_parent)?;
         // By the link in procfs: AT_EMPTY_PATH would need one more capability.
-        let source = ProcFd::link(inode.fd()?);
+        let fd = inode.fd()?;
+        let source = ProcFd::link(fd.as_fd());
         rustix::fs::linkat(
             self.proc.dir(),
             source.as_c_str(),
@@ -134,8 +135,8 @@ impl SharedDir {
         let want = Request::parse(flags)?;
         let room = self.handles.reserve()?;
         let mode = self.mode_in(&dir, mode, umask)?;
-        let made = self.create_or_open(caller, &dir, name, want, mode)?;
-        self.hand_out(&dir, want, room, made)
+        let (file, entry) = self.create_or_open(caller, &dir, name, want, mode)?;
+        self.hand_out(&dir, want, room, file, entry)
     }
 
     /// Creates and opens a regular file that has no name; LINK may give it
@@ -159,7 +160,8 @@ impl SharedDir {
             rustix::fs::openat2(&fd, c".", flags, mode, RESOLVE)
         })?;
         let node = self.proc.reopen(&file, OFlags::PATH)?;
-        self.hand_out(&dir, want, room, (file, Found::new(node)?))
+        let entry = self.bind(&dir, Found::new(node)?)?;
+        self.hand_out(&dir, want, room, file, entry)
     }
 
     fn hand_out(
@@ -167,9 +169,9 @@ impl SharedDir {
         dir: &Inode,
         want: Request,
         room: Reserved,
-        (file, found): (OwnedFd, Found),
+        file: OwnedFd,
+        entry: Entry,
     ) -> Result<(Entry, u64), Errno> {
-        let entry = self.bind(dir.session(), found)?;
         let open = want.opened(file);
         let added = self
             .handles
@@ -190,7 +192,7 @@ impl SharedDir {
         name: Name<'_>,
         want: Request,
         mode: Mode,
-    ) -> Result<(OwnedFd, Found), Errno> {
+    ) -> Result<(OwnedFd, Entry), Errno> {
         // O_EXCL always: what exists must be looked at before it is opened.
         let flags = want.flags
             | OFlags::CREATE
@@ -205,8 +207,14 @@ impl SharedDir {
             });
             match made {
                 Ok(file) => {
-                    let node = self.proc.reopen(&file, OFlags::PATH)?;
-                    return Ok((file, Found::new(node)?));
+                    let entry = match self.bind_created(dir, &file)? {
+                        Some(entry) => entry,
+                        None => {
+                            let node = self.proc.reopen(&file, OFlags::PATH)?;
+                            self.bind(dir, Found::new(node)?)?
+                        }
+                    };
+                    return Ok((file, entry));
                 }
                 Err(Errno::EXIST) if !want.exclusive => {}
                 Err(errno) => return Err(errno),
@@ -226,7 +234,7 @@ impl SharedDir {
         dir: &Inode,
         name: Name<'_>,
         want: Request,
-    ) -> Result<(OwnedFd, Found), Errno> {
+    ) -> Result<(OwnedFd, Entry), Errno> {
         let mut found = find(dir.fd()?, name)?;
         openable(found.kind())?;
         let mut flags = want.flags;
@@ -235,15 +243,15 @@ impl SharedDir {
         if want.truncate {
             found.stat = stat(&found.fd)?;
         }
-
-        Ok((file, found))
+        Ok((file, self.bind(dir, found)?))
     }
 
     /// The directory for a new name, when something may be created and then
     /// handed out.
     fn parent_for_new(&self, parent: u64) -> Result<Arc<Inode>, Errno> {
         self.require_writable()?;
-        self.inodes.require_room()?;
-        self.inode(parent)
+        let dir = self.inode(parent)?;
+        self.inodes.require_room(dir.mount())?;
+        Ok(dir)
     }
 }

@@ -84,7 +84,7 @@ impl SharedDir {
         let inode = self.inode(nodeid)?;
         inode.require_regular()?;
         let room = self.handles.reserve()?;
-        let file = self.proc.reopen(inode.fd()?, want.flags)?;
+        let file = self.reopen(&inode, want.flags)?;
         if kill_suidgid && want.writable {
             self.kill_bits(&inode)?;
         }
