@@ -10,6 +10,7 @@ mod counted;
 mod exercisers;
 mod forest;
 mod lifecycle;
+mod pjdfstest;
 mod policy;
 mod report;
 mod root;

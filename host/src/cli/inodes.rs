@@ -9,6 +9,7 @@ const MOST_CACHED: usize = 1 << 14;
 
 /// What a guest may know, open and map.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "What a guest may spend")]
 pub struct InodeFlags {
     /// Whether inodes that the guest knows are kept by file handle or each by
     /// an open descriptor

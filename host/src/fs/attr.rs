@@ -73,7 +73,7 @@ fn encode_dev(major: u32, minor: u32) -> u32 {
 }
 
 /// (major, minor) of a device number from the wire.
-pub(super) fn decode_dev(dev: u32) -> (u32, u32) {
+pub(crate) fn decode_dev(dev: u32) -> (u32, u32) {
     ((dev >> 8) & 0xfff, (dev & 0xff) | (dev >> 12) & 0xf_ff00)
 }
 
@@ -92,6 +92,24 @@ impl SharedDir {
                 self.getattr(nodeid, None)
             }
         }
+    }
+}
+
+/// Seconds and nanoseconds since 1970.
+type Birth = (i64, u32);
+
+impl SharedDir {
+    /// Attributes of a node, and when it was born where the host's file system
+    /// knows.
+    pub fn statx(&self, nodeid: u64, fh: Option<u64>) -> Result<(Attr, Option<Birth>), Errno> {
+        // The birth time is one for all that the node has open.
+        let attr = self.getattr(nodeid, fh)?;
+        let inode = self.inode(nodeid)?;
+        let (fd, flags) = (inode.fd()?, AtFlags::EMPTY_PATH);
+        let stat = rustix::fs::statx(fd, c"", flags, StatxFlags::BTIME)?;
+        let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        let birth = (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec);
+        Ok((attr, known.then_some(birth)))
     }
 }
 

@@ -67,7 +67,7 @@ impl SharedDir {
                 let horizon = self.inodes.horizon();
                 let stat = stat_at(&fd, name)?;
                 if let Some(known) = self.inodes.known(dir, &stat, horizon) {
-                    return Ok(entry(&stat, known));
+                    return Ok(entry(dir, &stat, known));
                 }
             }
             if dir.mount().pairs_by_name()
@@ -77,11 +77,6 @@ impl SharedDir {
             }
         }
         self.bind(dir, find(&fd, name)?)
-    }
-
-    /// Looks a name up that was just made, which the cheap ways do not find.
-    pub(super) fn lookup_new(&self, dir: &Inode, name: Name<'_>) -> Result<Entry, Errno> {
-        self.bind(dir, find(dir.fd()?, name)?)
     }
 
     /// By handle and attributes of one name, if they are surely of one inode.
@@ -99,7 +94,7 @@ impl SharedDir {
         };
         let known = known?;
         dir.found_known(known.before);
-        Ok(Some(entry(&stat, known)))
+        Ok(Some(entry(dir, &stat, known)))
     }
 
     /// Makes an inode known to the guest, one lookup counted. `dir` is where
@@ -121,19 +116,16 @@ impl SharedDir {
         };
         let known = self.inodes.bind(dir.session(), seen)?;
         dir.found_known(known.before);
-        Ok(entry(&found.stat, known))
+        Ok(entry(dir, &found.stat, known))
     }
 
-    /// The same for a file just created in `dir` and open, if a handle is
-    /// enough to know it by.
-    pub(super) fn bind_created(&self, dir: &Inode, file: &OwnedFd) -> Result<Option<Entry>, Errno> {
+    /// The same for a file just created in `dir` and open.
+    pub(super) fn bind_created(&self, dir: &Inode, file: &OwnedFd) -> Result<Entry, Errno> {
         let then = Moment::now();
         let stat = stat(file)?;
-        if key_of(&stat).mount != dir.mount().id() {
-            return Ok(None);
-        }
         let Some(handle) = dir.mount().handle_of(file)? else {
-            return Ok(None);
+            let node = self.proc.reopen(file, OFlags::PATH)?;
+            return self.bind(dir, Found::new(node)?);
         };
         let seen = Seen {
             mount: dir.mount(),
@@ -143,7 +135,7 @@ impl SharedDir {
             fd: None,
         };
         let known = self.inodes.bind(dir.session(), seen)?;
-        Ok(Some(entry(&stat, known)))
+        Ok(entry(dir, &stat, known))
     }
 
     /// Opens a node's inode once more. The caller has checked that it is a
@@ -197,11 +189,13 @@ impl SharedDir {
     }
 }
 
-fn entry(stat: &Statx, known: Known) -> Entry {
+fn entry(dir: &Inode, stat: &Statx, known: Known) -> Entry {
+    let submount = kind_of(stat) == FileType::Directory && key_of(stat).mount != dir.mount().id();
     Entry {
         nodeid: known.id,
         generation: 0,
         attr: attr_of(stat),
         dax: known.dax,
+        submount,
     }
 }

@@ -8,6 +8,7 @@
 //! | `budget` | what one guest may spend |
 //! | `procfd` | re-opening an inode that is held by `O_PATH` |
 //! | `creds` | acting as the caller on the host |
+//! | `creator` | who creates, and the label of what is created |
 //! | `locks` | locks between guests |
 //! | `fileattr` | what lsattr and chattr know |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
@@ -26,6 +27,7 @@
 mod attr;
 mod budget;
 mod create;
+mod creator;
 mod creds;
 mod dir;
 mod fileattr;
@@ -61,6 +63,8 @@ use inode::{Inode, InodeTable, NodeLimits};
 use locks::LockTable;
 use procfd::ProcFd;
 
+pub(crate) use attr::decode_dev;
+pub use creator::{Creator, Label};
 pub use dir::DirItem;
 pub use inode::InodeUsage;
 pub use locks::{Bell, LockWait, Locked};
@@ -92,6 +96,8 @@ pub struct Entry {
     /// Whether the node has DAX; none if that is to be decided now, see
     /// [`SharedDir::settle_dax`].
     pub dax: Option<bool>,
+    /// A directory that another file system is mounted on.
+    pub submount: bool,
 }
 
 /// By what inodes are known that the guest knows.
@@ -129,6 +135,8 @@ pub struct ShareOptions {
     pub locks: bool,
     /// POSIX ACLs hold in the guest.
     pub posix_acl: bool,
+    /// The guest's `O_NOATIME` reaches the host, where it is for owners only.
+    pub noatime: bool,
 }
 
 impl Default for ShareOptions {
@@ -142,6 +150,7 @@ impl Default for ShareOptions {
             max_handles: 1 << 16,
             locks: false,
             posix_acl: false,
+            noatime: false,
         }
     }
 }
