@@ -56,7 +56,7 @@ pub(in crate::fs) struct Mount {
 #[derive(Debug)]
 struct ByHandle {
     /// Any inode there, opened for reading: the system call takes no `O_PATH`.
-    fd: OwnedFd,
+    fd: Arc<OwnedFd>,
     fs: FsWord,
     /// The device of that inode. A btrfs mount has several, and only that of
     /// an inode in use keeps its number.
@@ -73,6 +73,11 @@ impl Mount {
 
     pub(super) fn descriptors(&self) -> &Arc<Descriptors> {
         &self.descriptors
+    }
+
+    /// The descriptor kept for the mount, of the inode by which it was tried.
+    pub(super) fn descriptor(&self) -> Option<&Arc<OwnedFd>> {
+        self.by_handle.as_ref().map(|way| &way.fd)
     }
 
     /// Whether nodes here need no descriptor.
@@ -253,7 +258,7 @@ fn try_handles(
     }
     let by_name = FileHandle::at(opened.as_fd(), c".").is_ok_and(|(_, mount)| mount == key.mount);
     Ok(ByHandle {
-        fd: opened,
+        fd: Arc::new(opened),
         fs,
         device: key.device(),
         by_name,

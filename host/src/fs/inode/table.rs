@@ -97,6 +97,10 @@ impl InodeTable {
         let descriptors = Descriptors::new(limits.cached_descriptors, limits.held_descriptors);
         let mounts = MountTable::new(limits.handles, descriptors);
         let mount = mounts.of(proc, root.as_fd(), &stat)?;
+        // One descriptor does for both.
+        let fd = mount
+            .descriptor()
+            .map_or_else(|| Arc::new(root), Arc::clone);
         let table = InodeTable {
             by_id: IdShards::new(),
             by_key: (0..SHARDS).map(|_| RwLock::default()).collect(),
@@ -108,7 +112,7 @@ impl InodeTable {
             root: Root {
                 key: attr::key_of(&stat),
                 mount,
-                fd: Arc::new(root),
+                fd,
             },
         };
         table.put_root();
