@@ -9,6 +9,7 @@ mod buffers;
 mod counted;
 mod exercisers;
 mod forest;
+mod full;
 mod lifecycle;
 mod pjdfstest;
 mod policy;

@@ -6,6 +6,7 @@
 //! flag, ours has its name and its meaning, or is refused with what to write
 //! instead.
 
+mod attributes;
 mod cache;
 mod compat;
 mod inodes;
@@ -25,9 +26,10 @@ use daxwindow_shared::virtiofs;
 use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
-use crate::fs::ShareOptions;
+use crate::fs::{IdMapError, ShareOptions};
 use crate::server::ServerOptions;
 
+pub use attributes::AttributeFlags;
 pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
 pub use inodes::{InodeFileHandlesFlag, InodeFlags};
@@ -83,6 +85,10 @@ pub struct Flags {
     /// What a guest may spend.
     #[command(flatten)]
     pub inodes: InodeFlags,
+
+    /// Extended attributes and owners.
+    #[command(flatten)]
+    pub attributes: AttributeFlags,
 
     /// The DAX window.
     #[command(flatten)]
@@ -167,6 +173,9 @@ impl Flags {
             let message = format!("missing: {}", missing.join(" and "));
             return error(ErrorKind::MissingRequiredArgument, message);
         }
+        if let Err(cause) = self.clone().config(u64::MAX) {
+            return error(ErrorKind::ArgumentConflict, cause.to_string());
+        }
         Ok(self)
     }
 
@@ -179,6 +188,13 @@ impl Flags {
     pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
         let mut dax = self.window.options(self.readonly)?;
         dax.max_maps = self.inodes.max_maps(dax.max_maps);
+        let ids = self.attributes.ids()?;
+        let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
+        if acls != WhenFlag::Never {
+            self.attributes.check_acls()?;
+        }
+        let needs_xattr = acls != WhenFlag::Never || labels != WhenFlag::Never;
+        let map = self.attributes.xattrmap;
         let device = DeviceOptions {
             config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
@@ -189,7 +205,10 @@ impl Flags {
                 ShareOptions {
                     readonly: self.readonly,
                     locks: self.semantics.locks,
-                    posix_acl: self.semantics.posix_acl != WhenFlag::Never,
+                    posix_acl: acls != WhenFlag::Never,
+                    xattr: self.attributes.xattr || map.is_some() || needs_xattr,
+                    xattr_map: map,
+                    ids,
                     noatime: self.semantics.preserve_noatime,
                     ..ShareOptions::default()
                 },
@@ -207,7 +226,7 @@ impl Flags {
                 direct_io: self.cache.allow_direct_io,
                 kill_priv: self.semantics.kill_priv(),
                 submounts: !self.semantics.no_announce_submounts,
-                security_labels: self.semantics.security_label != WhenFlag::Never,
+                security_labels: labels != WhenFlag::Never,
                 required: self.semantics.required(),
             },
             device,
@@ -234,6 +253,27 @@ pub enum FlagError {
     /// The patterns, all together.
     #[error("--dax-include, --dax-exclude: {0}")]
     Patterns(#[from] globset::Error),
+    /// Rules about owners, all together.
+    #[error("{flag}: {cause}")]
+    Ids {
+        /// The flag that gave them.
+        flag: &'static str,
+        /// What is wrong.
+        cause: IdMapError,
+    },
+    /// An ACL names users and groups by number.
+    #[error(
+        "--posix-acl: not together with --translate-uid or --translate-gid, which do not \
+         translate the users and groups in ACLs; map ids with --uid-map and --gid-map, or do \
+         without ACLs"
+    )]
+    TranslatedAcls,
+    /// An ACL that the host does not know is not kept.
+    #[error(
+        "--posix-acl: not together with an --xattrmap that keeps ACLs from the host; put \
+         :ok:all:system.posix_acl_:system.posix_acl_: before its rules"
+    )]
+    MappedAcls,
 }
 
 /// Why the directory cannot be shared.

@@ -47,6 +47,18 @@ pub struct WindowFlags {
     #[arg(long, value_name = "GLOB")]
     pub dax_exclude: Vec<Pattern>,
 
+    /// With less room than this left on the host's file system, fill the holes
+    /// of sparse files where the guest maps them writable, and refuse where
+    /// that fails; suffixes as above, 0 for never. Without, a store into a
+    /// hole on a full file system ends the VMM
+    #[arg(
+        long,
+        value_name = "SIZE",
+        default_value = "1G",
+        value_parser = daxwindow_shared::size::parse_bytes,
+    )]
+    pub dax_allocate_below: u64,
+
     /// Whether the VMM may announce memory regions one by one
     #[arg(long, value_name = "WHEN", default_value = "auto")]
     pub memory_slots: SlotsFlag,
@@ -147,6 +159,7 @@ impl WindowFlags {
                 SlotsFlag::On => MemorySlots::On,
                 SlotsFlag::Off => MemorySlots::Off,
             },
+            allocate_below: self.dax_allocate_below,
             max_maps: self.max_maps(),
             front_end_timeout: Duration::from_secs(self.front_end_timeout),
             ..DaxOptions::default()

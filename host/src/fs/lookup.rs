@@ -10,7 +10,7 @@ use daxwindow_shared::fuse::ROOT_ID;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
-use super::attr::{attr_of, key_of, kind_of, stat, stat_at};
+use super::attr::{key_of, kind_of, stat, stat_at};
 use super::inode::{FileHandle, Inode, Known, Moment, NodeFd, Seen};
 use super::{Entry, Name, SharedDir};
 
@@ -67,7 +67,7 @@ impl SharedDir {
                 let horizon = self.inodes.horizon();
                 let stat = stat_at(&fd, name)?;
                 if let Some(known) = self.inodes.known(dir, &stat, horizon) {
-                    return Ok(entry(dir, &stat, known));
+                    return Ok(self.entry_of(dir, &stat, known));
                 }
             }
             if dir.mount().pairs_by_name()
@@ -94,7 +94,7 @@ impl SharedDir {
         };
         let known = known?;
         dir.found_known(known.before);
-        Ok(Some(entry(dir, &stat, known)))
+        Ok(Some(self.entry_of(dir, &stat, known)))
     }
 
     /// Makes an inode known to the guest, one lookup counted. `dir` is where
@@ -116,7 +116,7 @@ impl SharedDir {
         };
         let known = self.inodes.bind(dir.session(), seen)?;
         dir.found_known(known.before);
-        Ok(entry(dir, &found.stat, known))
+        Ok(self.entry_of(dir, &found.stat, known))
     }
 
     /// The same for a file just created in `dir` and open.
@@ -135,7 +135,7 @@ impl SharedDir {
             fd: None,
         };
         let known = self.inodes.bind(dir.session(), seen)?;
-        Ok(entry(dir, &stat, known))
+        Ok(self.entry_of(dir, &stat, known))
     }
 
     /// Opens a node's inode once more. The caller has checked that it is a
@@ -187,15 +187,15 @@ impl SharedDir {
         let target = rustix::fs::readlinkat(inode.fd()?, c"", Vec::new())?;
         Ok(target.into_bytes())
     }
-}
 
-fn entry(dir: &Inode, stat: &Statx, known: Known) -> Entry {
-    let submount = kind_of(stat) == FileType::Directory && key_of(stat).mount != dir.mount().id();
-    Entry {
-        nodeid: known.id,
-        generation: 0,
-        attr: attr_of(stat),
-        dax: known.dax,
-        submount,
+    fn entry_of(&self, dir: &Inode, stat: &Statx, known: Known) -> Entry {
+        let is_dir = kind_of(stat) == FileType::Directory;
+        Entry {
+            nodeid: known.id,
+            generation: 0,
+            attr: self.attr_of(stat),
+            dax: known.dax,
+            submount: is_dir && key_of(stat).mount != dir.mount().id(),
+        }
     }
 }

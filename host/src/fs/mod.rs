@@ -8,9 +8,12 @@
 //! | `budget` | what one guest may spend |
 //! | `procfd` | re-opening an inode that is held by `O_PATH` |
 //! | `creds` | acting as the caller on the host |
+//! | `ids` | owners between guest and host |
 //! | `creator` | who creates, and the label of what is created |
 //! | `locks` | locks between guests |
+//! | `xattrmap` | names of extended attributes between guest and host |
 //! | `fileattr` | what lsattr and chattr know |
+//! | `room` | that what is stored through the window finds room |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
 //! Law: no request leaves the shared directory. An inode is a file handle from
@@ -32,6 +35,7 @@ mod creds;
 mod dir;
 mod fileattr;
 mod handle;
+mod ids;
 mod inode;
 mod io;
 mod locks;
@@ -41,9 +45,11 @@ mod name;
 mod open;
 mod procfd;
 mod remove;
+mod room;
 mod setattr;
 mod statfs;
 mod xattr;
+mod xattrmap;
 
 #[cfg(test)]
 mod tests;
@@ -62,15 +68,18 @@ use handle::HandleTable;
 use inode::{Inode, InodeTable, NodeLimits};
 use locks::LockTable;
 use procfd::ProcFd;
+use xattrmap::XattrNames;
 
 pub(crate) use attr::decode_dev;
 pub use creator::{Creator, Label};
 pub use dir::DirItem;
+pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids};
 pub use inode::InodeUsage;
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
 pub use xattr::XattrReply;
+pub use xattrmap::{Mapped, XattrMap, XattrMapError, XattrMapErrorKind};
 
 /// Who sent the request, from its header.
 #[derive(Clone, Copy, Debug)]
@@ -135,6 +144,12 @@ pub struct ShareOptions {
     pub locks: bool,
     /// POSIX ACLs hold in the guest.
     pub posix_acl: bool,
+    /// The guest may use extended attributes.
+    pub xattr: bool,
+    /// Under which names the host keeps them, if not under the guest's.
+    pub xattr_map: Option<XattrMap>,
+    /// Which owner in the guest is which on the host.
+    pub ids: Ids,
     /// The guest's `O_NOATIME` reaches the host, where it is for owners only.
     pub noatime: bool,
 }
@@ -150,6 +165,9 @@ impl Default for ShareOptions {
             max_handles: 1 << 16,
             locks: false,
             posix_acl: false,
+            xattr: false,
+            xattr_map: None,
+            ids: Ids::default(),
             noatime: false,
         }
     }
@@ -166,6 +184,7 @@ pub struct SharedDir {
     handles: HandleTable,
     locks: LockTable,
     proc: ProcFd,
+    xattr_names: XattrNames,
     /// Bytes of directory listings read but not yet asked for.
     listing: Arc<Budget>,
 }
@@ -198,6 +217,7 @@ impl SharedDir {
             handles: HandleTable::new(Arc::clone(&session), options.max_handles),
             locks: LockTable::new(Arc::clone(&session)),
             proc,
+            xattr_names: XattrNames::new(options.xattr_map.clone()),
             listing: Budget::new(dir::MAX_LISTING_BYTES),
             session,
             options,
