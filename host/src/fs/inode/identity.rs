@@ -28,6 +28,15 @@ pub(in crate::fs) struct Key {
     pub(in crate::fs) mount: u64,
 }
 
+/// The same file for every guest, whichever mount leads to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostInode {
+    /// Device, major and minor number.
+    pub device: (u32, u32),
+    /// Inode number.
+    pub number: u64,
+}
+
 impl Key {
     pub(super) fn device(&self) -> (u32, u32) {
         (self.dev_major, self.dev_minor)

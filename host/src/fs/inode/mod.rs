@@ -39,6 +39,7 @@ use identity::Birth;
 use mount::Mount;
 
 pub(super) use file_handle::FileHandle;
+pub use identity::HostInode;
 pub(super) use identity::{Key, Moment};
 pub(super) use ids::IdShards;
 pub(super) use table::{InodeTable, Known, NodeLimits, Seen};
@@ -110,6 +111,14 @@ impl Inode {
     /// Type of the inode, which never changes.
     pub(super) fn kind(&self) -> FileType {
         self.kind
+    }
+
+    /// Which file of the host it is.
+    pub(super) fn host_inode(&self) -> HostInode {
+        HostInode {
+            device: self.device,
+            number: self.ino,
+        }
     }
 
     /// The session in which the node was handed out.
