@@ -6,6 +6,7 @@
 //! flag, ours has its name and its meaning, or is refused with what to write
 //! instead.
 
+mod activation;
 mod attributes;
 mod cache;
 mod compat;
@@ -24,6 +25,7 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use daxwindow_shared::virtiofs;
+use rustix::fs::Gid;
 
 use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
@@ -31,6 +33,7 @@ use crate::device::serve::DeviceOptions;
 use crate::fs::{IdMapError, ShareOptions};
 use crate::server::ServerOptions;
 
+pub use activation::{ActivationFlags, Group};
 pub use attributes::AttributeFlags;
 pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
@@ -67,6 +70,10 @@ pub struct Flags {
     /// --socket-path: 3 under a systemd socket unit
     #[arg(long, value_name = "FD", conflicts_with_all = ["socket_path", "print_session"])]
     pub fd: Option<RawFd>,
+
+    /// Who may connect, and sockets that nobody named.
+    #[command(flatten)]
+    pub activation: ActivationFlags,
 
     /// Directory to share
     #[arg(long, value_name = "DIR")]
@@ -135,6 +142,8 @@ pub struct Flags {
 pub struct Config {
     /// Where to listen.
     pub doors: Doors,
+    /// Who may connect besides the owner.
+    pub socket_group: Option<Gid>,
     /// What to share.
     pub shared_dir: PathBuf,
     /// How it is shared.
@@ -147,6 +156,8 @@ pub struct Config {
     pub device: DeviceOptions,
     /// What to log.
     pub log_level: String,
+    /// Log to syslog.
+    pub syslog: bool,
     /// Where to tell how things are.
     pub status_socket: Option<PathBuf>,
     /// Flags that do less than somebody may expect, to be logged.
@@ -173,11 +184,17 @@ impl Flags {
             return Ok(self);
         }
         let mut missing = Vec::new();
-        let has_socket = !self.socket_path.is_empty() || self.fd.is_some();
+        let mut has_socket = !self.socket_path.is_empty() || self.fd.is_some();
+        if !has_socket {
+            match self.activation.find() {
+                Ok(found) => has_socket = found,
+                Err(message) => return error(ErrorKind::ValueValidation, message),
+            }
+        }
         // Shares that are added bring their own directories.
         let needs_none = self.listen.socket_dir.is_some();
         if !has_socket && (!needs_none || self.shared_dir.is_some()) {
-            missing.push("--socket-path PATH (or --fd FD)");
+            missing.push("--socket-path PATH (or --fd FD, or a socket unit)");
         }
         if self.shared_dir.is_none() && (!needs_none || has_socket) {
             missing.push("--shared-dir DIR");
@@ -212,7 +229,8 @@ impl Flags {
             config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
         };
-        let doors = self.listen.doors(self.socket_path, self.fd)?;
+        let activated = self.activation.fds();
+        let doors = self.listen.doors(self.socket_path, self.fd, activated)?;
         // To each the same.
         let max_open_files = max_open_files / doors.max_shares as u64;
         Ok(Config {
@@ -231,6 +249,7 @@ impl Flags {
                 max_open_files,
             )?,
             doors,
+            socket_group: self.activation.socket_group.map(|group| group.0),
             // `settled` requires it where there is a fixed socket.
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
@@ -244,6 +263,7 @@ impl Flags {
             },
             device,
             log_level: self.logs.log_level,
+            syslog: self.logs.syslog,
             status_socket: self.report.status_socket,
         })
     }
