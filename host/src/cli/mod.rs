@@ -6,6 +6,7 @@
 //! flag, ours has its name and its meaning, or is refused with what to write
 //! instead.
 
+mod activation;
 mod attributes;
 mod cache;
 mod compat;
@@ -23,6 +24,7 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use daxwindow_shared::virtiofs;
+use rustix::fs::Gid;
 
 use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
@@ -30,6 +32,7 @@ use crate::device::serve::DeviceOptions;
 use crate::fs::{IdMapError, ShareOptions};
 use crate::server::ServerOptions;
 
+pub use activation::{ActivationFlags, Group};
 pub use attributes::AttributeFlags;
 pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
@@ -65,6 +68,10 @@ pub struct Flags {
     /// --socket-path: 3 under a systemd socket unit
     #[arg(long, value_name = "FD", conflicts_with_all = ["socket_path", "print_session"])]
     pub fd: Option<RawFd>,
+
+    /// Who may connect, and sockets that nobody named.
+    #[command(flatten)]
+    pub activation: ActivationFlags,
 
     /// Directory to share
     #[arg(long, value_name = "DIR")]
@@ -129,6 +136,8 @@ pub struct Flags {
 pub struct Config {
     /// Where to listen.
     pub doors: Doors,
+    /// Who may connect besides the owner.
+    pub socket_group: Option<Gid>,
     /// What to share.
     pub shared_dir: PathBuf,
     /// How it is shared.
@@ -141,6 +150,8 @@ pub struct Config {
     pub device: DeviceOptions,
     /// What to log.
     pub log_level: String,
+    /// Log to syslog.
+    pub syslog: bool,
     /// Where to tell how things are.
     pub status_socket: Option<PathBuf>,
     /// Flags that do less than somebody may expect, to be logged.
@@ -167,11 +178,17 @@ impl Flags {
             return Ok(self);
         }
         let mut missing = Vec::new();
-        let has_socket = !self.socket_path.is_empty() || self.fd.is_some();
+        let mut has_socket = !self.socket_path.is_empty() || self.fd.is_some();
+        if !has_socket {
+            match self.activation.find() {
+                Ok(found) => has_socket = found,
+                Err(message) => return error(ErrorKind::ValueValidation, message),
+            }
+        }
         // Shares that are added bring their own directories.
         let needs_none = self.listen.socket_dir.is_some();
         if !has_socket && (!needs_none || self.shared_dir.is_some()) {
-            missing.push("--socket-path PATH (or --fd FD)");
+            missing.push("--socket-path PATH (or --fd FD, or a socket unit)");
         }
         if self.shared_dir.is_none() && (!needs_none || has_socket) {
             missing.push("--shared-dir DIR");
@@ -205,7 +222,8 @@ impl Flags {
             config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
         };
-        let doors = self.listen.doors(self.socket_path, self.fd)?;
+        let activated = self.activation.fds();
+        let doors = self.listen.doors(self.socket_path, self.fd, activated)?;
         // To each the same.
         let max_open_files = max_open_files / doors.max_shares as u64;
         Ok(Config {
@@ -220,6 +238,7 @@ impl Flags {
                 ..share_options(self.readonly, max_open_files)
             },
             doors,
+            socket_group: self.activation.socket_group.map(|group| group.0),
             // `settled` requires it where there is a fixed socket.
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
@@ -233,6 +252,7 @@ impl Flags {
             },
             device,
             log_level: self.logs.log_level,
+            syslog: self.logs.syslog,
             status_socket: self.report.status_socket,
         })
     }
