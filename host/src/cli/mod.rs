@@ -50,7 +50,6 @@ pub use window::{DaxFlag, ExecutablesFlag, SlotsFlag, WindowFlags};
 #[command(
     name = "daxwindowd",
     version,
-    about,
     args_override_self = true,
     args_conflicts_with_subcommands = true
 )]
