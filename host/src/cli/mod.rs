@@ -11,6 +11,7 @@ mod attributes;
 mod cache;
 mod compat;
 mod ctl;
+mod inodes;
 mod listen;
 mod logs;
 mod migration;
@@ -37,6 +38,7 @@ pub use attributes::AttributeFlags;
 pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
 pub use ctl::{AddFlags, Command, Ctl, Order, RemoveFlags};
+pub use inodes::{InodeFileHandlesFlag, InodeFlags};
 pub use listen::{Doors, Listen, ListenFlags};
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
@@ -104,6 +106,10 @@ pub struct Flags {
     /// What requests mean.
     #[command(flatten)]
     pub semantics: SemanticsFlags,
+
+    /// What a guest may spend.
+    #[command(flatten)]
+    pub inodes: InodeFlags,
 
     /// Extended attributes and owners.
     #[command(flatten)]
@@ -209,7 +215,8 @@ impl Flags {
     ///
     /// What the flags cannot mean together.
     pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
-        let dax = self.window.options(self.readonly)?;
+        let mut dax = self.window.options(self.readonly)?;
+        dax.max_maps = self.inodes.max_maps(dax.max_maps);
         let ids = self.attributes.ids()?;
         let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
         if acls != WhenFlag::Never {
@@ -227,15 +234,19 @@ impl Flags {
         let max_open_files = max_open_files / doors.max_shares as u64;
         Ok(Config {
             warnings: self.cache.warnings(dax.mode != DaxMode::Never),
-            share: ShareOptions {
-                locks: self.semantics.locks,
-                posix_acl: acls != WhenFlag::Never,
-                xattr: self.attributes.xattr || map.is_some() || needs_xattr,
-                xattr_map: map,
-                ids,
-                noatime: self.semantics.preserve_noatime,
-                ..share_options(self.readonly, max_open_files)
-            },
+            share: self.inodes.apply(
+                ShareOptions {
+                    readonly: self.readonly,
+                    locks: self.semantics.locks,
+                    posix_acl: acls != WhenFlag::Never,
+                    xattr: self.attributes.xattr || map.is_some() || needs_xattr,
+                    xattr_map: map,
+                    ids,
+                    noatime: self.semantics.preserve_noatime,
+                    ..ShareOptions::default()
+                },
+                max_open_files,
+            )?,
             doors,
             socket_group: self.activation.socket_group.map(|group| group.0),
             // `settled` requires it where there is a fixed socket.
@@ -257,19 +268,6 @@ impl Flags {
     }
 }
 
-/// Half of the descriptors may be spent on inodes and a quarter on handles;
-/// the window's files and the daemon's own needs have the rest.
-fn share_options(readonly: bool, max_open_files: u64) -> ShareOptions {
-    let defaults = ShareOptions::default();
-    let part = |divisor| usize::try_from(max_open_files / divisor).unwrap_or(usize::MAX);
-    ShareOptions {
-        readonly,
-        max_inodes: defaults.max_inodes.min(part(2)),
-        max_handles: defaults.max_handles.min(part(4)),
-        ..defaults
-    }
-}
-
 fn parse_tag(text: &str) -> Result<String, virtiofs::TagError> {
     virtiofs::Config::new(text, 1)?;
     Ok(text.to_owned())
@@ -281,6 +279,9 @@ pub enum FlagError {
     /// The tag.
     #[error("--tag: {0}")]
     Tag(#[from] virtiofs::TagError),
+    /// More open files than there can be.
+    #[error(transparent)]
+    OpenFiles(#[from] inodes::TooManyFiles),
     /// More than may be.
     #[error("--max-shares: {0} sockets are named")]
     TooManySockets(usize),
@@ -352,10 +353,7 @@ mod tests {
         );
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
-        assert_eq!(
-            (config.share.max_inodes, config.share.max_handles),
-            (512, 256)
-        );
+        assert_eq!(config.share.max_handles, 256);
     }
 
     #[test]
