@@ -1,5 +1,7 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
+mod queues;
+
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,10 +13,11 @@ use daxwindow_shared::window::RANGE_BYTES;
 use crate::dax::globs::{NameRules, Pattern};
 use crate::dax::policy::VMM_SLOTS;
 use crate::dax::{DaxMode, DaxOptions, Executables, MemorySlots};
-use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
 use crate::server::CacheTimeouts;
+
+pub use queues::QueueFlags;
 
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
 /// on the host's page cache.
@@ -113,14 +116,9 @@ pub struct Flags {
     #[arg(long)]
     pub posix_acl: bool,
 
-    /// Number of request queues, each with a worker of its own
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)),
-    )]
-    pub num_request_queues: u32,
+    /// Queues and threads
+    #[command(flatten)]
+    pub queues: QueueFlags,
 
     /// What to log on standard error: off, error, warn, info, debug, trace, or
     /// a list of target=level. RUST_LOG wins over it
@@ -248,8 +246,9 @@ impl Flags {
             ..DaxOptions::default()
         };
         let device = DeviceOptions {
-            config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
+            config: virtiofs::Config::new(&self.tag, self.queues.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
+            thread_pool_size: usize::from(self.queues.thread_pool_size),
         };
         Ok(Config {
             share: ShareOptions {

@@ -124,6 +124,7 @@ impl Server {
 
     pub(super) fn fsync(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FsyncIn = call.body.only()?;
+        call.pace.takes_long();
         self.fs.fsync(call.header.nodeid, args.fh, datasync(&args))
     }
 
@@ -173,6 +174,7 @@ impl Server {
             return Err(Errno::OPNOTSUPP);
         }
         self.kill_for(call, args.nodeid_out)?;
+        call.pace.takes_long();
         self.fs.copy_file_range(
             (call.header.nodeid, args.fh_in, args.off_in),
             (args.nodeid_out, args.fh_out, args.off_out),
@@ -183,6 +185,7 @@ impl Server {
 
     pub(super) fn syncfs(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let _: SyncfsIn = call.body.only()?;
+        call.pace.takes_long();
         self.fs.syncfs(call.header.nodeid)
     }
 }
