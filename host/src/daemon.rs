@@ -16,6 +16,7 @@ use crate::device::serve::{Stop, serve};
 use crate::device::socket::Socket;
 use crate::fs::SharedDir;
 use crate::observe::ask::print_session;
+use crate::observe::capabilities::Capabilities;
 use crate::observe::document::Share;
 use crate::observe::logs;
 use crate::observe::status_socket::StatusSocket;
@@ -27,12 +28,19 @@ use crate::server::Server;
 ///
 /// What keeps the daemon from starting, or broke its socket, with its cause.
 pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
-    if let Some(path) = &flags.print_session {
-        return Ok(print_session(path, flags.json)?);
+    if let Some(path) = &flags.report.print_session {
+        return Ok(print_session(path, flags.report.json)?);
+    }
+    if flags.report.print_capabilities {
+        println!("{}", Capabilities::ours().to_json());
+        return Ok(());
     }
     let mut config = flags.config(raise_open_files())?;
     config.dax.naive = naive;
     logs::init(&config.log_level)?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
     let server = Arc::new(server(&config)?);
@@ -73,11 +81,7 @@ fn share(config: &Config) -> Share {
 fn server(config: &Config) -> Result<Server, SharedDirError> {
     let fs = SharedDir::open(&config.shared_dir, config.share.clone())
         .map_err(|cause| SharedDirError::new(&config.shared_dir, cause))?;
-    Ok(Server::new(
-        fs,
-        Dax::new(config.dax.clone()),
-        config.timeouts,
-    ))
+    Ok(Server::new(fs, Dax::new(config.dax.clone()), config.server))
 }
 
 /// Each inode that a guest knows costs a descriptor: takes as many as the

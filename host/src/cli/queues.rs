@@ -6,8 +6,9 @@ use crate::device::backend::MAX_REQUEST_QUEUES;
 /// keeps in flight for read-ahead and write-back.
 const DEFAULT_POOL: u16 = 64;
 
-/// Queues and threads.
+/// See `--help`.
 #[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Queues and threads")]
 pub struct QueueFlags {
     /// Number of request queues, each with a thread of its own
     #[arg(

@@ -76,6 +76,19 @@ pub struct MapFile {
     pub fd: Arc<OwnedFd>,
 }
 
+/// A range of a file that a guest is about to have in its window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreRange {
+    /// The file.
+    pub nodeid: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes; those past the end of the file do not count.
+    pub len: u64,
+    /// The guest means to store there.
+    pub write: bool,
+}
+
 /// Where files to map come from: by node id, since a guest may map a file
 /// that is unlinked or has no open handle.
 pub trait MapSource {
@@ -94,6 +107,18 @@ pub trait MapSource {
     ///
     /// As for [`MapSource::open_for_mapping`].
     fn bytes(&self, nodeid: u64) -> Result<u64, Errno>;
+
+    /// Sees to it that stores into `range` find room, if the file system of
+    /// the file has less than `scarce` bytes left. A source whose files have
+    /// no holes has nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` or `EDQUOT` where there is none.
+    fn make_room(&self, range: &StoreRange, scarce: u64) -> Result<(), Errno> {
+        let _ = (range, scarce);
+        Ok(())
+    }
 }
 
 /// What INIT may promise the guest.

@@ -24,6 +24,9 @@ const ANY_EXECUTE: u32 = 0o111;
 /// a stock QEMU (docs/dax-policy.md).
 pub const DEFAULT_MIN_FILE_BYTES: u64 = 128 << 10;
 
+/// Several times what the default window can hold.
+pub const DEFAULT_ALLOCATE_BELOW: u64 = 1 << 30;
+
 /// Who gets `FUSE_ATTR_DAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum DaxMode {
@@ -83,6 +86,9 @@ pub struct DaxOptions {
     /// Whether a front end that refuses ranges past the end of a file may be
     /// given padded files.
     pub padded_view: bool,
+    /// With less room than this on the host's file system, in bytes, the holes
+    /// of a range are filled before it is mapped writable.
+    pub allocate_below: u64,
     /// Whether memory regions may be announced one by one.
     pub memory_slots: MemorySlots,
     /// Maps that a front end may hold at once, if it keeps each as an object
@@ -105,6 +111,7 @@ impl Default for DaxOptions {
             executables: Executables::Auto,
             names: NameRules::default(),
             padded_view: true,
+            allocate_below: DEFAULT_ALLOCATE_BELOW,
             memory_slots: MemorySlots::Auto,
             max_maps: Some(VMM_SLOTS - 64),
             front_end_timeout: super::channel::DEFAULT_TIMEOUT,

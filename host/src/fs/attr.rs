@@ -28,7 +28,7 @@ pub(super) fn kind_of(stat: &Statx) -> FileType {
     FileType::from_raw_mode(stat.stx_mode.into())
 }
 
-pub(super) fn attr_of(stat: &Statx) -> Attr {
+fn attr_of(stat: &Statx) -> Attr {
     Attr {
         ino: stat.stx_ino,
         size: stat.stx_size,
@@ -57,25 +57,48 @@ fn encode_dev(major: u32, minor: u32) -> u32 {
 }
 
 /// (major, minor) of a device number from the wire.
-pub(super) fn decode_dev(dev: u32) -> (u32, u32) {
+pub(crate) fn decode_dev(dev: u32) -> (u32, u32) {
     ((dev >> 8) & 0xfff, (dev & 0xff) | (dev >> 12) & 0xf_ff00)
 }
 
 impl SharedDir {
+    /// Attributes as the guest sees them.
+    pub(super) fn attr_of(&self, stat: &Statx) -> Attr {
+        self.options.ids.in_guest(attr_of(stat))
+    }
+
     /// Attributes of a node, by its handle if one is given.
     pub fn getattr(&self, nodeid: u64, fh: Option<u64>) -> Result<Attr, Errno> {
         let Some(fh) = fh else {
             let inode = self.inode(nodeid)?;
-            return Ok(attr_of(&stat(inode.fd()?)?));
+            return Ok(self.attr_of(&stat(inode.fd()?)?));
         };
         match self.handles.file(nodeid, fh) {
-            Ok(open) => Ok(attr_of(&stat(&open.file)?)),
+            Ok(open) => Ok(self.attr_of(&stat(&open.file)?)),
             Err(_) => {
                 // A directory's handle will do as well, and must be its own.
                 self.handles.dir(nodeid, fh)?;
                 self.getattr(nodeid, None)
             }
         }
+    }
+}
+
+/// Seconds and nanoseconds since 1970.
+type Birth = (i64, u32);
+
+impl SharedDir {
+    /// Attributes of a node, and when it was born where the host's file system
+    /// knows.
+    pub fn statx(&self, nodeid: u64, fh: Option<u64>) -> Result<(Attr, Option<Birth>), Errno> {
+        // The birth time is one for all that the node has open.
+        let attr = self.getattr(nodeid, fh)?;
+        let inode = self.inode(nodeid)?;
+        let (fd, flags) = (inode.fd()?, AtFlags::EMPTY_PATH);
+        let stat = rustix::fs::statx(fd, c"", flags, StatxFlags::BTIME)?;
+        let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        let birth = (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec);
+        Ok((attr, known.then_some(birth)))
     }
 }
 

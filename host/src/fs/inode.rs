@@ -117,6 +117,11 @@ impl Inode {
         self.kind
     }
 
+    /// The mount that it was found on.
+    pub(super) fn mount(&self) -> u64 {
+        self.key.mount
+    }
+
     /// The session in which the node was handed out.
     pub(super) fn session(&self) -> u64 {
         self.session

@@ -8,8 +8,12 @@
 //! | `budget` | what one guest may spend |
 //! | `procfd` | re-opening an inode that is held by `O_PATH` |
 //! | `creds` | acting as the caller on the host |
+//! | `ids` | owners between guest and host |
+//! | `creator` | who creates, and the label of what is created |
 //! | `locks` | locks between guests |
+//! | `xattrmap` | names of extended attributes between guest and host |
 //! | `fileattr` | what lsattr and chattr know |
+//! | `room` | that what is stored through the window finds room |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
 //! Law: no request leaves the shared directory. An inode is an `O_PATH |
@@ -25,10 +29,12 @@
 mod attr;
 mod budget;
 mod create;
+mod creator;
 mod creds;
 mod dir;
 mod fileattr;
 mod handle;
+mod ids;
 mod inode;
 mod io;
 mod locks;
@@ -38,9 +44,11 @@ mod name;
 mod open;
 mod procfd;
 mod remove;
+mod room;
 mod setattr;
 mod statfs;
 mod xattr;
+mod xattrmap;
 
 #[cfg(test)]
 mod tests;
@@ -58,12 +66,17 @@ use handle::HandleTable;
 use inode::{Inode, InodeTable};
 use locks::LockTable;
 use procfd::ProcFd;
+use xattrmap::XattrNames;
 
+pub(crate) use attr::decode_dev;
+pub use creator::{Creator, Label};
 pub use dir::DirItem;
+pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids};
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
 pub use xattr::XattrReply;
+pub use xattrmap::{Mapped, XattrMap, XattrMapError, XattrMapErrorKind};
 
 /// Who sent the request, from its header.
 #[derive(Clone, Copy, Debug)]
@@ -89,6 +102,8 @@ pub struct Entry {
     /// Whether the node has DAX; none if that is to be decided now, see
     /// [`SharedDir::settle_dax`].
     pub dax: Option<bool>,
+    /// A directory that another file system is mounted on.
+    pub submount: bool,
 }
 
 /// How a directory is shared with one guest.
@@ -107,6 +122,14 @@ pub struct ShareOptions {
     pub locks: bool,
     /// POSIX ACLs hold in the guest.
     pub posix_acl: bool,
+    /// The guest may use extended attributes.
+    pub xattr: bool,
+    /// Under which names the host keeps them, if not under the guest's.
+    pub xattr_map: Option<XattrMap>,
+    /// Which owner in the guest is which on the host.
+    pub ids: Ids,
+    /// The guest's `O_NOATIME` reaches the host, where it is for owners only.
+    pub noatime: bool,
 }
 
 impl Default for ShareOptions {
@@ -117,6 +140,10 @@ impl Default for ShareOptions {
             max_handles: 1 << 16,
             locks: false,
             posix_acl: false,
+            xattr: false,
+            xattr_map: None,
+            ids: Ids::default(),
+            noatime: false,
         }
     }
 }
@@ -132,6 +159,7 @@ pub struct SharedDir {
     handles: HandleTable,
     locks: LockTable,
     proc: ProcFd,
+    xattr_names: XattrNames,
     /// Bytes of directory listings read but not yet asked for.
     listing: Arc<Budget>,
 }
@@ -148,6 +176,7 @@ impl SharedDir {
             handles: HandleTable::new(Arc::clone(&session), options.max_handles),
             locks: LockTable::new(Arc::clone(&session)),
             proc: ProcFd::open()?,
+            xattr_names: XattrNames::new(options.xattr_map.clone()),
             listing: Budget::new(dir::MAX_LISTING_BYTES),
             session,
             options,

@@ -22,8 +22,9 @@ impl SharedDir {
         rustix::fs::unlinkat(dir.fd()?, name.as_c_str(), flags)
     }
 
-    /// Renames. `flags` may be `RENAME_NOREPLACE` or `RENAME_EXCHANGE`; all
-    /// else is `EINVAL`, whiteouts among it, which are devices.
+    /// Renames. `flags` may be `RENAME_NOREPLACE`, `RENAME_EXCHANGE` and
+    /// `RENAME_WHITEOUT`, as far as the host's file system has them; all else is
+    /// `EINVAL`. A whiteout is a device node of number 0:0, which is none.
     pub fn rename(
         &self,
         parent: u64,
@@ -34,7 +35,8 @@ impl SharedDir {
     ) -> Result<(), Errno> {
         self.require_writable()?;
         let flags = RenameFlags::from_bits_retain(flags);
-        if !(RenameFlags::NOREPLACE | RenameFlags::EXCHANGE).contains(flags) {
+        let known = RenameFlags::NOREPLACE | RenameFlags::EXCHANGE | RenameFlags::WHITEOUT;
+        if !known.contains(flags) {
             return Err(Errno::INVAL);
         }
         let from = self.inode(parent)?;
