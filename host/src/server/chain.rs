@@ -24,7 +24,10 @@ use vm_memory::{
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::fs::Readiness;
 use crate::guard;
+
+use super::Pace;
 
 /// Most buffers that one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
 const IOV_MAX: usize = 1024;
@@ -251,6 +254,15 @@ pub enum Placement {
     Append,
 }
 
+/// What a read does that has to wait.
+#[derive(Clone, Copy)]
+pub struct Waits<'a> {
+    /// Whether the file can tell.
+    pub readiness: &'a Readiness,
+    /// Who hears of it.
+    pub pace: &'a dyn Pace,
+}
+
 /// What the guest sends, read once from front to back.
 #[derive(Default)]
 pub struct Reader<'m> {
@@ -334,29 +346,55 @@ impl Writer<'_> {
     /// guest memory from `offset` on. Less than `count` means end of file (or
     /// of the room), never that the guest's buffer was not there: it would
     /// take that for the end of the file. That is `EFAULT`.
+    ///
+    /// With `waits`, what is in the page cache is read first, and the rest
+    /// after the word that it takes long.
     pub fn read_from(
         &self,
         offset: usize,
         file: &File,
         file_offset: u64,
         count: usize,
+        waits: Option<Waits<'_>>,
     ) -> Result<usize, Errno> {
         let fd = file.as_raw_fd();
         self.segments
             .transfer(offset, count, true, |buffers, done| {
-                // SAFETY: each buffer is a piece of a VolatileSlice in
-                // `self.segments`, whose lifetime keeps the mapping alive; it is
-                // guest memory, which anybody may write at any time and nobody
-                // holds a reference into; their number is at most IOV_MAX. `fd` is
-                // open for as long as `file` is borrowed.
-                unsafe {
-                    libc::preadv(
-                        fd,
-                        buffers.as_ptr(),
-                        buffers.len() as i32,
-                        position(file_offset, done),
-                    )
+                let read = |flags| {
+                    // SAFETY: each buffer is a piece of a VolatileSlice in
+                    // `self.segments`, whose lifetime keeps the mapping alive; it is
+                    // guest memory, which anybody may write at any time and nobody
+                    // holds a reference into; their number is at most IOV_MAX. `fd` is
+                    // open for as long as `file` is borrowed.
+                    unsafe {
+                        libc::preadv2(
+                            fd,
+                            buffers.as_ptr(),
+                            buffers.len() as i32,
+                            position(file_offset, done),
+                            flags,
+                        )
+                    }
+                };
+                let Some(waits) = &waits else {
+                    return read(0);
+                };
+                if waits.readiness.can_try() {
+                    let got = read(libc::RWF_NOWAIT);
+                    match got {
+                        0.. => return got,
+                        _ => match last_errno() {
+                            Errno::AGAIN => waits.pace.takes_long(),
+                            Errno::OPNOTSUPP => waits.readiness.cannot_try(file),
+                            // Told once more, by who may wait.
+                            _ => {}
+                        },
+                    }
                 }
+                if waits.readiness.is_remote() {
+                    waits.pace.takes_long();
+                }
+                read(0)
             })
     }
 }

@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::fs::OpenFile;
 
-use super::chain::Placement;
+use super::chain::{Placement, Waits};
 use super::{Call, Server};
 
 /// Most that one COPY_FILE_RANGE moves: its reply counts in 32 bits, and no
@@ -115,10 +115,14 @@ impl Server {
             return Err(Errno::BADF);
         }
         let count = args.size as usize;
-        match call.reply.file(&open.file, args.offset, count) {
+        let waits = Waits {
+            readiness: &open.readiness,
+            pace: call.pace,
+        };
+        match call.reply.file(&open.file, args.offset, count, Some(waits)) {
             Err(Errno::INVAL) if open.is_direct() => {
                 let buffered = self.fs.buffered(call.header.nodeid, &open)?;
-                call.reply.file(&buffered, args.offset, count)
+                call.reply.file(&buffered, args.offset, count, None)
             }
             read => read,
         }
