@@ -9,6 +9,8 @@
 mod attributes;
 mod cache;
 mod compat;
+mod ctl;
+mod listen;
 mod logs;
 mod migration;
 mod queues;
@@ -31,6 +33,8 @@ use crate::server::ServerOptions;
 pub use attributes::AttributeFlags;
 pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
+pub use ctl::{AddFlags, Command, Ctl, Order, RemoveFlags};
+pub use listen::{Doors, Listen, ListenFlags};
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
 pub use report::ReportFlags;
@@ -42,11 +46,22 @@ pub use queues::QueueFlags;
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
 /// on the host's page cache.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "daxwindowd", version, about, args_override_self = true)]
+#[command(
+    name = "daxwindowd",
+    version,
+    about,
+    args_override_self = true,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Flags {
-    /// Unix socket to listen on for the VMM; one client at a time is served
+    /// What to do in place of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Unix socket to listen on for a VMM; one client at a time is served. May
+    /// be repeated: each serves the directory to a guest of its own
     #[arg(long, visible_alias = "socket", value_name = "PATH")]
-    pub socket_path: Option<PathBuf>,
+    pub socket_path: Vec<PathBuf>,
 
     /// Descriptor of a Unix socket that listens already, in place of
     /// --socket-path: 3 under a systemd socket unit
@@ -68,6 +83,10 @@ pub struct Flags {
     /// Queues and threads.
     #[command(flatten)]
     pub queues: QueueFlags,
+
+    /// Where VMMs connect besides.
+    #[command(flatten)]
+    pub listen: ListenFlags,
 
     /// What guests keep.
     #[command(flatten)]
@@ -102,20 +121,11 @@ pub struct Flags {
     pub compat: CompatFlags,
 }
 
-/// Where the VMM connects.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// A socket of our own at this path.
-    Path(PathBuf),
-    /// A socket that listens already.
-    Inherited(RawFd),
-}
-
 /// Everything the daemon needs to start.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen.
-    pub listen: Listen,
+    pub doors: Doors,
     /// What to share.
     pub shared_dir: PathBuf,
     /// How it is shared.
@@ -150,14 +160,17 @@ impl Flags {
             let message = format!("{flag}: {}", migration::REFUSAL);
             return error(ErrorKind::ArgumentConflict, message);
         }
-        if !self.report.serves() {
+        if !self.report.serves() || self.command.is_some() {
             return Ok(self);
         }
         let mut missing = Vec::new();
-        if self.socket_path.is_none() && self.fd.is_none() {
+        let has_socket = !self.socket_path.is_empty() || self.fd.is_some();
+        // Shares that are added bring their own directories.
+        let needs_none = self.listen.socket_dir.is_some();
+        if !has_socket && (!needs_none || self.shared_dir.is_some()) {
             missing.push("--socket-path PATH (or --fd FD)");
         }
-        if self.shared_dir.is_none() {
+        if self.shared_dir.is_none() && (!needs_none || has_socket) {
             missing.push("--shared-dir DIR");
         }
         if !missing.is_empty() {
@@ -190,6 +203,9 @@ impl Flags {
             front_end_timeout: dax.front_end_timeout,
             thread_pool_size: usize::from(self.queues.thread_pool_size),
         };
+        let doors = self.listen.doors(self.socket_path, self.fd)?;
+        // To each the same.
+        let max_open_files = max_open_files / doors.max_shares as u64;
         Ok(Config {
             warnings: self.cache.warnings(dax.mode != DaxMode::Never),
             share: ShareOptions {
@@ -201,11 +217,8 @@ impl Flags {
                 noatime: self.semantics.preserve_noatime,
                 ..share_options(self.readonly, max_open_files)
             },
-            // `settled` requires both, unless nothing is served.
-            listen: match self.fd {
-                Some(fd) => Listen::Inherited(fd),
-                None => Listen::Path(self.socket_path.unwrap_or_default()),
-            },
+            doors,
+            // `settled` requires it where there is a fixed socket.
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
             server: ServerOptions {
@@ -247,6 +260,9 @@ pub enum FlagError {
     /// The tag.
     #[error("--tag: {0}")]
     Tag(#[from] virtiofs::TagError),
+    /// More than may be.
+    #[error("--max-shares: {0} sockets are named")]
+    TooManySockets(usize),
     /// The patterns, all together.
     #[error("--dax-include, --dax-exclude: {0}")]
     Patterns(#[from] globset::Error),
@@ -367,7 +383,10 @@ mod tests {
     fn the_last_of_a_flag_given_twice_counts() {
         let flags = parse(&["--tag", "one", "--tag", "two", "--socket", "/t"]).expect("valid");
         assert_eq!(flags.tag, "two");
-        assert_eq!(flags.socket_path.as_deref(), Some(Path::new("/t")));
+        assert_eq!(
+            flags.socket_path,
+            [PathBuf::from("/s"), PathBuf::from("/t")]
+        );
     }
 
     #[test]

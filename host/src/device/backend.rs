@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 
 use daxwindow_shared::virtiofs::Config;
 use parking_lot::Mutex;
+use tracing::Span;
 use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{
     VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures,
@@ -57,6 +58,8 @@ pub struct Device {
     lanes: OnceLock<Vec<Arc<Lane>>>,
     window_reset: Mutex<Option<JoinHandle<()>>>,
     front_end_timeout: Duration,
+    /// Where its log belongs; the framework's threads do not know.
+    span: Span,
 }
 
 /// How many threads a device has, and how patient it is.
@@ -83,6 +86,7 @@ impl Device {
             desk,
             pool: Pool::new(limits.stand_ins),
             complaints: Throttle::new(Duration::from_secs(10)),
+            span: Span::current(),
         };
         Device {
             server,
@@ -92,6 +96,7 @@ impl Device {
             lanes: OnceLock::new(),
             window_reset: Mutex::new(None),
             front_end_timeout: limits.front_end_timeout,
+            span: Span::current(),
         }
     }
 
@@ -218,6 +223,7 @@ impl VhostUserBackend for Device {
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        let _in_span = self.span.enter();
         let memory = memory.memory();
         if !self.server.dax().leaves_out(Naive::WATCH_MEMORY) {
             guard::watch(&memory)?;
@@ -236,6 +242,7 @@ impl VhostUserBackend for Device {
     }
 
     fn set_backend_req_fd(&self, channel: Backend) {
+        let _in_span = self.span.enter();
         match Channel::new(channel, self.front_end_timeout) {
             Ok(channel) => self.server.dax().set_front_end(Some(Arc::new(channel))),
             Err(error) => tracing::error!(%error, "no channel for maps, so no DAX"),
@@ -243,6 +250,7 @@ impl VhostUserBackend for Device {
     }
 
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
+        let _in_span = self.span.enter();
         Ok(match self.server.dax().announce_window() {
             0 => VhostUserShMemConfig::default(),
             bytes => VhostUserShMemConfig::new(1, &[bytes]),
@@ -255,6 +263,7 @@ impl VhostUserBackend for Device {
     }
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        let _in_span = self.span.enter();
         if let Some(lane) = self.lanes().get(queue_index as usize) {
             // The front end answers nobody until it has our answer.
             self.server.dax().cancel_waits();
@@ -267,15 +276,16 @@ impl VhostUserBackend for Device {
     /// The window is cleared by a thread of its own, because the front end
     /// answers only after this call.
     fn reset_device(&self) {
+        let _in_span = self.span.enter();
         tracing::info!("device reset");
         self.server.dax().cancel_waits();
         self.office.parking.cancel(None);
         self.drain_all();
         self.server.begin_reset();
-        let server = self.server.clone();
+        let (server, span) = (self.server.clone(), self.span.clone());
         let thread = std::thread::Builder::new()
             .name("window-reset".into())
-            .spawn(move || server.finish_reset());
+            .spawn(move || span.in_scope(|| server.finish_reset()));
         let mut slot = self.window_reset.lock();
         match thread {
             Ok(thread) => drop(slot.replace(thread)),

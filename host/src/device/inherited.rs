@@ -4,12 +4,12 @@
 
 #![allow(unsafe_code)]
 
-use std::os::fd::{BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixListener;
 
 use rustix::io::{Errno, FdFlags, fcntl_getfd, fcntl_setfd};
-use rustix::net::AddressFamily;
-use rustix::net::sockopt::{socket_acceptconn, socket_domain};
+use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
+use rustix::net::{AddressFamily, SocketType};
 
 /// Takes over descriptor `fd`, once: it is closed with the listener.
 ///
@@ -30,16 +30,25 @@ pub(super) fn listener(fd: RawFd) -> Result<UnixListener, Errno> {
         // Inherited descriptors are not: this one is the process's own.
         return Err(Errno::INVAL);
     }
-    let listens = socket_domain(borrowed) == Ok(AddressFamily::UNIX)
-        && socket_acceptconn(borrowed) == Ok(true);
-    if !listens {
-        return Err(Errno::INVAL);
-    }
+    require_listening(borrowed)?;
     fcntl_setfd(borrowed, FdFlags::CLOEXEC)?;
     // SAFETY: open, as just seen, and inherited, so nobody else in this
     // process owns it; from here on it is close-on-exec, so that a second
     // call refuses it.
     Ok(UnixListener::from(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// # Errors
+///
+/// `EINVAL` for what is no Unix stream socket that listens.
+pub(super) fn require_listening(fd: impl AsFd) -> Result<(), Errno> {
+    let listens = socket_domain(&fd) == Ok(AddressFamily::UNIX)
+        && socket_type(&fd) == Ok(SocketType::STREAM)
+        && socket_acceptconn(&fd) == Ok(true);
+    match listens {
+        true => Ok(()),
+        false => Err(Errno::INVAL),
+    }
 }
 
 #[cfg(test)]

@@ -20,6 +20,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
+use tracing::Span;
 use vm_memory::GuestAddressSpace;
 
 use crate::observe::logs::Throttle;
@@ -43,6 +44,8 @@ pub(super) struct Office {
     pub(super) parking: Parking,
     pub(super) pool: Pool,
     pub(super) complaints: Throttle,
+    /// Where the log of its threads belongs.
+    pub(super) span: Span,
 }
 
 /// One queue.
@@ -123,9 +126,10 @@ impl Lane {
     }
 
     fn spawn(self: &Arc<Lane>, crew: &mut Crew) -> std::io::Result<()> {
-        let lane = Arc::clone(self);
+        let (lane, span) = (Arc::clone(self), self.office.span.clone());
         let name = format!("queue {}", self.index);
         std::thread::Builder::new().name(name).spawn(move || {
+            let _in_span = span.enter();
             while lane.sleep() {
                 lane.serve();
             }

@@ -12,6 +12,7 @@
 //! - `inherited`: a listening socket from whoever started the daemon.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
+//! - [`seat`]: room for one client, and an end to it.
 //! - [`serve`]: one client after the other, until told to stop.
 //!
 //! Laws: whatever a guest puts in its rings fails one request, never a thread
@@ -29,6 +30,7 @@ mod parking;
 mod patience;
 mod pool;
 mod ring;
+pub mod seat;
 pub mod serve;
 pub mod socket;
 mod stale;

@@ -3,13 +3,14 @@
 //! Law: a file that somebody else may still use is never replaced, and only a
 //! file of our own is removed.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
+use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, statat, unlinkat};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -78,8 +79,17 @@ pub enum SocketError {
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file, to know it again.
-    identity: Option<(u64, u64)>,
+    file: Option<SocketFile>,
+}
+
+/// The file of a socket, found again from its directory, wherever the root of
+/// this process is by then.
+#[derive(Debug)]
+struct SocketFile {
+    directory: OwnedFd,
+    name: OsString,
+    /// Device and inode, to know it again.
+    identity: (u64, u64),
 }
 
 impl Socket {
@@ -99,10 +109,27 @@ impl Socket {
         }
         clear_the_way(flag, path)?;
         let listener = listen_at(path).map_err(|errno| failed("listen", errno.into()))?;
+        let directory = open_directory_of(path);
+        let directory = directory.map_err(|errno| failed("open the directory", errno.into()))?;
         Ok(Socket {
             listener,
             path: path.to_owned(),
-            identity: identity(path),
+            file: SocketFile::find(directory, path),
+        })
+    }
+
+    /// Takes over a socket that somebody else has bound for us, in
+    /// `directory`, as the last component of `path`; its file goes with it.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what is no Unix socket that listens.
+    pub fn given(listener: OwnedFd, directory: OwnedFd, path: PathBuf) -> Result<Socket, Errno> {
+        inherited::require_listening(&listener)?;
+        Ok(Socket {
+            listener: UnixListener::from(listener),
+            file: SocketFile::find(directory, &path),
+            path,
         })
     }
 
@@ -119,9 +146,14 @@ impl Socket {
         Ok(Socket {
             listener,
             path: path.unwrap_or_default(),
-            // The file belongs to who made it.
-            identity: None,
+            // It belongs to who made it.
+            file: None,
         })
+    }
+
+    /// Closes the socket and lets the file be: somebody else listens there now.
+    pub fn leave_file(mut self) {
+        self.file = None;
     }
 
     /// The socket itself.
@@ -137,10 +169,38 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            let _ = std::fs::remove_file(&self.path);
+        if let Some(file) = &self.file {
+            file.remove();
         }
     }
+}
+
+impl SocketFile {
+    /// The socket at the last component of `path`, if there is one.
+    fn find(directory: OwnedFd, path: &Path) -> Option<SocketFile> {
+        let name = path.file_name()?.to_owned();
+        let identity = identity(&directory, &name)?;
+        Some(SocketFile {
+            directory,
+            name,
+            identity,
+        })
+    }
+
+    /// Removes it, unless it is somebody else's by now.
+    fn remove(&self) {
+        if identity(&self.directory, &self.name) == Some(self.identity) {
+            let _ = unlinkat(&self.directory, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+fn open_directory_of(path: &Path) -> Result<OwnedFd, Errno> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, parent.unwrap_or(Path::new(".")), flags, Mode::empty())
 }
 
 /// The file gets the mode of the socket, so that it is never open to more.
@@ -156,9 +216,10 @@ fn new_socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let meta = std::fs::symlink_metadata(path).ok()?;
-    Some((meta.dev(), meta.ino()))
+fn identity(directory: &OwnedFd, name: &OsStr) -> Option<(u64, u64)> {
+    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+    is_socket.then_some((stat.st_dev, stat.st_ino))
 }
 
 /// Removes a socket file that nobody listens on.
@@ -205,6 +266,7 @@ fn knock(path: &Path) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     const FLAG: &str = "--socket-path";
 
@@ -231,6 +293,25 @@ mod tests {
         let error = Socket::bind(FLAG, &path).expect_err("not a socket");
         assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
         assert_eq!(std::fs::read(&path).expect("still there"), b"precious");
+    }
+
+    #[test]
+    fn a_socket_that_was_given_goes_with_its_file_and_others_are_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("s");
+        let home = || open_directory_of(&path).expect("there");
+        let bound = UnixListener::bind(&path).expect("bound");
+        let given = Socket::given(bound.into(), home(), path.clone()).expect("listens");
+        assert_eq!(given.path(), path);
+        drop(given);
+        assert!(!path.exists());
+
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let refused = Socket::given(one.into(), home(), path.clone());
+        assert_eq!(refused.expect_err("does not listen"), Errno::INVAL);
+        let file = std::fs::File::create(&path).expect("created");
+        let refused = Socket::given(file.into(), home(), path.clone());
+        assert!(refused.is_err() && path.exists());
     }
 
     #[test]

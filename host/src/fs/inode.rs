@@ -36,6 +36,15 @@ pub(super) struct Key {
     pub(super) mount: u64,
 }
 
+/// The same file for every guest, whichever mount leads to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostInode {
+    /// Device, major and minor number.
+    pub device: (u32, u32),
+    /// Inode number.
+    pub number: u64,
+}
+
 /// Whether a node has DAX: decided once and kept while the node lives, since
 /// a guest drops an inode from its cache when it hears otherwise.
 #[derive(Debug)]
@@ -115,6 +124,14 @@ impl Inode {
     /// Type of the inode, which never changes while it is pinned.
     pub(super) fn kind(&self) -> FileType {
         self.kind
+    }
+
+    /// Which file of the host it is.
+    pub(super) fn host_inode(&self) -> HostInode {
+        HostInode {
+            device: (self.key.dev_major, self.key.dev_minor),
+            number: self.key.ino,
+        }
     }
 
     /// The mount that it was found on.

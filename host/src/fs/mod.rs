@@ -55,6 +55,7 @@ mod xattrmap;
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -74,6 +75,7 @@ pub(crate) use attr::decode_dev;
 pub use creator::{Creator, Label};
 pub use dir::DirItem;
 pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids};
+pub use inode::HostInode;
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
@@ -172,7 +174,24 @@ impl SharedDir {
     /// (after any fork) and before `/proc` is given up.
     pub fn open(root: &Path, options: ShareOptions) -> std::io::Result<SharedDir> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
+        SharedDir::of(
+            rustix::fs::openat(CWD, root, flags, Mode::empty())?,
+            options,
+        )
+    }
+
+    /// Opens what any share needs of the process, so that shares can be opened
+    /// when `/proc` is given up. Must run in the process that serves them.
+    ///
+    /// # Errors
+    ///
+    /// There is no `/proc`.
+    pub fn prepare() -> std::io::Result<()> {
+        ProcFd::open().map(drop)
+    }
+
+    /// Shares a directory that is open already, with `O_PATH`.
+    pub fn of(root: OwnedFd, options: ShareOptions) -> std::io::Result<SharedDir> {
         let session = Arc::new(AtomicU64::new(0));
         Ok(SharedDir {
             inodes: InodeTable::new(root, Arc::clone(&session), options.max_inodes)?,
@@ -199,6 +218,12 @@ impl SharedDir {
         self.handles.clear();
         self.locks.clear();
         self.inodes.clear();
+    }
+
+    /// Device and number of the host's inode behind `nodeid`, while the guest
+    /// knows it.
+    pub fn host_inode(&self, nodeid: u64) -> Option<HostInode> {
+        Some(self.inodes.get(nodeid)?.host_inode())
     }
 
     /// Inodes held, the root aside.

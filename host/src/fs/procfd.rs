@@ -6,6 +6,7 @@ use std::ffi::OsString;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC};
 use rustix::io::Errno;
@@ -13,19 +14,25 @@ use rustix::path::DecInt;
 
 const PATH: &str = "/proc/self/fd";
 
-/// The open directory `/proc/self/fd`.
-#[derive(Debug)]
+/// The open directory `/proc/self/fd`, one for the process.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct ProcFd {
-    dir: OwnedFd,
+    dir: &'static OwnedFd,
 }
 
 impl ProcFd {
+    /// Opens it, if nobody has: shares that come later need no `/proc`.
     pub(super) fn open() -> std::io::Result<ProcFd> {
+        static DIR: OnceLock<OwnedFd> = OnceLock::new();
+        if let Some(dir) = DIR.get() {
+            return Ok(ProcFd { dir });
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(CWD, PATH, flags, Mode::empty())?;
         if rustix::fs::fstatfs(&dir)?.f_type != PROC_SUPER_MAGIC {
             return Err(std::io::Error::other(format!("{PATH} is not procfs")));
         }
+        let dir = DIR.get_or_init(|| dir);
         Ok(ProcFd { dir })
     }
 
@@ -35,7 +42,7 @@ impl ProcFd {
     pub(super) fn reopen(&self, fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
         let link = DecInt::from_fd(fd);
-        rustix::fs::openat(&self.dir, link.as_c_str(), flags, Mode::empty())
+        rustix::fs::openat(self.dir, link.as_c_str(), flags, Mode::empty())
     }
 
     /// The directory in which [`ProcFd::link`] is a name.
@@ -53,14 +60,14 @@ impl ProcFd {
     /// this process. Good for people and patterns, never to open it by.
     pub(super) fn path(&self, fd: impl AsFd) -> Option<PathBuf> {
         let link = ProcFd::link(fd);
-        let path = rustix::fs::readlinkat(&self.dir, link.as_c_str(), Vec::new()).ok()?;
+        let path = rustix::fs::readlinkat(self.dir, link.as_c_str(), Vec::new()).ok()?;
         Some(OsString::from_vec(path.into_bytes()).into())
     }
 
     /// The same as an absolute path, if `/proc/self/fd` still is the directory
     /// held here; for the few system calls that take nothing else.
     pub(super) fn absolute(&self, fd: impl AsFd) -> Option<String> {
-        let held = super::attr::stat(&self.dir).ok()?;
+        let held = super::attr::stat(self.dir).ok()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let now = rustix::fs::openat(CWD, PATH, flags, Mode::empty()).ok()?;
         let now = super::attr::stat(&now).ok()?;

@@ -193,7 +193,7 @@ fn give_up_reserve() -> bool {
 }
 
 /// Makes the reserve if it is not there, and counts pieces from zero again:
-/// after all was put right.
+/// after all was put right. One caller at a time.
 pub(super) fn refill() {
     PIECES.store(0, Ordering::Relaxed);
     if RESERVE.load(Ordering::Relaxed) != 0 {
@@ -213,11 +213,7 @@ pub(super) fn refill() {
         // SAFETY: a page inside the mapping just made, which nobody uses.
         unsafe { libc::mprotect(start.wrapping_byte_add(odd * page), page, libc::PROT_READ) };
     }
-    if RESERVE.swap(start as usize, Ordering::Relaxed) != 0 {
-        // Somebody else was as quick. Nothing is lost but a few pages of
-        // address space.
-        tracing::debug!("two reserves of mappings");
-    }
+    RESERVE.store(start as usize, Ordering::Relaxed);
 }
 
 /// Does what would have been done without us.

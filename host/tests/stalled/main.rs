@@ -74,9 +74,8 @@ impl Scene {
         let mut socket = UnixStream::connect(self.place.path().join("status")).expect("listens");
         let mut text = String::new();
         socket.read_to_string(&mut text).expect("a document");
-        serde_json::from_str::<Status>(&text)
-            .expect("a document")
-            .queues
+        let mut status: Status = serde_json::from_str(&text).expect("a document");
+        status.shares.remove(0).queues
     }
 
     fn queue(&self) -> Queue {
