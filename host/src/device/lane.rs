@@ -332,9 +332,7 @@ impl<'l> Leader<'l> {
         let lane = self.lane;
         lane.ring.hush()?;
         let mut taken = self.empty()?;
-        let memory = &lane.office.desk.memory;
-        while taken > 0 && self.is_leading() && lane.patience.watch(|| lane.ring.is_waiting(memory))
-        {
+        while taken > 0 && self.is_leading() && lane.patience.watch(|| lane.ring.is_waiting()) {
             match self.empty()? {
                 0 => break,
                 more => taken += more,

@@ -41,6 +41,7 @@ pub struct Ring(Arc<Inner>);
 
 struct Inner {
     vring: VringMutex<Memory>,
+    memory: Memory,
     bell: Doorbell,
     /// What the bell hears of the guest.
     kick: Mutex<Option<File>>,
@@ -143,7 +144,7 @@ impl Ring {
     ) -> Taken<'m> {
         let mut vring = self.locked();
         if let Some(done) = done {
-            self.put_back(&mut vring, done);
+            self.put_back(&mut vring, memory, done);
         }
         let next = match is_running(&vring) {
             true => match vring.get_queue_mut().iter(memory) {
@@ -166,22 +167,24 @@ impl Ring {
         };
         let more = matches!(taken, Taken::Request(..));
         if at_once || !more || self.0.untold.load(Ordering::Relaxed) >= MAX_UNTOLD {
-            self.tell(&mut vring);
+            self.tell(&mut vring, memory);
         }
         taken
     }
 
     /// Hands back one request and tells the guest.
     pub(super) fn hand_back(&self, done: Done) {
+        let memory = self.0.memory.memory();
         let mut vring = self.locked();
-        self.put_back(&mut vring, done);
-        self.tell(&mut vring);
+        self.put_back(&mut vring, &memory, done);
+        self.tell(&mut vring, &memory);
     }
 
     /// Tells the guest of what it was not told.
     pub(super) fn tell_rest(&self) {
         if self.0.untold.load(Ordering::Relaxed) > 0 {
-            self.tell(&mut self.locked());
+            let memory = self.0.memory.memory();
+            self.tell(&mut self.locked(), &memory);
         }
     }
 
@@ -199,7 +202,8 @@ impl Ring {
         (flight >> 32) as u32
     }
 
-    fn put_back(&self, vring: &mut Guard<'_>, Done { ticket, used }: Done) {
+    fn put_back(&self, vring: &mut Guard<'_>, memory: &GuestMemoryMmap, done: Done) {
+        let Done { ticket, used } = done;
         let flight = self.0.flight.load(Ordering::Relaxed);
         let in_flight = flight as u32;
         if (flight >> 32) as u32 != ticket.epoch || in_flight == 0 {
@@ -211,7 +215,7 @@ impl Ring {
         }
         // Errors: the ring lies in memory that the VMM took away, or the
         // guest named a descriptor that does not exist. Nobody to tell.
-        match vring.add_used(ticket.head, used) {
+        match vring.get_queue_mut().add_used(memory, ticket.head, used) {
             Ok(()) => {
                 let untold = self.0.untold.load(Ordering::Relaxed);
                 self.0.untold.store(untold + 1, Ordering::Relaxed);
@@ -222,9 +226,13 @@ impl Ring {
         }
     }
 
-    fn tell(&self, vring: &mut Guard<'_>) {
-        if self.0.untold.swap(0, Ordering::Relaxed) > 0
-            && vring.needs_notification().unwrap_or(true)
+    fn tell(&self, vring: &mut Guard<'_>, memory: &GuestMemoryMmap) {
+        if self.0.untold.load(Ordering::Relaxed) == 0 {
+            return;
+        }
+        self.0.untold.store(0, Ordering::Relaxed);
+        let wanted = vring.get_queue_mut().needs_notification(memory);
+        if wanted.unwrap_or(true)
             && let Err(error) = vring.signal_used_queue()
         {
             tracing::debug!(%error, "cannot signal the guest");
@@ -265,12 +273,12 @@ impl Ring {
 
     /// Whether a started ring holds requests. A broken one does: taking from
     /// it will tell.
-    pub(super) fn is_waiting(&self, memory: &Memory) -> bool {
+    pub(super) fn is_waiting(&self) -> bool {
         let vring = self.locked();
         let queue = vring.get_queue();
         is_running(&vring)
             && queue
-                .avail_idx(&*memory.memory(), Ordering::Acquire)
+                .avail_idx(&*self.0.memory.memory(), Ordering::Acquire)
                 .map_or(true, |index| index.0 != queue.next_avail())
     }
 
@@ -347,7 +355,8 @@ impl<'a> VringStateMutGuard<'a, Memory> for Ring {
 impl VringT<Memory> for Ring {
     fn new(memory: Memory, max_queue_size: u16) -> Result<Ring, Error> {
         let ring = Ring(Arc::new(Inner {
-            vring: VringMutex::new(memory, max_queue_size)?,
+            vring: VringMutex::new(memory.clone(), max_queue_size)?,
+            memory,
             // The trait has no better name for it.
             bell: Doorbell::new().map_err(|_| Error::QueueNotReady)?,
             kick: Mutex::new(None),

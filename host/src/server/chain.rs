@@ -18,6 +18,7 @@ use std::ops::Deref;
 use std::os::fd::AsRawFd;
 
 use rustix::io::Errno;
+use smallvec::SmallVec;
 use virtio_queue::DescriptorChain;
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions, VolatileSlice,
@@ -31,6 +32,10 @@ use super::Pace;
 
 /// Most buffers that one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
 const IOV_MAX: usize = 1024;
+
+/// Pieces of one side that need no allocation: a request's header, arguments
+/// and names, or a reply's, with a few pages of data.
+const FEW: usize = 6;
 
 /// Why a chain is refused.
 #[derive(Debug, thiserror::Error)]
@@ -86,7 +91,7 @@ const HEADER_BYTES: u32 = size_of::<daxwindow_shared::fuse::OutHeader>() as u32;
 /// Slices of guest memory in order.
 #[derive(Default)]
 struct Segments<'m> {
-    slices: Vec<VolatileSlice<'m>>,
+    slices: SmallVec<[VolatileSlice<'m>; FEW]>,
     bytes: usize,
     /// Something is missing behind these bytes.
     ends_early: bool,
@@ -174,8 +179,8 @@ impl<'m> Segments<'m> {
     }
 
     /// Buffers for at most [`IOV_MAX`] pieces; neighbours in memory become one.
-    fn iovecs(&self, offset: usize, count: usize) -> Vec<libc::iovec> {
-        let mut out: Vec<libc::iovec> = Vec::with_capacity(self.slices.len().min(IOV_MAX));
+    fn iovecs(&self, offset: usize, count: usize) -> SmallVec<[libc::iovec; FEW]> {
+        let mut out: SmallVec<[libc::iovec; FEW]> = SmallVec::new();
         for piece in self.pieces(offset, count) {
             let base = piece.ptr_guard_mut().as_ptr();
             let full = out.len() == IOV_MAX;
