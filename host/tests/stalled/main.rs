@@ -11,18 +11,21 @@ mod lower;
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daxwindow_guest::Result;
-use daxwindow_guest::session::{Session, SessionOptions};
+use daxwindow_guest::session::{Session, SessionOptions, Tuning};
+use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
 use daxwindow_host::observe::document::{Queue, Queues, Status};
+use daxwindow_shared::shmem::MapRequest;
 use rustix::process::Signal;
 use tempfile::TempDir;
 
 use common::{
-    Daemon, PATIENCE, assert_same, assert_serves, attach_soon, eventually, in_memory, make_file,
-    open, options, pattern, read_by_request, walk,
+    Daemon, PATIENCE, RANGE, assert_same, assert_serves, attach_soon, eventually, in_memory,
+    make_file, on_disk, open, options, pattern, read_by_request, walk, write_by_request,
 };
 use lower::{FROZEN, LEN, Lower, SLOW};
 
@@ -101,28 +104,33 @@ impl Scene {
     /// Everything that a guest does all day, so many times; the 99th
     /// percentile of the time that one request takes.
     fn others_go_on(&self, rounds: usize) -> Duration {
-        let file = self.open("file");
-        let mut taken = Vec::with_capacity(3 * rounds);
-        let mut timed = |work: &mut dyn FnMut()| {
-            let began = Instant::now();
-            work();
-            taken.push(began.elapsed());
-        };
-        for round in 0..rounds as u64 {
-            timed(&mut || assert_serves(self.session()));
-            timed(&mut || {
-                walk(self.session(), "file").expect("there");
-            });
-            let offset = round % 16 * 4096;
-            let mut got = Vec::new();
-            timed(&mut || {
-                got = read_by_request(self.session(), file, offset, 4096).expect("read");
-            });
-            assert_same(&got, &pattern(5, offset, 4096), "another file");
-        }
-        taken.sort_unstable();
-        taken[taken.len() * 99 / 100]
+        others_go_on(self.session(), rounds)
     }
+}
+
+fn others_go_on(session: &Session, rounds: usize) -> Duration {
+    let (entry, handle) = open(session, "file", libc::O_RDWR).expect("open");
+    let file = (entry.nodeid, handle.fh);
+    let mut taken = Vec::with_capacity(3 * rounds);
+    let mut timed = |work: &mut dyn FnMut()| {
+        let began = Instant::now();
+        work();
+        taken.push(began.elapsed());
+    };
+    for round in 0..rounds as u64 {
+        timed(&mut || assert_serves(session));
+        timed(&mut || {
+            walk(session, "file").expect("there");
+        });
+        let offset = round % 16 * 4096;
+        let mut got = Vec::new();
+        timed(&mut || {
+            got = read_by_request(session, file, offset, 4096).expect("read");
+        });
+        assert_same(&got, &pattern(5, offset, 4096), "another file");
+    }
+    taken.sort_unstable();
+    taken[taken.len() * 99 / 100]
 }
 
 fn finish(reads: Vec<JoinHandle<Result<Vec<u8>>>>) {
@@ -183,6 +191,93 @@ fn stalled_attributes_and_fsyncs_hold_up_nobody() {
     let queue = scene.queue();
     assert!(queue.found_stuck >= 1, "the attributes: {queue:?}");
     assert!(queue.gave_way >= 1, "the fsync: {queue:?}");
+}
+
+/// A VMM that takes its time over a map, and one over an fsync of all that was
+/// just written.
+#[test]
+fn slow_maps_and_large_fsyncs_hold_up_nobody() {
+    let share = on_disk();
+    make_file(&share.path().join("file"), 5, 64 << 10);
+    make_file(&share.path().join("mapped"), 6, 4 << 20);
+    let daemon = Daemon::start(share.path(), &["--dax", "always", "--dax-window", "16M"]);
+    let hook = Arc::new(SlowMaps::default());
+    let tuning = Tuning {
+        hook: Some(hook.clone()),
+        ..Tuning::default()
+    };
+    let session = Session::connect_with(options(&daemon), tuning).expect("a session");
+    let mapped = walk(&session, "mapped").expect("there").nodeid;
+    hook.stalled.store(true, SeqCst);
+    let maps: Vec<_> = (0..2)
+        .map(|slot| {
+            let session = Arc::clone(&session);
+            let at = slot * RANGE;
+            std::thread::spawn(move || session.setup_mapping(mapped, at, at, RANGE, true))
+        })
+        .collect();
+    eventually("a map is under way", || hook.asked.load(SeqCst) > 0);
+    others_go_on(&session, 50);
+    assert!(maps.iter().all(|map| !map.is_finished()));
+    hook.stalled.store(false, SeqCst);
+    for map in maps {
+        map.join().expect("no panic").expect("mapped");
+    }
+
+    let (entry, handle) = open(&session, "mapped", libc::O_RDWR).expect("open");
+    let file = (entry.nodeid, handle.fh);
+    let dirty = vec![7; 1 << 20];
+    for piece in 0..64 {
+        write_by_request(&session, file, piece << 20, &dirty).expect("written");
+    }
+    let syncing = Arc::clone(&session);
+    let fsync = std::thread::spawn(move || syncing.fsync(file.0, file.1, false));
+    let p99 = others_go_on(&session, 100);
+    fsync.join().expect("no panic").expect("written back");
+    println!("64 MiB written back: p99 of the others {p99:?}");
+    assert!(p99 < Duration::from_millis(500), "{p99:?}");
+}
+
+/// Answers no map while it is told not to.
+#[derive(Default)]
+struct SlowMaps {
+    stalled: AtomicBool,
+    asked: AtomicU32,
+}
+
+impl WindowHook for SlowMaps {
+    fn on_map(&self, _: &MapRequest) -> Verdict {
+        if self.stalled.load(SeqCst) {
+            self.asked.fetch_add(1, SeqCst);
+            eventually("maps are answered again", || !self.stalled.load(SeqCst));
+        }
+        Verdict::Serve
+    }
+
+    fn on_unmap(&self, _: &MapRequest) -> Verdict {
+        Verdict::Serve
+    }
+}
+
+/// A device reset does not wait for what is stuck for longer than its
+/// patience, and the session after it sees nothing of it.
+#[test]
+fn a_reset_with_requests_stuck_is_a_reset() {
+    let scene = Scene::new(&[]);
+    scene.lower.stall();
+    let reads = scene.slow_reads(2);
+    scene.lower.expect_held(2);
+    scene.session().reset_device().expect("reset");
+    for read in reads {
+        assert!(
+            read.join().expect("no panic").is_err(),
+            "ended by the reset"
+        );
+    }
+    scene.others_go_on(20);
+    scene.lower.release();
+    eventually("they are back", || scene.queue().under_way == 0);
+    scene.others_go_on(20);
 }
 
 /// Over its budget a guest waits, and nothing is lost.
