@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwap;
 use rustix::io::Errno;
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
 use crate::dax::Naive;
 use crate::fs::Bell;
@@ -22,6 +22,8 @@ pub(super) struct Desk {
     pub(super) server: Arc<Server>,
     pub(super) memory: Memory,
     staleness: ArcSwap<Staleness>,
+    /// Whose memory it is.
+    party: guard::Party,
 }
 
 /// What became of a chain.
@@ -38,7 +40,14 @@ impl Desk {
             server,
             memory,
             staleness: ArcSwap::default(),
+            party: guard::Party::new(),
         }
+    }
+
+    /// Watches the guest's memory from now on.
+    pub(super) fn watch(&self, memory: &GuestMemoryMmap) -> std::io::Result<()> {
+        self.party.act();
+        guard::watch(memory)
     }
 
     /// Rings when a lock may have come free.
@@ -54,6 +63,7 @@ impl Desk {
     }
 
     pub(super) fn handle(&self, chain: Chain) -> Handled {
+        self.party.act();
         let memory = self.memory.memory();
         let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
         let believe = self.server.dax().leaves_out(Naive::DOUBT_TABLE);
@@ -92,6 +102,7 @@ impl Desk {
 
     /// Answers a request that waited, and hands it back.
     pub(super) fn answer(&self, waiting: Waiting, outcome: Result<(), Errno>) {
+        self.party.act();
         let memory = self.memory.memory();
         let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
         let believe = self.server.dax().leaves_out(Naive::DOUBT_TABLE);
@@ -104,6 +115,7 @@ impl Desk {
 
     /// After guest memory was touched: puts right what vanished meanwhile.
     pub(super) fn settle(&self) {
+        self.party.act();
         guard::mend();
         match guard::take_faults() {
             0 => {}

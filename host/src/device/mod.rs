@@ -6,6 +6,7 @@
 //! - `parking`: requests that wait for a lock.
 //! - `inherited`: a listening socket from whoever started the daemon.
 //! - `exit_fd`: the descriptors that end the workers.
+//! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
 //! - [`seat`]: room for one client, and an end to it.
@@ -19,6 +20,7 @@
 pub mod backend;
 mod desk;
 mod exit_fd;
+mod heap;
 mod inherited;
 mod parking;
 mod patience;

@@ -21,8 +21,9 @@ use super::table::Table;
 
 /// Where guest memory is.
 pub(super) static TABLE: Table = Table::new();
-/// A page of some range was replaced by zeros.
-pub(super) static TORN: AtomicBool = AtomicBool::new(false);
+/// A page of some range was replaced by zeros; a flag for each of so many
+/// parties, and one in so many shares it.
+pub(super) static TORN: [AtomicBool; 64] = [const { AtomicBool::new(false) }; 64];
 /// What SIGBUS did before. Set before our handler is.
 static PREVIOUS: OnceLock<sigaction> = OnceLock::new();
 
@@ -131,7 +132,9 @@ fn cover(address: usize) -> bool {
     // Release pairs with the Acquire in `mend`: who sees the flag maps after
     // us. First the slot's, since the other is taken first.
     slot.torn.store(true, Ordering::Release);
-    TORN.store(true, Ordering::Release);
+    if let Some(torn) = TORN.get(slot.flag.load(Ordering::Relaxed)) {
+        torn.store(true, Ordering::Release);
+    }
     FAULTS.with(|faults| faults.fetch_add(1, Ordering::Relaxed));
     true
 }
