@@ -45,7 +45,7 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     }
     let mut config = flags.config(raise_open_files())?;
     config.dax.naive = naive;
-    logs::init(&config.log_level)?;
+    logs::init(&config.log_level, config.syslog)?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -88,7 +88,11 @@ fn fixed_shares(config: &Config) -> Result<Vec<NewShare>, Box<dyn Error>> {
         let socket = match listen {
             Listen::Path(path) => Socket::bind("--socket-path", path)?,
             Listen::Inherited(fd) => Socket::inherit(*fd)?,
+            Listen::Activated(fd) => Socket::activated(*fd)?,
         };
+        if let Some(group) = config.socket_group {
+            socket.let_in(group)?;
+        }
         shares.push(NewShare {
             name: free_name(&shares, socket.path())?,
             root,

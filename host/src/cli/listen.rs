@@ -38,6 +38,8 @@ pub enum Listen {
     Path(PathBuf),
     /// A socket that listens already.
     Inherited(RawFd),
+    /// The same, as the service manager has passed it.
+    Activated(RawFd),
 }
 
 /// All places where VMMs connect.
@@ -52,8 +54,8 @@ pub struct Doors {
 }
 
 impl ListenFlags {
-    /// Where VMMs connect: at the paths, or the descriptor, and where shares
-    /// come and go.
+    /// Where VMMs connect: at the paths, or the descriptor, or the `activated`
+    /// ones if there is neither, and where shares come and go.
     ///
     /// # Errors
     ///
@@ -62,9 +64,13 @@ impl ListenFlags {
         self,
         paths: Vec<PathBuf>,
         descriptor: Option<RawFd>,
+        activated: &[RawFd],
     ) -> Result<Doors, FlagError> {
         let paths = paths.into_iter().map(Listen::Path);
-        let fixed: Vec<Listen> = paths.chain(descriptor.map(Listen::Inherited)).collect();
+        let mut fixed: Vec<Listen> = paths.chain(descriptor.map(Listen::Inherited)).collect();
+        if fixed.is_empty() {
+            fixed.extend(activated.iter().copied().map(Listen::Activated));
+        }
         let max_shares = match &self.socket_dir {
             Some(_) => usize::from(self.max_shares.unwrap_or(MAX_SHARES)),
             None => fixed.len().max(1),

@@ -10,7 +10,9 @@ use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::{AtFlags, CWD, FileType, Mode, OFlags, openat, statat, unlinkat};
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, chmod, chownat, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -20,6 +22,8 @@ use super::inherited;
 
 /// Nobody but the owner may connect: who does gets the whole share.
 const MODE: Mode = Mode::from_raw_mode(0o600);
+/// With `--socket-group`.
+const GROUP_MODE: Mode = Mode::from_raw_mode(0o660);
 /// Clients that may wait while one is let in or turned away.
 const BACKLOG: i32 = 16;
 
@@ -55,6 +59,14 @@ pub enum SocketError {
     /// A descriptor that cannot be listened on.
     #[error("--fd {fd}: not an inherited Unix socket that listens: {cause}")]
     Inherited {
+        /// The descriptor.
+        fd: RawFd,
+        /// What the kernel, or we, say.
+        cause: Errno,
+    },
+    /// The same, as the service manager passed it.
+    #[error("LISTEN_FDS: descriptor {fd} is no Unix socket that listens: {cause}")]
+    Activated {
         /// The descriptor.
         fd: RawFd,
         /// What the kernel, or we, say.
@@ -133,22 +145,56 @@ impl Socket {
         })
     }
 
+    /// Lets members of a group connect, too.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::Io`].
+    pub fn let_in(&self, group: Gid) -> Result<(), SocketError> {
+        let failed = |cause: Errno| SocketError::Io {
+            flag: "--socket-group",
+            path: self.path.clone(),
+            action: "give the socket to the group",
+            cause: cause.into(),
+        };
+        // In this order, or another group could connect in between.
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        chownat(CWD, &self.path, None, Some(group), flags).map_err(failed)?;
+        chmod(&self.path, GROUP_MODE).map_err(failed)
+    }
+
     /// Takes over a socket that listens already, as `--fd` names it.
     ///
     /// # Errors
     ///
     /// [`SocketError::Inherited`].
     pub fn inherit(fd: RawFd) -> Result<Socket, SocketError> {
-        let listener =
-            inherited::listener(fd).map_err(|cause| SocketError::Inherited { fd, cause })?;
+        let listener = inherited::listener(fd);
+        Ok(Socket::made_elsewhere(
+            listener.map_err(|cause| SocketError::Inherited { fd, cause })?,
+        ))
+    }
+
+    /// The same as the service manager has passed it.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::Activated`].
+    pub fn activated(fd: RawFd) -> Result<Socket, SocketError> {
+        let listener = inherited::activated(fd);
+        let listener = listener.map_err(|cause| SocketError::Activated { fd, cause })?;
+        Ok(Socket::made_elsewhere(listener))
+    }
+
+    fn made_elsewhere(listener: UnixListener) -> Socket {
         let path = listener.local_addr().ok();
         let path = path.and_then(|address| address.as_pathname().map(Path::to_owned));
-        Ok(Socket {
+        Socket {
             listener,
             path: path.unwrap_or_default(),
             // It belongs to who made it.
             file: None,
-        })
+        }
     }
 
     /// Closes the socket and lets the file be: somebody else listens there now.

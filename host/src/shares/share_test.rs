@@ -86,7 +86,8 @@ fn descriptors_are_divided_among_the_shares_that_may_be() {
         let base = ["daxwindowd", "--shared-dir", "/d"];
         let flags = Flags::try_parse_from(base.iter().chain(extra)).expect("flags");
         let share = flags.config(8192).expect("a configuration").share;
-        (share.max_inodes, share.max_handles)
+        let inodes = share.max_held_descriptors + share.max_cached_descriptors;
+        (inodes, share.max_handles)
     };
     assert_eq!(of(&["--socket-path", "/a"]), (4096, 2048));
     assert_eq!(
