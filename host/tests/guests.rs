@@ -142,6 +142,11 @@ fn each_socket_serves_a_guest_of_its_own() {
         guest.getattr(node, None).expect_err("not this guest's");
         assert_eq!(walk(guest, "f").expect("there").nodeid, 2);
     }
+    daemon.signal(rustix::process::Signal::USR1);
+    for name in ["s", "second", "s-3"] {
+        let line = format!("share{{name={name}}}: daxwindow_host::server: live inodes=");
+        eventually("its counters are logged", || daemon.log().contains(&line));
+    }
     // One goes, the others do not care.
     let mut guests = guests.into_iter();
     drop(guests.next());
@@ -344,6 +349,20 @@ fn what_guests_have_in_common_is_counted() {
         (common.top_files[0].inode, common.top_files[0].guests),
         (inode, 3)
     );
+    let page = Command::new(DAEMON)
+        .arg("--print-session")
+        .arg(scene.place.path().join("status"))
+        .output();
+    let page = good(page.expect("starts"));
+    for words in [
+        "shares               3, guests connected to 3",
+        "saved                8 MiB, by 1 files that more than one guest has mapped",
+        "  by 2 guests        8 MiB",
+        "--- b ---",
+        "4 ranges, 8 MiB",
+    ] {
+        assert!(page.contains(words), "no {words:?} in\n{page}");
+    }
     // One goes and takes what it had.
     let [first, second, third] = guests;
     drop(second);

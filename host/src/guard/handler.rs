@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
 use libc::{c_int, c_void, sigaction, siginfo_t};
 use vm_memory::mmap::MmapRegion;
@@ -21,9 +21,30 @@ use super::table::Table;
 
 /// Where guest memory is.
 pub(super) static TABLE: Table = Table::new();
-/// A page of some range was replaced by zeros; a flag for each of so many
-/// parties, and one in so many shares it.
-pub(super) static TORN: [AtomicBool; 64] = [const { AtomicBool::new(false) }; 64];
+/// What was replaced by zeros; one for each of so many parties, and one in so
+/// many shares it.
+pub(super) static TORN: [Torn; 64] = [const { Torn::new() }; 64];
+/// Most pages of one party that are replaced one by one: each splits a mapping
+/// in three, and the process may have 65,530 of them for all its guests. From
+/// then on whole ranges are.
+const MOST_PAGES: usize = 256;
+
+/// What was replaced by zeros and is not mended.
+pub(super) struct Torn {
+    /// There is something.
+    pub(super) raised: AtomicBool,
+    /// So many pages, and ranges.
+    pub(super) pages: AtomicUsize,
+}
+
+impl Torn {
+    const fn new() -> Torn {
+        Torn {
+            raised: AtomicBool::new(false),
+            pages: AtomicUsize::new(0),
+        }
+    }
+}
 /// What SIGBUS did before. Set before our handler is.
 static PREVIOUS: OnceLock<sigaction> = OnceLock::new();
 
@@ -124,17 +145,18 @@ fn cover(address: usize) -> bool {
     let Some((slot, watched)) = found else {
         return false;
     };
-    // A page of its own splits a mapping in three, and their number is
-    // limited; the whole range in one piece needs no more than there are.
-    if !map_zeros(watched.page(address)) && !map_zeros(watched.range) {
+    // The remainder is below the number of flags.
+    let torn = &TORN[slot.flag.load(Ordering::Relaxed) % TORN.len()];
+    let few = torn.pages.fetch_add(1, Ordering::Relaxed) < MOST_PAGES;
+    // The whole range in one piece needs no more mappings than there are.
+    let covered = few && map_zeros(watched.page(address)) || map_zeros(watched.range);
+    if !covered {
         return false;
     }
     // Release pairs with the Acquire in `mend`: who sees the flag maps after
     // us. First the slot's, since the other is taken first.
     slot.torn.store(true, Ordering::Release);
-    if let Some(torn) = TORN.get(slot.flag.load(Ordering::Relaxed)) {
-        torn.store(true, Ordering::Release);
-    }
+    torn.raised.store(true, Ordering::Release);
     FAULTS.with(|faults| faults.fetch_add(1, Ordering::Relaxed));
     true
 }

@@ -30,14 +30,14 @@ mod tests;
 use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 
 use parking_lot::Mutex;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
-use handler::{TABLE, TORN};
+use handler::{TABLE, TORN, Torn};
 use table::{Slot, Watched};
 
 /// Whose memory is watched. Of two parties each mends its own only.
@@ -125,10 +125,12 @@ fn forget_dead(entries: &mut HashMap<usize, Entry>) {
 pub fn mend() {
     let party = ACTING.get();
     let torn = torn_of(party);
+    let raised = &torn.raised;
     // Acquire pairs with the handler's Release.
-    if !torn.load(Ordering::Relaxed) || !torn.swap(false, Ordering::Acquire) {
+    if !raised.load(Ordering::Relaxed) || !raised.swap(false, Ordering::Acquire) {
         return;
     }
+    torn.pages.store(0, Ordering::Relaxed);
     let mut others = false;
     // Found with the list locked, mapped without: it may take long.
     let found: Vec<(Arc<MmapRegion>, Watched, &Slot)> = {
@@ -146,12 +148,12 @@ pub fn mend() {
     }
     if others {
         // Somebody else's, who shares the flag with us.
-        torn.store(true, Ordering::Release);
+        raised.store(true, Ordering::Release);
     }
 }
 
-/// The flag that the handler raises for memory of `party`.
-fn torn_of(party: usize) -> &'static AtomicBool {
+/// What the handler notes for memory of `party`.
+fn torn_of(party: usize) -> &'static Torn {
     // The remainder is below the number of flags.
     &TORN[party % TORN.len()]
 }
