@@ -2,7 +2,8 @@
 //!
 //! Laws: what runs in the handler is async-signal-safe (atomics, raw system
 //! calls); a fault that is not in a watched range goes to whoever was asked
-//! before, with the process as it was.
+//! before, with the process as it was; covering needs no more mappings than
+//! the kernel will give.
 
 #![allow(unsafe_code)]
 
@@ -24,24 +25,28 @@ pub(super) static TABLE: Table = Table::new();
 /// What was replaced by zeros; one for each of so many parties, and one in so
 /// many shares it.
 pub(super) static TORN: [Torn; 64] = [const { Torn::new() }; 64];
-/// Most pages of one party that are replaced one by one: each splits a mapping
-/// in three, and the process may have 65,530 of them for all its guests. From
-/// then on whole ranges are.
-const MOST_PAGES: usize = 256;
+/// Most pages of one party that are replaced one by one, two mappings each, of
+/// the 65,530 that the process may have for all its guests; further ones take
+/// their range with them.
+const MAX_PIECES: usize = 256;
+/// Address of mappings that are there to be given up, or zero.
+static RESERVE: AtomicUsize = AtomicUsize::new(0);
+/// How many mappings those are, of a page each.
+const RESERVE_PAGES: usize = 16;
 
 /// What was replaced by zeros and is not mended.
 pub(super) struct Torn {
     /// There is something.
     pub(super) raised: AtomicBool,
     /// So many pages, and ranges.
-    pub(super) pages: AtomicUsize,
+    pub(super) pieces: AtomicUsize,
 }
 
 impl Torn {
     const fn new() -> Torn {
         Torn {
             raised: AtomicBool::new(false),
-            pages: AtomicUsize::new(0),
+            pieces: AtomicUsize::new(0),
         }
     }
 }
@@ -80,6 +85,7 @@ pub(super) fn take_faults() -> u64 {
 pub(super) fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     let install = || {
+        refill();
         let _ = PREVIOUS.set(exchange(None)?);
         exchange(Some(&ours())).map(drop)
     };
@@ -145,11 +151,16 @@ fn cover(address: usize) -> bool {
     let Some((slot, watched)) = found else {
         return false;
     };
+    // A page of its own splits a mapping in three, and their number is
+    // limited; the whole range in one piece needs no more than there are. But
+    // at the limit the kernel refuses even that: a page in the middle may have
+    // taken one more than there should be (`do_mmap` looks before it unmaps).
     // The remainder is below the number of flags.
     let torn = &TORN[slot.flag.load(Ordering::Relaxed) % TORN.len()];
-    let few = torn.pages.fetch_add(1, Ordering::Relaxed) < MOST_PAGES;
-    // The whole range in one piece needs no more mappings than there are.
-    let covered = few && map_zeros(watched.page(address)) || map_zeros(watched.range);
+    let piecewise = torn.pieces.fetch_add(1, Ordering::Relaxed) < MAX_PIECES;
+    let covered = (piecewise && map_zeros(watched.page(address)))
+        || map_zeros(watched.range.clone())
+        || (give_up_reserve() && map_zeros(watched.range));
     if !covered {
         return false;
     }
@@ -190,6 +201,38 @@ fn map_zeros(range: Range<usize>) -> bool {
         )
     };
     mapped as usize == range.start
+}
+
+/// Unmaps the reserve; false if it is gone already.
+fn give_up_reserve() -> bool {
+    let start = RESERVE.swap(0, Ordering::Relaxed);
+    let bytes = RESERVE_PAGES * rustix::param::page_size();
+    // SAFETY: the address of whole mappings of `refill`, which nobody else
+    // uses, and by the swap nobody else unmaps; a raw call is async-signal-safe.
+    start != 0 && unsafe { libc::syscall(libc::SYS_munmap, start, bytes) } == 0
+}
+
+/// Makes the reserve if it is not there: after something was put right. One
+/// caller at a time.
+pub(super) fn refill() {
+    if RESERVE.load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    let page = rustix::param::page_size();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let bytes = RESERVE_PAGES * page;
+    // SAFETY: a new mapping where the kernel likes.
+    let start = unsafe { libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        // At the limit: tried again when something is put right.
+        return;
+    }
+    for odd in (1..RESERVE_PAGES).step_by(2) {
+        // Neighbours that differ are mappings of their own.
+        // SAFETY: a page inside the mapping just made, which nobody uses.
+        unsafe { libc::mprotect(start.wrapping_byte_add(odd * page), page, libc::PROT_READ) };
+    }
+    RESERVE.store(start as usize, Ordering::Relaxed);
 }
 
 /// Does what would have been done without us.

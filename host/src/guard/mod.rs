@@ -130,7 +130,7 @@ pub fn mend() {
     if !raised.load(Ordering::Relaxed) || !raised.swap(false, Ordering::Acquire) {
         return;
     }
-    torn.pages.store(0, Ordering::Relaxed);
+    torn.pieces.store(0, Ordering::Relaxed);
     let mut others = false;
     // Found with the list locked, mapped without: it may take long.
     let found: Vec<(Arc<MmapRegion>, Watched, &Slot)> = {
@@ -146,6 +146,9 @@ pub fn mend() {
     for (region, watched, slot) in found {
         restore(&region, &watched, slot);
     }
+    let one_at_a_time = ENTRIES.lock();
+    handler::refill();
+    drop(one_at_a_time);
     if others {
         // Somebody else's, who shares the flag with us.
         raised.store(true, Ordering::Release);
