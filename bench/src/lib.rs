@@ -22,6 +22,7 @@ mod demo;
 mod host_memory;
 mod machine;
 mod micro;
+mod processes;
 mod raw;
 #[cfg(test)]
 mod readme_test;

@@ -5,16 +5,18 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
-use sd_notify::NotifyState;
+use rustix::process::umask;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::cli::{Config, Flags, Listen, SharedDirError};
-use crate::dax::{Dax, Naive};
+use crate::dax::padding_process::PaddingProcess;
+use crate::dax::{Dax, DaxMode, DaxOptions, Naive, Padding};
 use crate::device::serve::{Stop, serve};
 use crate::device::socket::Socket;
 use crate::fs::SharedDir;
+use crate::isolation::root::{Root, Tree};
+use crate::isolation::{self, Inside, Plan};
 use crate::observe::ask::print_session;
 use crate::observe::document::Share;
 use crate::observe::logs;
@@ -30,34 +32,72 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     if let Some(path) = &flags.print_session {
         return Ok(print_session(path, flags.json)?);
     }
-    let mut config = flags.config(raise_open_files())?;
+    isolation::close_inherited(flags.fd.as_slice())?;
+    let max_open_files = isolation::set_nofile(flags.sandbox.rlimit_nofile)?;
+    let mut config = flags.config(max_open_files)?;
     config.dax.naive = naive;
     logs::init(&config.log_level)?;
-    // The guest says which mode a file gets; its kernel has applied the umask.
-    umask(Mode::empty());
-    let server = Arc::new(server(&config)?);
-    let stop = Stop::new()?;
-    heed_signals(stop.clone(), server.clone())?;
-    // Who sees the socket may already end the daemon in order, and ask it.
-    let _status = match &config.status_socket {
-        Some(path) => Some(StatusSocket::open(path, &server, share(&config))?),
-        None => None,
-    };
-    let socket = match &config.listen {
+    config.dax.padding = padding(&config);
+
+    // All that lies outside; then nothing of it is to be seen any more.
+    let mut socket = match &config.listen {
         Listen::Path(path) => Socket::bind("--socket-path", path)?,
         Listen::Inherited(fd) => Socket::inherit(*fd)?,
     };
-    tell_service_manager(&[NotifyState::Ready]);
-    serve(&server, config.device, &socket, &stop)?;
-    tell_service_manager(&[NotifyState::Stopping]);
+    let status = config.status_socket.as_deref().map(StatusSocket::bind);
+    let mut status = status.transpose()?;
+    let inside = isolation::launch(Plan {
+        options: &config.isolation,
+        root: Root::Share(Tree {
+            path: config.shared_dir.clone(),
+            readonly: config.share.readonly,
+        }),
+        file_handles: false,
+        files: [Some(&mut socket), status.as_mut()]
+            .into_iter()
+            .flatten()
+            .filter_map(Socket::take_file)
+            .collect(),
+    })?;
+    serve_inside(&config, inside, &socket, status)
+}
+
+/// The rest of a life, with nothing to be seen but the share.
+fn serve_inside(
+    config: &Config,
+    mut inside: Inside,
+    socket: &Socket,
+    status: Option<Socket>,
+) -> Result<(), Box<dyn Error>> {
+    // The guest says which mode a file gets; its kernel has applied the umask.
+    umask(Mode::empty());
+    let server = Arc::new(server(config, &mut inside)?);
+    let stop = Stop::new()?;
+    heed_signals(stop.clone(), server.clone())?;
+    inside.heeds_signals();
+    let _status = status
+        .map(|socket| StatusSocket::attend(socket, &server, share(config)))
+        .transpose()?;
+    inside.is_ready();
+    serve(&server, config.device, socket, &stop)?;
+    inside.is_stopping();
     tracing::info!("ended by a signal");
     Ok(())
 }
 
-/// One that asks for it by `NOTIFY_SOCKET`.
-fn tell_service_manager(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "the service manager cannot be told: {state:?}");
+/// Files are padded by a process of its own, so that this one can give up the
+/// privilege for it.
+fn padding(config: &Config) -> Padding {
+    let dax = &config.dax;
+    if dax.mode == DaxMode::Never || dax.window_bytes == 0 {
+        return Padding::Off;
+    }
+    if !isolation::caps::may_mount() {
+        return Padding::Failed("the daemon has no CAP_SYS_ADMIN".to_owned());
+    }
+    match PaddingProcess::start(config.isolation.seccomp) {
+        Ok(process) => Padding::Process(Arc::new(process)),
+        Err(cause) => Padding::Failed(format!("cannot start a process for it: {cause}")),
     }
 }
 
@@ -70,29 +110,17 @@ fn share(config: &Config) -> Share {
     }
 }
 
-fn server(config: &Config) -> Result<Server, SharedDirError> {
-    let fs = SharedDir::open(&config.shared_dir, config.share.clone())
+fn server(config: &Config, inside: &mut Inside) -> Result<Server, Box<dyn Error>> {
+    let fs = SharedDir::of(inside.share()?, inside.proc()?, config.share.clone())
         .map_err(|cause| SharedDirError::new(&config.shared_dir, cause))?;
     Ok(Server::new(
         fs,
-        Dax::new(config.dax.clone()),
+        Dax::new(DaxOptions {
+            proc: Some(Arc::new(inside.proc()?)),
+            ..config.dax.clone()
+        }),
         config.timeouts,
     ))
-}
-
-/// Each inode that a guest knows costs a descriptor: takes as many as the
-/// process may have, and answers how many those are.
-fn raise_open_files() -> u64 {
-    let now = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: now.maximum,
-        maximum: now.maximum,
-    };
-    let got = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => raised.current,
-        Err(_) => now.current,
-    };
-    got.unwrap_or(u64::MAX)
 }
 
 /// SIGTERM and SIGINT end the daemon in order, a second one at once; SIGUSR1

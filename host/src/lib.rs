@@ -8,6 +8,7 @@
 //! | [`fs`] | the shared directory: inodes, handles, names, attributes |
 //! | [`dax`] | the window: ledger, front-end capabilities, policy |
 //! | [`guard`] | guest memory that vanishes while it is in use |
+//! | [`isolation`] | what the daemon cannot do, even if it is made to |
 //! | [`observe`] | logs and counters |
 //! | [`cli`] | the command line of `daxwindowd` |
 //! | [`daemon`] | its life from flags to signals |
@@ -23,5 +24,6 @@ pub mod dax;
 pub mod device;
 pub mod fs;
 pub mod guard;
+pub mod isolation;
 pub mod observe;
 pub mod server;

@@ -92,7 +92,7 @@ fn a_guest_with_a_window_is_reported_with_what_it_did() {
     error.expect_err("unaligned");
     let status = scene.status();
     assert_eq!(status.schema, SCHEMA);
-    assert_eq!(status.daemon.pid, scene.daemon.pid());
+    assert_eq!(status.daemon.pid, scene.daemon.main_pid());
     assert_eq!(verdict(&status), ("on", "every-file"));
     assert_eq!(
         status.share.directory,
@@ -272,7 +272,7 @@ fn the_file_is_the_owners_is_replaced_when_stale_and_goes() {
     let status = scene.path();
     let told = ["--status-socket", status.to_str().expect("UTF-8")];
     let mut next = Daemon::start(share.path(), &told);
-    assert_eq!(scene.status().daemon.pid, next.pid());
+    assert_eq!(scene.status().daemon.pid, next.main_pid());
     let began = Instant::now();
     assert!(next.terminate().success());
     assert!(began.elapsed() < Duration::from_secs(10));

@@ -1,5 +1,7 @@
 //! The command line: what was typed becomes a checked [`Config`].
 
+mod sandbox;
+
 use std::os::fd::RawFd;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -14,7 +16,10 @@ use crate::dax::{DaxMode, DaxOptions, Executables, MemorySlots};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::ShareOptions;
+use crate::isolation;
 use crate::server::CacheTimeouts;
+
+pub use sandbox::SandboxFlags;
 
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
 /// on the host's page cache.
@@ -122,6 +127,10 @@ pub struct Flags {
     )]
     pub num_request_queues: u32,
 
+    /// Isolation.
+    #[command(flatten)]
+    pub sandbox: SandboxFlags,
+
     /// What to log on standard error: off, error, warn, info, debug, trace, or
     /// a list of target=level. RUST_LOG wins over it
     #[arg(long, value_name = "LEVEL", default_value = "info")]
@@ -207,6 +216,8 @@ pub struct Config {
     pub timeouts: CacheTimeouts,
     /// What the device tells the guest.
     pub device: DeviceOptions,
+    /// How the daemon is isolated.
+    pub isolation: isolation::Options,
     /// What to log.
     pub log_level: String,
     /// Where to tell how things are.
@@ -266,6 +277,7 @@ impl Flags {
             dax,
             timeouts: CacheTimeouts::default(),
             device,
+            isolation: self.sandbox.options(),
             log_level: self.log_level,
             status_socket: self.status_socket,
         })

@@ -7,6 +7,7 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use daxwindow_shared::fuse::Attr;
 use daxwindow_shared::window::RANGE_BYTES;
@@ -15,6 +16,8 @@ use super::capabilities::Capabilities;
 use super::globs::NameRules;
 use super::naive::Naive;
 use super::no_dax::NoDax;
+use super::padding::Padding;
+use crate::fs::ProcFd;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
@@ -80,9 +83,11 @@ pub struct DaxOptions {
     pub executables: Executables,
     /// Names let in and kept out, in both modes.
     pub names: NameRules,
-    /// Whether a front end that refuses ranges past the end of a file may be
-    /// given padded files.
-    pub padded_view: bool,
+    /// Who pads files for a front end that refuses ranges past the end.
+    pub padding: Padding,
+    /// Opens files of a trial in other ways; none looks for `/proc/self/fd`
+    /// when one is tried.
+    pub proc: Option<Arc<ProcFd>>,
     /// Whether memory regions may be announced one by one.
     pub memory_slots: MemorySlots,
     /// Maps that a front end may hold at once, if it keeps each as an object
@@ -104,7 +109,8 @@ impl Default for DaxOptions {
             min_file_bytes: DEFAULT_MIN_FILE_BYTES,
             executables: Executables::Auto,
             names: NameRules::default(),
-            padded_view: true,
+            padding: Padding::Here,
+            proc: None,
             memory_slots: MemorySlots::Auto,
             max_maps: Some(VMM_SLOTS - 64),
             front_end_timeout: super::channel::DEFAULT_TIMEOUT,

@@ -78,8 +78,31 @@ pub enum SocketError {
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file, to know it again.
+    file: Option<SocketFile>,
+}
+
+/// The file of a socket of our own; it is removed on drop, unless somebody
+/// has put another in its place.
+#[derive(Debug)]
+pub struct SocketFile {
+    path: PathBuf,
+    /// Device and inode, to know it again.
     identity: Option<(u64, u64)>,
+}
+
+impl SocketFile {
+    /// Leaves the file to another process.
+    pub fn leave(mut self) {
+        self.identity = None;
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.identity.is_some() && identity(&self.path) == self.identity {
+            let _ = std::fs::remove_file(&self.path);
+        }
+    }
 }
 
 impl Socket {
@@ -102,7 +125,10 @@ impl Socket {
         Ok(Socket {
             listener,
             path: path.to_owned(),
-            identity: identity(path),
+            file: Some(SocketFile {
+                path: path.to_owned(),
+                identity: identity(path),
+            }),
         })
     }
 
@@ -120,8 +146,14 @@ impl Socket {
             listener,
             path: path.unwrap_or_default(),
             // The file belongs to who made it.
-            identity: None,
+            file: None,
         })
+    }
+
+    /// Its file, for somebody else to remove in time; none if it belongs to
+    /// who made it.
+    pub fn take_file(&mut self) -> Option<SocketFile> {
+        self.file.take()
     }
 
     /// The socket itself.
@@ -132,14 +164,6 @@ impl Socket {
     /// Where it listens.
     pub fn path(&self) -> &Path {
         &self.path
-    }
-}
-
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            let _ = std::fs::remove_file(&self.path);
-        }
     }
 }
 

@@ -45,6 +45,7 @@ mod xattr;
 #[cfg(test)]
 mod tests;
 
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -57,12 +58,12 @@ use budget::Budget;
 use handle::HandleTable;
 use inode::{Inode, InodeTable};
 use locks::LockTable;
-use procfd::ProcFd;
 
 pub use dir::DirItem;
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
+pub use procfd::ProcFd;
 pub use xattr::XattrReply;
 
 /// Who sent the request, from its header.
@@ -142,12 +143,18 @@ impl SharedDir {
     pub fn open(root: &Path, options: ShareOptions) -> std::io::Result<SharedDir> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
+        SharedDir::of(root, ProcFd::open()?, options)
+    }
+
+    /// Shares the directory behind `root`, an `O_PATH` descriptor. `proc` is
+    /// of the process that serves.
+    pub fn of(root: OwnedFd, proc: ProcFd, options: ShareOptions) -> std::io::Result<SharedDir> {
         let session = Arc::new(AtomicU64::new(0));
         Ok(SharedDir {
             inodes: InodeTable::new(root, Arc::clone(&session), options.max_inodes)?,
             handles: HandleTable::new(Arc::clone(&session), options.max_handles),
             locks: LockTable::new(Arc::clone(&session)),
-            proc: ProcFd::open()?,
+            proc,
             listing: Budget::new(dir::MAX_LISTING_BYTES),
             session,
             options,

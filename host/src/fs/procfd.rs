@@ -15,24 +15,43 @@ const PATH: &str = "/proc/self/fd";
 
 /// The open directory `/proc/self/fd`.
 #[derive(Debug)]
-pub(super) struct ProcFd {
+pub struct ProcFd {
     dir: OwnedFd,
+    /// It is the working directory of the process as well.
+    is_working_directory: bool,
 }
 
 impl ProcFd {
-    pub(super) fn open() -> std::io::Result<ProcFd> {
+    /// `dir`, which is the working directory of the process, too, and stays
+    /// so.
+    pub fn of_working_directory(dir: OwnedFd) -> ProcFd {
+        ProcFd {
+            dir,
+            is_working_directory: true,
+        }
+    }
+
+    /// As it is found by its path.
+    ///
+    /// # Errors
+    ///
+    /// When there is no procfs.
+    pub fn open() -> std::io::Result<ProcFd> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(CWD, PATH, flags, Mode::empty())?;
         if rustix::fs::fstatfs(&dir)?.f_type != PROC_SUPER_MAGIC {
             return Err(std::io::Error::other(format!("{PATH} is not procfs")));
         }
-        Ok(ProcFd { dir })
+        Ok(ProcFd {
+            dir,
+            is_working_directory: false,
+        })
     }
 
     /// Opens the inode behind `fd` once more. The caller has checked that it
     /// is a regular file or a directory: opening anything else could block or
     /// reach a device.
-    pub(super) fn reopen(&self, fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub(crate) fn reopen(&self, fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
         let link = DecInt::from_fd(fd);
         rustix::fs::openat(&self.dir, link.as_c_str(), flags, Mode::empty())
@@ -57,9 +76,12 @@ impl ProcFd {
         Some(OsString::from_vec(path.into_bytes()).into())
     }
 
-    /// The same as an absolute path, if `/proc/self/fd` still is the directory
-    /// held here; for the few system calls that take nothing else.
-    pub(super) fn absolute(&self, fd: impl AsFd) -> Option<String> {
+    /// The same as a path of its own, for the few system calls that take
+    /// nothing else; none if `/proc/self/fd` is no longer what is held here.
+    pub(super) fn whole_path(&self, fd: impl AsFd) -> Option<String> {
+        if self.is_working_directory {
+            return Some(DecInt::from_fd(fd).as_str().to_owned());
+        }
         let held = super::attr::stat(&self.dir).ok()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let now = rustix::fs::openat(CWD, PATH, flags, Mode::empty()).ok()?;

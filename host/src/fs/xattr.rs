@@ -124,7 +124,10 @@ impl SharedDir {
                 return Ok(Way::Open(open));
             }
         }
-        self.proc.absolute(&fd).map(Way::Link).ok_or(Errno::NOTSUP)
+        self.proc
+            .whole_path(&fd)
+            .map(Way::Link)
+            .ok_or(Errno::NOTSUP)
     }
 
     fn kill_sgid(&self, inode: &Inode) -> Result<(), Errno> {

@@ -21,7 +21,7 @@ pub(super) fn status(server: &Server, share: &Share) -> Status {
         schema: SCHEMA,
         daemon: Daemon {
             version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
+            pid: crate::isolation::main_pid(),
         },
         share: share.clone(),
         dax: verdict(&dax.verdict()),

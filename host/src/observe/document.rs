@@ -42,7 +42,7 @@ pub struct Status {
 pub struct Daemon {
     /// Its version.
     pub version: String,
-    /// Its process id.
+    /// Id, on the host, of the process that was started and takes signals.
     pub pid: u32,
 }
 

@@ -44,17 +44,25 @@ pub struct StatusSocket {
 }
 
 impl StatusSocket {
-    /// Listens at `path` and tells of `server`, which shares `share`.
+    /// A socket at `path` that nobody attends to yet.
     ///
     /// # Errors
     ///
-    /// When the path is taken or no socket, or the thread does not start.
-    pub fn open(
-        path: &Path,
+    /// When the path is taken or no socket.
+    pub fn bind(path: &Path) -> Result<Socket, SocketError> {
+        Socket::bind("--status-socket", path)
+    }
+
+    /// Tells who connects to `socket` of `server`, which shares `share`.
+    ///
+    /// # Errors
+    ///
+    /// When the thread does not start.
+    pub fn attend(
+        socket: Socket,
         server: &Arc<Server>,
         share: Share,
     ) -> Result<StatusSocket, StatusError> {
-        let socket = Socket::bind("--status-socket", path)?;
         // A client may be gone before it is accepted.
         let nonblocking = socket.listener().set_nonblocking(true);
         let stop = nonblocking.and_then(|()| Stop::new());
