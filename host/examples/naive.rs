@@ -23,6 +23,7 @@ struct NaiveFlags {
 fn main() -> ExitCode {
     let NaiveFlags { leave_out, flags } = NaiveFlags::parse();
     let naive = leave_out.into_iter().fold(Naive::default(), Naive::and);
+    let flags = flags.settled().unwrap_or_else(|error| error.exit());
     match daemon::run(flags, naive) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -1,6 +1,8 @@
 //! The daemon's life: from flags to the last signal.
 
 use std::error::Error;
+use std::os::fd::RawFd;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
@@ -9,19 +11,22 @@ use rustix::process::umask;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{Config, Flags, Listen, SharedDirError};
+use crate::cli::{Command, Config, Flags, Listen};
 use crate::dax::padding_process::PaddingProcess;
-use crate::dax::{Dax, DaxMode, DaxOptions, Naive, Padding};
-use crate::device::serve::{Stop, serve};
-use crate::device::socket::Socket;
-use crate::fs::SharedDir;
+use crate::dax::{DaxMode, Naive, Padding};
+use crate::device::serve::Stop;
+use crate::device::socket::{Socket, SocketFile};
+use crate::fs::{InodeFileHandles, SharedDir};
 use crate::isolation::root::{Root, Tree};
 use crate::isolation::{self, Inside, Plan};
 use crate::observe::ask::print_session;
-use crate::observe::document::Share;
+use crate::observe::capabilities::Capabilities;
 use crate::observe::logs;
 use crate::observe::status_socket::StatusSocket;
-use crate::server::Server;
+use crate::shares::control::ControlSocket;
+use crate::shares::name::NameError;
+use crate::shares::share::Changes;
+use crate::shares::{self, NewShare, ShareName, Shares};
 
 /// Serves until a signal ends it, or asks a daemon that does. `naive` is empty but in tests.
 ///
@@ -29,103 +34,184 @@ use crate::server::Server;
 ///
 /// What keeps the daemon from starting, or broke its socket, with its cause.
 pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
-    if let Some(path) = &flags.print_session {
-        return Ok(print_session(path, flags.json)?);
+    if let Some(Command::Ctl(ctl)) = &flags.command {
+        print!("{}", shares::client::run(ctl)?);
+        return Ok(());
     }
-    isolation::close_inherited(flags.fd.as_slice())?;
+    if let Some(path) = &flags.report.print_session {
+        return Ok(print_session(path, flags.report.json)?);
+    }
+    if flags.report.print_capabilities {
+        println!("{}", Capabilities::ours().to_json());
+        return Ok(());
+    }
     let max_open_files = isolation::set_nofile(flags.sandbox.rlimit_nofile)?;
     let mut config = flags.config(max_open_files)?;
+    isolation::close_inherited(&config.doors.descriptors())?;
     config.dax.naive = naive;
-    logs::init(&config.log_level)?;
-    config.dax.padding = padding(&config);
-
-    // All that lies outside; then nothing of it is to be seen any more.
-    let mut socket = match &config.listen {
-        Listen::Path(path) => Socket::bind("--socket-path", path)?,
-        Listen::Inherited(fd) => Socket::inherit(*fd)?,
-    };
-    let status = config.status_socket.as_deref().map(StatusSocket::bind);
-    let mut status = status.transpose()?;
+    let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
+    for warning in &config.warnings {
+        tracing::warn!("{warning}");
+    }
+    config.dax.padding = padding(&config, &logs);
+    let mut outside = Outside::open(&config)?;
     let inside = isolation::launch(Plan {
         options: &config.isolation,
-        root: Root::Share(Tree {
-            path: config.shared_dir.clone(),
-            readonly: config.share.readonly,
-        }),
-        file_handles: false,
-        files: [Some(&mut socket), status.as_mut()]
-            .into_iter()
-            .flatten()
-            .filter_map(Socket::take_file)
-            .collect(),
+        root: root(&config),
+        file_handles: config.share.inode_file_handles != InodeFileHandles::Never,
+        files: outside.take_files(),
+        logs,
     })?;
-    serve_inside(&config, inside, &socket, status)
+    serve(config, &inside, outside)
 }
 
-/// The rest of a life, with nothing to be seen but the share.
-fn serve_inside(
-    config: &Config,
-    mut inside: Inside,
-    socket: &Socket,
-    status: Option<Socket>,
-) -> Result<(), Box<dyn Error>> {
+/// The rest of a life, with nothing to be seen but what is shared.
+fn serve(config: Config, inside: &Inside, outside: Outside) -> Result<(), Box<dyn Error>> {
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
-    let server = Arc::new(server(config, &mut inside)?);
+    SharedDir::prepare()?;
+    let fixed = fixed_shares(&config, inside, outside.sockets)?;
+    let shares = Shares::new(config);
     let stop = Stop::new()?;
-    heed_signals(stop.clone(), server.clone())?;
+    heed_signals(stop.clone(), shares.clone())?;
     inside.heeds_signals();
+    let status = outside.status;
     let _status = status
-        .map(|socket| StatusSocket::attend(socket, &server, share(config)))
+        .map(|socket| StatusSocket::attend(socket, &shares))
         .transpose()?;
-    inside.is_ready();
-    serve(&server, config.device, socket, &stop)?;
+    let control = outside.control;
+    let control = control
+        .map(|socket| ControlSocket::attend(socket, &shares))
+        .transpose()?;
+    for share in fixed {
+        shares.add(share)?;
+    }
+    inside.is_ready(&shares.summary());
+    stop.wait();
     inside.is_stopping();
+    // Nothing is added any more.
+    drop(control);
+    shares.end();
     tracing::info!("ended by a signal");
     Ok(())
 }
 
+/// Sockets that listen, made where they can be seen.
+struct Outside {
+    sockets: Vec<Socket>,
+    status: Option<Socket>,
+    control: Option<Socket>,
+}
+
+impl Outside {
+    fn open(config: &Config) -> Result<Outside, Box<dyn Error>> {
+        let mut sockets = Vec::new();
+        for listen in &config.doors.fixed {
+            let socket = match listen {
+                Listen::Path(path) => Socket::bind("--socket-path", path)?,
+                Listen::Inherited(fd) => Socket::inherit(*fd)?,
+                Listen::Activated(fd) => Socket::activated(*fd)?,
+            };
+            if let Some(group) = config.socket_group {
+                socket.let_in(group)?;
+            }
+            sockets.push(socket);
+        }
+        let status = config.status_socket.as_deref().map(StatusSocket::bind);
+        let directory = config.doors.socket_dir.as_deref();
+        Ok(Outside {
+            sockets,
+            status: status.transpose()?,
+            control: directory.map(ControlSocket::bind).transpose()?,
+        })
+    }
+
+    /// The files of those that stay as long as the daemon. Where shares come
+    /// and go, so do their sockets.
+    fn take_files(&mut self) -> Vec<SocketFile> {
+        let stays = |socket: &mut Socket| socket.take_file();
+        let mut files: Vec<_> = self.status.iter_mut().filter_map(stays).collect();
+        if self.control.is_none() {
+            files.extend(self.sockets.iter_mut().filter_map(stays));
+        }
+        files
+    }
+}
+
+/// What is to be seen of the host.
+fn root(config: &Config) -> Root {
+    let tree = Tree {
+        path: config.shared_dir.clone(),
+        readonly: config.share.readonly,
+    };
+    match config.doors.socket_dir {
+        None => Root::Share(tree),
+        Some(_) => Root::Empty {
+            trees: match config.doors.fixed.is_empty() {
+                true => Vec::new(),
+                false => vec![tree],
+            },
+            more: true,
+        },
+    }
+}
+
 /// Files are padded by a process of its own, so that this one can give up the
 /// privilege for it.
-fn padding(config: &Config) -> Padding {
+fn padding(config: &Config, logs: &[RawFd]) -> Padding {
     let dax = &config.dax;
-    if dax.mode == DaxMode::Never || dax.window_bytes == 0 {
+    if (dax.mode == DaxMode::Never || dax.window_bytes == 0) && config.doors.socket_dir.is_none() {
         return Padding::Off;
     }
     if !isolation::caps::may_mount() {
         return Padding::Failed("the daemon has no CAP_SYS_ADMIN".to_owned());
     }
-    match PaddingProcess::start(config.isolation.seccomp) {
+    match PaddingProcess::start(config.isolation.seccomp, logs) {
         Ok(process) => Padding::Process(Arc::new(process)),
         Err(cause) => Padding::Failed(format!("cannot start a process for it: {cause}")),
     }
 }
 
-/// What the status document says of the share.
-fn share(config: &Config) -> Share {
-    Share {
-        tag: config.device.config.tag().unwrap_or_default().to_owned(),
-        directory: config.shared_dir.to_string_lossy().into_owned(),
-        readonly: config.share.readonly,
+/// What is served from the start: the same directory at each of the sockets.
+fn fixed_shares(
+    config: &Config,
+    inside: &Inside,
+    sockets: Vec<Socket>,
+) -> Result<Vec<NewShare>, Box<dyn Error>> {
+    let mut shares = Vec::<NewShare>::new();
+    for socket in sockets {
+        shares.push(NewShare {
+            name: free_name(&shares, socket.path())?,
+            root: inside.tree(0)?,
+            directory: config.shared_dir.clone(),
+            socket,
+            changes: Changes::default(),
+        });
     }
+    Ok(shares)
 }
 
-fn server(config: &Config, inside: &mut Inside) -> Result<Server, Box<dyn Error>> {
-    let fs = SharedDir::of(inside.share()?, inside.proc()?, config.share.clone())
-        .map_err(|cause| SharedDirError::new(&config.shared_dir, cause))?;
-    Ok(Server::new(
-        fs,
-        Dax::new(DaxOptions {
-            proc: Some(Arc::new(inside.proc()?)),
-            ..config.dax.clone()
-        }),
-        config.timeouts,
-    ))
+/// A name after the socket's, with a number if need be.
+fn free_name(shares: &[NewShare], socket: &Path) -> Result<ShareName, NameError> {
+    let taken = |name: &ShareName| shares.iter().any(|share| share.name == *name);
+    let wanted = match ShareName::of_socket(socket) {
+        Some(name) if !taken(&name) => return Ok(name),
+        Some(name) if name.as_str().len() < 60 => name.to_string(),
+        _ => "share".to_owned(),
+    };
+    let mut number = shares.len() + 1;
+    loop {
+        let name = format!("{wanted}-{number}").parse()?;
+        if !taken(&name) {
+            return Ok(name);
+        }
+        number += 1;
+    }
 }
 
 /// SIGTERM and SIGINT end the daemon in order, a second one at once; SIGUSR1
 /// logs the counters.
-fn heed_signals(stop: Stop, server: Arc<Server>) -> std::io::Result<()> {
+fn heed_signals(stop: Stop, shares: Arc<Shares>) -> std::io::Result<()> {
     let second = Arc::new(AtomicBool::new(false));
     for signal in [SIGTERM, SIGINT] {
         signal_hook::flag::register_conditional_shutdown(signal, 1, second.clone())?;
@@ -137,7 +223,7 @@ fn heed_signals(stop: Stop, server: Arc<Server>) -> std::io::Result<()> {
         .spawn(move || {
             for signal in signals.forever() {
                 match signal {
-                    SIGUSR1 => server.log_counters(),
+                    SIGUSR1 => shares.log_counters(),
                     _ => stop.request(),
                 }
             }

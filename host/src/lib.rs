@@ -10,6 +10,7 @@
 //! | [`guard`] | guest memory that vanishes while it is in use |
 //! | [`isolation`] | what the daemon cannot do, even if it is made to |
 //! | [`observe`] | logs and counters |
+//! | [`shares`] | the shares of one process, and how they come and go |
 //! | [`cli`] | the command line of `daxwindowd` |
 //! | [`daemon`] | its life from flags to signals |
 //!
@@ -27,3 +28,4 @@ pub mod guard;
 pub mod isolation;
 pub mod observe;
 pub mod server;
+pub mod shares;

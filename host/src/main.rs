@@ -8,7 +8,10 @@ use daxwindow_host::daemon;
 use daxwindow_host::dax::Naive;
 
 fn main() -> ExitCode {
-    match daemon::run(Flags::parse(), Naive::default()) {
+    let flags = Flags::parse()
+        .settled()
+        .unwrap_or_else(|error| error.exit());
+    match daemon::run(flags, Naive::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("daxwindowd: {error}");

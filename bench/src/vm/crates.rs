@@ -22,6 +22,17 @@ pub(crate) const FOLDER: &str = "crates";
 const PREFIX: &str = "crate:";
 const TARGET: &str = "x86_64-unknown-linux-gnu";
 
+/// The static program of a crate, `NAME@VERSION`, which the host can run as
+/// well as a guest; built if need be.
+///
+/// # Errors
+///
+/// When it is not there and may not be fetched, or does not build.
+pub fn crate_program(kit: &Kit, spec: &str) -> Result<PathBuf> {
+    let found = Crate::parse(&format!("{PREFIX}{spec}"));
+    found.context("no crate is named")??.find(kit)
+}
+
 /// A crate whose program, of the same name, the guest gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Crate {

@@ -59,6 +59,7 @@ pub mod userland;
 
 pub use agent::Output;
 pub(crate) use commands::{Args, run};
+pub use crates::crate_program;
 pub use daemon_status::daemon_status;
 pub use debian::Debian;
 pub use guest::Vm;

@@ -12,7 +12,7 @@ use std::sync::{Arc, LazyLock};
 use arbitrary::Arbitrary;
 use daxwindow_host::dax::{Dax, DaxMode, DaxOptions, FrontEnd, FrontEndError};
 use daxwindow_host::fs::{ShareOptions, SharedDir};
-use daxwindow_host::server::{CacheTimeouts, Server};
+use daxwindow_host::server::{Server, ServerOptions};
 use daxwindow_shared::fuse::ioctl::{FSSETXATTR, SETFLAGS};
 use daxwindow_shared::fuse::{InHeader, InitIn, Opcode, OutHeader, ROOT_ID};
 use daxwindow_shared::window::WindowRange;
@@ -141,11 +141,11 @@ impl Drop for Place {
 
 fn server(share: &Path) -> Server {
     let options =
-        ShareOptions { max_inodes: 64, max_handles: 32, locks: true, posix_acl: true, ..Default::default() };
+        ShareOptions { max_inodes: 64, max_handles: 32, locks: true, posix_acl: true, xattr: true, ..Default::default() };
     let share = SharedDir::open(share, options).expect("a directory");
     let dax = Dax::new(DaxOptions { mode: DaxMode::Always, window_bytes: WINDOW, ..Default::default() });
     dax.set_front_end(Some(Arc::new(Window)));
-    Server::new(share, dax, CacheTimeouts::default())
+    Server::new(share, dax, ServerOptions::default())
 }
 
 fn good(opcode: Opcode, nodeid: u64, body: &[u8]) -> Vec<u8> {

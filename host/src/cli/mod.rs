@@ -1,122 +1,94 @@
 //! The command line: what was typed becomes a checked [`Config`].
+//!
+//! Flags of one family live in a file of their own and are flattened into
+//! [`Flags`], each with a heading of its own in `--help`, and after the plain
+//! ones, which would go under the heading before them. Where virtiofsd has a
+//! flag, ours has its name and its meaning, or is refused with what to write
+//! instead.
 
+mod activation;
+mod attributes;
+mod cache;
+mod compat;
+mod ctl;
+mod inodes;
+mod listen;
+mod logs;
+mod migration;
+mod report;
 mod sandbox;
+mod semantics;
+mod window;
 
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::path::PathBuf;
 
-use clap::{Parser, ValueEnum};
+use clap::error::ErrorKind;
+use clap::{CommandFactory, Parser};
 use daxwindow_shared::virtiofs;
-use daxwindow_shared::window::RANGE_BYTES;
+use rustix::fs::Gid;
 
-use crate::dax::globs::{NameRules, Pattern};
-use crate::dax::policy::VMM_SLOTS;
-use crate::dax::{DaxMode, DaxOptions, Executables, MemorySlots};
+use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
-use crate::fs::ShareOptions;
+use crate::fs::{IdMapError, ShareOptions};
 use crate::isolation;
-use crate::server::CacheTimeouts;
+use crate::server::ServerOptions;
 
+pub use activation::{ActivationFlags, Group};
+pub use attributes::AttributeFlags;
+pub use cache::{CacheFlag, CacheFlags};
+pub use compat::CompatFlags;
+pub use ctl::{AddFlags, Command, Ctl, Order, RemoveFlags};
+pub use inodes::{InodeFileHandlesFlag, InodeFlags};
+pub use listen::{Doors, Listen, ListenFlags};
+pub use logs::LogFlags;
+pub use migration::MigrationFlags;
+pub use report::ReportFlags;
 pub use sandbox::SandboxFlags;
+pub use semantics::{SemanticsFlags, WhenFlag};
+pub use window::{DaxFlag, ExecutablesFlag, SlotsFlag, WindowFlags};
 
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
 /// on the host's page cache.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "daxwindowd", version, about)]
+#[command(
+    name = "daxwindowd",
+    version,
+    about,
+    args_override_self = true,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Flags {
-    /// Unix socket to listen on for the VMM; one client at a time is served
-    #[arg(long, value_name = "PATH", required_unless_present_any = ["print_session", "fd"])]
-    pub socket_path: Option<PathBuf>,
+    /// What to do in place of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Unix socket to listen on for a VMM; one client at a time is served. May
+    /// be repeated: each serves the directory to a guest of its own
+    #[arg(long, visible_alias = "socket", value_name = "PATH")]
+    pub socket_path: Vec<PathBuf>,
 
     /// Descriptor of a Unix socket that listens already, in place of
     /// --socket-path: 3 under a systemd socket unit
     #[arg(long, value_name = "FD", conflicts_with_all = ["socket_path", "print_session"])]
     pub fd: Option<RawFd>,
 
+    /// Who may connect, and sockets that nobody named.
+    #[command(flatten)]
+    pub activation: ActivationFlags,
+
     /// Directory to share
-    #[arg(long, value_name = "DIR", required_unless_present = "print_session")]
+    #[arg(long, value_name = "DIR")]
     pub shared_dir: Option<PathBuf>,
 
     /// Name by which the guest mounts the share, at most 36 bytes
     #[arg(long, default_value = "daxwindow", value_parser = parse_tag)]
     pub tag: String,
 
-    /// Size of the DAX window, a multiple of 2M; suffixes K, M and G; 0 for no
-    /// window. A PCI device's window is a power of two: other sizes are
-    /// rounded down
-    #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_window)]
-    pub dax_window: u64,
-
-    /// Which files the guest may access through the window
-    #[arg(long, value_name = "MODE", default_value = "inode")]
-    pub dax: DaxFlag,
-
-    /// With --dax inode: smallest file that gets DAX, with suffixes as above
-    #[arg(
-        long,
-        value_name = "SIZE",
-        default_value = "128K",
-        value_parser = daxwindow_shared::size::parse_bytes,
-    )]
-    pub dax_min_size: u64,
-
-    /// With --dax inode: whether files with an execute bit get DAX
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    pub dax_executables: ExecutablesFlag,
-
-    /// DAX only for files that match, by name (*.bin) or by path in the share
-    /// (models/**); may be repeated
-    #[arg(long, value_name = "GLOB")]
-    pub dax_include: Vec<Pattern>,
-
-    /// No DAX for files that match, even if included; may be repeated
-    #[arg(long, value_name = "GLOB")]
-    pub dax_exclude: Vec<Pattern>,
-
-    /// Whether the VMM may announce memory regions one by one
-    #[arg(long, value_name = "WHEN", default_value = "auto")]
-    pub memory_slots: SlotsFlag,
-
-    /// Memory slots of the VMM's 512 to leave to its own memory, to other
-    /// devices and to memory hotplug; the window is cut to 2M for each of the
-    /// others, and to a power of two
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 64,
-        value_parser = clap::value_parser!(u16).range(16..=511),
-    )]
-    pub slot_reserve: u16,
-
-    /// Offer the window as asked for: the VMM maps with a plain mmap, spends
-    /// no memory slots and needs no power of two
-    #[arg(long, conflicts_with = "slot_reserve")]
-    pub no_slot_limit: bool,
-
-    /// How long the VMM may take over one map, in seconds
-    #[arg(
-        long,
-        value_name = "SECONDS",
-        default_value_t = 5,
-        value_parser = clap::value_parser!(u64).range(1..=3600),
-    )]
-    pub front_end_timeout: u64,
-
     /// Refuse everything that would change the directory
     #[arg(long)]
     pub readonly: bool,
-
-    /// Take the guest's POSIX and flock locks on the host, where other guests
-    /// and the host's own programs meet them
-    #[arg(long)]
-    pub locks: bool,
-
-    /// Let POSIX ACLs of the share hold in the guest, and default ACLs for what
-    /// it creates
-    #[arg(long)]
-    pub posix_acl: bool,
 
     /// Number of request queues, each with a worker of its own
     #[arg(
@@ -127,104 +99,125 @@ pub struct Flags {
     )]
     pub num_request_queues: u32,
 
+    /// Where VMMs connect besides.
+    #[command(flatten)]
+    pub listen: ListenFlags,
+
     /// Isolation.
     #[command(flatten)]
     pub sandbox: SandboxFlags,
 
-    /// What to log on standard error: off, error, warn, info, debug, trace, or
-    /// a list of target=level. RUST_LOG wins over it
-    #[arg(long, value_name = "LEVEL", default_value = "info")]
-    pub log_level: String,
+    /// What guests keep.
+    #[command(flatten)]
+    pub cache: CacheFlags,
 
-    /// Unix socket that tells whoever connects how things are, as one JSON
-    /// document
-    #[arg(long, value_name = "PATH")]
-    pub status_socket: Option<PathBuf>,
+    /// What requests mean.
+    #[command(flatten)]
+    pub semantics: SemanticsFlags,
 
-    /// Serve nothing: ask the daemon at this status socket how things are,
-    /// and above all whether its share has DAX, and if not why
-    #[arg(long, value_name = "PATH", conflicts_with_all = ["socket_path", "shared_dir", "status_socket"])]
-    pub print_session: Option<PathBuf>,
+    /// What a guest may spend.
+    #[command(flatten)]
+    pub inodes: InodeFlags,
 
-    /// With --print-session: the document itself
-    #[arg(long, requires = "print_session")]
-    pub json: bool,
-}
+    /// Extended attributes and owners.
+    #[command(flatten)]
+    pub attributes: AttributeFlags,
 
-/// `--dax`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum DaxFlag {
-    /// No file; all data travel in requests
-    Never,
-    /// Files that gain by it: regular files that are not small, and
-    /// executables only where the host can still run them. The default,
-    /// because each mapping costs some VMMs one of few memory slots
-    Inode,
-    /// Every regular file that the VMM can map, but for names kept out
-    Always,
-}
+    /// The DAX window.
+    #[command(flatten)]
+    pub window: WindowFlags,
 
-/// `--dax-executables`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum ExecutablesFlag {
-    /// Where the VMM maps read-only, so that the host can run them meanwhile
-    Auto,
-    /// They do, and where the VMM maps writable only, what a guest has mapped
-    /// cannot be run on the host and the other way round
-    Always,
-    /// They do not
-    Never,
-}
+    /// What is logged.
+    #[command(flatten)]
+    pub logs: LogFlags,
 
-/// `--memory-slots`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SlotsFlag {
-    /// It may: buffers may lie in the window, and the VMM may be paused while
-    /// nothing is being mapped. QEMU 11 ends when its guest resets the device
-    /// with ranges mapped, and takes long over a map with more than 128 live
-    Auto,
-    /// As auto, and a VMM that announces nothing gets no DAX
-    On,
-    /// It may not: QEMU 11 survives such resets, but a pause with ranges mapped
-    /// takes the share from its guest; transfers between buffers in the window
-    /// and other files fail, and QEMU complains on its standard error about
-    /// each map
-    Off,
-}
+    /// What is told besides.
+    #[command(flatten)]
+    pub report: ReportFlags,
 
-/// Where the VMM connects.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// A socket of our own at this path.
-    Path(PathBuf),
-    /// A socket that listens already.
-    Inherited(RawFd),
+    /// What is said about migration.
+    #[command(flatten)]
+    pub migration: MigrationFlags,
+
+    /// What is said in the old manner.
+    #[command(flatten)]
+    pub compat: CompatFlags,
 }
 
 /// Everything the daemon needs to start.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen.
-    pub listen: Listen,
+    pub doors: Doors,
+    /// Who may connect besides the owner.
+    pub socket_group: Option<Gid>,
     /// What to share.
     pub shared_dir: PathBuf,
     /// How it is shared.
     pub share: ShareOptions,
     /// The window.
     pub dax: DaxOptions,
-    /// How long guests may cache names and attributes.
-    pub timeouts: CacheTimeouts,
+    /// How requests are answered where there is a choice.
+    pub server: ServerOptions,
     /// What the device tells the guest.
     pub device: DeviceOptions,
     /// How the daemon is isolated.
     pub isolation: isolation::Options,
     /// What to log.
     pub log_level: String,
+    /// Log to syslog.
+    pub syslog: bool,
     /// Where to tell how things are.
     pub status_socket: Option<PathBuf>,
+    /// Flags that do less than somebody may expect, to be logged.
+    pub warnings: Vec<&'static str>,
 }
 
 impl Flags {
+    /// The flags with all that was typed in the old manner settled, if what
+    /// is needed is there. To be called once, before [`config`](Self::config).
+    ///
+    /// # Errors
+    ///
+    /// What is missing, or refused, as the parser itself would say it.
+    pub fn settled(mut self) -> Result<Flags, clap::Error> {
+        let error = |kind, message: String| Err(Flags::command().error(kind, message));
+        if let Err(message) = self.apply_compat() {
+            return error(ErrorKind::InvalidValue, message);
+        }
+        if let Some(flag) = self.migration.refused() {
+            let message = format!("{flag}: {}", migration::REFUSAL);
+            return error(ErrorKind::ArgumentConflict, message);
+        }
+        if !self.report.serves() || self.command.is_some() {
+            return Ok(self);
+        }
+        let mut missing = Vec::new();
+        let mut has_socket = !self.socket_path.is_empty() || self.fd.is_some();
+        if !has_socket {
+            match self.activation.find() {
+                Ok(found) => has_socket = found,
+                Err(message) => return error(ErrorKind::ValueValidation, message),
+            }
+        }
+        // Shares that are added bring their own directories.
+        let needs_none = self.listen.socket_dir.is_some();
+        if !has_socket && (!needs_none || self.shared_dir.is_some()) {
+            missing.push("--socket-path PATH (or --fd FD, or a socket unit)");
+        }
+        if self.shared_dir.is_none() && (!needs_none || has_socket) {
+            missing.push("--shared-dir DIR");
+        }
+        if !missing.is_empty() {
+            let message = format!("missing: {}", missing.join(" and "));
+            return error(ErrorKind::MissingRequiredArgument, message);
+        }
+        if let Err(cause) = self.clone().config(u64::MAX) {
+            return error(ErrorKind::ArgumentConflict, cause.to_string());
+        }
+        Ok(self)
+    }
+
     /// What the flags mean. `max_open_files` is what the process may have
     /// open, which the guest's inodes and handles must leave some of.
     ///
@@ -232,80 +225,57 @@ impl Flags {
     ///
     /// What the flags cannot mean together.
     pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
-        let mode = match self.dax {
-            _ if self.dax_window == 0 => DaxMode::Never,
-            DaxFlag::Never => DaxMode::Never,
-            DaxFlag::Inode => DaxMode::Inode,
-            DaxFlag::Always => DaxMode::Always,
-        };
-        let dax = DaxOptions {
-            mode,
-            window_bytes: self.dax_window,
-            readonly: self.readonly,
-            min_file_bytes: self.dax_min_size,
-            executables: match self.dax_executables {
-                ExecutablesFlag::Auto => Executables::Auto,
-                ExecutablesFlag::Always => Executables::Always,
-                ExecutablesFlag::Never => Executables::Never,
-            },
-            names: NameRules::new(&self.dax_include, &self.dax_exclude)?,
-            memory_slots: match self.memory_slots {
-                SlotsFlag::Auto => MemorySlots::Auto,
-                SlotsFlag::On => MemorySlots::On,
-                SlotsFlag::Off => MemorySlots::Off,
-            },
-            max_maps: self.max_maps(),
-            front_end_timeout: Duration::from_secs(self.front_end_timeout),
-            ..DaxOptions::default()
-        };
+        let mut dax = self.window.options(self.readonly)?;
+        dax.max_maps = self.inodes.max_maps(dax.max_maps);
+        let ids = self.attributes.ids()?;
+        let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
+        if acls != WhenFlag::Never {
+            self.attributes.check_acls()?;
+        }
+        let needs_xattr = acls != WhenFlag::Never || labels != WhenFlag::Never;
+        let map = self.attributes.xattrmap;
         let device = DeviceOptions {
             config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
         };
+        let activated = self.activation.fds();
+        let doors = self.listen.doors(self.socket_path, self.fd, activated)?;
+        // To each the same.
+        let max_open_files = max_open_files / doors.max_shares as u64;
         Ok(Config {
-            share: ShareOptions {
-                locks: self.locks,
-                posix_acl: self.posix_acl,
-                ..share_options(self.readonly, max_open_files)
-            },
-            // The parser requires both, unless nothing is served.
-            listen: match self.fd {
-                Some(fd) => Listen::Inherited(fd),
-                None => Listen::Path(self.socket_path.unwrap_or_default()),
-            },
+            warnings: self.cache.warnings(dax.mode != DaxMode::Never),
+            share: self.inodes.apply(
+                ShareOptions {
+                    readonly: self.readonly,
+                    locks: self.semantics.locks,
+                    posix_acl: acls != WhenFlag::Never,
+                    xattr: self.attributes.xattr || map.is_some() || needs_xattr,
+                    xattr_map: map,
+                    ids,
+                    noatime: self.semantics.preserve_noatime,
+                    ..ShareOptions::default()
+                },
+                max_open_files,
+            )?,
+            doors,
+            socket_group: self.activation.socket_group.map(|group| group.0),
+            // `settled` requires it where there is a fixed socket.
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
-            timeouts: CacheTimeouts::default(),
+            server: ServerOptions {
+                caching: self.cache.caching(),
+                direct_io: self.cache.allow_direct_io,
+                kill_priv: self.semantics.kill_priv(),
+                submounts: !self.semantics.no_announce_submounts,
+                security_labels: labels != WhenFlag::Never,
+                required: self.semantics.required(),
+            },
             device,
             isolation: self.sandbox.options(),
-            log_level: self.log_level,
-            status_socket: self.status_socket,
+            log_level: self.logs.log_level,
+            syslog: self.logs.syslog,
+            status_socket: self.report.status_socket,
         })
-    }
-}
-
-impl Flags {
-    /// Only what is announced one by one is counted against the VMM's slots.
-    /// Elsewhere it is the cost that grows with the number of maps.
-    fn max_maps(&self) -> Option<usize> {
-        match self.memory_slots {
-            _ if self.no_slot_limit => None,
-            SlotsFlag::Off => Some(VMM_SLOTS),
-            SlotsFlag::Auto | SlotsFlag::On => Some(VMM_SLOTS - usize::from(self.slot_reserve)),
-        }
-    }
-}
-
-/// Half of the descriptors may be spent on inodes and a quarter on handles;
-/// the window's files and the daemon's own needs have the rest.
-fn share_options(readonly: bool, max_open_files: u64) -> ShareOptions {
-    let defaults = ShareOptions::default();
-    let part = |divisor| usize::try_from(max_open_files / divisor).unwrap_or(usize::MAX);
-    ShareOptions {
-        readonly,
-        max_inodes: defaults.max_inodes.min(part(2)),
-        max_handles: defaults.max_handles.min(part(4)),
-        ..defaults
     }
 }
 
@@ -314,41 +284,42 @@ fn parse_tag(text: &str) -> Result<String, virtiofs::TagError> {
     Ok(text.to_owned())
 }
 
-fn parse_window(text: &str) -> Result<u64, String> {
-    let bytes = daxwindow_shared::size::parse_bytes(text)?;
-    if bytes % RANGE_BYTES != 0 {
-        return Err("the window must be a multiple of 2M, the range in which guests map".into());
-    }
-    Ok(bytes)
-}
-
 /// What is wrong with flags that are right one by one.
 #[derive(Debug, thiserror::Error)]
 pub enum FlagError {
     /// The tag.
     #[error("--tag: {0}")]
     Tag(#[from] virtiofs::TagError),
+    /// More open files than there can be.
+    #[error(transparent)]
+    OpenFiles(#[from] inodes::TooManyFiles),
+    /// More than may be.
+    #[error("--max-shares: {0} sockets are named")]
+    TooManySockets(usize),
     /// The patterns, all together.
     #[error("--dax-include, --dax-exclude: {0}")]
     Patterns(#[from] globset::Error),
-}
-
-/// Why the directory cannot be shared.
-#[derive(Debug, thiserror::Error)]
-#[error("--shared-dir {path:?}: {cause}")]
-pub struct SharedDirError {
-    path: PathBuf,
-    cause: std::io::Error,
-}
-
-impl SharedDirError {
-    /// Says which directory it was.
-    pub fn new(path: &Path, cause: std::io::Error) -> Self {
-        SharedDirError {
-            path: path.to_owned(),
-            cause,
-        }
-    }
+    /// Rules about owners, all together.
+    #[error("{flag}: {cause}")]
+    Ids {
+        /// The flag that gave them.
+        flag: &'static str,
+        /// What is wrong.
+        cause: IdMapError,
+    },
+    /// An ACL names users and groups by number.
+    #[error(
+        "--posix-acl: not together with --translate-uid or --translate-gid, which do not \
+         translate the users and groups in ACLs; map ids with --uid-map and --gid-map, or do \
+         without ACLs"
+    )]
+    TranslatedAcls,
+    /// An ACL that the host does not know is not kept.
+    #[error(
+        "--posix-acl: not together with an --xattrmap that keeps ACLs from the host; put \
+         :ok:all:system.posix_acl_:system.posix_acl_: before its rules"
+    )]
+    MappedAcls,
 }
 
 #[cfg(test)]
@@ -357,7 +328,11 @@ mod tests {
 
     fn parse(extra: &[&str]) -> Result<Flags, clap::Error> {
         let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];
-        Flags::try_parse_from(base.iter().chain(extra))
+        Flags::try_parse_from(base.iter().chain(extra)).and_then(Flags::settled)
+    }
+
+    fn alone(args: &[&str]) -> Result<Flags, clap::Error> {
+        Flags::try_parse_from([&["daxwindowd"], args].concat()).and_then(Flags::settled)
     }
 
     #[test]
@@ -371,25 +346,7 @@ mod tests {
         );
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
-        assert_eq!(
-            (config.share.max_inodes, config.share.max_handles),
-            (512, 256)
-        );
-    }
-
-    #[test]
-    fn sizes_have_suffixes_and_bounds() {
-        for (text, bytes) in [
-            ("0", 0),
-            ("2M", 2 << 20),
-            ("4096k", 4 << 20),
-            ("3G", 3 << 30),
-        ] {
-            assert_eq!(parse_window(text), Ok(bytes), "{text}");
-        }
-        for text in ["", "G", "1T", "-1", "1M", "3000000", "99999999999G", "1é"] {
-            assert!(parse_window(text).is_err(), "{text}");
-        }
+        assert_eq!(config.share.max_handles, 256);
     }
 
     #[test]
@@ -423,15 +380,27 @@ mod tests {
 
     #[test]
     fn asking_needs_no_share_and_serving_does() {
-        let flags = Flags::try_parse_from(["daxwindowd", "--print-session", "/s", "--json"]);
-        let flags = flags.expect("enough");
-        assert_eq!(flags.print_session.as_deref(), Some(Path::new("/s")));
+        let flags = alone(&["--print-session", "/s", "--json"]).expect("enough");
+        assert_eq!(
+            flags.report.print_session.as_deref(),
+            Some(std::path::Path::new("/s"))
+        );
         for few in [vec!["--shared-dir", "/d"], vec!["--json"], vec![]] {
-            assert!(Flags::try_parse_from([&["daxwindowd"], &few[..]].concat()).is_err());
+            assert!(alone(&few).is_err());
         }
         assert!(
             parse(&["--print-session", "/x"]).is_err(),
             "one or the other"
+        );
+    }
+
+    #[test]
+    fn the_last_of_a_flag_given_twice_counts() {
+        let flags = parse(&["--tag", "one", "--tag", "two", "--socket", "/t"]).expect("valid");
+        assert_eq!(flags.tag, "two");
+        assert_eq!(
+            flags.socket_path,
+            [PathBuf::from("/s"), PathBuf::from("/t")]
         );
     }
 

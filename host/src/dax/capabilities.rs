@@ -124,9 +124,9 @@ pub enum ProbeError {
 /// Tries the front end out. On return nothing is mapped. `view` is asked for
 /// only if the front end refuses ranges past the end; `proc` opens the files
 /// of the trial in other ways.
-pub fn probe(
+pub(crate) fn probe(
     front_end: &dyn FrontEnd,
-    proc: &ProcFd,
+    proc: ProcFd,
     table: &MemoryTable,
     view: impl FnOnce() -> Option<View>,
     window_bytes: u64,
@@ -310,7 +310,7 @@ fn size(fd: &OwnedFd) -> Result<u64, ProbeError> {
     Ok(stat.st_size as u64)
 }
 
-fn reopen(proc: &ProcFd, fd: &OwnedFd, flags: OFlags) -> Result<Arc<OwnedFd>, ProbeError> {
+fn reopen(proc: ProcFd, fd: &OwnedFd, flags: OFlags) -> Result<Arc<OwnedFd>, ProbeError> {
     let opened = proc.reopen(fd, flags);
     opened.map(Arc::new).map_err(ProbeError::Memfd)
 }

@@ -44,6 +44,9 @@ pub enum MapError {
     /// The file has become shorter than the guest believes.
     #[error("the file ends before the range")]
     PastEnd,
+    /// The file has a hole there, and the host's file system no room.
+    #[error("no room to fill the file's holes: {0}")]
+    NoRoom(Errno),
     /// The front end failed us.
     #[error(transparent)]
     FrontEnd(#[from] FrontEndError),
@@ -51,7 +54,7 @@ pub enum MapError {
 
 impl MapError {
     /// Names of the reasons, for reports.
-    pub const REASONS: [&'static str; 11] = [
+    pub const REASONS: [&'static str; 12] = [
         "no-window",
         "policy",
         "window-range",
@@ -63,6 +66,7 @@ impl MapError {
         "slot-budget",
         "front-end",
         "past-end",
+        "no-room",
     ];
 
     /// Index into [`MapError::REASONS`].
@@ -79,6 +83,7 @@ impl MapError {
             MapError::SlotBudget => 8,
             MapError::FrontEnd(_) => 9,
             MapError::PastEnd => 10,
+            MapError::NoRoom(_) => 11,
         }
     }
 
@@ -93,7 +98,7 @@ impl MapError {
             | MapError::UnknownFlags(_)
             | MapError::PartialOverlap => Errno::INVAL,
             MapError::File(errno) if matches!(*errno, Errno::AGAIN | Errno::NOMEM) => Errno::IO,
-            MapError::File(errno) => *errno,
+            MapError::File(errno) | MapError::NoRoom(errno) => *errno,
             MapError::Upgrade => Errno::ACCESS,
             MapError::FrontEnd(error) => (*error).into(),
         }

@@ -22,6 +22,7 @@
 //! torn down under its users; what was mapped is unmapped exactly; a front
 //! end that says nothing costs one request its time-out and nothing else.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -82,6 +83,19 @@ pub struct MapFile {
     pub fd: Arc<OwnedFd>,
 }
 
+/// A range of a file that a guest is about to have in its window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct StoreRange {
+    /// The file.
+    pub nodeid: u64,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes; those past the end of the file do not count.
+    pub len: u64,
+    /// The guest means to store there.
+    pub write: bool,
+}
+
 /// Where files to map come from: by node id, since a guest may map a file
 /// that is unlinked or has no open handle.
 pub trait MapSource {
@@ -100,6 +114,18 @@ pub trait MapSource {
     ///
     /// As for [`MapSource::open_for_mapping`].
     fn bytes(&self, nodeid: u64) -> Result<u64, Errno>;
+
+    /// Sees to it that stores into `range` find room, if the file system of
+    /// the file has less than `scarce` bytes left. A source whose files have
+    /// no holes has nothing to do.
+    ///
+    /// # Errors
+    ///
+    /// `ENOSPC` or `EDQUOT` where there is none.
+    fn make_room(&self, range: &StoreRange, scarce: u64) -> Result<(), Errno> {
+        let _ = (range, scarce);
+        Ok(())
+    }
 }
 
 /// What INIT may promise the guest.
@@ -250,12 +276,9 @@ impl Dax {
         let no_proc = |cause: std::io::Error| {
             ProbeError::NoProc(Errno::from_io_error(&cause).unwrap_or(Errno::IO))
         };
-        let proc = match &self.options.proc {
-            Some(proc) => proc.clone(),
-            None => Arc::new(ProcFd::open().map_err(no_proc)?),
-        };
+        let proc = ProcFd::open().map_err(no_proc)?;
         let view = || self.view();
-        let can = capabilities::probe(front_end, &proc, &self.table, view, window, page)?;
+        let can = capabilities::probe(front_end, proc, &self.table, view, window, page)?;
         match self.options.memory_slots {
             MemorySlots::On if !can.announced => Err(ProbeError::NotAnnounced),
             MemorySlots::Off => Ok(Capabilities {
@@ -396,6 +419,18 @@ impl Dax {
         stats.live_bytes = state.ledger.bytes();
         stats.live_inodes = state.ledger.inodes() as u64;
         stats
+    }
+
+    /// What is mapped, by node id: ranges of the file, first byte and the one
+    /// behind the last, in no order. What may or may not be mapped is.
+    pub fn mapped_ranges(&self) -> HashMap<u64, Vec<(u64, u64)>> {
+        let mut all = HashMap::<u64, Vec<(u64, u64)>>::new();
+        for piece in self.state.lock().ledger.pieces() {
+            let end = piece.file_offset.saturating_add(piece.range.len());
+            let ranges = all.entry(piece.nodeid).or_default();
+            ranges.push((piece.file_offset, end));
+        }
+        all
     }
 
     /// Whether this is still the session in force. Under the state lock:

@@ -14,7 +14,7 @@
 
 use std::io::{IoSlice, IoSliceMut};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -50,13 +50,13 @@ struct State {
 
 impl PaddingProcess {
     /// Starts it. Needs `CAP_SYS_ADMIN`, of which more than this process are
-    /// to give up, and a process without threads.
+    /// to give up, and a process without threads. `keep` is what it logs to.
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub fn start(seccomp: Seccomp) -> std::io::Result<PaddingProcess> {
-        let line = spawn(c"daxwindowd-pad", |line| run(&line, seccomp))?;
+    pub fn start(seccomp: Seccomp, keep: &[RawFd]) -> std::io::Result<PaddingProcess> {
+        let line = spawn(c"daxwindowd-pad", keep, |line| run(&line, seccomp))?;
         sockopt::set_socket_timeout(&line, sockopt::Timeout::Recv, Some(PATIENCE))?;
         Ok(PaddingProcess {
             state: Mutex::new(State {

@@ -7,7 +7,6 @@
 
 use std::ffi::OsStr;
 use std::path::PathBuf;
-use std::sync::Arc;
 
 use daxwindow_shared::fuse::Attr;
 use daxwindow_shared::window::RANGE_BYTES;
@@ -17,7 +16,6 @@ use super::globs::NameRules;
 use super::naive::Naive;
 use super::no_dax::NoDax;
 use super::padding::Padding;
-use crate::fs::ProcFd;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
@@ -26,6 +24,9 @@ const ANY_EXECUTE: u32 = 0o111;
 /// About where two or three reads of a file pay for its mapping in a guest of
 /// a stock QEMU (docs/dax-policy.md).
 pub const DEFAULT_MIN_FILE_BYTES: u64 = 128 << 10;
+
+/// Several times what the default window can hold.
+pub const DEFAULT_ALLOCATE_BELOW: u64 = 1 << 30;
 
 /// Who gets `FUSE_ATTR_DAX`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -85,9 +86,9 @@ pub struct DaxOptions {
     pub names: NameRules,
     /// Who pads files for a front end that refuses ranges past the end.
     pub padding: Padding,
-    /// Opens files of a trial in other ways; none looks for `/proc/self/fd`
-    /// when one is tried.
-    pub proc: Option<Arc<ProcFd>>,
+    /// With less room than this on the host's file system, in bytes, the holes
+    /// of a range are filled before it is mapped writable.
+    pub allocate_below: u64,
     /// Whether memory regions may be announced one by one.
     pub memory_slots: MemorySlots,
     /// Maps that a front end may hold at once, if it keeps each as an object
@@ -110,7 +111,7 @@ impl Default for DaxOptions {
             executables: Executables::Auto,
             names: NameRules::default(),
             padding: Padding::Here,
-            proc: None,
+            allocate_below: DEFAULT_ALLOCATE_BELOW,
             memory_slots: MemorySlots::Auto,
             max_maps: Some(VMM_SLOTS - 64),
             front_end_timeout: super::channel::DEFAULT_TIMEOUT,

@@ -11,13 +11,15 @@ use daxwindow_shared::fuse::SetupMappingIn;
 use daxwindow_shared::fuse::flags::SetupMappingFlags;
 use daxwindow_shared::window::{RANGE_BYTES, WindowError, WindowRange};
 
+use rustix::io::Errno;
+
 use super::counters::count;
 use super::front_end::FrontEndError;
 use super::ledger::Piece;
 use super::map_error::MapError;
 use super::naive::Naive;
 use super::policy::VMM_SLOTS;
-use super::{Connected, Dax, MapSource};
+use super::{Connected, Dax, MapSource, StoreRange};
 
 /// Memory slots of the VMM that are never taken, whatever the options say.
 const SLOT_MARGIN: usize = 8;
@@ -115,6 +117,11 @@ impl Dax {
         let shown = overlapping
             .iter()
             .find(|piece| piece.shows(&setup.range, setup.nodeid, setup.file_offset));
+        if setup.write || shown.is_none() {
+            // Also where the bytes are shown already: until now the guest has
+            // only read them.
+            self.make_room(source, setup)?;
+        }
         if let Some(piece) = shown {
             return self
                 .upgrade(connected, source, setup, piece)
@@ -135,6 +142,20 @@ impl Dax {
         };
         self.map_piece(connected, piece, &fd)?;
         Ok(overlapping.is_empty())
+    }
+
+    fn make_room(&self, source: &dyn MapSource, setup: &Setup) -> Result<(), MapError> {
+        let range = StoreRange {
+            nodeid: setup.nodeid,
+            offset: setup.file_offset,
+            len: setup.range.len(),
+            write: setup.write,
+        };
+        match source.make_room(&range, self.options.allocate_below) {
+            Err(errno @ (Errno::NOSPC | Errno::DQUOT)) => Err(MapError::NoRoom(errno)),
+            Err(errno) => Err(MapError::File(errno)),
+            Ok(()) => Ok(()),
+        }
     }
 
     /// The range shows the right bytes already; make it writable if asked.

@@ -10,7 +10,7 @@ use vm_memory::{GuestAddress, GuestMemoryMmap};
 use super::super::driver::{Driver, SIZE, SPAN, init, request};
 use crate::dax::{Dax, DaxMode, DaxOptions};
 use crate::fs::{ShareOptions, SharedDir};
-use crate::server::CacheTimeouts;
+use crate::server::ServerOptions;
 
 const REQUESTS: usize = 1;
 
@@ -29,7 +29,7 @@ impl Machine {
             mode,
             ..Default::default()
         });
-        let server = Arc::new(Server::new(fs, dax, CacheTimeouts::default()));
+        let server = Arc::new(Server::new(fs, dax, ServerOptions::default()));
         let regions = [(GuestAddress(0), SPAN as usize)];
         let mem = GuestMemoryMmap::from_ranges(&regions).expect("memory");
         let memory = Memory::new(mem.clone());

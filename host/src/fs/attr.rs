@@ -8,11 +8,27 @@ use rustix::io::Errno;
 
 use super::SharedDir;
 use super::inode::Key;
+use super::name::Name;
+
+/// `STATX_MNT_ID_UNIQUE`, since Linux 6.8. Without it the id may come again,
+/// but not while something on the mount is held.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+const MASK: StatxFlags = StatxFlags::BASIC_STATS
+    .union(StatxFlags::BTIME)
+    .union(StatxFlags::MNT_ID)
+    .union(MNT_ID_UNIQUE);
 
 /// Attributes and identity of the inode behind a descriptor.
 pub(super) fn stat(fd: impl AsFd) -> Result<Statx, Errno> {
-    let mask = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
-    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask)
+    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, MASK)
+}
+
+/// Attributes and identity of what a name in a directory stands for, a
+/// symbolic link itself.
+pub(super) fn stat_at(dir: impl AsFd, name: Name<'_>) -> Result<Statx, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::NO_AUTOMOUNT);
+    rustix::fs::statx(dir, name.as_c_str(), flags, MASK)
 }
 
 pub(super) fn key_of(stat: &Statx) -> Key {
@@ -28,7 +44,7 @@ pub(super) fn kind_of(stat: &Statx) -> FileType {
     FileType::from_raw_mode(stat.stx_mode.into())
 }
 
-pub(super) fn attr_of(stat: &Statx) -> Attr {
+fn attr_of(stat: &Statx) -> Attr {
     Attr {
         ino: stat.stx_ino,
         size: stat.stx_size,
@@ -57,25 +73,48 @@ fn encode_dev(major: u32, minor: u32) -> u32 {
 }
 
 /// (major, minor) of a device number from the wire.
-pub(super) fn decode_dev(dev: u32) -> (u32, u32) {
+pub(crate) fn decode_dev(dev: u32) -> (u32, u32) {
     ((dev >> 8) & 0xfff, (dev & 0xff) | (dev >> 12) & 0xf_ff00)
 }
 
 impl SharedDir {
+    /// Attributes as the guest sees them.
+    pub(super) fn attr_of(&self, stat: &Statx) -> Attr {
+        self.options.ids.in_guest(attr_of(stat))
+    }
+
     /// Attributes of a node, by its handle if one is given.
     pub fn getattr(&self, nodeid: u64, fh: Option<u64>) -> Result<Attr, Errno> {
         let Some(fh) = fh else {
             let inode = self.inode(nodeid)?;
-            return Ok(attr_of(&stat(inode.fd()?)?));
+            return Ok(self.attr_of(&stat(inode.fd()?)?));
         };
         match self.handles.file(nodeid, fh) {
-            Ok(open) => Ok(attr_of(&stat(&open.file)?)),
+            Ok(open) => Ok(self.attr_of(&stat(&open.file)?)),
             Err(_) => {
                 // A directory's handle will do as well, and must be its own.
                 self.handles.dir(nodeid, fh)?;
                 self.getattr(nodeid, None)
             }
         }
+    }
+}
+
+/// Seconds and nanoseconds since 1970.
+type Birth = (i64, u32);
+
+impl SharedDir {
+    /// Attributes of a node, and when it was born where the host's file system
+    /// knows.
+    pub fn statx(&self, nodeid: u64, fh: Option<u64>) -> Result<(Attr, Option<Birth>), Errno> {
+        // The birth time is one for all that the node has open.
+        let attr = self.getattr(nodeid, fh)?;
+        let inode = self.inode(nodeid)?;
+        let (fd, flags) = (inode.fd()?, AtFlags::EMPTY_PATH);
+        let stat = rustix::fs::statx(fd, c"", flags, StatxFlags::BTIME)?;
+        let known = StatxFlags::from_bits_retain(stat.stx_mask).contains(StatxFlags::BTIME);
+        let birth = (stat.stx_btime.tv_sec, stat.stx_btime.tv_nsec);
+        Ok((attr, known.then_some(birth)))
     }
 }
 

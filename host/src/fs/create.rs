@@ -5,7 +5,7 @@
 //! has a default ACL and ACLs are served; the daemon's own umask is zero.
 
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev};
@@ -17,7 +17,7 @@ use super::inode::{Inode, openable};
 use super::lookup::{Found, RESOLVE, find};
 use super::open::Request;
 use super::procfd::ProcFd;
-use super::{Caller, Entry, Name, SharedDir, creds};
+use super::{Caller, Creator, Entry, Name, SharedDir, creds};
 
 /// How often CREATE starts over when a name comes and goes under it.
 const CREATE_TRIES: usize = 16;
@@ -41,32 +41,34 @@ impl SharedDir {
     }
 
     /// Creates a symbolic link. `target` is stored as it is.
-    pub fn symlink(
+    pub fn symlink<'c>(
         &self,
-        caller: Caller,
+        creator: impl Into<Creator<'c>>,
         parent: u64,
         name: Name<'_>,
         target: &CStr,
     ) -> Result<Entry, Errno> {
+        let creator = creator.into();
         let dir = self.parent_for_new(parent)?;
         let fd = dir.fd()?;
-        creds::creating(caller, || {
+        self.create_as(&creator, &fd, || {
             rustix::fs::symlinkat(target, &fd, name.as_c_str())
         })?;
-        self.lookup_in(&dir, name)
+        self.made(&creator, &dir, name)
     }
 
     /// Creates a regular file, FIFO, socket or device node. Other types are
     /// `EINVAL`.
-    pub fn mknod(
+    pub fn mknod<'c>(
         &self,
-        caller: Caller,
+        creator: impl Into<Creator<'c>>,
         parent: u64,
         name: Name<'_>,
         mode: u32,
         rdev: u32,
         umask: u32,
     ) -> Result<Entry, Errno> {
+        let creator = creator.into();
         let dir = self.parent_for_new(parent)?;
         let kind = match FileType::from_raw_mode(mode) {
             FileType::Directory | FileType::Symlink => return Err(Errno::INVAL),
@@ -77,25 +79,28 @@ impl SharedDir {
         let (major, minor) = decode_dev(rdev);
         let mode = self.mode_in(&dir, mode, umask)?;
         let (fd, dev) = (dir.fd()?, makedev(major, minor));
-        creds::creating(caller, || {
+        self.create_as(&creator, &fd, || {
             rustix::fs::mknodat(&fd, name.as_c_str(), kind, mode, dev)
         })?;
-        self.lookup_in(&dir, name)
+        self.made(&creator, &dir, name)
     }
 
     /// Creates a directory.
-    pub fn mkdir(
+    pub fn mkdir<'c>(
         &self,
-        caller: Caller,
+        creator: impl Into<Creator<'c>>,
         parent: u64,
         name: Name<'_>,
         mode: u32,
         umask: u32,
     ) -> Result<Entry, Errno> {
+        let creator = creator.into();
         let dir = self.parent_for_new(parent)?;
         let (fd, mode) = (dir.fd()?, self.mode_in(&dir, mode, umask)?);
-        creds::creating(caller, || rustix::fs::mkdirat(&fd, name.as_c_str(), mode))?;
-        self.lookup_in(&dir, name)
+        self.create_as(&creator, &fd, || {
+            rustix::fs::mkdirat(&fd, name.as_c_str(), mode)
+        })?;
+        self.made(&creator, &dir, name)
     }
 
     /// Gives an inode one more name. A symbolic link is linked itself.
@@ -104,7 +109,8 @@ impl SharedDir {
         let inode = self.inode(nodeid)?;
         let dir = self.inode(new_parent)?;
         // By the link in procfs: AT_EMPTY_PATH would need one more capability.
-        let source = ProcFd::link(inode.fd()?);
+        let fd = inode.fd()?;
+        let source = ProcFd::link(fd.as_fd());
         rustix::fs::linkat(
             self.proc.dir(),
             source.as_c_str(),
@@ -121,9 +127,9 @@ impl SharedDir {
     /// A file that came to be there after the guest looked has not been
     /// checked against the caller by the guest, so it is opened with the
     /// caller's own rights. A link is never followed: `ELOOP`.
-    pub fn create(
+    pub fn create<'c>(
         &self,
-        caller: Caller,
+        creator: impl Into<Creator<'c>>,
         parent: u64,
         name: Name<'_>,
         flags: u32,
@@ -131,35 +137,40 @@ impl SharedDir {
         umask: u32,
     ) -> Result<(Entry, u64), Errno> {
         let dir = self.parent_for_new(parent)?;
-        let want = Request::parse(flags)?;
+        let want = Request::parse(flags, &self.options)?;
         let room = self.handles.reserve()?;
         let mode = self.mode_in(&dir, mode, umask)?;
-        let made = self.create_or_open(caller, &dir, name, want, mode)?;
-        self.hand_out(&dir, want, room, made)
+        let (file, entry) = self.create_or_open(&creator.into(), &dir, name, want, mode)?;
+        self.hand_out(&dir, want, room, file, entry)
     }
 
     /// Creates and opens a regular file that has no name; LINK may give it
     /// one, unless `flags` have `O_EXCL`. Returns the entry and the handle.
-    pub fn tmpfile(
+    pub fn tmpfile<'c>(
         &self,
-        caller: Caller,
+        creator: impl Into<Creator<'c>>,
         parent: u64,
         flags: u32,
         mode: u32,
         umask: u32,
     ) -> Result<(Entry, u64), Errno> {
+        let creator = creator.into();
         let dir = self.parent_for_new(parent)?;
         // What says "a file without a name" is the opcode here.
-        let want = Request::parse(flags & !OFlags::TMPFILE.bits())?;
+        let want = Request::parse(flags & !OFlags::TMPFILE.bits(), &self.options)?;
         let room = self.handles.reserve()?;
         let mut flags = want.flags | OFlags::TMPFILE | OFlags::CLOEXEC;
         flags.set(OFlags::EXCL, want.exclusive);
         let (fd, mode) = (dir.fd()?, self.mode_in(&dir, mode, umask)?);
-        let file = creds::creating(caller, || {
+        let file = self.create_as(&creator, &fd, || {
             rustix::fs::openat2(&fd, c".", flags, mode, RESOLVE)
         })?;
+        if let Some(label) = creator.label {
+            self.set_label(&file, label)?;
+        }
         let node = self.proc.reopen(&file, OFlags::PATH)?;
-        self.hand_out(&dir, want, room, (file, Found::new(node)?))
+        let entry = self.bind(&dir, Found::new(node)?)?;
+        self.hand_out(&dir, want, room, file, entry)
     }
 
     fn hand_out(
@@ -167,9 +178,9 @@ impl SharedDir {
         dir: &Inode,
         want: Request,
         room: Reserved,
-        (file, found): (OwnedFd, Found),
+        file: OwnedFd,
+        entry: Entry,
     ) -> Result<(Entry, u64), Errno> {
-        let entry = self.bind(dir.session(), found)?;
         let open = want.opened(file);
         let added = self
             .handles
@@ -185,33 +196,19 @@ impl SharedDir {
 
     fn create_or_open(
         &self,
-        caller: Caller,
+        creator: &Creator<'_>,
         dir: &Inode,
         name: Name<'_>,
         want: Request,
         mode: Mode,
-    ) -> Result<(OwnedFd, Found), Errno> {
-        // O_EXCL always: what exists must be looked at before it is opened.
-        let flags = want.flags
-            | OFlags::CREATE
-            | OFlags::EXCL
-            | OFlags::NOFOLLOW
-            | OFlags::NOCTTY
-            | OFlags::CLOEXEC;
-        let fd = dir.fd()?;
+    ) -> Result<(OwnedFd, Entry), Errno> {
         for _ in 0..CREATE_TRIES {
-            let made = creds::creating(caller, || {
-                rustix::fs::openat2(&fd, name.as_c_str(), flags, mode, RESOLVE)
-            });
-            match made {
-                Ok(file) => {
-                    let node = self.proc.reopen(&file, OFlags::PATH)?;
-                    return Ok((file, Found::new(node)?));
-                }
+            match self.create_new(creator, dir, name, (want.flags, mode)) {
+                Ok(made) => return Ok(made),
                 Err(Errno::EXIST) if !want.exclusive => {}
                 Err(errno) => return Err(errno),
             }
-            match self.open_existing(caller, dir, name, want) {
+            match self.open_existing(creator.caller, dir, name, want) {
                 // Gone again.
                 Err(Errno::NOENT) => {}
                 other => return other,
@@ -220,30 +217,64 @@ impl SharedDir {
         Err(Errno::STALE)
     }
 
+    /// Always with O_EXCL: what exists must be looked at before it is opened.
+    fn create_new(
+        &self,
+        creator: &Creator<'_>,
+        dir: &Inode,
+        name: Name<'_>,
+        (flags, mode): (OFlags, Mode),
+    ) -> Result<(OwnedFd, Entry), Errno> {
+        if let Some(label) = creator.label
+            && let Some(file) = self.create_labelled(creator, dir, name, label, (flags, mode))?
+        {
+            let entry = self.bind_created(dir, &file)?;
+            return Ok((file, entry));
+        }
+        let flags = flags
+            | OFlags::CREATE
+            | OFlags::EXCL
+            | OFlags::NOFOLLOW
+            | OFlags::NOCTTY
+            | OFlags::CLOEXEC;
+        let fd = dir.fd()?;
+        let file = self.create_as(creator, &fd, || {
+            rustix::fs::openat2(&fd, name.as_c_str(), flags, mode, RESOLVE)
+        })?;
+        if let Some(label) = creator.label {
+            self.labelled(dir, name, (&file, FileType::RegularFile), label)?;
+        }
+        let entry = self.bind_created(dir, &file)?;
+        Ok((file, entry))
+    }
+
     fn open_existing(
         &self,
         caller: Caller,
         dir: &Inode,
         name: Name<'_>,
         want: Request,
-    ) -> Result<(OwnedFd, Found), Errno> {
+    ) -> Result<(OwnedFd, Entry), Errno> {
         let mut found = find(dir.fd()?, name)?;
         openable(found.kind())?;
         let mut flags = want.flags;
         flags.set(OFlags::TRUNC, want.truncate);
-        let file = creds::unprivileged(caller, || self.proc.reopen(&found.fd, flags))?;
+        let file = creds::unprivileged(self.options.ids.on_host(caller)?, || {
+            self.proc.reopen(&found.fd, flags)
+        })?;
         if want.truncate {
+            self.drop_capability_of(&file)?;
             found.stat = stat(&found.fd)?;
         }
-
-        Ok((file, found))
+        Ok((file, self.bind(dir, found)?))
     }
 
     /// The directory for a new name, when something may be created and then
     /// handed out.
     fn parent_for_new(&self, parent: u64) -> Result<Arc<Inode>, Errno> {
         self.require_writable()?;
-        self.inodes.require_room()?;
-        self.inode(parent)
+        let dir = self.inode(parent)?;
+        self.inodes.require_room(dir.mount())?;
+        Ok(dir)
     }
 }

@@ -16,13 +16,14 @@
 //! do less than before in the meantime, never more.
 
 use std::cell::Cell;
+use std::sync::OnceLock;
 
 use rustix::fs::{Gid, Uid};
 use rustix::io::Errno;
 use rustix::process::{getegid, geteuid};
 use rustix::thread::{
-    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_res_gid,
-    set_thread_res_uid,
+    CapabilitySet, CapabilitySets, capabilities, set_capabilities, set_thread_groups,
+    set_thread_res_gid, set_thread_res_uid,
 };
 use tracing::error;
 
@@ -45,6 +46,18 @@ struct Home {
     gid: Gid,
     /// Set when the switch goes through another uid, which drops them.
     caps: Option<CapabilitySets>,
+    /// Set when the supplementary groups are the caller's.
+    grouped: bool,
+}
+
+/// The supplementary groups of this process, which never change.
+fn own_groups() -> Result<&'static [Gid], Errno> {
+    static GROUPS: OnceLock<Vec<Gid>> = OnceLock::new();
+    if let Some(groups) = GROUPS.get() {
+        return Ok(groups);
+    }
+    let groups = rustix::process::getgroups()?;
+    Ok(GROUPS.get_or_init(|| groups))
 }
 
 /// A thread that is somebody else; itself again on drop.
@@ -53,11 +66,16 @@ struct Away {
 }
 
 /// Runs `create` as the caller, with the powers creation needs.
+///
+/// `group` is one that the caller is in besides its own. The powers make up
+/// for it on file systems of this host, but not on servers of others, which
+/// look at ids alone.
 pub(super) fn creating<T>(
     caller: Caller,
+    group: Option<Gid>,
     create: impl FnOnce() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
-    switched(caller, CREATE, create)
+    switched(caller, group, CREATE, create)
 }
 
 /// Runs `open` as the caller with no powers at all, for what the guest has
@@ -66,16 +84,17 @@ pub(super) fn unprivileged<T>(
     caller: Caller,
     open: impl FnOnce() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
-    switched(caller, CapabilitySet::empty(), open)
+    switched(caller, None, CapabilitySet::empty(), open)
 }
 
 fn switched<T>(
     caller: Caller,
+    group: Option<Gid>,
     powers: CapabilitySet,
     work: impl FnOnce() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
     unstick()?;
-    let away = Away::leave(caller, powers)?;
+    let away = Away::leave(caller, group, powers)?;
     let done = work();
     away.come_home()?;
     done
@@ -92,7 +111,7 @@ fn unstick() -> Result<(), Errno> {
 }
 
 impl Away {
-    fn leave(caller: Caller, powers: CapabilitySet) -> Result<Away, Errno> {
+    fn leave(caller: Caller, group: Option<Gid>, powers: CapabilitySet) -> Result<Away, Errno> {
         if caller.uid == u32::MAX || caller.gid == u32::MAX {
             return Err(Errno::INVAL);
         }
@@ -106,10 +125,20 @@ impl Away {
             return Ok(Away { home: None });
         }
         let caps = (to_uid != uid).then(|| capabilities(None)).transpose()?;
+        // Asked for before anything is changed.
+        let group = group.map(|group| own_groups().map(|_| group)).transpose()?;
         // From here on a failure half-way is undone by the drop.
         let away = Away {
-            home: Some(Home { uid, gid, caps }),
+            home: Some(Home {
+                uid,
+                gid,
+                caps,
+                grouped: group.is_some(),
+            }),
         };
+        if let Some(group) = group {
+            set_thread_groups(&[group])?;
+        }
         set_thread_res_gid(None, to_gid, None)?;
         if let Some(caps) = caps {
             set_thread_res_uid(None, to_uid, None)?;
@@ -163,7 +192,11 @@ impl Home {
                 set_capabilities(None, caps)?;
             }
         }
-        set_thread_res_gid(None, self.gid, None)
+        set_thread_res_gid(None, self.gid, None)?;
+        if self.grouped {
+            set_thread_groups(own_groups()?)?;
+        }
+        Ok(())
     }
 }
 
@@ -198,7 +231,7 @@ mod tests {
     #[test]
     fn a_thread_is_the_caller_and_then_itself() {
         let before = who();
-        let there = creating(SOMEBODY, || Ok(who())).unwrap();
+        let there = creating(SOMEBODY, None, || Ok(who())).unwrap();
         assert_eq!(there, expected(SOMEBODY, CREATE));
         assert_eq!(who(), before);
 
@@ -215,19 +248,42 @@ mod tests {
             gid: 7,
             pid: 1,
         };
-        let there = creating(caller, || Ok(who())).unwrap();
+        let there = creating(caller, None, || Ok(who())).unwrap();
         assert_eq!(there, expected(caller, CREATE));
         assert_eq!(who(), before);
     }
 
     #[test]
+    fn a_group_of_the_callers_takes_the_place_of_the_daemons() {
+        if !geteuid().is_root() {
+            let mut ran = false;
+            let group = Some(Gid::from_raw(27));
+            let run = || {
+                ran = true;
+                Ok(())
+            };
+            creating(SOMEBODY, group, run).unwrap();
+            assert!(ran, "as who we are");
+            return;
+        }
+        let groups = || rustix::process::getgroups().unwrap();
+        let (before, who_before) = (groups(), who());
+        let group = Gid::from_raw(27);
+        let there = creating(SOMEBODY, Some(group), || Ok(groups())).unwrap();
+        assert_eq!(there, [group]);
+        assert_eq!((groups(), who()), (before, who_before));
+    }
+
+    #[test]
     fn an_error_or_a_panic_inside_leaves_the_thread_itself() {
         let before = who();
-        let failed: Result<(), _> = creating(SOMEBODY, || Err(Errno::NOSPC));
+        let failed: Result<(), _> = creating(SOMEBODY, None, || Err(Errno::NOSPC));
         assert_eq!(failed, Err(Errno::NOSPC));
         assert_eq!(who(), before);
         let panicked = std::panic::catch_unwind(|| {
-            creating(SOMEBODY, || -> Result<(), Errno> { panic!("on purpose") })
+            creating(SOMEBODY, None, || -> Result<(), Errno> {
+                panic!("on purpose")
+            })
         });
         assert!(panicked.is_err());
         assert_eq!(who(), before);
@@ -237,7 +293,7 @@ mod tests {
     fn the_id_that_means_nobody_is_refused() {
         for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
             let caller = Caller { uid, gid, pid: 1 };
-            assert_eq!(creating(caller, || Ok(())), Err(Errno::INVAL));
+            assert_eq!(creating(caller, None, || Ok(())), Err(Errno::INVAL));
         }
     }
 
@@ -252,11 +308,16 @@ mod tests {
             }
             let (uid, gid) = (Uid::ROOT, getegid());
             let mut away = Away {
-                home: Some(Home { uid, gid, caps }),
+                home: Some(Home {
+                    uid,
+                    gid,
+                    caps,
+                    grouped: false,
+                }),
             };
             assert_eq!(away.return_home(), Err(Errno::IO));
             let mut ran = false;
-            let refused = creating(SOMEBODY, || {
+            let refused = creating(SOMEBODY, None, || {
                 ran = true;
                 Ok(())
             });
@@ -269,8 +330,9 @@ mod tests {
                 uid,
                 gid,
                 caps: None,
+                grouped: false,
             }));
-            assert_eq!(creating(SOMEBODY, || Ok(())), Ok(()));
+            assert_eq!(creating(SOMEBODY, None, || Ok(())), Ok(()));
             assert!(STUCK.get().is_none());
         };
         std::thread::spawn(checks).join().unwrap();

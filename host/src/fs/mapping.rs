@@ -6,7 +6,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::SharedDir;
-use crate::dax::{MapFile, MapSource};
+use crate::dax::{MapFile, MapSource, StoreRange};
 
 impl MapSource for SharedDir {
     /// Opens a regular file by its node, so that it may have no name, no
@@ -22,8 +22,12 @@ impl MapSource for SharedDir {
         } else {
             OFlags::RDONLY
         };
-        let fd = self.proc.reopen(inode.fd()?, access)?;
+        let fd = self.reopen(&inode, access)?;
         Ok(MapFile { fd: Arc::new(fd) })
+    }
+
+    fn make_room(&self, range: &StoreRange, scarce: u64) -> Result<(), Errno> {
+        self.allocate(range, scarce)
     }
 
     fn bytes(&self, nodeid: u64) -> Result<u64, Errno> {

@@ -2,12 +2,13 @@
 
 use std::fs::File;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
-use super::SharedDir;
 use super::handle::Open;
+use super::{ShareOptions, SharedDir};
 
 /// An open file and the rights it was opened with.
 #[derive(Debug)]
@@ -20,12 +21,23 @@ pub struct OpenFile {
     pub writable: bool,
     /// Opened with `O_APPEND`, which the descriptor itself does not have.
     pub append: bool,
+    /// The descriptor has `O_DIRECT`.
+    direct: AtomicBool,
+}
+
+impl OpenFile {
+    /// Whether reads and writes go past the host's page cache, and are refused
+    /// with `EINVAL` where the device would have them aligned otherwise.
+    pub fn is_direct(&self) -> bool {
+        self.direct.load(Ordering::Relaxed)
+    }
 }
 
 /// What the guest's open flags come to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Request {
-    /// Access mode and synchronous writing: all that the host is told.
+    /// Access mode, synchronous writing and, if allowed, `O_NOATIME`: all that
+    /// the host is told.
     pub(super) flags: OFlags,
     pub(super) readable: bool,
     pub(super) writable: bool,
@@ -36,9 +48,8 @@ pub(super) struct Request {
 
 impl Request {
     /// `EINVAL` for what has no meaning here: `O_PATH`, `O_TMPFILE`, access
-    /// mode 3. `O_DIRECT` is left out, so that all access meets in the host's
-    /// page cache.
-    pub(super) fn parse(flags: u32) -> Result<Request, Errno> {
+    /// mode 3. `O_DIRECT` is left out: see [`SharedDir::make_direct`].
+    pub(super) fn parse(flags: u32, options: &ShareOptions) -> Result<Request, Errno> {
         let asked = OFlags::from_bits_retain(flags);
         if asked.contains(OFlags::PATH) || asked.contains(OFlags::TMPFILE) {
             return Err(Errno::INVAL);
@@ -50,9 +61,11 @@ impl Request {
             OFlags::RDWR => (true, true),
             _ => return Err(Errno::INVAL),
         };
+        let mut passed = OFlags::SYNC;
+        passed.set(OFlags::NOATIME, options.noatime);
         Ok(Request {
             // Both bits of O_SYNC, of which O_DSYNC is one.
-            flags: access | asked & OFlags::SYNC,
+            flags: access | asked & passed,
             readable,
             writable,
             append: asked.contains(OFlags::APPEND),
@@ -67,6 +80,7 @@ impl Request {
             readable: self.readable,
             writable: self.writable,
             append: self.append,
+            direct: AtomicBool::new(false),
         }))
     }
 }
@@ -77,18 +91,42 @@ impl SharedDir {
     /// `ATOMIC_O_TRUNC` truncates by SETATTR. Errors: `EISDIR`, `ELOOP` and
     /// `ENXIO` for other kinds, `EROFS`, `EMFILE`.
     pub fn open_file(&self, nodeid: u64, flags: u32, kill_suidgid: bool) -> Result<u64, Errno> {
-        let want = Request::parse(flags)?;
+        let want = Request::parse(flags, &self.options)?;
         if want.writable {
             self.require_writable()?;
         }
         let inode = self.inode(nodeid)?;
         inode.require_regular()?;
         let room = self.handles.reserve()?;
-        let file = self.proc.reopen(inode.fd()?, want.flags)?;
+        let file = self.reopen(&inode, want.flags)?;
         if kill_suidgid && want.writable {
             self.kill_bits(&inode)?;
         }
         self.handles.add(room, &inode, want.opened(file))
+    }
+
+    /// Makes the reads and writes of a handle go past the host's page cache,
+    /// if the file system can do that at all.
+    pub fn make_direct(&self, nodeid: u64, fh: u64) {
+        let Ok(open) = self.handles.file(nodeid, fh) else {
+            return;
+        };
+        let now = rustix::fs::fcntl_getfl(&open.file);
+        let set = now.and_then(|flags| rustix::fs::fcntl_setfl(&open.file, flags | OFlags::DIRECT));
+        open.direct.store(set.is_ok(), Ordering::Relaxed);
+    }
+
+    /// Another descriptor of an open file, by way of the page cache: for what a
+    /// direct one refuses. The kernel keeps both coherent.
+    pub fn buffered(&self, nodeid: u64, open: &OpenFile) -> Result<File, Errno> {
+        let flags = match (open.readable, open.writable) {
+            (true, true) => OFlags::RDWR,
+            (_, true) => OFlags::WRONLY,
+            _ => OFlags::RDONLY,
+        };
+        let sync = rustix::fs::fcntl_getfl(&open.file)? & OFlags::SYNC;
+        let inode = self.inode(nodeid)?;
+        Ok(self.reopen(&inode, flags | sync)?.into())
     }
 
     /// Closes a file handle, and drops the locks that go with it.
@@ -120,16 +158,22 @@ mod tests {
             | OFlags::NONBLOCK
             | OFlags::NOFOLLOW
             | OFlags::NOATIME;
-        let want = Request::parse((OFlags::RDWR | OFlags::DSYNC | noise).bits()).unwrap();
+        let flags = (OFlags::RDWR | OFlags::DSYNC | noise).bits();
+        let mut options = ShareOptions::default();
+        let want = Request::parse(flags, &options).unwrap();
         assert_eq!(want.flags, OFlags::RDWR | OFlags::DSYNC);
         assert!(want.readable && want.writable && want.append);
         assert!(want.exclusive && want.truncate);
+        options.noatime = true;
+        let want = Request::parse(flags, &options).unwrap();
+        let asked = OFlags::RDWR | OFlags::DSYNC | OFlags::NOATIME;
+        assert_eq!(want.flags, asked);
     }
 
     proptest! {
         #[test]
         fn any_flags_come_to_an_allowed_request(bits: u32) {
-            if let Ok(want) = Request::parse(bits) {
+            if let Ok(want) = Request::parse(bits, &ShareOptions::default()) {
                 let allowed = OFlags::ACCMODE | OFlags::SYNC;
                 prop_assert!(allowed.contains(want.flags));
                 prop_assert!(want.readable || want.writable);

@@ -12,7 +12,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
 
 use libc::{c_int, c_void, sigaction, siginfo_t};
 use vm_memory::mmap::MmapRegion;
@@ -26,18 +26,12 @@ pub(super) static TORN: AtomicBool = AtomicBool::new(false);
 /// What SIGBUS did before. Set before our handler is.
 static PREVIOUS: OnceLock<sigaction> = OnceLock::new();
 
-/// Address of a mapping that is of no use but to be given up, see [`cover`].
-static SPARE: AtomicUsize = AtomicUsize::new(0);
-
 thread_local! {
     /// Plain memory of the thread: no destructor, no lazy start.
     static FAULTS: AtomicU64 = const { AtomicU64::new(0) };
     /// How many of them somebody has taken note of.
     static TAKEN: Cell<u64> = const { Cell::new(0) };
 }
-
-/// One page, whatever its size.
-const SPARE_BYTES: usize = 1;
 
 /// How often a fault in an unknown place looks again, a millisecond apart:
 /// memory is in use a moment before it is watched. A fault that stays unknown
@@ -65,7 +59,6 @@ pub(super) fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     let install = || {
         let _ = PREVIOUS.set(exchange(None)?);
-        provide_spare()?;
         exchange(Some(&ours())).map(drop)
     };
     INSTALLED
@@ -131,10 +124,8 @@ fn cover(address: usize) -> bool {
         return false;
     };
     // A page of its own splits a mapping in three, and their number is
-    // limited; the whole range in one piece needs no more than there are. The
-    // last split may have gone one beyond the limit, where nothing is mapped.
-    let whole = || map_zeros(watched.range.clone());
-    if !map_zeros(watched.page(address)) && !whole() && !(give_spare() && whole()) {
+    // limited; the whole range in one piece needs no more than there are.
+    if !map_zeros(watched.page(address)) && !map_zeros(watched.range) {
         return false;
     }
     // Release pairs with the Acquire in `mend`: who sees the flag maps after
@@ -174,35 +165,6 @@ fn map_zeros(range: Range<usize>) -> bool {
         )
     };
     mapped as usize == range.start
-}
-
-/// Makes a mapping that can be given up when there are too many; shared, so
-/// that it is never part of another.
-pub(super) fn provide_spare() -> io::Result<()> {
-    if SPARE.load(Ordering::Relaxed) != 0 {
-        return Ok(());
-    }
-    let flags = libc::MAP_SHARED | libc::MAP_ANONYMOUS;
-    // SAFETY: a new mapping where the kernel likes.
-    let spare = unsafe { libc::mmap(null_mut(), SPARE_BYTES, libc::PROT_NONE, flags, -1, 0) };
-    if spare == libc::MAP_FAILED {
-        return Err(io::Error::last_os_error());
-    }
-    // Who is late gives up their own.
-    let first = SPARE.compare_exchange(0, spare as usize, Ordering::Relaxed, Ordering::Relaxed);
-    if first.is_err() {
-        // SAFETY: made above, and known to nobody.
-        unsafe { libc::munmap(spare, SPARE_BYTES) };
-    }
-    Ok(())
-}
-
-/// Gives it up; false if it is gone.
-fn give_spare() -> bool {
-    let spare = SPARE.swap(0, Ordering::Relaxed);
-    // SAFETY: a mapping of ours that nobody touches, taken out of the only
-    // place where it is known; a raw call, as for `map_zeros`.
-    spare != 0 && unsafe { libc::syscall(libc::SYS_munmap, spare, SPARE_BYTES) } == 0
 }
 
 /// Does what would have been done without us.

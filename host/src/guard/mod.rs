@@ -139,8 +139,6 @@ impl Entry {
             // Tried again after the next fault in this region.
             self.slot.torn.store(true, Ordering::Relaxed);
             tracing::warn!(%error, "vanished guest memory stays zero: it cannot be mapped again");
-        } else if let Err(error) = handler::provide_spare() {
-            tracing::warn!(%error, "no mapping to spare for the next time");
         }
     }
 }

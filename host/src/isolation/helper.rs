@@ -15,13 +15,18 @@ use super::sys::{self, Fork};
 use super::{calls, caps, root};
 
 /// Makes a process that does `work` and then ends; it ends with this one at
-/// the latest. Answers the other end of its line of messages. Must be called
+/// the latest. Of what is open it has the descriptors `keep` and the standard
+/// ones. Answers the other end of its line of messages. Must be called
 /// before there is a thread.
 ///
 /// # Errors
 ///
 /// What the kernel says.
-pub(crate) fn spawn(name: &CStr, work: impl FnOnce(OwnedFd)) -> io::Result<OwnedFd> {
+pub(crate) fn spawn(
+    name: &CStr,
+    keep: &[RawFd],
+    work: impl FnOnce(OwnedFd),
+) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
     if let Fork::Parent(_) = sys::fork()? {
@@ -35,7 +40,7 @@ pub(crate) fn spawn(name: &CStr, work: impl FnOnce(OwnedFd)) -> io::Result<Owned
     // SAFETY: this process ends below without a return to those who own the
     // descriptors closed here, and runs no destructor of theirs.
     unsafe {
-        sys::close_all_but(&[theirs.as_raw_fd()]);
+        sys::close_all_but(&[&[theirs.as_raw_fd()], keep].concat());
     }
     std::mem::forget(ours);
     work(theirs);
@@ -70,6 +75,7 @@ impl Alone {
     pub(crate) fn pads_only(self, view: RawFd, seccomp: Seccomp) -> io::Result<()> {
         rustix::thread::set_no_new_privs(true)?;
         calls::padding(view)
+            .refused(libc::SYS_socket)
             .enforce(seccomp)
             .map_err(io::Error::other)
     }

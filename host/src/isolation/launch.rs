@@ -2,7 +2,7 @@
 //! given up everything else; one stays outside and looks after it.
 
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 
@@ -10,7 +10,6 @@ use ::caps::{Capability, CapsHashSet};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 use rustix::process::{Signal, set_parent_process_death_signal, setsid};
-use sd_notify::NotifyState;
 
 use super::idmap::IdMaps;
 use super::landlock::Fence;
@@ -40,13 +39,13 @@ pub struct Plan<'a> {
     pub file_handles: bool,
     /// Files of sockets that listen, to be removed at the end.
     pub files: Vec<SocketFile>,
+    /// What is logged to, besides standard error.
+    pub logs: Vec<RawFd>,
 }
 
 /// What the serving process has in hand.
 pub struct Inside {
-    /// The roots of the shared directories, `O_PATH`, in the order of the plan.
-    pub trees: Vec<OwnedFd>,
-    proc_fd: Option<OwnedFd>,
+    trees: Vec<OwnedFd>,
     outside: Outside,
 }
 
@@ -60,49 +59,37 @@ enum Outside {
 }
 
 impl Inside {
-    /// The one directory of [`Root::Share`].
+    /// A descriptor, `O_PATH`, of a directory of the plan, by its place there.
     ///
     /// # Errors
     ///
-    /// `ENOENT` if it was taken before.
-    pub fn share(&mut self) -> std::io::Result<OwnedFd> {
-        Ok(self.trees.pop().ok_or(Errno::NOENT)?)
-    }
-
-    /// A way to what this process has open, for each share of its own.
-    ///
-    /// # Errors
-    ///
-    /// When descriptors have run out.
-    pub fn proc(&self) -> std::io::Result<ProcFd> {
-        match &self.proc_fd {
-            Some(fd) => Ok(ProcFd::of_working_directory(fd.try_clone()?)),
-            None => ProcFd::open(),
-        }
+    /// `ENOENT` if there is none, and when descriptors have run out.
+    pub fn tree(&self, index: usize) -> std::io::Result<OwnedFd> {
+        self.trees.get(index).ok_or(Errno::NOENT)?.try_clone()
     }
 
     /// Signals are heeded from now on.
     pub fn heeds_signals(&self) {
-        self.tell(Word::Heeding);
+        self.tell(Word::Heeding, "");
     }
 
-    /// Guests may come.
-    pub fn is_ready(&self) {
-        self.tell(Word::Ready);
+    /// Guests may come; `summary` says in a line how things are.
+    pub fn is_ready(&self, summary: &str) {
+        self.tell(Word::Ready, summary);
     }
 
     /// The daemon is about to end in order.
     pub fn is_stopping(&self) {
-        self.tell(Word::Stopping);
+        self.tell(Word::Stopping, "");
     }
 
-    fn tell(&self, word: Word) {
+    fn tell(&self, word: Word, summary: &str) {
         match &self.outside {
             Outside::Supervisor(line) => {
                 // Who has gone took this process along, or is about to.
-                let _ = (&mut &*line).write_all(&[word as u8]);
+                let _ = (&mut &*line).write_all(&word.as_line(summary));
             }
-            Outside::Here { .. } => supervisor::tell_service_manager(word),
+            Outside::Here { .. } => supervisor::tell_service_manager(word, summary),
         }
     }
 }
@@ -117,6 +104,10 @@ impl Inside {
 /// [`IsolationError`].
 pub fn launch(plan: Plan<'_>) -> Result<Inside, IsolationError> {
     main_pid();
+    let read_search = Capability::CAP_DAC_READ_SEARCH;
+    if plan.file_handles && plan.options.modcaps.drops(read_search) {
+        return Err(IsolationError::NeedsReadSearch);
+    }
     let maps = !plan.options.uid_map.is_empty() || !plan.options.gid_map.is_empty();
     match plan.options.sandbox {
         Sandbox::Namespace => in_namespaces(plan),
@@ -160,7 +151,7 @@ fn fork(
     match sys::fork().map_err(failed("make a process"))? {
         Fork::Parent(pid) => {
             drop(theirs);
-            supervisor::supervise(pid, ours, plan.files, plan.options.seccomp)
+            supervisor::supervise(pid, ours, plan)
         }
         Fork::Child => {
             drop(ours);
@@ -172,9 +163,11 @@ fn fork(
             drop_groups()?;
             follow(&theirs)?;
             lock(&plan, &inside.trees, calls::serving())?;
+            if let Some(proc_fd) = inside.proc_fd {
+                ProcFd::is_working_directory(proc_fd);
+            }
             Ok(Inside {
                 trees: inside.trees,
-                proc_fd: inside.proc_fd,
                 outside: Outside::Supervisor(theirs),
             })
         }
@@ -187,7 +180,6 @@ fn here(plan: Plan<'_>) -> Result<Inside, IsolationError> {
     lock(&plan, &inside.trees, calls::serving_alone())?;
     Ok(Inside {
         trees: inside.trees,
-        proc_fd: inside.proc_fd,
         outside: Outside::Here { _files: plan.files },
     })
 }
@@ -247,6 +239,11 @@ fn lock(
     if options.sandbox == Sandbox::None || options.seccomp == Seccomp::None {
         tracing::warn!("what is not isolated can be reached by a guest that takes over the daemon");
     }
+    let allowed = match plan.logs.is_empty() {
+        true => allowed,
+        // The C library connects anew when the log daemon is; it cannot.
+        false => allowed.refused(libc::SYS_socket),
+    };
     Ok(allowed.enforce(options.seccomp)?)
 }
 
@@ -259,16 +256,5 @@ fn names(capabilities: &CapsHashSet) -> String {
     match names.is_empty() {
         true => "none".to_owned(),
         false => names.join(","),
-    }
-}
-
-impl Word {
-    /// What the service manager is told of it, if anything.
-    pub(super) fn state(self) -> Option<NotifyState<'static>> {
-        match self {
-            Word::Heeding => None,
-            Word::Ready => Some(NotifyState::Ready),
-            Word::Stopping => Some(NotifyState::Stopping),
-        }
     }
 }

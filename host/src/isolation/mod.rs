@@ -41,7 +41,7 @@ use self::seccomp::{Seccomp, SeccompError};
 pub use idmap::{IdMap, IdMapError};
 pub use launch::{Inside, Plan, launch, main_pid};
 pub use limits::{NofileError, set_nofile};
-pub use sys::close_inherited;
+pub use sys::{close_inherited, opened_by};
 
 pub(crate) use helper::{Alone, spawn};
 
@@ -104,6 +104,12 @@ pub enum IsolationError {
     /// `chroot` is root's.
     #[error("--sandbox chroot is for root only; use --sandbox namespace, which anybody may")]
     ChrootNotRoot,
+    /// One flag asks for what another takes away.
+    #[error(
+        "--modcaps takes dac_read_search away, which file handles need; use \
+         --inode-file-handles never"
+    )]
+    NeedsReadSearch,
     /// Maps without a namespace to hold them.
     #[error("--uid-map and --gid-map need a user namespace; use --sandbox namespace")]
     MapsWithoutNamespace,

@@ -35,14 +35,23 @@ pub enum SeccompError {
 
 /// A list of calls that may be made.
 #[derive(Default)]
-pub(super) struct Allowed(BTreeMap<i64, Vec<SeccompRule>>);
+pub(super) struct Allowed {
+    calls: BTreeMap<i64, Vec<SeccompRule>>,
+    refused: Vec<i64>,
+}
 
 impl Allowed {
     /// These, with whatever arguments.
     pub(super) fn calls(mut self, calls: &[i64]) -> Allowed {
         for call in calls {
-            self.0.insert(*call, Vec::new());
+            self.calls.insert(*call, Vec::new());
         }
+        self
+    }
+
+    /// This one fails with `ENOSYS`, and that is all.
+    pub(super) fn refused(mut self, call: i64) -> Allowed {
+        self.refused.push(call);
         self
     }
 
@@ -74,7 +83,7 @@ impl Allowed {
         let rule = condition.and_then(|condition| SeccompRule::new(vec![condition]));
         // Only an index above 5 is refused, and then the call is.
         if let Ok(rule) = rule {
-            self.0.entry(call).or_default().push(rule);
+            self.calls.entry(call).or_default().push(rule);
         }
         self
     }
@@ -89,13 +98,15 @@ impl Allowed {
         };
         // Its arguments are in memory, where no filter can look: the C library
         // goes on with clone, which has them in registers.
+        let allowed = self.refused(libc::SYS_clone3);
+        let refused = allowed.refused.clone();
         apply(
-            [(libc::SYS_clone3, Vec::new())].into(),
+            refused.iter().map(|call| (*call, Vec::new())).collect(),
             SeccompAction::Allow,
             SeccompAction::Errno(libc::ENOSYS as u32),
         )?;
-        // The filter above has decided about it.
-        let rules = self.calls(&[libc::SYS_clone3]).0;
+        // The filter above has decided about those.
+        let rules = allowed.calls(&refused).calls;
         apply(rules, action, SeccompAction::Allow)
     }
 }

@@ -13,13 +13,13 @@ use rustix::process::{
     Pid, PidfdFlags, Resource, Rlimit, Signal, WaitOptions, pidfd_open, pidfd_send_signal,
     setrlimit, waitpid,
 };
+use sd_notify::NotifyState;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
-use super::seccomp::Seccomp;
+use super::launch::Plan;
 use super::{IsolationError, calls, caps, sys};
-use crate::device::socket::SocketFile;
 
 /// Handed on to the serving process.
 const HANDED_ON: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1];
@@ -38,33 +38,48 @@ pub(super) enum Word {
     Stopping = b's',
 }
 
+/// Longest line.
+const MAX_LINE_BYTES: usize = 256;
+
 impl Word {
-    fn of(byte: u8) -> Option<Word> {
-        [Word::Heeding, Word::Ready, Word::Stopping]
+    /// With what it says in a line.
+    pub(super) fn as_line(self, summary: &str) -> Vec<u8> {
+        let summary = summary.chars().filter(|c| !c.is_control());
+        let summary: String = summary.take(MAX_LINE_BYTES / 8).collect();
+        format!("{}{summary}\n", char::from(self as u8)).into_bytes()
+    }
+
+    fn of_line(line: &[u8]) -> Option<(Word, String)> {
+        let (first, rest) = line.split_first()?;
+        let word = [Word::Heeding, Word::Ready, Word::Stopping]
             .into_iter()
-            .find(|word| *word as u8 == byte)
+            .find(|word| *word as u8 == *first)?;
+        let summary = String::from_utf8_lossy(rest);
+        Some((word, summary.chars().filter(|c| !c.is_control()).collect()))
     }
 }
 
 /// Tells the service manager that asks for it by `NOTIFY_SOCKET`.
-pub(super) fn tell_service_manager(word: Word) {
-    let Some(state) = word.state() else {
-        return;
+pub(super) fn tell_service_manager(word: Word, summary: &str) {
+    let state = match word {
+        Word::Heeding => return,
+        Word::Ready => vec![NotifyState::Ready, NotifyState::Status(summary)],
+        Word::Stopping => vec![NotifyState::Stopping],
     };
-    if let Err(error) = sd_notify::notify(&[state]) {
+    if let Err(error) = sd_notify::notify(&state) {
         tracing::warn!(%error, "the service manager cannot be told: {word:?}");
     }
 }
 
 /// Looks after `pid` until it ends, and ends like it.
-pub(super) fn supervise(pid: Pid, line: UnixStream, files: Vec<SocketFile>, seccomp: Seccomp) -> ! {
-    let end = attend(pid, line, seccomp).unwrap_or_else(|error| {
+pub(super) fn supervise(pid: Pid, line: UnixStream, plan: Plan<'_>) -> ! {
+    let end = attend(pid, line, &plan).unwrap_or_else(|error| {
         // What serves must not stay behind alone.
         let _ = rustix::process::kill_process(pid, Signal::KILL);
         eprintln!("daxwindowd: {error}");
         End::Code(1)
     });
-    drop(files);
+    drop(plan.files);
     let code = match end {
         End::Code(code) => code,
         End::Signal(signal) => {
@@ -82,17 +97,18 @@ enum End {
     Signal(i32),
 }
 
-fn attend(pid: Pid, mut line: UnixStream, seccomp: Seccomp) -> Result<End, IsolationError> {
+fn attend(pid: Pid, mut line: UnixStream, plan: &Plan<'_>) -> Result<End, IsolationError> {
     let failed = |action| move |cause: std::io::Error| IsolationError::process(action, cause);
     let looking_after = failed("look after the serving process");
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| looking_after(e.into()))?;
     let (read, write) = UnixStream::pair().map_err(looking_after)?;
     let keep = [&line, &read, &write].map(|socket| socket.as_raw_fd());
-    let keep = [&keep[..], &[pidfd.as_raw_fd()]].concat();
+    let files = plan.files.iter().map(|file| file.directory().as_raw_fd());
+    let files: Vec<_> = files.chain([pidfd.as_raw_fd()]).collect();
+    let keep = [&keep, &files[..], &plan.logs].concat();
     #[allow(unsafe_code)]
     // SAFETY: this process ends in `supervise` without a return to those who
-    // own the descriptors closed here, and runs no destructor of theirs. Files
-    // of sockets are paths.
+    // own the descriptors closed here, and runs no destructor of theirs.
     unsafe {
         sys::close_all_but(&keep);
     }
@@ -106,7 +122,7 @@ fn attend(pid: Pid, mut line: UnixStream, seccomp: Seccomp) -> Result<End, Isola
     setrlimit(Resource::Core, none).map_err(|e| looking_after(e.into()))?;
     let kept: CapsHashSet = KEPT.into_iter().collect();
     caps::keep_only(&kept)?;
-    calls::supervising().enforce(seccomp)?;
+    calls::supervising().enforce(plan.options.seccomp)?;
 
     let mut heeding = false;
     let mut waiting = Vec::new();
@@ -142,7 +158,7 @@ fn attend(pid: Pid, mut line: UnixStream, seccomp: Seccomp) -> Result<End, Isola
 /// Takes what was said; whether signals are heeded now. Nothing more is heard
 /// once the other side is closed.
 fn hear(line: &mut UnixStream) -> bool {
-    let mut said = [0; 16];
+    let mut said = [0; 4 * MAX_LINE_BYTES];
     let _ = line.set_nonblocking(true);
     let got = match line.read(&mut said) {
         Ok(0) => {
@@ -155,9 +171,11 @@ fn hear(line: &mut UnixStream) -> bool {
         Ok(got) => got,
         Err(_) => 0,
     };
-    let words = said.iter().take(got).filter_map(|byte| Word::of(*byte));
-    words.fold(false, |heeding, word| {
-        tell_service_manager(word);
+    // Lines are short and written whole, so that they come whole.
+    let lines = said[..got].split(|byte| *byte == b'\n');
+    let words = lines.filter_map(Word::of_line);
+    words.fold(false, |heeding, (word, summary)| {
+        tell_service_manager(word, &summary);
         heeding || word == Word::Heeding
     })
 }

@@ -46,6 +46,31 @@ pub(super) fn unshare(namespaces: UnshareFlags) -> io::Result<()> {
     Ok(())
 }
 
+/// Does `work` and says which descriptors have come by it.
+///
+/// # Errors
+///
+/// Those of `work`.
+pub fn opened_by<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Vec<RawFd>, E> {
+    let before = open_descriptors().unwrap_or_default();
+    work()?;
+    let mut new = open_descriptors().unwrap_or_default();
+    new.retain(|fd| !before.contains(fd));
+    Ok(new)
+}
+
+fn open_descriptors() -> io::Result<Vec<RawFd>> {
+    let mut found = Vec::new();
+    for entry in std::fs::read_dir("/proc/self/fd")? {
+        let name = entry?.file_name();
+        found.extend(name.to_str().and_then(|name| name.parse::<RawFd>().ok()));
+    }
+    // The last is that of the listing itself, which is closed by now.
+    // SAFETY: only looks at a number, and says so if nothing is behind it.
+    found.retain(|fd| unsafe { libc::fcntl(*fd, libc::F_GETFD) } >= 0);
+    Ok(found)
+}
+
 /// Closes what this process was started with and has no use for: every
 /// descriptor from 3 on but these.
 ///
@@ -53,12 +78,8 @@ pub(super) fn unshare(namespaces: UnshareFlags) -> io::Result<()> {
 ///
 /// When procfs cannot be read.
 pub fn close_inherited(keep: &[RawFd]) -> io::Result<()> {
-    let mut strays = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
-        let name = entry?.file_name();
-        let fd = name.to_str().and_then(|name| name.parse::<RawFd>().ok());
-        strays.extend(fd.filter(|fd| *fd > 2 && !keep.contains(fd)));
-    }
+    let mut strays = open_descriptors()?;
+    strays.retain(|fd| *fd > 2 && !keep.contains(fd));
     for fd in strays {
         // SAFETY: only looks at a number, and says so if nothing is behind it.
         let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };

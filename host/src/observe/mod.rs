@@ -6,12 +6,14 @@
 //! - [`document`]: the status document, field by field.
 //! - `collect`: how it is filled.
 //! - [`status_socket`]: who connects gets one.
+//! - [`capabilities`]: what a manager of virtual machines asks for.
 //! - [`ask`], `text`: the other end, and the document for people.
 //!
 //! Law: counting is always on and costs a request less than 100 ns; nothing a
 //! guest does can fill the log.
 
 pub mod ask;
+pub mod capabilities;
 mod collect;
 pub mod counters;
 pub mod document;

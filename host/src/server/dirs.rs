@@ -20,7 +20,8 @@ impl Server {
         let fh = self.fs.opendir(call.header.nodeid)?;
         call.reply.value(&OpenOut {
             fh,
-            ..Default::default()
+            open_flags: self.options.caching.of_directory().bits(),
+            padding: 0,
         })
     }
 

@@ -13,6 +13,7 @@ use zerocopy::{FromZeros, IntoBytes};
 
 use crate::dax::{DaxOffer, DaxVerdict};
 
+use super::extensions::Agreed;
 use super::{Call, Server};
 
 /// Longest WRITE and READ that the guest is offered.
@@ -26,29 +27,32 @@ const CONGESTION_THRESHOLD: u16 = 48;
 /// Part of INIT that every peer of 7.31 and later sends.
 const INIT_IN_MIN_BYTES: usize = 16;
 
-/// What is accepted of any guest's offer; more with flags, see
-/// [`Server::wanted`]. Not taken, and why: ATOMIC_O_TRUNC
-/// (with DAX the guest leaks a lock), WRITEBACK_CACHE (the guest would ignore
-/// the server's sizes, which others change), PASSTHROUGH and OVER_IO_URING (need /dev/fuse), REQUEST_TIMEOUT
-/// (aborts requests whose buffers are still in use here), SECURITY_CTX and
-/// CREATE_SUPP_GROUP (append extensions), HANDLE_KILLPRIV (does not say when).
+/// What is accepted of any guest's offer; more by options and by session, see
+/// [`Server::wanted`] and [`negotiate`]. docs/operations.md has every flag
+/// there is, and why it is taken or not.
 const ACCEPTED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::BIG_WRITES)
-    .union(InitFlags::DO_READDIRPLUS)
-    .union(InitFlags::READDIRPLUS_AUTO)
     .union(InitFlags::PARALLEL_DIROPS)
     .union(InitFlags::MAX_PAGES)
     .union(InitFlags::SETXATTR_EXT)
     .union(InitFlags::INIT_EXT)
     .union(InitFlags::AUTO_INVAL_DATA)
     .union(InitFlags::ASYNC_DIO)
-    .union(InitFlags::CACHE_SYMLINKS);
+    .union(InitFlags::CACHE_SYMLINKS)
+    .union(InitFlags::HAS_IOCTL_DIR)
+    .union(InitFlags::CREATE_SUPP_GROUP)
+    .union(InitFlags::NO_EXPORT_SUPPORT)
+    .union(InitFlags::ALLOW_IDMAP);
 
 const LIVE: u32 = 1 << 0;
 const SETXATTR_EXT: u32 = 1 << 1;
 const WINDOW: u32 = 1 << 2;
 const ALL_DAX: u32 = 1 << 3;
 const KILLPRIV: u32 = 1 << 4;
+const SUBMOUNTS: u32 = 1 << 5;
+const LABELS: u32 = 1 << 6;
+const GROUPS: u32 = 1 << 7;
+const WRITEBACK: u32 = 1 << 8;
 
 /// Whether there is a session and what decoding needs to know of it.
 #[derive(Debug, Default)]
@@ -115,6 +119,25 @@ impl Session {
         self.load() & KILLPRIV != 0
     }
 
+    /// The guest is told of mount points.
+    pub(super) fn submounts(&self) -> bool {
+        self.load() & SUBMOUNTS != 0
+    }
+
+    /// The guest keeps back what is written.
+    pub(super) fn writes_back(&self) -> bool {
+        self.load() & WRITEBACK != 0
+    }
+
+    /// What may follow requests that create.
+    pub(super) fn extensions(&self) -> Agreed {
+        let agreed = self.load();
+        Agreed {
+            label: agreed & LABELS != 0,
+            group: agreed & GROUPS != 0,
+        }
+    }
+
     /// The guest uses the window; with `dax=never` it does not.
     pub(super) fn has_window(&self) -> bool {
         self.load() & WINDOW != 0
@@ -133,12 +156,20 @@ impl Session {
     fn begin(&self, accepted: InitFlags, wish: DaxWish) {
         let at = Instant::now();
         *self.began.lock() = Some(Began { at, wish });
-        let bit = |set, bit| if set { bit } else { 0 };
-        let window = accepted.contains(InitFlags::MAP_ALIGNMENT);
-        let agreed = bit(accepted.contains(InitFlags::SETXATTR_EXT), SETXATTR_EXT)
-            | bit(window, WINDOW)
-            | bit(accepted.contains(InitFlags::HANDLE_KILLPRIV_V2), KILLPRIV)
-            | bit(window && wish == DaxWish::EveryFile, ALL_DAX);
+        let every_file = wish == DaxWish::EveryFile;
+        let agreed = [
+            (InitFlags::SETXATTR_EXT, true, SETXATTR_EXT),
+            (InitFlags::MAP_ALIGNMENT, true, WINDOW),
+            (InitFlags::MAP_ALIGNMENT, every_file, ALL_DAX),
+            (InitFlags::HANDLE_KILLPRIV_V2, true, KILLPRIV),
+            (InitFlags::SUBMOUNTS, true, SUBMOUNTS),
+            (InitFlags::SECURITY_CTX, true, LABELS),
+            (InitFlags::CREATE_SUPP_GROUP, true, GROUPS),
+            (InitFlags::WRITEBACK_CACHE, true, WRITEBACK),
+        ]
+        .into_iter()
+        .filter(|(flag, also, _)| accepted.contains(*flag) && *also)
+        .fold(0, |bits, (_, _, bit)| bits | bit);
         self.bits.store(LIVE | agreed, Ordering::Release);
     }
 
@@ -191,7 +222,18 @@ impl Server {
             );
             return Err(Errno::OPNOTSUPP);
         }
-        let accepted = negotiate(&request, offer, self.wanted());
+        let missing = self.options.required - offered(&request);
+        if !missing.is_empty() {
+            tracing::error!(
+                ?missing,
+                "refused: the guest's kernel lacks what this share insists on; \
+                 --posix-acl=auto or --security-label=auto would serve it without"
+            );
+            return Err(Errno::PROTO);
+        }
+        let wanted = self.wanted();
+        let accepted = negotiate(&request, offer, wanted, self.options.kill_priv);
+        self.warn_of_refusals(wanted - accepted, offered(&request));
         call.reply.value(&answer(&request, accepted, offer))?;
         self.session.begin(accepted, wish);
         tracing::info!(
@@ -206,13 +248,41 @@ impl Server {
 
     /// What this share accepts of any guest's offer.
     fn wanted(&self) -> InitFlags {
+        let options = &self.options;
         let mut wanted = ACCEPTED;
         let locks = InitFlags::POSIX_LOCKS | InitFlags::FLOCK_LOCKS;
         wanted.set(locks, self.fs.serves_locks());
         // The guest leaves the umask to us, since a default ACL suspends it.
         let acls = InitFlags::POSIX_ACL | InitFlags::DONT_MASK;
         wanted.set(acls, self.fs.serves_acls());
+        let plus = InitFlags::DO_READDIRPLUS | InitFlags::READDIRPLUS_AUTO;
+        wanted.set(plus, options.caching.lists_attributes());
+        wanted.set(InitFlags::WRITEBACK_CACHE, options.caching.writeback);
+        let mmap = InitFlags::DIRECT_IO_ALLOW_MMAP;
+        wanted.set(mmap, options.caching.allow_mmap);
+        wanted.set(InitFlags::SUBMOUNTS, options.submounts);
+        wanted.set(InitFlags::SECURITY_CTX, options.security_labels);
         wanted
+    }
+
+    /// What was asked for on the command line and cannot be had with this
+    /// guest.
+    fn warn_of_refusals(&self, refused: InitFlags, offered: InitFlags) {
+        for (flag, asked) in [
+            ("--posix-acl", InitFlags::POSIX_ACL),
+            ("--security-label", InitFlags::SECURITY_CTX),
+            ("--allow-mmap", InitFlags::DIRECT_IO_ALLOW_MMAP),
+            ("--writeback", InitFlags::WRITEBACK_CACHE),
+        ] {
+            if refused.contains(asked) && !offered.contains(asked) {
+                tracing::warn!("{flag}: the guest's kernel does not offer it");
+            } else if refused.contains(asked) {
+                tracing::warn!(
+                    "{flag}: not with a guest that maps files through the window: it would \
+                     believe its own idea of their sizes, which others change"
+                );
+            }
+        }
     }
 
     /// DESTROY: nothing of the session is left when the guest has the reply.
@@ -230,7 +300,12 @@ fn offered(request: &InitIn) -> InitFlags {
     InitFlags::from_words(request.flags, flags2)
 }
 
-fn negotiate(request: &InitIn, offer: DaxOffer, mut wanted: InitFlags) -> InitFlags {
+fn negotiate(
+    request: &InitIn,
+    offer: DaxOffer,
+    mut wanted: InitFlags,
+    kill_priv: Option<bool>,
+) -> InitFlags {
     wanted.set(InitFlags::MAP_ALIGNMENT, offer.map_alignment.is_some());
     wanted.set(InitFlags::HAS_INODE_DAX, offer.inode_dax);
     if wanted.contains(InitFlags::MAP_ALIGNMENT) && DaxWish::of(request) == DaxWish::EveryFile {
@@ -240,15 +315,27 @@ fn negotiate(request: &InitIn, offer: DaxOffer, mut wanted: InitFlags) -> InitFl
         wanted.remove(InitFlags::AUTO_INVAL_DATA);
         wanted.insert(InitFlags::EXPLICIT_INVAL_DATA);
     }
-    // Then Linux does not ask for `security.capability` before each write any
-    // more, and tells with the write whether to clear set-id bits. But it
-    // clears none before a write through the window, of which nobody hears.
     let through_window = match DaxWish::of(request) {
         DaxWish::Nothing => false,
         DaxWish::ByInode => wanted.contains(InitFlags::HAS_INODE_DAX),
         DaxWish::EveryFile => true,
     };
-    wanted.set(InitFlags::HANDLE_KILLPRIV_V2, !through_window);
+    // Then Linux does not ask for `security.capability` before each write any
+    // more, and tells with the write whether to clear set-id bits. But it
+    // clears none before a write through the window, of which nobody hears.
+    if through_window && kill_priv == Some(true) {
+        tracing::warn!(
+            "--killpriv-v2: not with a guest that writes through the window, \
+             of which the daemon does not hear"
+        );
+    }
+    let kills = !through_window && kill_priv != Some(false);
+    wanted.set(InitFlags::HANDLE_KILLPRIV_V2, kills);
+    if through_window {
+        // A guest that writes back ignores the sizes it is told: it would not
+        // see a mapped file grow, and reach behind the end of one that shrinks.
+        wanted.remove(InitFlags::WRITEBACK_CACHE);
+    }
     wanted & offered(request)
 }
 
@@ -297,7 +384,7 @@ mod tests {
             inode_dax: true,
         };
         let everything = request(InitFlags::all());
-        let accepted = negotiate(&everything, offer, ACCEPTED);
+        let accepted = negotiate(&everything, offer, ACCEPTED, None);
         assert!(accepted.contains(InitFlags::MAP_ALIGNMENT | InitFlags::HAS_INODE_DAX));
         for never in [
             InitFlags::PASSTHROUGH,
@@ -313,9 +400,9 @@ mod tests {
         let out = answer(&everything, accepted, offer);
         assert_eq!((out.map_alignment, out.max_pages), (21, 256));
 
-        let without = negotiate(&everything, DaxOffer::default(), ACCEPTED);
+        let without = negotiate(&everything, DaxOffer::default(), ACCEPTED, None);
         assert!(!without.intersects(InitFlags::MAP_ALIGNMENT | InitFlags::HAS_INODE_DAX));
-        assert!(negotiate(&request(InitFlags::empty()), offer, ACCEPTED).is_empty());
+        assert!(negotiate(&request(InitFlags::empty()), offer, ACCEPTED, None).is_empty());
     }
 
     #[test]
@@ -335,7 +422,7 @@ mod tests {
             inode_dax: true,
         };
         let both = InitFlags::AUTO_INVAL_DATA | InitFlags::EXPLICIT_INVAL_DATA;
-        let taken = |flags, offer| negotiate(&request(flags | both), offer, ACCEPTED) & both;
+        let taken = |flags, offer| negotiate(&request(flags | both), offer, ACCEPTED, None) & both;
         let always = InitFlags::INIT_EXT | InitFlags::MAP_ALIGNMENT;
         assert_eq!(taken(always, offer), InitFlags::EXPLICIT_INVAL_DATA);
         let per_inode = always | InitFlags::HAS_INODE_DAX;
@@ -352,7 +439,7 @@ mod tests {
         };
         let v2 = InitFlags::HANDLE_KILLPRIV_V2;
         let taken = |flags, offer| {
-            let accepted = negotiate(&request(flags | v2), offer, ACCEPTED);
+            let accepted = negotiate(&request(flags | v2), offer, ACCEPTED, None);
             accepted.contains(v2)
         };
         assert!(taken(InitFlags::INIT_EXT, offer), "no window in the guest");
@@ -369,8 +456,8 @@ mod tests {
             inode_dax: true,
         };
         let silent = request(InitFlags::HAS_INODE_DAX);
-        assert!(!negotiate(&silent, offer, ACCEPTED).contains(InitFlags::HAS_INODE_DAX));
+        assert!(!negotiate(&silent, offer, ACCEPTED, None).contains(InitFlags::HAS_INODE_DAX));
         let spoken = request(InitFlags::HAS_INODE_DAX | InitFlags::INIT_EXT);
-        assert!(negotiate(&spoken, offer, ACCEPTED).contains(InitFlags::HAS_INODE_DAX));
+        assert!(negotiate(&spoken, offer, ACCEPTED, None).contains(InitFlags::HAS_INODE_DAX));
     }
 }

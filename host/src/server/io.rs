@@ -7,47 +7,58 @@ use daxwindow_shared::fuse::{
     CopyFileRangeIn, CopyFileRangeOut, CreateIn, FallocateIn, FlushIn, FsyncIn, LseekIn, LseekOut,
     OpenIn, OpenOut, ReadIn, ReleaseIn, SyncfsIn, WriteIn, WriteOut,
 };
+use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use crate::fs::OpenFile;
 
 use super::chain::Placement;
-use super::request::caller;
 use super::{Call, Server};
 
 /// Most that one COPY_FILE_RANGE moves: its reply counts in 32 bits, and no
 /// system call moves more than 2 GiB less a page.
 const MAX_COPY_BYTES: u64 = 0x7fff_f000;
 
+/// Of the guest's open(2) flags.
+const ACCESS_MODE: u32 = OFlags::ACCMODE.bits();
+const WRITE_ONLY: u32 = OFlags::WRONLY.bits();
+const READ_WRITE: u32 = OFlags::RDWR.bits();
+const DIRECT: u32 = OFlags::DIRECT.bits();
+
 impl Server {
     pub(super) fn open(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: OpenIn = call.body.only()?;
         let nodeid = call.header.nodeid;
-        let fh = self
-            .fs
-            .open_file(nodeid, args.flags, kills_suidgid(args.open_flags))?;
-        // A DAX inode has no pages in the guest to invalidate at open, and the
-        // attempt makes the guest warn about its live mappings.
-        let keep = self.keep_cache(nodeid, self.fs.is_dax(nodeid));
-        call.reply.value(&open_out(fh, keep))
+        let fh = self.open_for(nodeid, &args)?;
+        let out = self.open_out(nodeid, fh, args.flags, self.fs.is_dax(nodeid));
+        call.reply.value(&out)
+    }
+
+    /// A guest that keeps back what is written reads the pages around it, by
+    /// whatever handle it has.
+    fn open_for(&self, nodeid: u64, args: &OpenIn) -> Result<u64, Errno> {
+        let kill = kills_suidgid(args.open_flags);
+        if self.session.writes_back() && args.flags & ACCESS_MODE == WRITE_ONLY {
+            let both = args.flags & !ACCESS_MODE | READ_WRITE;
+            match self.fs.open_file(nodeid, both, kill) {
+                Err(Errno::ACCESS) => {}
+                opened => return opened,
+            }
+        }
+        self.fs.open_file(nodeid, args.flags, kill)
     }
 
     pub(super) fn create(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: CreateIn = call.body.args()?;
-        let name = call.body.only_name()?;
-        let (entry, fh) = self.fs.create(
-            caller(&call.header),
-            call.header.nodeid,
-            name,
-            args.flags,
-            args.mode,
-            args.umask,
-        )?;
-        let dax = self.settled_dax(call.header.nodeid, name, &entry);
-        let keep = self.keep_cache(entry.nodeid, dax);
-        let entry = self.entry_out(call.header.nodeid, name, &entry);
-        call.reply.value(&entry)?;
-        call.reply.value(&open_out(fh, keep))
+        let (name, creator) = self.last_name(call)?;
+        let (parent, flags) = (call.header.nodeid, self.create_flags(args.flags));
+        let (entry, fh) = self
+            .fs
+            .create(creator, parent, name, flags, args.mode, args.umask)?;
+        let dax = self.settled_dax(parent, name, &entry);
+        let open = self.open_out(entry.nodeid, fh, args.flags, dax);
+        call.reply.value(&self.entry_with(&entry, dax))?;
+        call.reply.value(&open)
     }
 
     /// A file without a name. The one that Linux sends is that of its own
@@ -55,25 +66,46 @@ impl Server {
     pub(super) fn tmpfile(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: CreateIn = call.body.args()?;
         call.body.string()?;
-        call.body.end()?;
-        let (entry, fh) = self.fs.tmpfile(
-            caller(&call.header),
-            call.header.nodeid,
-            args.flags,
-            args.mode,
-            args.umask,
-        )?;
+        let creator = self.creator(call)?;
+        let (parent, flags) = (call.header.nodeid, self.create_flags(args.flags));
+        let (entry, fh) = self
+            .fs
+            .tmpfile(creator, parent, flags, args.mode, args.umask)?;
         let dax = self.settled_dax_unnamed(&entry);
-        let keep = self.keep_cache(entry.nodeid, dax);
+        let open = self.open_out(entry.nodeid, fh, args.flags, dax);
         call.reply.value(&self.entry_with(&entry, dax))?;
-        call.reply.value(&open_out(fh, keep))
+        call.reply.value(&open)
     }
 
-    /// A guest mounted with `dax=always` takes every file for a DAX inode,
-    /// whatever the flag says, and one mounted with `dax=never` takes none.
-    fn keep_cache(&self, nodeid: u64, dax: bool) -> bool {
-        let dax = dax || self.session.all_dax();
-        self.session.has_window() && self.dax.keep_cache(nodeid, dax)
+    /// As in [`Server::open_for`]; what is created can be read.
+    fn create_flags(&self, flags: u32) -> u32 {
+        match self.session.writes_back() && flags & ACCESS_MODE == WRITE_ONLY {
+            true => flags & !ACCESS_MODE | READ_WRITE,
+            false => flags,
+        }
+    }
+
+    /// The reply to what opened `fh`. A guest mounted with `dax=always` takes
+    /// every file for a DAX inode, whatever the flag says, and one mounted with
+    /// `dax=never` takes none. A DAX inode has no pages in the guest to
+    /// invalidate at open, and the attempt makes the guest warn about its live
+    /// mappings; nor is `O_DIRECT` for one whose data others have mapped.
+    fn open_out(&self, nodeid: u64, fh: u64, flags: u32, dax: bool) -> OpenOut {
+        let dax = self.session.has_window() && (dax || self.session.all_dax());
+        let keeps = self.session.has_window() && self.dax.keep_cache(nodeid, dax);
+        let open_flags = match dax || keeps {
+            true if keeps => OpenOutFlags::KEEP_CACHE,
+            true => OpenOutFlags::empty(),
+            false => self.options.caching.of_file(),
+        };
+        if self.options.direct_io && flags & DIRECT != 0 && !dax {
+            self.fs.make_direct(nodeid, fh);
+        }
+        OpenOut {
+            fh,
+            open_flags: open_flags.bits(),
+            padding: 0,
+        }
     }
 
     pub(super) fn read(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -82,7 +114,14 @@ impl Server {
         if !open.readable {
             return Err(Errno::BADF);
         }
-        call.reply.file(&open.file, args.offset, args.size as usize)
+        let count = args.size as usize;
+        match call.reply.file(&open.file, args.offset, count) {
+            Err(Errno::INVAL) if open.is_direct() => {
+                let buffered = self.fs.buffered(call.header.nodeid, &open)?;
+                call.reply.file(&buffered, args.offset, count)
+            }
+            read => read,
+        }
     }
 
     pub(super) fn write(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -98,9 +137,15 @@ impl Server {
         if WriteFlags::from_bits_retain(args.write_flags).contains(WriteFlags::KILL_SUIDGID) {
             self.fs.kill_suidgid(call.header.nodeid)?;
         }
-        let size = call
-            .data
-            .write_to(&open.file, placement(&open, &args), count)?;
+        self.fs.drop_capability_of(&open.file)?;
+        let placement = placement(&open, &args);
+        let size = match call.data.write_to(&open.file, placement, count) {
+            Err(Errno::INVAL) if open.is_direct() => {
+                let buffered = self.fs.buffered(call.header.nodeid, &open)?;
+                call.data.write_to(&buffered, placement, count)?
+            }
+            written => written?,
+        };
         call.reply.value(&WriteOut {
             size: u32::try_from(size).unwrap_or(u32::MAX),
             padding: 0,
@@ -134,7 +179,8 @@ impl Server {
     }
 
     /// Clears set-id bits before a change whose request does not say whether
-    /// the caller may keep them: root may.
+    /// the caller may keep them: root may. With ALLOW_IDMAP Linux tells of no
+    /// user where nothing is created; then nobody keeps them.
     fn kill_for(&self, call: &Call<'_, '_, '_>, nodeid: u64) -> Result<(), Errno> {
         if self.session.kills_priv() && call.header.uid != 0 {
             self.fs.kill_suidgid(nodeid)?;
@@ -208,14 +254,4 @@ fn kills_suidgid(open_flags: u32) -> bool {
 
 pub(super) fn datasync(args: &FsyncIn) -> bool {
     FsyncFlags::from_bits_retain(args.fsync_flags).contains(FsyncFlags::FDATASYNC)
-}
-
-fn open_out(fh: u64, keep_cache: bool) -> OpenOut {
-    let mut flags = OpenOutFlags::empty();
-    flags.set(OpenOutFlags::KEEP_CACHE, keep_cache);
-    OpenOut {
-        fh,
-        open_flags: flags.bits(),
-        padding: 0,
-    }
 }

@@ -10,7 +10,7 @@
 //! | --- | --- |
 //! | `init` | INIT, DESTROY |
 //! | `names` | LOOKUP, FORGET, BATCH_FORGET, SYMLINK, READLINK, MKNOD, MKDIR, UNLINK, RMDIR, RENAME, RENAME2, LINK |
-//! | `attrs` | GETATTR, SETATTR, STATFS |
+//! | `attrs` | GETATTR, SETATTR, STATX, STATFS |
 //! | `io` | OPEN, CREATE, READ, WRITE, FLUSH, RELEASE, FSYNC, FALLOCATE, LSEEK, COPY_FILE_RANGE, COPY_FILE_RANGE_64, TMPFILE, SYNCFS |
 //! | `dirs` | OPENDIR, READDIR, READDIRPLUS, RELEASEDIR, FSYNCDIR |
 //! | `xattrs` | SETXATTR, GETXATTR, LISTXATTR, REMOVEXATTR |
@@ -18,13 +18,18 @@
 //! | `locks` | GETLK, SETLK, SETLKW |
 //! | `mapping` | SETUPMAPPING, REMOVEMAPPING |
 //!
+//! `extensions` has what may follow the requests that create, `caching` what
+//! guests may keep.
+//!
 //! Laws: every request with room for a reply gets exactly one, of the length
 //! that is reported as used, at once or, for a lock, later; whether the answer has room is checked before
 //! anything is done, so that a refused request has no effect.
 
 mod attrs;
+mod caching;
 pub mod chain;
 mod dirs;
+mod extensions;
 mod init;
 mod io;
 mod ioctl;
@@ -40,18 +45,20 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
+use daxwindow_shared::fuse::flags::InitFlags;
 use daxwindow_shared::fuse::{
     AttrOut, CopyFileRangeOut, EntryOut, InHeader, InitOut, IoctlOut, KStatfs, LkOut, LseekOut,
-    Opcode, OpenOut, WriteOut,
+    Opcode, OpenOut, StatxOut, WriteOut,
 };
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::dax::{Dax, DaxOffer, NoDax};
+use crate::dax::{Dax, DaxOffer, MapSource, NoDax};
 use crate::fs::{LockWait, SharedDir};
 use crate::observe::counters::Counters;
 use crate::observe::logs::Throttle;
 
+pub use caching::{CacheMode, Caching};
 use chain::{ChainError, Hole, Reader, Sides};
 use init::Session;
 pub use init::{Began, DaxWish, MAX_WRITE_BYTES};
@@ -59,21 +66,33 @@ pub use locks::{IfBlocked, Parked, Served};
 use reply::Reply;
 use request::{Body, BodyBuffer};
 
-/// How long a guest may believe what it was told.
+/// How a server answers where there is a choice.
 #[derive(Clone, Copy, Debug)]
-pub struct CacheTimeouts {
-    /// That a name leads to an inode.
-    pub entry: Duration,
-    /// That attributes are as they were.
-    pub attr: Duration,
+pub struct ServerOptions {
+    /// What guests keep of what they were told.
+    pub caching: Caching,
+    /// The guest's `O_DIRECT` reaches the host's file, unless it has DAX.
+    pub direct_io: bool,
+    /// Whether clearing set-id bits is the daemon's business; none: where
+    /// every write comes by it.
+    pub kill_priv: Option<bool>,
+    /// The guest is told which directories are mount points.
+    pub submounts: bool,
+    /// The guest sends security contexts with what it creates.
+    pub security_labels: bool,
+    /// What a guest must offer to be served at all.
+    pub required: InitFlags,
 }
 
-impl Default for CacheTimeouts {
-    /// One second each: what other hosts and guests change is soon seen.
+impl Default for ServerOptions {
     fn default() -> Self {
-        CacheTimeouts {
-            entry: Duration::from_secs(1),
-            attr: Duration::from_secs(1),
+        ServerOptions {
+            caching: Caching::default(),
+            direct_io: false,
+            kill_priv: None,
+            submounts: true,
+            security_labels: false,
+            required: InitFlags::empty(),
         }
     }
 }
@@ -82,7 +101,7 @@ impl Default for CacheTimeouts {
 pub struct Server {
     fs: SharedDir,
     dax: Dax,
-    timeouts: CacheTimeouts,
+    options: ServerOptions,
     session: Session,
     counters: Counters,
     complaints: Throttle,
@@ -97,6 +116,8 @@ pub struct Server {
 struct Call<'b, 'r, 'm> {
     header: InHeader,
     body: Body<'b>,
+    /// What the header counts as extensions of the body.
+    extensions: Body<'b>,
     /// What follows the body: the data of WRITE.
     data: &'r mut Reader<'m>,
     reply: &'r mut Reply<'m>,
@@ -107,11 +128,11 @@ struct Call<'b, 'r, 'm> {
 
 impl Server {
     /// A server without a session: the first request must be INIT.
-    pub fn new(fs: SharedDir, dax: Dax, timeouts: CacheTimeouts) -> Server {
+    pub fn new(fs: SharedDir, dax: Dax, options: ServerOptions) -> Server {
         Server {
             fs,
             dax,
-            timeouts,
+            options,
             session: Session::default(),
             counters: Counters::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
@@ -129,6 +150,14 @@ impl Server {
     /// The shared directory.
     pub fn fs(&self) -> &SharedDir {
         &self.fs
+    }
+
+    /// Where the last page of a regular file ends now; without end if that
+    /// cannot be known.
+    pub fn file_end(&self, nodeid: u64) -> u64 {
+        let page = rustix::param::page_size() as u64;
+        let bytes = self.fs.bytes(nodeid).unwrap_or(u64::MAX);
+        bytes.checked_next_multiple_of(page).unwrap_or(u64::MAX)
     }
 
     /// A client has connected, or is gone.
@@ -347,7 +376,7 @@ impl Server {
     ) -> Result<Option<LockWait>, Errno> {
         let opcode = opcode.ok_or(Errno::NOSYS)?;
         let mut buffer = BodyBuffer::new();
-        let body = buffer.fill(&header, opcode, reader)?;
+        let (body, extensions) = buffer.fill(&header, opcode, reader)?;
         if !self.session.is_live() && !matches!(opcode, Opcode::Init | Opcode::Destroy) {
             // What a guest's programs see of a mount whose server is gone.
             return Err(Errno::NOTCONN);
@@ -360,6 +389,7 @@ impl Server {
         let mut call = Call {
             header,
             body,
+            extensions,
             data: reader,
             reply,
             if_blocked,
@@ -389,6 +419,7 @@ impl Server {
 
             Opcode::Getattr => self.getattr(call),
             Opcode::Setattr => self.setattr(call),
+            Opcode::Statx => self.statx(call),
             Opcode::Statfs => self.statfs(call),
 
             Opcode::Open => self.open(call),
@@ -424,14 +455,12 @@ impl Server {
             Opcode::Setlk => self.setlk(call),
             Opcode::Setlkw => self.setlkw(call),
 
-            // STATX replies could not carry the DAX flag; the others a
-            // virtio-fs guest can do without.
+            // What a virtio-fs guest can do without.
             Opcode::Access
             | Opcode::Interrupt
             | Opcode::Bmap
             | Opcode::Poll
-            | Opcode::NotifyReply
-            | Opcode::Statx => Err(Errno::NOSYS),
+            | Opcode::NotifyReply => Err(Errno::NOSYS),
         }
     }
 }
@@ -445,6 +474,7 @@ fn least_body_bytes(opcode: Opcode) -> usize {
         }
         Opcode::Create | Opcode::Tmpfile => size_of::<EntryOut>() + size_of::<OpenOut>(),
         Opcode::Getattr | Opcode::Setattr => size_of::<AttrOut>(),
+        Opcode::Statx => size_of::<StatxOut>(),
         Opcode::Open | Opcode::Opendir => size_of::<OpenOut>(),
         Opcode::Write | Opcode::CopyFileRange => size_of::<WriteOut>(),
         Opcode::Statfs => size_of::<KStatfs>(),

@@ -1,14 +1,14 @@
 //! Requests about names: look up, create, remove, rename.
 
+use daxwindow_shared::fuse::flags::AttrFlags;
 use daxwindow_shared::fuse::{
-    BatchForgetIn, EntryOut, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, Rename2In, RenameIn,
+    Attr, BatchForgetIn, EntryOut, ForgetIn, ForgetOne, LinkIn, MkdirIn, MknodIn, Rename2In,
+    RenameIn,
 };
 use rustix::io::Errno;
 
 use crate::fs::{Entry, Name};
 
-use super::attrs::flagged;
-use super::request::caller;
 use super::{Call, Server};
 
 impl Server {
@@ -44,19 +44,17 @@ impl Server {
     pub(super) fn symlink(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let name = call.body.name()?;
         let target = call.body.string()?;
-        call.body.end()?;
-        let entry = self
-            .fs
-            .symlink(caller(&call.header), call.header.nodeid, name, target)?;
+        let creator = self.creator(call)?;
+        let entry = self.fs.symlink(creator, call.header.nodeid, name, target)?;
         let entry = self.entry_out(call.header.nodeid, name, &entry);
         call.reply.value(&entry)
     }
 
     pub(super) fn mknod(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: MknodIn = call.body.args()?;
-        let name = call.body.only_name()?;
+        let (name, creator) = self.last_name(call)?;
         let entry = self.fs.mknod(
-            caller(&call.header),
+            creator,
             call.header.nodeid,
             name,
             args.mode,
@@ -69,14 +67,11 @@ impl Server {
 
     pub(super) fn mkdir(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: MkdirIn = call.body.args()?;
-        let name = call.body.only_name()?;
-        let entry = self.fs.mkdir(
-            caller(&call.header),
-            call.header.nodeid,
-            name,
-            args.mode,
-            args.umask,
-        )?;
+        let (name, creator) = self.last_name(call)?;
+        let parent = call.header.nodeid;
+        let entry = self
+            .fs
+            .mkdir(creator, parent, name, args.mode, args.umask)?;
         let entry = self.entry_out(call.header.nodeid, name, &entry);
         call.reply.value(&entry)
     }
@@ -126,15 +121,28 @@ impl Server {
 
     /// The wire form of what has the DAX flag or not.
     pub(super) fn entry_with(&self, entry: &Entry, dax: bool) -> EntryOut {
-        let (name_valid, attr_valid) = (self.timeouts.entry, self.timeouts.attr);
+        let valid = self.options.caching.valid();
         EntryOut {
             nodeid: entry.nodeid,
             generation: entry.generation,
-            entry_valid: name_valid.as_secs(),
-            entry_valid_nsec: name_valid.subsec_nanos(),
-            attr_valid: attr_valid.as_secs(),
-            attr_valid_nsec: attr_valid.subsec_nanos(),
-            attr: flagged(entry.attr, dax),
+            entry_valid: valid.as_secs(),
+            entry_valid_nsec: valid.subsec_nanos(),
+            attr_valid: valid.as_secs(),
+            attr_valid_nsec: valid.subsec_nanos(),
+            attr: Attr {
+                flags: self.entry_flags(entry, dax).bits(),
+                ..entry.attr
+            },
         }
+    }
+
+    /// Only an entry tells of a mount point: the guest mounts what it names as
+    /// a file system of its own, and looks at the flag nowhere else.
+    fn entry_flags(&self, entry: &Entry, dax: bool) -> AttrFlags {
+        let mut flags = AttrFlags::empty();
+        flags.set(AttrFlags::DAX, dax);
+        let submount = entry.submount && self.session.submounts();
+        flags.set(AttrFlags::SUBMOUNT, submount);
+        flags
     }
 }

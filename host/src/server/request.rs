@@ -63,6 +63,13 @@ impl<'b> Body<'b> {
         Ok(name)
     }
 
+    /// The next `bytes` bytes.
+    pub(super) fn split(&mut self, bytes: usize) -> Result<Body<'b>, Errno> {
+        let (part, rest) = self.0.split_at_checked(bytes).ok_or(Errno::INVAL)?;
+        self.0 = rest;
+        Ok(Body(part))
+    }
+
     /// All that is left.
     pub(super) fn rest(self) -> &'b [u8] {
         self.0
@@ -104,18 +111,23 @@ impl BodyBuffer {
         }
     }
 
-    /// Copies the body that `header` announces, without extensions (none was
-    /// negotiated) and, for WRITE, without the data.
+    /// Copies the arguments that `header` announces, for WRITE without the
+    /// data, and the extensions behind them.
     pub(super) fn fill(
         &mut self,
         header: &InHeader,
         opcode: Opcode,
         reader: &mut Reader<'_>,
-    ) -> Result<Body<'_>, Errno> {
-        let mut bytes = body_bytes(header, reader.remaining())?;
-        if opcode == Opcode::Write {
-            bytes = bytes.min(WRITE_ARGS_BYTES);
+    ) -> Result<(Body<'_>, Body<'_>), Errno> {
+        let (mut body, mut extensions) = split_bytes(header, reader.remaining())?;
+        if extensions > 0 && !may_be_extended(opcode) {
+            return Err(Errno::INVAL);
         }
+        if opcode == Opcode::Write {
+            body = body.min(WRITE_ARGS_BYTES);
+            extensions = 0;
+        }
+        let bytes = body + extensions;
         if bytes > MAX_BODY_BYTES {
             return Err(Errno::TOOBIG);
         }
@@ -125,7 +137,8 @@ impl BodyBuffer {
         self.len = bytes;
         let buf = self.buffer();
         reader.read(buf)?;
-        Ok(Body::new(buf))
+        let (body, extensions) = buf.split_at_checked(body).ok_or(Errno::INVAL)?;
+        Ok((Body::new(body), Body::new(extensions)))
     }
 
     fn buffer(&mut self) -> &mut [u8] {
@@ -137,15 +150,25 @@ impl BodyBuffer {
     }
 }
 
-/// Bytes of the body, or `EINVAL` if the header claims less than itself or
-/// more than was sent.
-fn body_bytes(header: &InHeader, available: usize) -> Result<usize, Errno> {
-    let body = (header.len as usize)
+/// Whether something is created, of which a guest may say more.
+fn may_be_extended(opcode: Opcode) -> bool {
+    matches!(
+        opcode,
+        Opcode::Create | Opcode::Tmpfile | Opcode::Mknod | Opcode::Mkdir | Opcode::Symlink
+    )
+}
+
+/// Bytes of the arguments and of the extensions behind them, or `EINVAL` if the
+/// header claims less than itself, more than was sent, or more extensions than
+/// there is room for.
+fn split_bytes(header: &InHeader, available: usize) -> Result<(usize, usize), Errno> {
+    let both = (header.len as usize)
         .checked_sub(size_of::<InHeader>())
-        .filter(|&body| body <= available)
+        .filter(|&both| both <= available)
         .ok_or(Errno::INVAL)?;
-    body.checked_sub(usize::from(header.total_extlen) * 8)
-        .ok_or(Errno::INVAL)
+    let extensions = usize::from(header.total_extlen) * 8;
+    let body = both.checked_sub(extensions).ok_or(Errno::INVAL)?;
+    Ok((body, extensions))
 }
 
 #[cfg(test)]
@@ -164,11 +187,19 @@ mod tests {
 
     #[test]
     fn a_header_may_not_lie_about_its_length() {
-        assert_eq!(body_bytes(&header(40, 0), 0), Ok(0));
-        assert_eq!(body_bytes(&header(48, 0), 8), Ok(8));
-        assert_eq!(body_bytes(&header(48, 1), 8), Ok(0));
-        for (len, ext, available) in [(39, 0, 100), (0, 0, 0), (u32::MAX, 0, 100), (48, 2, 8)] {
-            assert_eq!(body_bytes(&header(len, ext), available), Err(Errno::INVAL));
+        assert_eq!(split_bytes(&header(40, 0), 0), Ok((0, 0)));
+        assert_eq!(split_bytes(&header(48, 0), 8), Ok((8, 0)));
+        assert_eq!(split_bytes(&header(48, 1), 8), Ok((0, 8)));
+        assert_eq!(split_bytes(&header(64, 1), 24), Ok((16, 8)));
+        for (len, ext, available) in [
+            (39, 0, 100),
+            (0, 0, 0),
+            (u32::MAX, 0, 100),
+            (48, 2, 8),
+            (48, u16::MAX, 8),
+            (64, 1, 8),
+        ] {
+            assert_eq!(split_bytes(&header(len, ext), available), Err(Errno::INVAL));
         }
     }
 

@@ -28,7 +28,7 @@ fn every_sample_is_a_good_request() {
         assert_eq!(ask_with(&scene.session, &message, ROOM), None);
     }
     // INIT, DESTROY and what is never answered aside, all that is served.
-    assert_eq!(kinds.len(), 41);
+    assert_eq!(kinds.len(), 42);
 }
 
 #[test]

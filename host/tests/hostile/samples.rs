@@ -9,8 +9,8 @@ use daxwindow_shared::fuse::{
     BatchForgetIn, CopyFileRangeIn, CreateIn, FallocateIn, FileLock, FlushIn, ForgetIn, ForgetOne,
     FsyncIn, GetattrIn, GetxattrIn, InitIn, IoctlIn, KERNEL_MINOR_VERSION, KERNEL_VERSION, LinkIn,
     LkIn, LseekIn, MkdirIn, MknodIn, Opcode, OpenIn, ROOT_ID, ReadIn, ReleaseIn, RemoveMappingIn,
-    RemoveMappingOne, Rename2In, RenameIn, SetattrIn, SetupMappingIn, SetxattrIn, SyncfsIn,
-    WriteIn,
+    RemoveMappingOne, Rename2In, RenameIn, SetattrIn, SetupMappingIn, SetxattrIn, StatxIn,
+    SyncfsIn, WriteIn,
 };
 use tempfile::TempDir;
 
@@ -57,7 +57,14 @@ impl Scene {
         furnish(share.path());
         let daemon = Daemon::start(
             share.path(),
-            &["--dax", "always", "--dax-window", "16M", "--locks"],
+            &[
+                "--dax",
+                "always",
+                "--dax-window",
+                "16M",
+                "--locks",
+                "--xattr",
+            ],
         );
         let session = attach(&daemon);
         let mut scene = Scene {
@@ -227,6 +234,7 @@ fn about_attributes(scene: &Scene) -> Vec<Message> {
     vec![
         message(Opcode::Getattr, scene.file, &[&args(GetattrIn::default())]),
         message(Opcode::Setattr, scene.file, &[&setattr]),
+        message(Opcode::Statx, scene.file, &[&args(StatxIn::default())]),
         message(Opcode::Statfs, ROOT_ID, &[]),
         message(Opcode::Setxattr, scene.file, &[&setxattr, name, b"green"]),
         message(Opcode::Getxattr, scene.file, &[&getxattr, name]),

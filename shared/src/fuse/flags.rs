@@ -20,6 +20,8 @@ bitflags! {
         const DONT_MASK = 1 << 6;
         /// Remote flock locks.
         const FLOCK_LOCKS = 1 << 10;
+        /// The kernel sends IOCTL for directories.
+        const HAS_IOCTL_DIR = 1 << 11;
         /// The kernel invalidates cached pages by mtime and size.
         const AUTO_INVAL_DATA = 1 << 12;
         /// READDIRPLUS.
@@ -62,6 +64,8 @@ bitflags! {
         const HAS_INODE_DAX = 1 << 33;
         /// Supplementary group on create.
         const CREATE_SUPP_GROUP = 1 << 34;
+        /// Notifications may let an entry expire without dropping it.
+        const HAS_EXPIRE_ONLY = 1 << 35;
         /// `mmap` of direct I/O files.
         const DIRECT_IO_ALLOW_MMAP = 1 << 36;
         /// Passthrough to a backing file (`/dev/fuse` only).
@@ -172,6 +176,18 @@ bitflags! {
         /// `fh` is set.
         const FH = 1 << 0;
         const _ = !0;
+    }
+
+    /// `mask` of [`StatxOut`](super::StatxOut): which fields are set, as
+    /// `STATX_*` of `linux/stat.h`.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+    pub struct StatxMask: u32 {
+        /// All that stat(2) tells.
+        const BASIC_STATS = 0x7ff;
+        /// `blocks`, one of the basic ones.
+        const BLOCKS = 0x400;
+        /// `btime`.
+        const BTIME = 0x800;
     }
 
     /// `fsync_flags` of FSYNC and FSYNCDIR.

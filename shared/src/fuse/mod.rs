@@ -29,3 +29,8 @@ pub const ROOT_ID: u64 = 1;
 /// The `fh` of a request that names no open handle: Linux sends it in every
 /// `SETUPMAPPING`.
 pub const NO_HANDLE: u64 = u64::MAX;
+/// Largest `typ` of an extension that is a number of security contexts
+/// (`FUSE_MAX_NR_SECCTX`).
+pub const MAX_NR_SECCTX: u32 = 31;
+/// `typ` of the extension of supplementary groups (`FUSE_EXT_GROUPS`).
+pub const EXT_GROUPS: u32 = 32;

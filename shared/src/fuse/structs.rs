@@ -140,6 +140,9 @@ wire! {
         padding: u32,
     }
 
+    /// Reply to CREATE and TMPFILE.
+    CreateOut = 144 { entry: EntryOut, open: OpenOut }
+
     /// Request of RELEASE and RELEASEDIR.
     ReleaseIn = 24 { fh: u64, flags: u32, release_flags: u32, lock_owner: u64 }
     /// Request of FLUSH.
@@ -296,8 +299,61 @@ wire! {
     /// Starts an entry of READDIRPLUS.
     DirentPlus = 152 { entry_out: EntryOut, dirent: Dirent }
 
-    /// Starts a request extension.
+    /// Starts a request extension; `size` counts the whole extension, this
+    /// header included. `typ` is [`EXT_GROUPS`](super::EXT_GROUPS), or at most
+    /// [`MAX_NR_SECCTX`](super::MAX_NR_SECCTX): then it is the number of
+    /// security contexts that follow (`struct fuse_secctx_header`).
     ExtHeader = 8 { size: u32, typ: u32 }
+    /// Starts a security context; its name with a NUL and `size` bytes of
+    /// value follow, padded with zeros to 8 bytes.
+    Secctx = 8 { size: u32, padding: u32 }
+    /// Starts the extension of supplementary groups; so many ids follow.
+    SuppGroups = 4 { nr_groups: u32 }
+
+    /// Request of STATX.
+    StatxIn = 24 {
+        /// [`GetattrFlags`](super::flags::GetattrFlags).
+        getattr_flags: u32,
+        reserved: u32,
+        fh: u64,
+        sx_flags: u32,
+        sx_mask: u32,
+    }
+    /// A time of [`Statx`].
+    SxTime = 16 { tv_sec: i64, tv_nsec: u32, reserved: i32 }
+    /// Attributes with a birth time.
+    Statx = 256 {
+        /// [`StatxMask`](super::flags::StatxMask).
+        mask: u32,
+        blksize: u32,
+        attributes: u64,
+        nlink: u32,
+        uid: u32,
+        gid: u32,
+        mode: u16,
+        spare0: u16,
+        ino: u64,
+        size: u64,
+        blocks: u64,
+        attributes_mask: u64,
+        atime: SxTime,
+        btime: SxTime,
+        ctime: SxTime,
+        mtime: SxTime,
+        rdev_major: u32,
+        rdev_minor: u32,
+        dev_major: u32,
+        dev_minor: u32,
+        spare2: [u64; 14],
+    }
+    /// Reply to STATX.
+    StatxOut = 288 {
+        attr_valid: u64,
+        attr_valid_nsec: u32,
+        flags: u32,
+        spare: [u64; 2],
+        stat: Statx,
+    }
 }
 
 impl OutHeader {

@@ -1,5 +1,7 @@
 //! Names removed, moved and added.
 
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
+
 use daxwindow_shared::fuse::ROOT_ID;
 use rustix::io::Errno;
 
@@ -26,13 +28,7 @@ fn rename_and_its_flags() {
         (read(&share, "a"), read(&share, "b")),
         ("b".into(), "a".into())
     );
-    for flags in [
-        WHITEOUT,
-        WHITEOUT | NOREPLACE,
-        8,
-        u32::MAX,
-        NOREPLACE | EXCHANGE,
-    ] {
+    for flags in [WHITEOUT | EXCHANGE, 8, u32::MAX, NOREPLACE | EXCHANGE] {
         assert_eq!(rename(c"a", c"b", flags), Err(Errno::INVAL), "{flags}");
     }
     assert_eq!(rename(c"a", c"x", EXCHANGE), Err(Errno::NOENT));
@@ -40,6 +36,20 @@ fn rename_and_its_flags() {
     rename(c"c", c"b", 0).unwrap();
     assert_eq!(read(&share, "b"), "b");
     assert!(!share.path("a").exists() && !share.path("c").exists());
+}
+
+#[test]
+fn a_whiteout_stays_where_the_name_was() {
+    let share = Share::new();
+    share.write("a", "a");
+    share
+        .fs
+        .rename(ROOT_ID, n(c"a"), ROOT_ID, n(c"b"), WHITEOUT)
+        .unwrap();
+    assert_eq!(read(&share, "b"), "a");
+    let left = std::fs::metadata(share.path("a")).unwrap();
+    assert!(left.file_type().is_char_device());
+    assert_eq!(left.rdev(), 0);
 }
 
 #[test]

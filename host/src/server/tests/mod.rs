@@ -15,6 +15,7 @@ use crate::fs::ShareOptions;
 
 mod hostile;
 mod newer;
+mod semantics;
 
 const UNIQUE: u64 = 0x1234_5678_9abc;
 const PLENTY: usize = 1 << 20;
@@ -28,11 +29,16 @@ impl Guest {
     fn unborn(readonly: bool) -> Guest {
         Guest::of(ShareOptions {
             readonly,
+            xattr: true,
             ..Default::default()
         })
     }
 
     fn of(share: ShareOptions) -> Guest {
+        Guest::with(share, ServerOptions::default())
+    }
+
+    fn with(share: ShareOptions, options: ServerOptions) -> Guest {
         let dir = tempfile::tempdir().expect("temporary directory");
         let dax = DaxOptions {
             mode: DaxMode::Never,
@@ -40,7 +46,7 @@ impl Guest {
         };
         let fs = SharedDir::open(dir.path(), share).expect("a directory");
         Guest {
-            server: Server::new(fs, Dax::new(dax), CacheTimeouts::default()),
+            server: Server::new(fs, Dax::new(dax), options),
             dir,
         }
     }

@@ -1,0 +1,167 @@
+//! Options in the manner of the first virtiofsd: `-o name[=value],...`, `-d`
+//! and `-f`.
+//!
+//! Each sets the flag of today, after all others, as virtiofsd does.
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::{CacheFlag, Flags, WhenFlag};
+
+/// See `--help`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "For command lines of virtiofsd")]
+pub struct CompatFlags {
+    /// Options in the old manner: source=DIR, xattr, cache=auto and so on;
+    /// each sets the flag of today [deprecated]
+    #[arg(short = 'o', value_name = "OPTION,...")]
+    pub compat_options: Vec<String>,
+
+    /// As --log-level debug [deprecated]
+    #[arg(short = 'd')]
+    pub compat_debug: bool,
+
+    /// No effect: the daemon always stays in the foreground [deprecated]
+    #[arg(short = 'f')]
+    pub compat_foreground: bool,
+}
+
+impl Flags {
+    /// Sets what `-o`, `-d` and `-f` say, and forgets that they did.
+    ///
+    /// # Errors
+    ///
+    /// What is wrong with one of them, and what to write instead.
+    pub(super) fn apply_compat(&mut self) -> Result<(), String> {
+        let options = std::mem::take(&mut self.compat.compat_options);
+        for option in options.iter().flat_map(|list| list.split(',')) {
+            self.apply_option(option)?;
+        }
+        if std::mem::take(&mut self.compat.compat_debug) {
+            self.logs.log_level = "debug".to_owned();
+        }
+        Ok(())
+    }
+
+    fn apply_option(&mut self, option: &str) -> Result<(), String> {
+        match option.split_once('=') {
+            Some((name, value)) => self.apply_pair(name, value),
+            None => self.apply_switch(option),
+        }
+    }
+
+    fn apply_pair(&mut self, name: &str, value: &str) -> Result<(), String> {
+        let bad = || Err(format!("-o {name}={value}: no such value"));
+        match name {
+            "xattrmap" => match value.parse() {
+                Ok(map) => self.attributes.xattrmap = Some(map),
+                Err(error) => return Err(format!("-o xattrmap={value}: {error}")),
+            },
+            "source" => self.shared_dir = Some(PathBuf::from(value)),
+            "loglevel" => {
+                let level = match value {
+                    "debug" | "info" | "warn" => value,
+                    "err" => "error",
+                    _ => return bad(),
+                };
+                self.logs.log_level = level.to_owned();
+            }
+            "cache" => {
+                self.cache.cache = match value {
+                    "auto" => CacheFlag::Auto,
+                    "always" => CacheFlag::Always,
+                    "metadata" => CacheFlag::Metadata,
+                    "none" => CacheFlag::Never,
+                    _ => return bad(),
+                };
+            }
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+
+    fn apply_switch(&mut self, name: &str) -> Result<(), String> {
+        let (cache, semantics) = (&mut self.cache, &mut self.semantics);
+        match name {
+            "xattr" => self.attributes.xattr = true,
+            "no_xattr" => self.attributes.xattr = false,
+            "readdirplus" => cache.no_readdirplus = false,
+            "no_readdirplus" => cache.no_readdirplus = true,
+            "writeback" => cache.writeback = true,
+            "no_writeback" => cache.writeback = false,
+            "allow_direct_io" => cache.allow_direct_io = true,
+            "no_allow_direct_io" => cache.allow_direct_io = false,
+            "announce_submounts" => semantics.no_announce_submounts = false,
+            "killpriv_v2" => semantics.set_killpriv_v2(true),
+            "no_killpriv_v2" => semantics.set_killpriv_v2(false),
+            "posix_acl" => semantics.posix_acl = WhenFlag::Always,
+            "no_posix_acl" => semantics.posix_acl = WhenFlag::Never,
+            "security_label" => semantics.security_label = WhenFlag::Always,
+            "no_security_label" => semantics.security_label = WhenFlag::Never,
+            // Nothing is locked on the host unless that is asked for.
+            "no_posix_lock" | "no_flock" => {}
+            _ => return Err(unknown(name)),
+        }
+        Ok(())
+    }
+}
+
+/// An option that virtiofsd does not take either, with what its predecessors
+/// took it for where that has a flag now.
+fn unknown(name: &str) -> String {
+    let instead = match name {
+        "timeout" => "--cache, which decides how long names and attributes are believed",
+        "flock" | "posix_lock" => "--locks, which takes both kinds of locks on the host",
+        "vhost_user_socket" => "--socket-path",
+        "fd" => "--fd",
+        "thread_pool_size" => "--thread-pool-size",
+        _ => return format!("-o {name}: no such option"),
+    };
+    format!("-o {name}: no such option; see {instead}")
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    fn settled(args: &[&str]) -> Result<Flags, clap::Error> {
+        let base = ["daxwindowd", "--socket-path", "/s"];
+        Flags::try_parse_from(base.iter().chain(args)).and_then(Flags::settled)
+    }
+
+    #[test]
+    fn old_options_set_the_flags_of_today() {
+        let flags = settled(&["-o", "source=/d,loglevel=err,no_flock", "-f"]).expect("valid");
+        assert_eq!(flags.shared_dir, Some("/d".into()));
+        assert_eq!(flags.logs.log_level, "error");
+        let old = "source=/d,cache=none,no_readdirplus,writeback,posix_acl,killpriv_v2";
+        let flags = settled(&["--cache", "always", "-o", old]).expect("valid");
+        assert_eq!(flags.cache.cache, CacheFlag::Never);
+        assert!(flags.cache.no_readdirplus && flags.cache.writeback);
+        assert_eq!(flags.semantics.posix_acl, WhenFlag::Always);
+        assert_eq!(flags.semantics.kill_priv(), Some(true));
+        let flags = settled(&["-d", "--log-level", "warn", "-o", "source=/d"]).expect("valid");
+        assert_eq!(flags.logs.log_level, "debug");
+    }
+
+    #[test]
+    fn what_an_old_option_has_become_is_named() {
+        for (option, words) in [
+            ("timeout=1", ["-o timeout", "--cache"]),
+            ("flock", ["-o flock", "--locks"]),
+            ("loglevel=loud", ["-o loglevel=loud", "no such value"]),
+            ("frobnicate", ["-o frobnicate", "no such option"]),
+            ("a=b=c", ["-o a", "no such option"]),
+            ("", ["-o ", "no such option"]),
+        ] {
+            let error = settled(&["--shared-dir", "/d", "-o", option]).expect_err("refused");
+            assert_eq!(error.exit_code(), 2);
+            for word in words {
+                assert!(error.to_string().contains(word), "{error}");
+            }
+        }
+    }
+}

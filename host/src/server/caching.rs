@@ -1,0 +1,89 @@
+//! What a guest may keep of what it was told, and for how long.
+//!
+//! The modes are virtiofsd's. They are about file data in the guest's page
+//! cache, names and attributes; data of a DAX inode are never in the guest, so
+//! that each mode leaves them as coherent as they are, and only says how long
+//! the guest believes in their size.
+
+use std::time::Duration;
+
+use daxwindow_shared::fuse::flags::OpenOutFlags;
+
+/// `--cache`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CacheMode {
+    /// Names and attributes for a second; data until the file's size or
+    /// modification time changes, or it is opened again.
+    #[default]
+    Auto,
+    /// All of it for a day, listings of directories included.
+    Always,
+    /// Names, attributes and listings for a day; no data.
+    Metadata,
+    /// Nothing.
+    Never,
+}
+
+/// How a share is cached by its guests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Caching {
+    /// What is kept.
+    pub mode: CacheMode,
+    /// Files whose data are not kept may be mapped shared all the same.
+    pub allow_mmap: bool,
+    /// Guests that have no window may keep back what is written.
+    pub writeback: bool,
+    /// Listings tell attributes too, where the mode keeps any.
+    pub readdirplus: bool,
+}
+
+impl Default for Caching {
+    fn default() -> Self {
+        Caching {
+            mode: CacheMode::default(),
+            allow_mmap: false,
+            writeback: false,
+            readdirplus: true,
+        }
+    }
+}
+
+const SHORT: Duration = Duration::from_secs(1);
+const LONG: Duration = Duration::from_secs(24 * 60 * 60);
+
+impl Caching {
+    /// How long names lead where they led, and attributes are as they were. A
+    /// name that leads nowhere is asked for every time.
+    pub(super) fn valid(self) -> Duration {
+        match self.mode {
+            CacheMode::Auto => SHORT,
+            CacheMode::Always | CacheMode::Metadata => LONG,
+            CacheMode::Never => Duration::ZERO,
+        }
+    }
+
+    /// What the guest is told of a regular file without DAX that it opens.
+    pub(super) fn of_file(self) -> OpenOutFlags {
+        match self.mode {
+            CacheMode::Auto => OpenOutFlags::empty(),
+            CacheMode::Always => OpenOutFlags::KEEP_CACHE,
+            CacheMode::Metadata | CacheMode::Never => OpenOutFlags::DIRECT_IO,
+        }
+    }
+
+    /// The same of a directory.
+    pub(super) fn of_directory(self) -> OpenOutFlags {
+        match self.mode {
+            CacheMode::Auto | CacheMode::Never => OpenOutFlags::empty(),
+            CacheMode::Always | CacheMode::Metadata => {
+                OpenOutFlags::CACHE_DIR | OpenOutFlags::KEEP_CACHE
+            }
+        }
+    }
+
+    /// Whether listings tell attributes: they would be gone at once where
+    /// nothing is kept.
+    pub(super) fn lists_attributes(self) -> bool {
+        self.readdirplus && self.mode != CacheMode::Never
+    }
+}

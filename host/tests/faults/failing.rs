@@ -1,0 +1,116 @@
+//! Reads, writes, syncs and attributes that fail with EIO below the daemon.
+
+use daxwindow_guest::file::Access;
+use daxwindow_shared::fuse::SetattrIn;
+use daxwindow_shared::fuse::flags::SetattrValid;
+use rustix::io::Errno;
+
+use crate::common::{
+    Daemon, RANGE, assert_same, attach, guest, open, pattern, read_all, read_by_request, walk,
+    write_by_request,
+};
+use crate::errno;
+use crate::failing_fs::{FailingFs, Fault, SIZE};
+
+const DAX: [&str; 4] = ["--dax", "always", "--dax-window", "16M"];
+
+#[test]
+fn each_request_has_the_hosts_error_and_other_files_go_on() {
+    let lower = FailingFs::mount();
+    let daemon = Daemon::start(lower.path(), &[]);
+    let session = attach(&daemon);
+    let (entry, handle) = open(&session, "bad", libc::O_RDWR).expect("open");
+    let bad = (entry.nodeid, handle.fh);
+    let (entry, handle) = open(&session, "good", libc::O_RDWR).expect("open");
+    let good = (entry.nodeid, handle.fh);
+    let intact = lower.stored();
+
+    lower.fail(&[Fault::Read]);
+    assert_eq!(errno(read_by_request(&session, bad, 0, 1 << 16)), Errno::IO);
+    lower.fail(&[Fault::Write]);
+    let written = write_by_request(&session, bad, 0, b"lost");
+    assert_eq!(errno(written), Errno::IO);
+    lower.fail(&[Fault::Fsync]);
+    let before = lower.fsyncs();
+    assert_eq!(
+        write_by_request(&session, bad, 0, b"kept").expect("written"),
+        4
+    );
+    for _ in 0..2 {
+        // Each asks the disk anew: no error is forgotten, none is made up.
+        assert_eq!(errno(session.fsync(bad.0, bad.1, false)), Errno::IO);
+    }
+    assert_eq!(lower.fsyncs(), before + 2);
+    lower.fail(&[Fault::Truncate]);
+    let cut = SetattrIn {
+        valid: SetattrValid::SIZE.bits(),
+        ..SetattrIn::default()
+    };
+    assert_eq!(errno(session.setattr(bad.0, &cut)), Errno::IO);
+    lower.fail(&[Fault::Attributes]);
+    assert_eq!(errno(session.getattr(bad.0, None)), Errno::IO);
+    assert_eq!(errno(walk(&session, "bad")), Errno::IO);
+
+    lower.fail(&[Fault::Read, Fault::Write, Fault::Fsync, Fault::Attributes]);
+    let bytes = read_by_request(&session, good, 5, 70_000).expect("another file");
+    assert_same(&bytes, &pattern(1, 5, 70_000), "the good file");
+    write_by_request(&session, good, 0, b"fine").expect("another file");
+    session.fsync(good.0, good.1, false).expect("another file");
+
+    lower.fail(&[]);
+    session.fsync(bad.0, bad.1, false).expect("as before");
+    let stored = lower.stored();
+    assert_eq!(&stored[..4], b"kept");
+    assert_same(&stored[4..], &intact[4..], "the rest");
+    let bytes = read_by_request(&session, bad, 0, 1 << 16).expect("as before");
+    assert_same(&bytes, &stored[..1 << 16], "by request");
+}
+
+/// A page that cannot be read is SIGBUS to who maps it, and an error to who
+/// copies.
+#[test]
+fn a_page_that_cannot_be_read_is_an_error_of_that_access_alone() {
+    let lower = FailingFs::mount();
+    let mut daemon = Daemon::start(lower.path(), &DAX);
+    let guest = guest(&daemon);
+    let bad = guest.open("bad", Access::Read).expect("open");
+    let good = guest.open("good", Access::Read).expect("open");
+    assert!(bad.is_dax() && good.is_dax());
+    lower.fail(&[Fault::Read]);
+    let view = bad.map(0, SIZE as u64, Access::Read).expect("a view");
+    let mut some = [0; 100];
+    assert!(view.read(3_000_000, &mut some).is_err());
+    assert!(bad.read_at(&mut some, 3_000_000).is_err());
+    let all = read_all(&good).expect("another file");
+    assert_same(&all, &pattern(1, 0, SIZE), "the good file");
+    assert!(daemon.is_running());
+    lower.fail(&[]);
+    view.read(3_000_000, &mut some).expect("as before");
+    assert_same(&some, &pattern(2, 3_000_000, 100), "the view");
+    let all = read_all(&bad).expect("as before");
+    assert_same(&all, &pattern(2, 0, SIZE), "the bad file");
+}
+
+/// Stores into the window are written back later: the sync that follows has
+/// to say when that failed, whichever descriptor they went through.
+#[test]
+fn a_sync_says_when_stores_through_the_window_could_not_be_written() {
+    let lower = FailingFs::mount();
+    let daemon = Daemon::start(lower.path(), &DAX);
+    let guest = guest(&daemon);
+    let file = guest.open("bad", Access::ReadWrite).expect("open");
+    let view = file.map(0, SIZE as u64, Access::ReadWrite).expect("a view");
+    let at = RANGE as usize + 5000;
+    view.write(at, b"stored").expect("into the page cache");
+    file.sync().expect("written");
+    assert_eq!(&lower.stored()[at..at + 6], b"stored");
+
+    view.write(at, b"failed").expect("into the page cache");
+    lower.fail(&[Fault::Write]);
+    assert_eq!(errno(file.sync()), Errno::IO);
+    assert_eq!(&lower.stored()[at..at + 6], b"stored", "not acknowledged");
+    lower.fail(&[]);
+    view.write(at, b"kept on").expect("into the page cache");
+    file.sync().expect("written");
+    assert_eq!(&lower.stored()[at..at + 7], b"kept on");
+}
