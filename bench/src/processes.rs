@@ -23,12 +23,17 @@ pub(crate) fn serving(pid: i32) -> i32 {
     children(pid).into_iter().find(same).unwrap_or(pid)
 }
 
+/// Those that any of its threads has made.
 fn children(pid: i32) -> Vec<i32> {
-    let children = read_to_string(format!("/proc/{pid}/task/{pid}/children"));
-    let children = children.unwrap_or_default();
-    children
-        .split_whitespace()
-        .filter_map(|id| id.parse().ok())
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task"));
+    let threads = threads.into_iter().flatten().filter_map(Result::ok);
+    threads
+        // A thread may have ended meanwhile.
+        .filter_map(|thread| read_to_string(thread.path().join("children")).ok())
+        .flat_map(|line| {
+            let ids = line.split_whitespace().filter_map(|id| id.parse().ok());
+            ids.collect::<Vec<i32>>()
+        })
         .collect()
 }
 

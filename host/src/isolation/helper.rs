@@ -29,13 +29,17 @@ pub(crate) fn spawn(
 ) -> io::Result<OwnedFd> {
     let flags = SocketFlags::CLOEXEC;
     let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
-    if let Fork::Parent(_) = sys::fork()? {
-        return Ok(ours);
+    // It is never seen under this one's name.
+    let own_name = rustix::thread::name()?;
+    rustix::thread::set_name(name)?;
+    let forked = sys::fork();
+    if !matches!(forked, Ok(Fork::Child)) {
+        rustix::thread::set_name(&own_name)?;
+        return forked.map(|_| ours);
     }
     let _ = set_parent_process_death_signal(Some(Signal::KILL));
     // Signals from the terminal are for the daemon.
     let _ = setsid();
-    let _ = rustix::thread::set_name(name);
     #[allow(unsafe_code)]
     // SAFETY: this process ends below without a return to those who own the
     // descriptors closed here, and runs no destructor of theirs.
