@@ -5,6 +5,7 @@
 //! | `demo` | one real directory, read every way, compared byte by byte |
 //! | `micro` | the figures, each with its denominator from the same run |
 //! | `compare` | our daemon and another one, operation by operation |
+//! | `inodes` | what very many inodes cost a daemon |
 //! | `attach` | a daemon with a guest, and the proof of whether DAX was in use |
 //! | `buffer` | copy targets at a chosen place in a page |
 //! | `daemon` | the daemon as a process of its own |
@@ -24,6 +25,7 @@ mod daemon;
 mod demo;
 mod files;
 mod host_memory;
+mod inodes;
 mod machine;
 mod micro;
 mod raw;
@@ -53,6 +55,7 @@ enum Command {
     Demo(demo::Args),
     Micro(micro::Args),
     Compare(compare::Args),
+    Inodes(inodes::Args),
     Vm(Box<vm::Args>),
 }
 
@@ -70,6 +73,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map(verdict),
         Command::Micro(args) => micro::run(&args).map(verdict),
         Command::Compare(args) => compare::run(&args).map(verdict),
+        Command::Inodes(args) => inodes::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
     });
     cleanup::end_everything();
@@ -84,7 +88,9 @@ impl Command {
     fn failure(&self) -> ExitCode {
         match self {
             Command::Vm(_) => ExitCode::from(vm::VM_FAILED),
-            Command::Demo(_) | Command::Micro(_) | Command::Compare(_) => ExitCode::FAILURE,
+            Command::Demo(_) | Command::Micro(_) | Command::Compare(_) | Command::Inodes(_) => {
+                ExitCode::FAILURE
+            }
         }
     }
 }
