@@ -54,7 +54,6 @@ pub use queues::QueueFlags;
 #[command(
     name = "daxwindowd",
     version,
-    about,
     args_override_self = true,
     args_conflicts_with_subcommands = true
 )]
