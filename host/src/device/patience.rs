@@ -110,7 +110,7 @@ mod tests {
                 true
             });
         }
-        assert!(looks(&patience, PROBE_EVERY, true) <= 1, "only tried");
+        assert!(looks(&patience, PROBE_EVERY, false) <= 1, "only tried");
     }
 
     #[test]
