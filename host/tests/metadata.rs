@@ -235,7 +235,7 @@ fn extended_attributes_are_the_hosts() {
     let share = on_disk();
     let path = share.path().join("file");
     make_file(&path, 1, 100);
-    let daemon = Daemon::start(share.path(), &[]);
+    let daemon = Daemon::start(share.path(), &["--xattr"]);
     let session = attach(&daemon);
     let node = walk(&session, "file").expect("file").nodeid;
     session

@@ -268,7 +268,7 @@ fn a_read_only_share_is_read_by_dax_and_never_mapped_writable() {
         make_file(&path, 1, size);
         std::fs::create_dir(share.path().join("dir")).expect("a directory");
         let before = std::fs::metadata(&path).expect("stat");
-        let daemon = Daemon::start(share.path(), &["--readonly"]);
+        let daemon = Daemon::start(share.path(), &["--readonly", "--xattr"]);
         let guest = guest(&daemon);
         let file = guest.open("file", Access::Read).expect("open");
         assert!(file.is_dax());

@@ -141,7 +141,7 @@ impl Drop for Place {
 
 fn server(share: &Path) -> Server {
     let options =
-        ShareOptions { max_inodes: 64, max_handles: 32, locks: true, posix_acl: true, ..Default::default() };
+        ShareOptions { max_inodes: 64, max_handles: 32, locks: true, posix_acl: true, xattr: true, ..Default::default() };
     let share = SharedDir::open(share, options).expect("a directory");
     let dax = Dax::new(DaxOptions { mode: DaxMode::Always, window_bytes: WINDOW, ..Default::default() });
     dax.set_front_end(Some(Arc::new(Window)));

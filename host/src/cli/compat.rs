@@ -54,6 +54,10 @@ impl Flags {
     fn apply_pair(&mut self, name: &str, value: &str) -> Result<(), String> {
         let bad = || Err(format!("-o {name}={value}: no such value"));
         match name {
+            "xattrmap" => match value.parse() {
+                Ok(map) => self.attributes.xattrmap = Some(map),
+                Err(error) => return Err(format!("-o xattrmap={value}: {error}")),
+            },
             "source" => self.shared_dir = Some(PathBuf::from(value)),
             "loglevel" => {
                 let level = match value {
@@ -80,6 +84,8 @@ impl Flags {
     fn apply_switch(&mut self, name: &str) -> Result<(), String> {
         let (cache, semantics) = (&mut self.cache, &mut self.semantics);
         match name {
+            "xattr" => self.attributes.xattr = true,
+            "no_xattr" => self.attributes.xattr = false,
             "readdirplus" => cache.no_readdirplus = false,
             "no_readdirplus" => cache.no_readdirplus = true,
             "writeback" => cache.writeback = true,

@@ -6,6 +6,7 @@
 //! flag, ours has its name and its meaning, or is refused with what to write
 //! instead.
 
+mod attributes;
 mod cache;
 mod compat;
 mod logs;
@@ -24,9 +25,10 @@ use daxwindow_shared::virtiofs;
 use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
-use crate::fs::ShareOptions;
+use crate::fs::{IdMapError, ShareOptions};
 use crate::server::ServerOptions;
 
+pub use attributes::AttributeFlags;
 pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
 pub use logs::LogFlags;
@@ -77,6 +79,10 @@ pub struct Flags {
     /// What requests mean.
     #[command(flatten)]
     pub semantics: SemanticsFlags,
+
+    /// Extended attributes and owners.
+    #[command(flatten)]
+    pub attributes: AttributeFlags,
 
     /// The DAX window.
     #[command(flatten)]
@@ -161,6 +167,9 @@ impl Flags {
             let message = format!("missing: {}", missing.join(" and "));
             return error(ErrorKind::MissingRequiredArgument, message);
         }
+        if let Err(cause) = self.clone().config(u64::MAX) {
+            return error(ErrorKind::ArgumentConflict, cause.to_string());
+        }
         Ok(self)
     }
 
@@ -172,6 +181,13 @@ impl Flags {
     /// What the flags cannot mean together.
     pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
         let dax = self.window.options(self.readonly)?;
+        let ids = self.attributes.ids()?;
+        let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
+        if acls != WhenFlag::Never {
+            self.attributes.check_acls()?;
+        }
+        let needs_xattr = acls != WhenFlag::Never || labels != WhenFlag::Never;
+        let map = self.attributes.xattrmap;
         let device = DeviceOptions {
             config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
@@ -180,7 +196,10 @@ impl Flags {
             warnings: self.cache.warnings(dax.mode != DaxMode::Never),
             share: ShareOptions {
                 locks: self.semantics.locks,
-                posix_acl: self.semantics.posix_acl != WhenFlag::Never,
+                posix_acl: acls != WhenFlag::Never,
+                xattr: self.attributes.xattr || map.is_some() || needs_xattr,
+                xattr_map: map,
+                ids,
                 noatime: self.semantics.preserve_noatime,
                 ..share_options(self.readonly, max_open_files)
             },
@@ -196,7 +215,7 @@ impl Flags {
                 direct_io: self.cache.allow_direct_io,
                 kill_priv: self.semantics.kill_priv(),
                 submounts: !self.semantics.no_announce_submounts,
-                security_labels: self.semantics.security_label != WhenFlag::Never,
+                security_labels: labels != WhenFlag::Never,
                 required: self.semantics.required(),
             },
             device,
@@ -233,6 +252,27 @@ pub enum FlagError {
     /// The patterns, all together.
     #[error("--dax-include, --dax-exclude: {0}")]
     Patterns(#[from] globset::Error),
+    /// Rules about owners, all together.
+    #[error("{flag}: {cause}")]
+    Ids {
+        /// The flag that gave them.
+        flag: &'static str,
+        /// What is wrong.
+        cause: IdMapError,
+    },
+    /// An ACL names users and groups by number.
+    #[error(
+        "--posix-acl: not together with --translate-uid or --translate-gid, which do not \
+         translate the users and groups in ACLs; map ids with --uid-map and --gid-map, or do \
+         without ACLs"
+    )]
+    TranslatedAcls,
+    /// An ACL that the host does not know is not kept.
+    #[error(
+        "--posix-acl: not together with an --xattrmap that keeps ACLs from the host; put \
+         :ok:all:system.posix_acl_:system.posix_acl_: before its rules"
+    )]
+    MappedAcls,
 }
 
 /// Why the directory cannot be shared.

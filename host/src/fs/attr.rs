@@ -28,7 +28,7 @@ pub(super) fn kind_of(stat: &Statx) -> FileType {
     FileType::from_raw_mode(stat.stx_mode.into())
 }
 
-pub(super) fn attr_of(stat: &Statx) -> Attr {
+fn attr_of(stat: &Statx) -> Attr {
     Attr {
         ino: stat.stx_ino,
         size: stat.stx_size,
@@ -62,14 +62,19 @@ pub(crate) fn decode_dev(dev: u32) -> (u32, u32) {
 }
 
 impl SharedDir {
+    /// Attributes as the guest sees them.
+    pub(super) fn attr_of(&self, stat: &Statx) -> Attr {
+        self.options.ids.in_guest(attr_of(stat))
+    }
+
     /// Attributes of a node, by its handle if one is given.
     pub fn getattr(&self, nodeid: u64, fh: Option<u64>) -> Result<Attr, Errno> {
         let Some(fh) = fh else {
             let inode = self.inode(nodeid)?;
-            return Ok(attr_of(&stat(inode.fd()?)?));
+            return Ok(self.attr_of(&stat(inode.fd()?)?));
         };
         match self.handles.file(nodeid, fh) {
-            Ok(open) => Ok(attr_of(&stat(&open.file)?)),
+            Ok(open) => Ok(self.attr_of(&stat(&open.file)?)),
             Err(_) => {
                 // A directory's handle will do as well, and must be its own.
                 self.handles.dir(nodeid, fh)?;

@@ -260,8 +260,11 @@ impl SharedDir {
         openable(found.kind())?;
         let mut flags = want.flags;
         flags.set(OFlags::TRUNC, want.truncate);
-        let file = creds::unprivileged(caller, || self.proc.reopen(&found.fd, flags))?;
+        let file = creds::unprivileged(self.options.ids.on_host(caller)?, || {
+            self.proc.reopen(&found.fd, flags)
+        })?;
         if want.truncate {
+            self.drop_capability_of(&file)?;
             found.stat = stat(&found.fd)?;
         }
 

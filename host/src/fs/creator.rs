@@ -16,6 +16,7 @@ use super::attr::stat;
 use super::inode::Inode;
 use super::lookup::{Found, RESOLVE, find};
 use super::procfd::ProcFd;
+use super::xattrmap::Access;
 use super::{Caller, Entry, Name, SharedDir, creds};
 
 /// A security context for something new, which becomes an extended attribute.
@@ -53,21 +54,28 @@ impl From<Caller> for Creator<'_> {
 const NO_TMPFILE: [Errno; 3] = [Errno::OPNOTSUPP, Errno::ISDIR, Errno::INVAL];
 
 impl SharedDir {
-    /// Runs `create` as the creator.
+    /// Runs `create` as the creator, by who that is on the host.
     pub(super) fn create_as<T>(
         &self,
         creator: &Creator<'_>,
         dir: impl AsFd,
         create: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
+        let ids = &self.options.ids;
         let group = match creator.groups.is_empty() {
             true => None,
             false => {
                 let owner = stat(dir)?.stx_gid;
-                creator.groups.contains(&owner).then_some(owner)
+                let mut groups = creator.groups.iter();
+                let among = groups.any(|group| ids.gid.to_host(*group) == Ok(owner));
+                among.then_some(owner)
             }
         };
-        creds::creating(creator.caller, group.map(Gid::from_raw), create)
+        creds::creating(
+            ids.on_host(creator.caller)?,
+            group.map(Gid::from_raw),
+            create,
+        )
     }
 
     /// Labels what was created as `name`, and hands it out.
@@ -141,7 +149,8 @@ impl SharedDir {
 
     /// By its link in procfs, since it may be anything, and not be readable.
     pub(super) fn set_label(&self, fd: impl AsFd, label: Label<'_>) -> Result<(), Errno> {
+        let name = self.host_name(label.name, Access::Change)?;
         let link = self.proc.absolute(fd).ok_or(Errno::NOTSUP)?;
-        rustix::fs::setxattr(link, label.name, label.value, XattrFlags::empty())
+        rustix::fs::setxattr(link, &*name, label.value, XattrFlags::empty())
     }
 }

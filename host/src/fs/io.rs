@@ -38,6 +38,7 @@ impl SharedDir {
         self.require_writable()?;
         let open = self.handles.file(nodeid, args.fh)?;
         let mode = FallocateFlags::from_bits_retain(args.mode);
+        self.drop_capability_of(&open.file)?;
         rustix::fs::fallocate(&open.file, mode, args.offset, args.length)
     }
 
@@ -71,6 +72,7 @@ impl SharedDir {
         let source = self.handles.file(from.0, from.1)?;
         let target = self.handles.file(to.0, to.1)?;
         let (mut off_in, mut off_out) = (from.2, to.2);
+        self.drop_capability_of(&target.file)?;
         let copied = rustix::fs::copy_file_range(
             &source.file,
             Some(&mut off_in),

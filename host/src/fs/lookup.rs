@@ -9,7 +9,7 @@ use daxwindow_shared::fuse::ROOT_ID;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
-use super::attr::{attr_of, key_of, kind_of, stat};
+use super::attr::{key_of, kind_of, stat};
 use super::inode::Inode;
 use super::{Entry, Name, SharedDir};
 
@@ -60,7 +60,7 @@ impl SharedDir {
 
     /// Makes an inode found in `dir` known to the guest, one lookup counted.
     pub(super) fn bind(&self, dir: &Inode, found: Found) -> Result<Entry, Errno> {
-        let attr = attr_of(&found.stat);
+        let attr = self.attr_of(&found.stat);
         let (key, kind) = (key_of(&found.stat), found.kind());
         let submount = kind == FileType::Directory && key.mount != dir.mount();
         let (nodeid, dax) = self.inodes.bind(dir.session(), key, kind, found.fd)?;

@@ -8,8 +8,10 @@
 //! | `budget` | what one guest may spend |
 //! | `procfd` | re-opening an inode that is held by `O_PATH` |
 //! | `creds` | acting as the caller on the host |
+//! | `ids` | owners between guest and host |
 //! | `creator` | who creates, and the label of what is created |
 //! | `locks` | locks between guests |
+//! | `xattrmap` | names of extended attributes between guest and host |
 //! | `fileattr` | what lsattr and chattr know |
 //! | `room` | that what is stored through the window finds room |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
@@ -32,6 +34,7 @@ mod creds;
 mod dir;
 mod fileattr;
 mod handle;
+mod ids;
 mod inode;
 mod io;
 mod locks;
@@ -45,6 +48,7 @@ mod room;
 mod setattr;
 mod statfs;
 mod xattr;
+mod xattrmap;
 
 #[cfg(test)]
 mod tests;
@@ -62,14 +66,17 @@ use handle::HandleTable;
 use inode::{Inode, InodeTable};
 use locks::LockTable;
 use procfd::ProcFd;
+use xattrmap::XattrNames;
 
 pub(crate) use attr::decode_dev;
 pub use creator::{Creator, Label};
 pub use dir::DirItem;
+pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids};
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
 pub use xattr::XattrReply;
+pub use xattrmap::{Mapped, XattrMap, XattrMapError, XattrMapErrorKind};
 
 /// Who sent the request, from its header.
 #[derive(Clone, Copy, Debug)]
@@ -115,6 +122,12 @@ pub struct ShareOptions {
     pub locks: bool,
     /// POSIX ACLs hold in the guest.
     pub posix_acl: bool,
+    /// The guest may use extended attributes.
+    pub xattr: bool,
+    /// Under which names the host keeps them, if not under the guest's.
+    pub xattr_map: Option<XattrMap>,
+    /// Which owner in the guest is which on the host.
+    pub ids: Ids,
     /// The guest's `O_NOATIME` reaches the host, where it is for owners only.
     pub noatime: bool,
 }
@@ -127,6 +140,9 @@ impl Default for ShareOptions {
             max_handles: 1 << 16,
             locks: false,
             posix_acl: false,
+            xattr: false,
+            xattr_map: None,
+            ids: Ids::default(),
             noatime: false,
         }
     }
@@ -143,6 +159,7 @@ pub struct SharedDir {
     handles: HandleTable,
     locks: LockTable,
     proc: ProcFd,
+    xattr_names: XattrNames,
     /// Bytes of directory listings read but not yet asked for.
     listing: Arc<Budget>,
 }
@@ -159,6 +176,7 @@ impl SharedDir {
             handles: HandleTable::new(Arc::clone(&session), options.max_handles),
             locks: LockTable::new(Arc::clone(&session)),
             proc: ProcFd::open()?,
+            xattr_names: XattrNames::new(options.xattr_map.clone()),
             listing: Budget::new(dir::MAX_LISTING_BYTES),
             session,
             options,

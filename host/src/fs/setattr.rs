@@ -11,7 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::attr::{attr_of, stat};
+use super::attr::stat;
 use super::inode::Inode;
 use super::procfd::ProcFd;
 use super::{Caller, SharedDir};
@@ -28,7 +28,7 @@ impl SharedDir {
         self.require_writable()?;
         let inode = self.inode(nodeid)?;
         let valid = SetattrValid::from_bits_retain(set.valid);
-        let owner = owner_of(valid, set)?;
+        let owner = self.owner_of(valid, set)?;
         let times = times_of(valid, set)?;
         if valid.contains(SetattrValid::SIZE) {
             self.set_size(
@@ -39,6 +39,7 @@ impl SharedDir {
         }
         if let Some((uid, gid)) = owner {
             rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+            self.drop_capability(&inode)?;
         }
         if valid.contains(SetattrValid::KILL_SUIDGID) {
             self.kill_bits(&inode)?;
@@ -49,7 +50,7 @@ impl SharedDir {
         if let Some(times) = times {
             rustix::fs::utimensat(inode.fd()?, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        Ok(attr_of(&stat(inode.fd()?)?))
+        Ok(self.attr_of(&stat(inode.fd()?)?))
     }
 
     /// Takes setuid, and setgid where the group may execute, from a regular
@@ -82,11 +83,29 @@ impl SharedDir {
     fn set_size(&self, inode: &Inode, size: u64, fh: Option<u64>) -> Result<(), Errno> {
         if let Some(fh) = fh {
             let open = self.handles.file(inode.id(), fh)?;
+            self.drop_capability_of(&open.file)?;
             return rustix::fs::ftruncate(&open.file, size);
         }
         inode.require_regular()?;
         let file = self.proc.reopen(inode.fd()?, OFlags::WRONLY)?;
+        self.drop_capability_of(&file)?;
         rustix::fs::ftruncate(file, size)
+    }
+
+    /// The owner to set, as the host knows it. `EPERM` for one that is
+    /// forbidden.
+    fn owner_of(&self, valid: SetattrValid, set: &SetattrIn) -> Result<Option<Owner>, Errno> {
+        let uid = valid.contains(SetattrValid::UID).then_some(set.uid);
+        let gid = valid.contains(SetattrValid::GID).then_some(set.gid);
+        // All ones means "leave it" to the kernel and is nobody's id.
+        if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
+            return Err(Errno::INVAL);
+        }
+        let ids = &self.options.ids;
+        let uid = uid.map(|uid| ids.uid.to_host(uid)).transpose()?;
+        let gid = gid.map(|gid| ids.gid.to_host(gid)).transpose()?;
+        let asked = uid.is_some() || gid.is_some();
+        Ok(asked.then(|| (uid.map(Uid::from_raw), gid.map(Gid::from_raw))))
     }
 }
 
@@ -97,17 +116,6 @@ pub(super) fn without_suidgid(mode: u32) -> u32 {
 }
 
 type Owner = (Option<Uid>, Option<Gid>);
-
-fn owner_of(valid: SetattrValid, set: &SetattrIn) -> Result<Option<Owner>, Errno> {
-    let uid = valid.contains(SetattrValid::UID).then_some(set.uid);
-    let gid = valid.contains(SetattrValid::GID).then_some(set.gid);
-    // All ones means "leave it" to the kernel and is nobody's id.
-    if uid == Some(u32::MAX) || gid == Some(u32::MAX) {
-        return Err(Errno::INVAL);
-    }
-    let asked = uid.is_some() || gid.is_some();
-    Ok(asked.then(|| (uid.map(Uid::from_raw), gid.map(Gid::from_raw))))
-}
 
 fn times_of(valid: SetattrValid, set: &SetattrIn) -> Result<Option<Timestamps>, Errno> {
     let asked = SetattrValid::ATIME

@@ -5,8 +5,9 @@
 //! be, is reached by its link in `/proc/self/fd`, which ends at the inode and
 //! never behind it. Where that is out of reach the answer is `ENOTSUP`.
 
+use std::borrow::Cow;
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use rustix::buffer::spare_capacity;
 use rustix::fs::{FileType, OFlags, XattrFlags};
@@ -15,6 +16,7 @@ use rustix::io::Errno;
 use super::SharedDir;
 use super::attr::stat;
 use super::inode::Inode;
+use super::xattrmap::Access;
 
 /// Largest value and largest list Linux knows, in bytes.
 const MAX_BYTES: usize = 64 << 10;
@@ -35,6 +37,11 @@ enum Way {
 }
 
 impl SharedDir {
+    /// Whether the guest may use extended attributes.
+    pub fn serves_xattrs(&self) -> bool {
+        self.options.xattr
+    }
+
     /// Sets an attribute. With `kill_sgid` the setgid bit goes as well, where
     /// the group may execute. Errors: `E2BIG` above 64 KiB.
     pub fn setxattr(
@@ -50,6 +57,7 @@ impl SharedDir {
         if value.len() > MAX_BYTES {
             return Err(Errno::TOOBIG);
         }
+        let name = &*self.host_name(name, Access::Change)?;
         let inode = self.inode(nodeid)?;
         match self.way_to(&inode)? {
             Way::Open(fd) => rustix::fs::fsetxattr(fd, name, value, flags)?,
@@ -64,6 +72,7 @@ impl SharedDir {
     /// The value, at most `size` bytes (`ERANGE` if longer); `size` 0 asks for
     /// the length only.
     pub fn getxattr(&self, nodeid: u64, name: &CStr, size: usize) -> Result<XattrReply, Errno> {
+        let name = &*self.host_name(name, Access::Read)?;
         let inode = self.inode(nodeid)?;
         match (self.way_to(&inode)?, size) {
             (Way::Open(fd), 0) => length(rustix::fs::fgetxattr_query(fd, name)),
@@ -77,24 +86,28 @@ impl SharedDir {
         }
     }
 
-    /// The names, under the rules of [`SharedDir::getxattr`].
+    /// The names that the guest may see, under the rules of
+    /// [`SharedDir::getxattr`].
     pub fn listxattr(&self, nodeid: u64, size: usize) -> Result<XattrReply, Errno> {
         let inode = self.inode(nodeid)?;
-        match (self.way_to(&inode)?, size) {
-            (Way::Open(fd), 0) => length(rustix::fs::flistxattr_query(fd)),
-            (Way::Link(path), 0) => length(rustix::fs::listxattr_query(path)),
-            (Way::Open(fd), _) => {
-                value(size, |buf| rustix::fs::flistxattr(fd, spare_capacity(buf)))
-            }
-            (Way::Link(path), _) => {
-                value(size, |buf| rustix::fs::listxattr(path, spare_capacity(buf)))
-            }
+        // All of it, since what is hidden takes no room.
+        let mut list = Vec::with_capacity(MAX_BYTES);
+        match self.way_to(&inode)? {
+            Way::Open(fd) => rustix::fs::flistxattr(fd, spare_capacity(&mut list))?,
+            Way::Link(path) => rustix::fs::listxattr(path, spare_capacity(&mut list))?,
+        };
+        let seen = self.xattr_names.list_to_guest(&list, self.serves_acls());
+        match size {
+            0 => length(Ok(seen.len())),
+            _ if size < seen.len() => Err(Errno::RANGE),
+            _ => Ok(XattrReply::Value(seen)),
         }
     }
 
     /// Removes an attribute.
     pub fn removexattr(&self, nodeid: u64, name: &CStr) -> Result<(), Errno> {
         self.require_writable()?;
+        let name = &*self.host_name(name, Access::Change)?;
         let inode = self.inode(nodeid)?;
         match self.way_to(&inode)? {
             Way::Open(fd) => rustix::fs::fremovexattr(fd, name),
@@ -116,6 +129,38 @@ impl SharedDir {
         }
     }
 
+    pub(super) fn host_name<'n>(
+        &self,
+        name: &'n CStr,
+        access: Access,
+    ) -> Result<Cow<'n, CStr>, Errno> {
+        self.xattr_names.to_host(name, access, self.serves_acls())
+    }
+
+    /// Takes the capabilities that the guest gave a file, before it is
+    /// changed, where the host's kernel does not do so because it does not
+    /// know them by their name.
+    pub fn drop_capability_of(&self, file: impl AsFd) -> Result<(), Errno> {
+        match self.xattr_names.mapped_capability() {
+            Some(name) => unless_absent(rustix::fs::fremovexattr(file, name)),
+            None => Ok(()),
+        }
+    }
+
+    /// The same of a file that is not open.
+    pub(super) fn drop_capability(&self, inode: &Inode) -> Result<(), Errno> {
+        let Some(name) = self.xattr_names.mapped_capability() else {
+            return Ok(());
+        };
+        if inode.kind() != FileType::RegularFile {
+            return Ok(());
+        }
+        unless_absent(match self.way_to(inode)? {
+            Way::Open(fd) => rustix::fs::fremovexattr(fd, name),
+            Way::Link(path) => rustix::fs::removexattr(path, name),
+        })
+    }
+
     fn way_to(&self, inode: &Inode) -> Result<Way, Errno> {
         let fd = inode.fd()?;
         if let FileType::RegularFile | FileType::Directory = inode.kind() {
@@ -133,6 +178,13 @@ impl SharedDir {
             return Ok(());
         }
         self.set_mode(inode.fd()?, mode & !0o2000)
+    }
+}
+
+fn unless_absent(removed: Result<(), Errno>) -> Result<(), Errno> {
+    match removed {
+        Err(Errno::NODATA | Errno::NOTSUP) => Ok(()),
+        other => other,
     }
 }
 

@@ -137,6 +137,7 @@ impl Server {
         if WriteFlags::from_bits_retain(args.write_flags).contains(WriteFlags::KILL_SUIDGID) {
             self.fs.kill_suidgid(call.header.nodeid)?;
         }
+        self.fs.drop_capability_of(&open.file)?;
         let placement = placement(&open, &args);
         let size = match call.data.write_to(&open.file, placement, count) {
             Err(Errno::INVAL) if open.is_direct() => {

@@ -14,6 +14,7 @@ const MAX_BYTES: usize = 65536;
 
 impl Server {
     pub(super) fn setxattr(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        self.require_xattrs()?;
         let args = if self.session.setxattr_ext() {
             call.body.args::<SetxattrIn>()?
         } else {
@@ -36,6 +37,7 @@ impl Server {
     }
 
     pub(super) fn getxattr(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        self.require_xattrs()?;
         let args: GetxattrIn = call.body.args()?;
         let name = call.body.string()?;
         call.body.end()?;
@@ -45,13 +47,23 @@ impl Server {
     }
 
     pub(super) fn listxattr(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        self.require_xattrs()?;
         let args: GetxattrIn = call.body.only()?;
         let size = wanted(call, args.size)?;
         let reply = self.fs.listxattr(call.header.nodeid, size)?;
         answer(call, reply)
     }
 
+    /// A guest that is told `ENOSYS` once asks no more, until it mounts anew.
+    fn require_xattrs(&self) -> Result<(), Errno> {
+        match self.fs.serves_xattrs() {
+            true => Ok(()),
+            false => Err(Errno::NOSYS),
+        }
+    }
+
     pub(super) fn removexattr(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        self.require_xattrs()?;
         let name = call.body.string()?;
         call.body.end()?;
         self.fs.removexattr(call.header.nodeid, name)

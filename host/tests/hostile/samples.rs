@@ -57,7 +57,14 @@ impl Scene {
         furnish(share.path());
         let daemon = Daemon::start(
             share.path(),
-            &["--dax", "always", "--dax-window", "16M", "--locks"],
+            &[
+                "--dax",
+                "always",
+                "--dax-window",
+                "16M",
+                "--locks",
+                "--xattr",
+            ],
         );
         let session = attach(&daemon);
         let mut scene = Scene {

@@ -29,6 +29,7 @@ impl Guest {
     fn unborn(readonly: bool) -> Guest {
         Guest::of(ShareOptions {
             readonly,
+            xattr: true,
             ..Default::default()
         })
     }

@@ -2,6 +2,7 @@
 //! what newer guests leave to the server: set-id bits, the umask.
 
 use daxwindow_shared::fuse::ioctl::{FSGETXATTR, FSSETXATTR, GETFLAGS, SETFLAGS};
+use rustix::fs::XattrFlags;
 
 use super::*;
 
@@ -329,15 +330,11 @@ fn a_default_acl_suspends_the_umask_where_acls_are_served() {
             if served { acls } else { InitFlags::empty() }
         );
         if with_acl {
-            let set = SetxattrIn {
-                size: default.len() as u32,
-                ..Default::default()
-            };
-            let name = z("system.posix_acl_default");
-            let set = guest.call(
-                Opcode::Setxattr,
-                ROOT_ID,
-                &[set.as_bytes(), &name, &default],
+            let set = rustix::fs::setxattr(
+                guest.dir.path(),
+                "system.posix_acl_default",
+                &default,
+                XattrFlags::empty(),
             );
             set.expect("the host's file system has ACLs");
         }

@@ -9,7 +9,11 @@ use daxwindow_shared::fuse::flags::{AttrFlags, OpenOutFlags, StatxMask};
 use super::*;
 
 fn guest(options: ServerOptions) -> Guest {
-    let guest = Guest::with(ShareOptions::default(), options);
+    let share = ShareOptions {
+        xattr: true,
+        ..ShareOptions::default()
+    };
+    let guest = Guest::with(share, options);
     guest.init(InitFlags::all());
     guest
 }
