@@ -21,13 +21,22 @@ impl Mounted {
 
     /// An overlay of `lower` and what is made in the folder `above`.
     pub(crate) fn overlay(lower: &Path, above: &Path) -> Mounted {
+        Mounted::overlays(&[lower], above)
+    }
+
+    /// The same of several, the topmost first.
+    pub(crate) fn overlays(lower: &[&Path], above: &Path) -> Mounted {
         let [upper, work] = ["upper", "work"].map(|name| above.join(name));
         for folder in [&upper, &work] {
             std::fs::create_dir(folder).expect("made");
         }
+        let lower: Vec<_> = lower
+            .iter()
+            .map(|path| path.display().to_string())
+            .collect();
         let options = format!(
             "lowerdir={},upperdir={},workdir={}",
-            lower.display(),
+            lower.join(":"),
             upper.display(),
             work.display()
         );

@@ -8,9 +8,7 @@ use daxwindow_guest::file::{Access, Guest};
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::ROOT_ID;
 
-use crate::common::{
-    Daemon, RANGE, assert_same, guest, host_bytes, pattern, write_by_request,
-};
+use crate::common::{Daemon, RANGE, assert_same, guest, host_bytes, pattern, write_by_request};
 use crate::places::{Place, ext4, run, tool, xfs};
 
 const SIZE: usize = 3 << 20;
