@@ -132,7 +132,9 @@ fn session_options(daemon: &Daemon, share: &Share) -> SessionOptions {
 }
 
 /// Tries again while the socket exists but nobody accepts yet.
-fn patiently<T>(mut connect: impl FnMut() -> daxwindow_guest::Result<T>) -> Result<T, Error> {
+pub(crate) fn patiently<T>(
+    mut connect: impl FnMut() -> daxwindow_guest::Result<T>,
+) -> Result<T, Error> {
     let deadline = Instant::now() + ACCEPTS_WITHIN;
     loop {
         match connect() {

@@ -50,7 +50,7 @@ impl Share {
         }
     }
 
-    fn arguments(&self, socket: &Path) -> Vec<OsString> {
+    pub(crate) fn arguments(&self, socket: &Path) -> Vec<OsString> {
         let dax = match self.dax {
             Dax::Never => "never",
             Dax::Always => "always",
@@ -132,10 +132,18 @@ pub(crate) struct Daemon {
 impl Daemon {
     /// Starts `binary` and waits until its socket is there.
     pub(crate) fn start(binary: &Path, share: &Share) -> Result<Daemon> {
+        Daemon::launch(binary, |socket| share.arguments(socket))
+    }
+
+    /// The same for any vhost-user daemon: `arguments` tell it the socket.
+    pub(crate) fn launch(
+        binary: &Path,
+        arguments: impl FnOnce(&Path) -> Vec<OsString>,
+    ) -> Result<Daemon> {
         let directory = Scratch::for_sockets()?;
         let socket = directory.path().join("fs.sock");
         let mut child = Command::new(binary)
-            .args(share.arguments(&socket))
+            .args(arguments(&socket))
             .stdin(Stdio::null())
             .stdout(Stdio::null())
             .stderr(Stdio::piped())

@@ -4,9 +4,11 @@
 //! | --- | --- |
 //! | `demo` | one real directory, read every way, compared byte by byte |
 //! | `micro` | the figures, each with its denominator from the same run |
+//! | `compare` | our daemon and another one, operation by operation |
 //! | `attach` | a daemon with a guest, and the proof of whether DAX was in use |
 //! | `buffer` | copy targets at a chosen place in a page |
 //! | `daemon` | the daemon as a process of its own |
+//! | `files` | test files that can be checked |
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | `report` | figures, JSON, tables |
 //! | `host_memory` | page cache by file, memory by process |
@@ -17,8 +19,10 @@
 mod attach;
 mod buffer;
 mod cleanup;
+mod compare;
 mod daemon;
 mod demo;
+mod files;
 mod host_memory;
 mod machine;
 mod micro;
@@ -48,6 +52,7 @@ struct Cli {
 enum Command {
     Demo(demo::Args),
     Micro(micro::Args),
+    Compare(compare::Args),
     Vm(Box<vm::Args>),
 }
 
@@ -64,6 +69,7 @@ pub fn main() -> ExitCode {
     let done = cleanup::watch_signals().and_then(|()| match cli.command {
         Command::Demo(args) => demo::run(&args).map(verdict),
         Command::Micro(args) => micro::run(&args).map(verdict),
+        Command::Compare(args) => compare::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
     });
     cleanup::end_everything();
@@ -78,7 +84,7 @@ impl Command {
     fn failure(&self) -> ExitCode {
         match self {
             Command::Vm(_) => ExitCode::from(vm::VM_FAILED),
-            Command::Demo(_) | Command::Micro(_) => ExitCode::FAILURE,
+            Command::Demo(_) | Command::Micro(_) | Command::Compare(_) => ExitCode::FAILURE,
         }
     }
 }

@@ -62,6 +62,17 @@ impl Paired {
         self.denominators.push(denominator);
     }
 
+    /// Repetitions so far.
+    pub(crate) fn len(&self) -> usize {
+        self.numerators.len()
+    }
+
+    /// Numerator and denominator of one repetition.
+    pub(crate) fn get(&self, repetition: usize) -> Option<(f64, f64)> {
+        let numerator = self.numerators.get(repetition)?;
+        Some((*numerator, *self.denominators.get(repetition)?))
+    }
+
     /// Median of the numerators.
     pub(crate) fn value(&self) -> Option<f64> {
         median(&self.numerators)

@@ -9,6 +9,7 @@
 //! | [`dax`] | the window: ledger, front-end capabilities, policy |
 //! | [`guard`] | guest memory that vanishes while it is in use |
 //! | [`observe`] | logs and counters |
+//! | [`shares`] | the shares of one process, and how they come and go |
 //! | [`cli`] | the command line of `daxwindowd` |
 //! | [`daemon`] | its life from flags to signals |
 //!
@@ -25,3 +26,4 @@ pub mod fs;
 pub mod guard;
 pub mod observe;
 pub mod server;
+pub mod shares;

@@ -207,7 +207,7 @@ fn an_inherited_socket_is_served_and_the_service_manager_told() {
     drop(given);
     let mut said = [0; 64];
     let len = manager.recv(&mut said).expect("told in time");
-    assert_eq!(said[..len], *b"READY=1\n");
+    assert_eq!(said[..len], *b"READY=1\nSTATUS=1 shares, 0 guests\n");
     std::os::unix::net::UnixStream::connect(&path).expect("somebody listens");
     let pid = rustix::process::Pid::from_child(&daemon);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");

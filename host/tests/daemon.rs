@@ -270,7 +270,7 @@ fn what_is_wrong_with_a_flag_is_said_in_one_message() {
     let live = UnixListener::bind(path("live")).expect("bound");
     let live_path = path("live");
     let cases: [(&[&str], i32, [&str; 2]); 7] = [
-        (&["--socket-path", &s], 2, ["--shared-dir", "required"]),
+        (&["--socket-path", &s], 2, ["--shared-dir", "missing"]),
         (
             &[
                 "--socket-path",

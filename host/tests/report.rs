@@ -13,7 +13,7 @@ use common::{
     DAEMON, Daemon, PATIENCE, RANGE, assert_serves, attach, attach_plain, eventually, in_memory,
     make_file, on_disk, walk,
 };
-use daxwindow_host::observe::document::{SCHEMA, Status};
+use daxwindow_host::observe::document::{SCHEMA, ShareStatus, Status};
 use tempfile::TempDir;
 
 /// A daemon with a status socket.
@@ -49,10 +49,17 @@ impl Scene {
         text
     }
 
-    fn status(&self) -> Status {
+    fn document(&self) -> Status {
         let text = self.raw();
         assert!(text.ends_with("}\n"), "one line: {text}");
         serde_json::from_str(&text).unwrap_or_else(|error| panic!("{error}: {text}"))
+    }
+
+    /// Of the only share.
+    fn status(&self) -> ShareStatus {
+        let mut document = self.document();
+        assert_eq!(document.shares.len(), 1);
+        document.shares.remove(0)
     }
 
     /// Asked as a person asks.
@@ -73,7 +80,7 @@ fn print_session(path: &Path, extra: &[&str]) -> Output {
         .expect("the daemon starts")
 }
 
-fn verdict(status: &Status) -> (&str, &str) {
+fn verdict(status: &ShareStatus) -> (&str, &str) {
     (&status.dax.verdict, &status.dax.reason)
 }
 
@@ -90,9 +97,11 @@ fn a_guest_with_a_window_is_reported_with_what_it_did() {
     }
     let error = session.setup_mapping(file.nodeid, 0, 1, RANGE, true);
     error.expect_err("unaligned");
+    let document = scene.document();
+    assert_eq!(document.schema, SCHEMA);
+    assert_eq!(document.daemon.pid, scene.daemon.pid());
+    assert_eq!(document.common.guests, 1);
     let status = scene.status();
-    assert_eq!(status.schema, SCHEMA);
-    assert_eq!(status.daemon.pid, scene.daemon.pid());
     assert_eq!(verdict(&status), ("on", "every-file"));
     assert_eq!(
         status.share.directory,
@@ -141,7 +150,7 @@ fn a_guest_with_a_window_is_reported_with_what_it_did() {
     }
     let json = print_session(&scene.path(), &["--json"]).stdout;
     let again: Status = serde_json::from_slice(&json).expect("the document");
-    assert_eq!(again.mappings.setups, 3);
+    assert_eq!(again.shares[0].mappings.setups, 3);
 
     drop(session);
     eventually("the front end is gone", || {
@@ -257,7 +266,7 @@ fn the_file_is_the_owners_is_replaced_when_stale_and_goes() {
         "{text}"
     );
     assert!(!place.path().join("s").exists(), "it cleaned up");
-    assert_eq!(scene.status().schema, SCHEMA);
+    assert_eq!(scene.document().schema, SCHEMA);
 
     scene.daemon.kill();
     assert!(scene.path().exists(), "nobody cleaned up");
@@ -272,7 +281,7 @@ fn the_file_is_the_owners_is_replaced_when_stale_and_goes() {
     let status = scene.path();
     let told = ["--status-socket", status.to_str().expect("UTF-8")];
     let mut next = Daemon::start(share.path(), &told);
-    assert_eq!(scene.status().daemon.pid, next.pid());
+    assert_eq!(scene.document().daemon.pid, next.pid());
     let began = Instant::now();
     assert!(next.terminate().success());
     assert!(began.elapsed() < Duration::from_secs(10));

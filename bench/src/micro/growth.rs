@@ -9,11 +9,11 @@ use daxwindow_guest::file::Access;
 use daxwindow_shared::latency::Latency;
 use daxwindow_shared::window::RANGE_BYTES;
 
-use super::files::{TestFile, mark};
 use super::parts::p50_micros;
 use super::{Bench, Cell};
 use crate::attach::Attached;
 use crate::daemon::{Dax, Share};
+use crate::files::{TestFile, mark};
 use crate::report::Figure;
 use crate::stats::Paired;
 

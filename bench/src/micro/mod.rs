@@ -5,7 +5,6 @@
 //! window was, or was not, in use; a cell that fails either has no value.
 
 mod cold;
-mod files;
 mod growth;
 mod parts;
 mod pressure;
@@ -21,9 +20,9 @@ use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use crate::cleanup::{self, Scratch};
 use crate::daemon;
+use crate::files::TestFile;
 use crate::machine::{COMMIT, Machine, Versions};
 use crate::report::{Figure, Goal, Report, table};
-use files::TestFile;
 
 /// Measure the window's figures, each against its denominator from the same run
 ///

@@ -10,10 +10,10 @@ use anyhow::{Context, Result, ensure};
 use daxwindow_guest::file::{Access, File, Guest};
 use daxwindow_shared::window::RANGE_BYTES;
 
-use super::files::{TestFile, is_pattern};
 use super::{Bench, Cell};
 use crate::attach::Attached;
 use crate::daemon::{Dax, Share};
+use crate::files::{TestFile, is_pattern};
 use crate::host_memory::mapped_below;
 use crate::report::Figure;
 use crate::stats::{Paired, Random};

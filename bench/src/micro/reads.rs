@@ -6,11 +6,11 @@ use anyhow::{Context, Result, ensure};
 use daxwindow_guest::file::{Access, File};
 use daxwindow_shared::window::RANGE_BYTES;
 
-use super::files::is_pattern;
 use super::{Bench, Cell, interleaved, seconds};
 use crate::attach::Attached;
 use crate::buffer::Buffer;
 use crate::daemon::{Dax, Share};
+use crate::files::is_pattern;
 use crate::raw::{Source, page_bytes};
 use crate::report::Figure;
 use crate::stats::{Paired, Random};

@@ -7,11 +7,11 @@ use anyhow::{Context, Result, ensure};
 use daxwindow_guest::session::{DmaBuf, Session};
 use daxwindow_shared::latency::Latency;
 
-use super::files::is_pattern;
 use super::parts::{p50_micros, queue_round_trips};
 use super::{Bench, Cell, interleaved, seconds};
 use crate::attach;
 use crate::daemon::{Daemon, Dax, Share};
+use crate::files::is_pattern;
 use crate::host_memory::bytes_read_by;
 use crate::report::Figure;
 use crate::stats::{Paired, Random, median};

@@ -103,6 +103,7 @@ pub(super) struct Core {
     unique: AtomicU64,
     caller: Caller,
     pub(super) timeout: Duration,
+    pub(super) spin: Duration,
 }
 
 impl Core {
@@ -126,7 +127,20 @@ impl Core {
             unique: AtomicU64::new(2),
             caller,
             timeout,
+            spin,
         }))
+    }
+
+    /// Request queues there are.
+    pub(super) fn request_queues(&self) -> usize {
+        self.lanes.len() - FIRST_REQUEST_QUEUE
+    }
+
+    /// Takes the completions of a queue, whoever they are for.
+    pub(super) fn reap(&self, queue: usize) {
+        if let Ok(lane) = self.lane(queue) {
+            lane.reap(self.transport.as_ref());
+        }
     }
 
     pub(super) fn lane(&self, queue: usize) -> Result<&Lane> {
@@ -141,8 +155,7 @@ impl Core {
         thread_local! {
             static MINE: usize = TURN.fetch_add(1, Ordering::Relaxed);
         }
-        let queues = self.lanes.len() - FIRST_REQUEST_QUEUE;
-        FIRST_REQUEST_QUEUE + MINE.with(|mine| mine % queues)
+        FIRST_REQUEST_QUEUE + MINE.with(|mine| mine % self.request_queues())
     }
 
     /// A number no other request has; even, as the kernel's are.
@@ -296,7 +309,7 @@ pub(super) struct Ticket<C: Deref<Target = Core>> {
     pub(super) operation: &'static str,
     /// How to look for the completion before sleeping.
     watch: Watch,
-    deadline: Instant,
+    pub(super) deadline: Instant,
     timeout: Duration,
     /// Holds on the request's buffers, for a request that outlives its call.
     held: Option<Vec<Lent>>,
@@ -390,6 +403,18 @@ impl<C: Deref<Target = Core>> Ticket<C> {
             }),
             error => Err(self.broken(format!("{error} is no errno"))),
         }
+    }
+
+    /// Whether the device is done with it.
+    pub(super) fn is_done(&self) -> bool {
+        let lane = self.core.lane(self.queue);
+        lane.is_ok_and(|lane| lane.is_done(self.slot))
+    }
+
+    /// That it was not done by its deadline.
+    pub(super) fn late(&self) -> Error {
+        let halt = Halt::TimedOut;
+        self.core.halted(self.operation, halt, self.timeout)
     }
 
     fn broken(&self, what: String) -> Error {

@@ -355,7 +355,7 @@ impl Lane {
     }
 
     /// Takes all completions there are; returns whether there were any.
-    fn reap(&self, transport: &dyn Transport) -> bool {
+    pub(super) fn reap(&self, transport: &dyn Transport) -> bool {
         let nothing = Completion {
             token: 0,
             written: 0,
@@ -433,7 +433,7 @@ impl Lane {
         self.fail_all(Outcome::Reset);
     }
 
-    fn is_done(&self, slot: u32) -> bool {
+    pub(super) fn is_done(&self, slot: u32) -> bool {
         matches!(self.slots[slot as usize].phase.lock().phase, Phase::Done(_))
     }
 

@@ -6,7 +6,8 @@
 //! - `negotiate`: INIT.
 //! - `names`, `attributes`, `data`, `directory`, `mapping`: the requests, by
 //!   family.
-//! - [`pending`](Pending): requests waited for later.
+//! - [`pending`](Pending): requests waited for later; [`pipeline`](Pipeline):
+//!   many of them, taken as they are done.
 //! - `raw`: doors for hostile tests.
 //!
 //! Laws: a call ends with an answer, a time-out, or, as soon as the daemon is
@@ -22,6 +23,7 @@ mod mapping;
 mod names;
 mod negotiate;
 mod pending;
+mod pipeline;
 mod raw;
 mod spin;
 
@@ -45,6 +47,7 @@ use crate::window::Window;
 pub use crate::transport::{DmaBuf, RawDescriptor};
 pub use directory::Listed;
 pub use pending::Pending;
+pub use pipeline::{Answer, Order, Pipeline};
 
 /// How long DESTROY may take when a session is dropped.
 const FAREWELL: Duration = Duration::from_secs(2);

@@ -4,10 +4,10 @@
 //! remove, rename and link; and FORGET, which ends what lookup began.
 
 use daxwindow_shared::fuse::{
-    CreateIn, EntryOut, ForgetIn, LinkIn, MkdirIn, MknodIn, Opcode, OpenOut, Rename2In, RenameIn,
+    CreateIn, CreateOut, EntryOut, ForgetIn, LinkIn, MkdirIn, MknodIn, Opcode, OpenOut, Rename2In,
+    RenameIn,
 };
 use daxwindow_shared::virtiofs::HIPRIO_QUEUE;
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use super::Session;
 use super::call::{Data, Request, bytes};
@@ -16,15 +16,6 @@ use crate::error::{Error, Result};
 
 /// Ends a name on the wire.
 const NUL: &[u8] = b"\0";
-
-/// Reply to CREATE.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct CreateOut {
-    entry: EntryOut,
-    open: OpenOut,
-}
-const _: () = assert!(size_of::<CreateOut>() == 144);
 
 /// The name of a request, for errors.
 pub(super) fn operation(opcode: Opcode) -> &'static str {

@@ -10,6 +10,9 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::*;
 use crate::transport::test_device::{Bench, Job, Program, TestTransport};
 
+#[path = "pipeline_test.rs"]
+mod pipeline;
+
 const SHORT: Duration = Duration::from_millis(80);
 const LONG: Duration = Duration::from_secs(20);
 

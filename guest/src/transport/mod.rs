@@ -21,6 +21,7 @@ use crate::error::Result;
 use crate::window::Window;
 
 pub use memory::{DmaBuf, GuestAddr, GuestMemory};
+pub use queue::Calls;
 
 /// A run of bytes in guest memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +120,11 @@ pub trait Transport: Send + Sync {
     fn has_used(&self, queue: usize) -> bool;
     /// Sleeps until the device signals completions.
     fn wait(&self, queue: usize, deadline: Instant) -> Wake;
+    /// To sleep on several queues at once; see [`wait_calls`](Self::wait_calls).
+    fn watch_calls(&self, queues: &[usize]) -> Result<Calls>;
+    /// Sleeps until the device signals completions on any of the queues. May
+    /// be called while another thread waits on one of them.
+    fn wait_calls(&self, calls: &Calls, deadline: Instant) -> Wake;
     /// Whether the device is still there.
     fn is_connected(&self) -> bool;
     /// The DAX window, if the device has one.

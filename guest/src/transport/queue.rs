@@ -17,6 +17,50 @@ use super::split_queue::{Layout, QueueFeatures, SplitQueue, UsedWatch};
 use super::{Chain, Completion, GuestMemory, RawDescriptor, SubmitError, Wake};
 use crate::error::{Error, Result};
 
+/// Wakes one thread for the calls of several queues, beside the one that
+/// waits on each: every watcher sees every call.
+pub struct Calls {
+    epoll: Epoll,
+    queues: Box<[usize]>,
+}
+
+impl Calls {
+    /// Watches `watched` of `queues`; those there are not are left out.
+    pub(super) fn new(queues: &[Arc<Queue>], watched: &[usize]) -> Result<Calls> {
+        let watching = |source| Error::Local {
+            operation: "watch queues",
+            source,
+        };
+        let there = |index: &&usize| **index < queues.len();
+        let watched: Box<[usize]> = watched.iter().filter(there).copied().collect();
+        let calls = watched.iter().map(|index| queues[*index].call());
+        Ok(Calls {
+            epoll: watch_edges(calls).map_err(watching)?,
+            queues: watched,
+        })
+    }
+
+    /// The queues watched.
+    pub fn queues(&self) -> &[usize] {
+        &self.queues
+    }
+
+    /// As [`Queue::wait`], for any of the queues.
+    pub(super) fn wait(
+        &self,
+        queues: &[Arc<Queue>],
+        deadline: Instant,
+        connected: impl Fn() -> bool,
+    ) -> Wake {
+        let arm = |index: &usize| queues[*index].ring.lock().arm();
+        if !self.queues.iter().all(arm) {
+            return Wake::Used;
+        }
+        // Never disarmed: the queue's own waiter may sleep.
+        sleep(&self.epoll, deadline, connected)
+    }
+}
+
 /// A queue and its eventfds.
 pub(super) struct Queue {
     ring: Mutex<SplitQueue>,
@@ -45,7 +89,7 @@ impl Queue {
             layout: *ring.layout(),
             ring: Mutex::new(ring),
             kick: EventFd::new(EFD_NONBLOCK).map_err(making)?,
-            epoll: watch_edges(&call).map_err(making)?,
+            epoll: watch_edges([&call]).map_err(making)?,
             call,
         })
     }
@@ -111,24 +155,9 @@ impl Queue {
         if !self.ring.lock().arm() {
             return Wake::Used;
         }
-        let left = deadline.saturating_duration_since(Instant::now());
-        if left.is_zero() {
-            return Wake::TimedOut;
-        }
-        if !connected() {
-            return Wake::Disconnected;
-        }
-        // Rounded up, so that a wait never ends a little before its deadline.
-        let ms = left.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32;
-        let mut events = [EpollEvent::default()];
-        // An interrupted or failed wait is a wake-up without news.
-        let _ = self.epoll.wait(ms, &mut events);
+        let wake = sleep(&self.epoll, deadline, connected);
         self.ring.lock().disarm();
-        if connected() {
-            Wake::Used
-        } else {
-            Wake::Disconnected
-        }
+        wake
     }
 
     /// Wakes the sleeper, for what no completion tells: the end of the
@@ -147,9 +176,32 @@ impl Queue {
     }
 }
 
-fn watch_edges(call: &EventFd) -> io::Result<Epoll> {
+/// Sleeps on queues that are armed.
+fn sleep(epoll: &Epoll, deadline: Instant, connected: impl Fn() -> bool) -> Wake {
+    let left = deadline.saturating_duration_since(Instant::now());
+    if left.is_zero() {
+        return Wake::TimedOut;
+    }
+    if !connected() {
+        return Wake::Disconnected;
+    }
+    // Rounded up, so that a wait never ends a little before its deadline.
+    let ms = left.as_micros().div_ceil(1000).min(i32::MAX as u128) as i32;
+    let mut events = [EpollEvent::default()];
+    // An interrupted or failed wait is a wake-up without news.
+    let _ = epoll.wait(ms, &mut events);
+    if connected() {
+        Wake::Used
+    } else {
+        Wake::Disconnected
+    }
+}
+
+fn watch_edges<'a>(calls: impl IntoIterator<Item = &'a EventFd>) -> io::Result<Epoll> {
     let set = Epoll::new()?;
     let edges = EpollEvent::new(EventSet::IN | EventSet::EDGE_TRIGGERED, 0);
-    set.ctl(ControlOperation::Add, call.as_raw_fd(), edges)?;
+    for call in calls {
+        set.ctl(ControlOperation::Add, call.as_raw_fd(), edges)?;
+    }
     Ok(set)
 }

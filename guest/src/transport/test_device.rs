@@ -17,7 +17,7 @@ use super::split_queue::{
     crossed,
 };
 use super::{
-    Chain, Completion, GuestAddr, GuestMemory, RawDescriptor, SubmitError, Transport, Wake,
+    Calls, Chain, Completion, GuestAddr, GuestMemory, RawDescriptor, SubmitError, Transport, Wake,
 };
 use crate::error::Result;
 use crate::window::Window;
@@ -298,6 +298,12 @@ impl Transport for TestTransport {
     }
     fn wait(&self, queue: usize, deadline: Instant) -> Wake {
         self.queues[queue].wait(deadline, || self.is_connected())
+    }
+    fn watch_calls(&self, queues: &[usize]) -> Result<Calls> {
+        Calls::new(&self.queues, queues)
+    }
+    fn wait_calls(&self, calls: &Calls, deadline: Instant) -> Wake {
+        calls.wait(&self.queues, deadline, || self.is_connected())
     }
     fn is_connected(&self) -> bool {
         self.connected.load(Ordering::Acquire)

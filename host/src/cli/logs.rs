@@ -10,4 +10,8 @@ pub struct LogFlags {
     /// target=level. RUST_LOG wins over it
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
+
+    /// Log to syslog (facility user) in place of standard error
+    #[arg(long)]
+    pub syslog: bool,
 }

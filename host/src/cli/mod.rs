@@ -6,9 +6,13 @@
 //! flag, ours has its name and its meaning, or is refused with what to write
 //! instead.
 
+mod activation;
 mod attributes;
 mod cache;
 mod compat;
+mod ctl;
+mod inodes;
+mod listen;
 mod logs;
 mod migration;
 mod report;
@@ -21,6 +25,7 @@ use std::path::{Path, PathBuf};
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use daxwindow_shared::virtiofs;
+use rustix::fs::Gid;
 
 use crate::dax::{DaxMode, DaxOptions};
 use crate::device::backend::MAX_REQUEST_QUEUES;
@@ -28,9 +33,13 @@ use crate::device::serve::DeviceOptions;
 use crate::fs::{IdMapError, ShareOptions};
 use crate::server::ServerOptions;
 
+pub use activation::{ActivationFlags, Group};
 pub use attributes::AttributeFlags;
 pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
+pub use ctl::{AddFlags, Command, Ctl, Order, RemoveFlags};
+pub use inodes::{InodeFileHandlesFlag, InodeFlags};
+pub use listen::{Doors, Listen, ListenFlags};
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
 pub use report::ReportFlags;
@@ -40,16 +49,31 @@ pub use window::{DaxFlag, ExecutablesFlag, SlotsFlag, WindowFlags};
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
 /// on the host's page cache.
 #[derive(Clone, Debug, Parser)]
-#[command(name = "daxwindowd", version, about, args_override_self = true)]
+#[command(
+    name = "daxwindowd",
+    version,
+    about,
+    args_override_self = true,
+    args_conflicts_with_subcommands = true
+)]
 pub struct Flags {
-    /// Unix socket to listen on for the VMM; one client at a time is served
+    /// What to do in place of serving.
+    #[command(subcommand)]
+    pub command: Option<Command>,
+
+    /// Unix socket to listen on for a VMM; one client at a time is served. May
+    /// be repeated: each serves the directory to a guest of its own
     #[arg(long, visible_alias = "socket", value_name = "PATH")]
-    pub socket_path: Option<PathBuf>,
+    pub socket_path: Vec<PathBuf>,
 
     /// Descriptor of a Unix socket that listens already, in place of
     /// --socket-path: 3 under a systemd socket unit
     #[arg(long, value_name = "FD", conflicts_with_all = ["socket_path", "print_session"])]
     pub fd: Option<RawFd>,
+
+    /// Who may connect, and sockets that nobody named.
+    #[command(flatten)]
+    pub activation: ActivationFlags,
 
     /// Directory to share
     #[arg(long, value_name = "DIR")]
@@ -72,6 +96,10 @@ pub struct Flags {
     )]
     pub num_request_queues: u32,
 
+    /// Where VMMs connect besides.
+    #[command(flatten)]
+    pub listen: ListenFlags,
+
     /// What guests keep.
     #[command(flatten)]
     pub cache: CacheFlags,
@@ -79,6 +107,10 @@ pub struct Flags {
     /// What requests mean.
     #[command(flatten)]
     pub semantics: SemanticsFlags,
+
+    /// What a guest may spend.
+    #[command(flatten)]
+    pub inodes: InodeFlags,
 
     /// Extended attributes and owners.
     #[command(flatten)]
@@ -105,20 +137,13 @@ pub struct Flags {
     pub compat: CompatFlags,
 }
 
-/// Where the VMM connects.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// A socket of our own at this path.
-    Path(PathBuf),
-    /// A socket that listens already.
-    Inherited(RawFd),
-}
-
 /// Everything the daemon needs to start.
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen.
-    pub listen: Listen,
+    pub doors: Doors,
+    /// Who may connect besides the owner.
+    pub socket_group: Option<Gid>,
     /// What to share.
     pub shared_dir: PathBuf,
     /// How it is shared.
@@ -131,6 +156,8 @@ pub struct Config {
     pub device: DeviceOptions,
     /// What to log.
     pub log_level: String,
+    /// Log to syslog.
+    pub syslog: bool,
     /// Where to tell how things are.
     pub status_socket: Option<PathBuf>,
     /// Flags that do less than somebody may expect, to be logged.
@@ -153,14 +180,23 @@ impl Flags {
             let message = format!("{flag}: {}", migration::REFUSAL);
             return error(ErrorKind::ArgumentConflict, message);
         }
-        if !self.report.serves() {
+        if !self.report.serves() || self.command.is_some() {
             return Ok(self);
         }
         let mut missing = Vec::new();
-        if self.socket_path.is_none() && self.fd.is_none() {
-            missing.push("--socket-path PATH (or --fd FD)");
+        let mut has_socket = !self.socket_path.is_empty() || self.fd.is_some();
+        if !has_socket {
+            match self.activation.find() {
+                Ok(found) => has_socket = found,
+                Err(message) => return error(ErrorKind::ValueValidation, message),
+            }
         }
-        if self.shared_dir.is_none() {
+        // Shares that are added bring their own directories.
+        let needs_none = self.listen.socket_dir.is_some();
+        if !has_socket && (!needs_none || self.shared_dir.is_some()) {
+            missing.push("--socket-path PATH (or --fd FD, or a socket unit)");
+        }
+        if self.shared_dir.is_none() && (!needs_none || has_socket) {
             missing.push("--shared-dir DIR");
         }
         if !missing.is_empty() {
@@ -180,7 +216,8 @@ impl Flags {
     ///
     /// What the flags cannot mean together.
     pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
-        let dax = self.window.options(self.readonly)?;
+        let mut dax = self.window.options(self.readonly)?;
+        dax.max_maps = self.inodes.max_maps(dax.max_maps);
         let ids = self.attributes.ids()?;
         let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
         if acls != WhenFlag::Never {
@@ -192,22 +229,28 @@ impl Flags {
             config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
         };
+        let activated = self.activation.fds();
+        let doors = self.listen.doors(self.socket_path, self.fd, activated)?;
+        // To each the same.
+        let max_open_files = max_open_files / doors.max_shares as u64;
         Ok(Config {
             warnings: self.cache.warnings(dax.mode != DaxMode::Never),
-            share: ShareOptions {
-                locks: self.semantics.locks,
-                posix_acl: acls != WhenFlag::Never,
-                xattr: self.attributes.xattr || map.is_some() || needs_xattr,
-                xattr_map: map,
-                ids,
-                noatime: self.semantics.preserve_noatime,
-                ..share_options(self.readonly, max_open_files)
-            },
-            // `settled` requires both, unless nothing is served.
-            listen: match self.fd {
-                Some(fd) => Listen::Inherited(fd),
-                None => Listen::Path(self.socket_path.unwrap_or_default()),
-            },
+            share: self.inodes.apply(
+                ShareOptions {
+                    readonly: self.readonly,
+                    locks: self.semantics.locks,
+                    posix_acl: acls != WhenFlag::Never,
+                    xattr: self.attributes.xattr || map.is_some() || needs_xattr,
+                    xattr_map: map,
+                    ids,
+                    noatime: self.semantics.preserve_noatime,
+                    ..ShareOptions::default()
+                },
+                max_open_files,
+            )?,
+            doors,
+            socket_group: self.activation.socket_group.map(|group| group.0),
+            // `settled` requires it where there is a fixed socket.
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
             server: ServerOptions {
@@ -220,21 +263,9 @@ impl Flags {
             },
             device,
             log_level: self.logs.log_level,
+            syslog: self.logs.syslog,
             status_socket: self.report.status_socket,
         })
-    }
-}
-
-/// Half of the descriptors may be spent on inodes and a quarter on handles;
-/// the window's files and the daemon's own needs have the rest.
-fn share_options(readonly: bool, max_open_files: u64) -> ShareOptions {
-    let defaults = ShareOptions::default();
-    let part = |divisor| usize::try_from(max_open_files / divisor).unwrap_or(usize::MAX);
-    ShareOptions {
-        readonly,
-        max_inodes: defaults.max_inodes.min(part(2)),
-        max_handles: defaults.max_handles.min(part(4)),
-        ..defaults
     }
 }
 
@@ -249,6 +280,12 @@ pub enum FlagError {
     /// The tag.
     #[error("--tag: {0}")]
     Tag(#[from] virtiofs::TagError),
+    /// More open files than there can be.
+    #[error(transparent)]
+    OpenFiles(#[from] inodes::TooManyFiles),
+    /// More than may be.
+    #[error("--max-shares: {0} sockets are named")]
+    TooManySockets(usize),
     /// The patterns, all together.
     #[error("--dax-include, --dax-exclude: {0}")]
     Patterns(#[from] globset::Error),
@@ -317,10 +354,7 @@ mod tests {
         );
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
-        assert_eq!(
-            (config.share.max_inodes, config.share.max_handles),
-            (512, 256)
-        );
+        assert_eq!(config.share.max_handles, 256);
     }
 
     #[test]
@@ -369,7 +403,10 @@ mod tests {
     fn the_last_of_a_flag_given_twice_counts() {
         let flags = parse(&["--tag", "one", "--tag", "two", "--socket", "/t"]).expect("valid");
         assert_eq!(flags.tag, "two");
-        assert_eq!(flags.socket_path.as_deref(), Some(Path::new("/t")));
+        assert_eq!(
+            flags.socket_path,
+            [PathBuf::from("/s"), PathBuf::from("/t")]
+        );
     }
 
     #[test]

@@ -130,6 +130,16 @@ pub enum SlotsFlag {
     Off,
 }
 
+impl From<DaxFlag> for DaxMode {
+    fn from(flag: DaxFlag) -> DaxMode {
+        match flag {
+            DaxFlag::Never => DaxMode::Never,
+            DaxFlag::Inode => DaxMode::Inode,
+            DaxFlag::Always => DaxMode::Always,
+        }
+    }
+}
+
 impl WindowFlags {
     /// What they mean for a share that is `readonly` or not.
     ///
@@ -137,11 +147,9 @@ impl WindowFlags {
     ///
     /// [`FlagError::Patterns`].
     pub(super) fn options(&self, readonly: bool) -> Result<DaxOptions, FlagError> {
-        let mode = match self.dax {
-            _ if self.dax_window == 0 => DaxMode::Never,
-            DaxFlag::Never => DaxMode::Never,
-            DaxFlag::Inode => DaxMode::Inode,
-            DaxFlag::Always => DaxMode::Always,
+        let mode = match self.dax_window {
+            0 => DaxMode::Never,
+            _ => self.dax.into(),
         };
         Ok(DaxOptions {
             mode,
@@ -177,7 +185,7 @@ impl WindowFlags {
     }
 }
 
-fn parse_window(text: &str) -> Result<u64, String> {
+pub(super) fn parse_window(text: &str) -> Result<u64, String> {
     let bytes = daxwindow_shared::size::parse_bytes(text)?;
     if bytes % RANGE_BYTES != 0 {
         return Err("the window must be a multiple of 2M, the range in which guests map".into());

@@ -21,6 +21,7 @@
 //! torn down under its users; what was mapped is unmapped exactly; a front
 //! end that says nothing costs one request its time-out and nothing else.
 
+use std::collections::HashMap;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
@@ -410,6 +411,18 @@ impl Dax {
         stats.live_bytes = state.ledger.bytes();
         stats.live_inodes = state.ledger.inodes() as u64;
         stats
+    }
+
+    /// What is mapped, by node id: ranges of the file, first byte and the one
+    /// behind the last, in no order. What may or may not be mapped is.
+    pub fn mapped_ranges(&self) -> HashMap<u64, Vec<(u64, u64)>> {
+        let mut all = HashMap::<u64, Vec<(u64, u64)>>::new();
+        for piece in self.state.lock().ledger.pieces() {
+            let end = piece.file_offset.saturating_add(piece.range.len());
+            let ranges = all.entry(piece.nodeid).or_default();
+            ranges.push((piece.file_offset, end));
+        }
+        all
     }
 
     /// Whether this is still the session in force. Under the state lock:

@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use daxwindow_shared::virtiofs::Config;
 use parking_lot::Mutex;
+use tracing::Span;
 use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{
     VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures,
@@ -62,6 +63,8 @@ pub struct Device {
     window_reset: Mutex<Option<JoinHandle<()>>>,
     complaints: Throttle,
     front_end_timeout: Duration,
+    /// Where its log belongs; the framework's threads do not know.
+    span: Span,
 }
 
 impl Device {
@@ -89,6 +92,7 @@ impl Device {
             window_reset: Mutex::new(None),
             complaints: Throttle::new(Duration::from_secs(10)),
             front_end_timeout,
+            span: Span::current(),
         }
     }
 
@@ -249,6 +253,7 @@ impl VhostUserBackend for Device {
     }
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
+        let _in_span = self.span.enter();
         let memory = memory.memory();
         if !self.server.dax().leaves_out(Naive::WATCH_MEMORY) {
             guard::watch(&memory)?;
@@ -267,6 +272,7 @@ impl VhostUserBackend for Device {
     }
 
     fn set_backend_req_fd(&self, channel: Backend) {
+        let _in_span = self.span.enter();
         match Channel::new(channel, self.front_end_timeout) {
             Ok(channel) => self.server.dax().set_front_end(Some(Arc::new(channel))),
             Err(error) => tracing::error!(%error, "no channel for maps, so no DAX"),
@@ -274,6 +280,7 @@ impl VhostUserBackend for Device {
     }
 
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
+        let _in_span = self.span.enter();
         Ok(match self.server.dax().announce_window() {
             0 => VhostUserShMemConfig::default(),
             bytes => VhostUserShMemConfig::new(1, &[bytes]),
@@ -292,6 +299,7 @@ impl VhostUserBackend for Device {
     }
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
+        let _in_span = self.span.enter();
         if let Some(gate) = self.gates.get(queue_index as usize) {
             // The front end answers nobody until it has our answer.
             self.server.dax().cancel_waits();
@@ -304,15 +312,16 @@ impl VhostUserBackend for Device {
     /// The window is cleared by a thread of its own, because the front end
     /// answers only after this call.
     fn reset_device(&self) {
+        let _in_span = self.span.enter();
         tracing::info!("device reset");
         self.server.dax().cancel_waits();
         self.parking.cancel(None);
         self.drain_all();
         self.server.begin_reset();
-        let server = self.server.clone();
+        let (server, span) = (self.server.clone(), self.span.clone());
         let thread = std::thread::Builder::new()
             .name("window-reset".into())
-            .spawn(move || server.finish_reset());
+            .spawn(move || span.in_scope(|| server.finish_reset()));
         let mut slot = self.window_reset.lock();
         match thread {
             Ok(thread) => drop(slot.replace(thread)),
@@ -328,6 +337,7 @@ impl VhostUserBackend for Device {
         vrings: &[Vring],
         thread_id: usize,
     ) -> io::Result<()> {
+        let _in_span = self.span.enter();
         let (Some(vring), Some(gate), Some(patience)) = (
             vrings.get(usize::from(device_event)),
             self.gates.get(thread_id),

@@ -8,6 +8,7 @@
 //! - `exit_fd`: the descriptors that end the workers.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
+//! - [`seat`]: room for one client, and an end to it.
 //! - [`serve`]: one client after the other, until told to stop.
 //!
 //! Laws: whatever a guest puts in its rings fails one request, never a worker
@@ -22,6 +23,7 @@ mod inherited;
 mod parking;
 mod patience;
 mod queue;
+pub mod seat;
 pub mod serve;
 pub mod socket;
 mod stale;

@@ -111,9 +111,10 @@ impl Parking {
             return true;
         }
         let (shared, desk) = (Arc::clone(&self.state), Arc::clone(&self.desk));
+        let span = tracing::Span::current();
         let thread = std::thread::Builder::new()
             .name("parked".into())
-            .spawn(move || attend(&shared, &desk));
+            .spawn(move || span.in_scope(|| attend(&shared, &desk)));
         if let Err(error) = &thread {
             tracing::warn!(%error, "no thread to wait for locks");
         }

@@ -22,6 +22,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use crate::server::Server;
 
 use super::backend::Device;
+use super::seat::Seat;
 use super::socket::Socket;
 
 /// A request to end, which any thread can make.
@@ -37,6 +38,16 @@ impl Stop {
     /// Requests it; for good.
     pub fn request(&self) {
         ring(&self.0);
+    }
+
+    /// Waits until it is requested.
+    pub fn wait(&self) {
+        while !self.within(Duration::from_secs(3600)) {}
+    }
+
+    /// Whether it is requested, now or before `patience` is over.
+    pub fn within(&self, patience: Duration) -> bool {
+        is_rung_within(&self.0, patience)
     }
 }
 
@@ -69,12 +80,19 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |cause| ServeError::Io { action, cause }
 }
 
-/// Serves clients on `socket` until `stop` is requested.
+/// Serves clients on `socket`, who take `seat` one after the other, until
+/// `stop` is requested.
+///
+/// # Errors
+///
+/// What the process lacks: descriptors, threads, memory. The client that met
+/// it is gone, and serving may be tried again.
 pub fn serve(
     server: &Arc<Server>,
     options: DeviceOptions,
     socket: &Socket,
     stop: &Stop,
+    seat: &Seat,
 ) -> Result<(), ServeError> {
     let clone = socket.listener().try_clone();
     let mut listener = Listener::from(clone.map_err(io_error("duplicate the socket"))?);
@@ -89,8 +107,12 @@ pub fn serve(
         match wait(socket.listener(), stop, None).map_err(io_error("wait for a client"))? {
             Wake::Stop => return Ok(()),
             Wake::Over => {}
+            // Closed: the stop is on its way.
+            Wake::Client if !seat.take() => stop.wait(),
             Wake::Client => {
-                serve_client(server, options, socket, &mut listener, stop)?;
+                let served = serve_client(server, options, socket, &mut listener, stop);
+                seat.leave();
+                served?;
                 tracing::info!("waiting for the next client");
             }
         }
@@ -188,10 +210,12 @@ fn attend(
     tracing::info!("client connected");
     let over = event().map_err(io_error("create an event"))?;
     let shutdown = daemon.shutdown_handle();
+    let span = tracing::Span::current();
     thread::scope(|scope| {
         let doorman = thread::Builder::new()
             .name("doorman".into())
             .spawn_scoped(scope, || {
+                let _in_span = span.enter();
                 guard_door(socket.listener(), stop, &over, shutdown.as_ref());
             });
         if doorman.is_err() {
@@ -231,11 +255,15 @@ fn guard_door(
 
 /// Whether the client being served goes within a moment.
 fn is_over_soon(over: &OwnedFd) -> bool {
+    is_rung_within(over, Duration::from_millis(100))
+}
+
+fn is_rung_within(event: &OwnedFd, patience: Duration) -> bool {
     let patience = Timespec {
-        tv_sec: 0,
-        tv_nsec: 100_000_000,
+        tv_sec: patience.as_secs() as i64,
+        tv_nsec: i64::from(patience.subsec_nanos()),
     };
-    let mut fds = [PollFd::new(over, PollFlags::IN)];
+    let mut fds = [PollFd::new(event, PollFlags::IN)];
     poll(&mut fds, Some(&patience)).is_ok_and(|ready| ready > 0)
 }
 

@@ -3,13 +3,16 @@
 //! Law: a file that somebody else may still use is never replaced, and only a
 //! file of our own is removed.
 
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::os::fd::{OwnedFd, RawFd};
-use std::os::unix::fs::{FileTypeExt, MetadataExt};
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 
-use rustix::fs::Mode;
+use rustix::fs::{
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, chmod, chownat, openat, statat, unlinkat,
+};
 use rustix::io::Errno;
 use rustix::net::{
     AddressFamily, SocketAddrUnix, SocketFlags, SocketType, bind, connect, listen, socket_with,
@@ -19,6 +22,8 @@ use super::inherited;
 
 /// Nobody but the owner may connect: who does gets the whole share.
 const MODE: Mode = Mode::from_raw_mode(0o600);
+/// With `--socket-group`.
+const GROUP_MODE: Mode = Mode::from_raw_mode(0o660);
 /// Clients that may wait while one is let in or turned away.
 const BACKLOG: i32 = 16;
 
@@ -59,6 +64,14 @@ pub enum SocketError {
         /// What the kernel, or we, say.
         cause: Errno,
     },
+    /// The same, as the service manager passed it.
+    #[error("LISTEN_FDS: descriptor {fd} is no Unix socket that listens: {cause}")]
+    Activated {
+        /// The descriptor.
+        fd: RawFd,
+        /// What the kernel, or we, say.
+        cause: Errno,
+    },
     /// Anything else.
     #[error("{flag} {path:?}: cannot {action}: {cause}")]
     Io {
@@ -78,8 +91,17 @@ pub enum SocketError {
 pub struct Socket {
     listener: UnixListener,
     path: PathBuf,
-    /// Device and inode of the file, to know it again.
-    identity: Option<(u64, u64)>,
+    file: Option<SocketFile>,
+}
+
+/// The file of a socket, found again from its directory, wherever the root of
+/// this process is by then.
+#[derive(Debug)]
+struct SocketFile {
+    directory: OwnedFd,
+    name: OsString,
+    /// Device and inode, to know it again.
+    identity: (u64, u64),
 }
 
 impl Socket {
@@ -99,11 +121,46 @@ impl Socket {
         }
         clear_the_way(flag, path)?;
         let listener = listen_at(path).map_err(|errno| failed("listen", errno.into()))?;
+        let directory = open_directory_of(path);
+        let directory = directory.map_err(|errno| failed("open the directory", errno.into()))?;
         Ok(Socket {
             listener,
             path: path.to_owned(),
-            identity: identity(path),
+            file: SocketFile::find(directory, path),
         })
+    }
+
+    /// Takes over a socket that somebody else has bound for us, in
+    /// `directory`, as the last component of `path`; its file goes with it.
+    ///
+    /// # Errors
+    ///
+    /// `EINVAL` for what is no Unix socket that listens.
+    pub fn given(listener: OwnedFd, directory: OwnedFd, path: PathBuf) -> Result<Socket, Errno> {
+        inherited::require_listening(&listener)?;
+        Ok(Socket {
+            listener: UnixListener::from(listener),
+            file: SocketFile::find(directory, &path),
+            path,
+        })
+    }
+
+    /// Lets members of a group connect, too.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::Io`].
+    pub fn let_in(&self, group: Gid) -> Result<(), SocketError> {
+        let failed = |cause: Errno| SocketError::Io {
+            flag: "--socket-group",
+            path: self.path.clone(),
+            action: "give the socket to the group",
+            cause: cause.into(),
+        };
+        // In this order, or another group could connect in between.
+        let flags = AtFlags::SYMLINK_NOFOLLOW;
+        chownat(CWD, &self.path, None, Some(group), flags).map_err(failed)?;
+        chmod(&self.path, GROUP_MODE).map_err(failed)
     }
 
     /// Takes over a socket that listens already, as `--fd` names it.
@@ -112,16 +169,37 @@ impl Socket {
     ///
     /// [`SocketError::Inherited`].
     pub fn inherit(fd: RawFd) -> Result<Socket, SocketError> {
-        let listener =
-            inherited::listener(fd).map_err(|cause| SocketError::Inherited { fd, cause })?;
+        let listener = inherited::listener(fd);
+        Ok(Socket::made_elsewhere(
+            listener.map_err(|cause| SocketError::Inherited { fd, cause })?,
+        ))
+    }
+
+    /// The same as the service manager has passed it.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError::Activated`].
+    pub fn activated(fd: RawFd) -> Result<Socket, SocketError> {
+        let listener = inherited::activated(fd);
+        let listener = listener.map_err(|cause| SocketError::Activated { fd, cause })?;
+        Ok(Socket::made_elsewhere(listener))
+    }
+
+    fn made_elsewhere(listener: UnixListener) -> Socket {
         let path = listener.local_addr().ok();
         let path = path.and_then(|address| address.as_pathname().map(Path::to_owned));
-        Ok(Socket {
+        Socket {
             listener,
             path: path.unwrap_or_default(),
-            // The file belongs to who made it.
-            identity: None,
-        })
+            // It belongs to who made it.
+            file: None,
+        }
+    }
+
+    /// Closes the socket and lets the file be: somebody else listens there now.
+    pub fn leave_file(mut self) {
+        self.file = None;
     }
 
     /// The socket itself.
@@ -137,10 +215,38 @@ impl Socket {
 
 impl Drop for Socket {
     fn drop(&mut self) {
-        if self.identity.is_some() && identity(&self.path) == self.identity {
-            let _ = std::fs::remove_file(&self.path);
+        if let Some(file) = &self.file {
+            file.remove();
         }
     }
+}
+
+impl SocketFile {
+    /// The socket at the last component of `path`, if there is one.
+    fn find(directory: OwnedFd, path: &Path) -> Option<SocketFile> {
+        let name = path.file_name()?.to_owned();
+        let identity = identity(&directory, &name)?;
+        Some(SocketFile {
+            directory,
+            name,
+            identity,
+        })
+    }
+
+    /// Removes it, unless it is somebody else's by now.
+    fn remove(&self) {
+        if identity(&self.directory, &self.name) == Some(self.identity) {
+            let _ = unlinkat(&self.directory, &self.name, AtFlags::empty());
+        }
+    }
+}
+
+fn open_directory_of(path: &Path) -> Result<OwnedFd, Errno> {
+    let parent = path
+        .parent()
+        .filter(|parent| !parent.as_os_str().is_empty());
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    openat(CWD, parent.unwrap_or(Path::new(".")), flags, Mode::empty())
 }
 
 /// The file gets the mode of the socket, so that it is never open to more.
@@ -156,9 +262,10 @@ fn new_socket(flags: SocketFlags) -> Result<OwnedFd, Errno> {
     socket_with(AddressFamily::UNIX, SocketType::STREAM, flags, None)
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
-    let meta = std::fs::symlink_metadata(path).ok()?;
-    Some((meta.dev(), meta.ino()))
+fn identity(directory: &OwnedFd, name: &OsStr) -> Option<(u64, u64)> {
+    let stat = statat(directory, name, AtFlags::SYMLINK_NOFOLLOW).ok()?;
+    let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+    is_socket.then_some((stat.st_dev, stat.st_ino))
 }
 
 /// Removes a socket file that nobody listens on.
@@ -205,6 +312,7 @@ fn knock(path: &Path) -> Result<(), Errno> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::os::unix::fs::MetadataExt;
 
     const FLAG: &str = "--socket-path";
 
@@ -231,6 +339,25 @@ mod tests {
         let error = Socket::bind(FLAG, &path).expect_err("not a socket");
         assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
         assert_eq!(std::fs::read(&path).expect("still there"), b"precious");
+    }
+
+    #[test]
+    fn a_socket_that_was_given_goes_with_its_file_and_others_are_refused() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("s");
+        let home = || open_directory_of(&path).expect("there");
+        let bound = UnixListener::bind(&path).expect("bound");
+        let given = Socket::given(bound.into(), home(), path.clone()).expect("listens");
+        assert_eq!(given.path(), path);
+        drop(given);
+        assert!(!path.exists());
+
+        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("pair");
+        let refused = Socket::given(one.into(), home(), path.clone());
+        assert_eq!(refused.expect_err("does not listen"), Errno::INVAL);
+        let file = std::fs::File::create(&path).expect("created");
+        let refused = Socket::given(file.into(), home(), path.clone());
+        assert!(refused.is_err() && path.exists());
     }
 
     #[test]

@@ -8,11 +8,27 @@ use rustix::io::Errno;
 
 use super::SharedDir;
 use super::inode::Key;
+use super::name::Name;
+
+/// `STATX_MNT_ID_UNIQUE`, since Linux 6.8. Without it the id may come again,
+/// but not while something on the mount is held.
+const MNT_ID_UNIQUE: StatxFlags = StatxFlags::from_bits_retain(0x4000);
+
+const MASK: StatxFlags = StatxFlags::BASIC_STATS
+    .union(StatxFlags::BTIME)
+    .union(StatxFlags::MNT_ID)
+    .union(MNT_ID_UNIQUE);
 
 /// Attributes and identity of the inode behind a descriptor.
 pub(super) fn stat(fd: impl AsFd) -> Result<Statx, Errno> {
-    let mask = StatxFlags::BASIC_STATS.union(StatxFlags::MNT_ID);
-    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask)
+    rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, MASK)
+}
+
+/// Attributes and identity of what a name in a directory stands for, a
+/// symbolic link itself.
+pub(super) fn stat_at(dir: impl AsFd, name: Name<'_>) -> Result<Statx, Errno> {
+    let flags = AtFlags::SYMLINK_NOFOLLOW.union(AtFlags::NO_AUTOMOUNT);
+    rustix::fs::statx(dir, name.as_c_str(), flags, MASK)
 }
 
 pub(super) fn key_of(stat: &Statx) -> Key {

@@ -18,6 +18,10 @@ pub(super) struct Share {
     amount: usize,
 }
 
+/// One of a budget, given back on drop.
+#[derive(Debug)]
+pub(super) struct Unit(Arc<Budget>);
+
 impl Budget {
     pub(super) fn new(limit: usize) -> Arc<Budget> {
         Arc::new(Budget {
@@ -38,6 +42,13 @@ impl Budget {
             budget: Arc::clone(self),
             amount,
         })
+    }
+
+    /// Takes one, in the space of a pointer.
+    pub(super) fn take_one(self: &Arc<Self>) -> Option<Unit> {
+        let mut share = self.take(1)?;
+        share.amount = 0;
+        Some(Unit(Arc::clone(self)))
     }
 
     pub(super) fn used(&self) -> usize {
@@ -69,6 +80,12 @@ impl Share {
     }
 }
 
+impl Drop for Unit {
+    fn drop(&mut self) {
+        self.0.used.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
 impl Drop for Share {
     fn drop(&mut self) {
         self.budget.used.fetch_sub(self.amount, Ordering::Relaxed);
@@ -95,6 +112,10 @@ mod tests {
         assert!(three.resize(1));
         assert_eq!(budget.used(), 1);
         drop(three);
+        let one = budget.take_one().unwrap();
+        assert_eq!(budget.used(), 1);
+        drop(one);
         assert_eq!(budget.used(), 0);
+        assert!(Budget::new(0).take_one().is_none());
     }
 }

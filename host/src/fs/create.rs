@@ -5,7 +5,7 @@
 //! has a default ACL and ACLs are served; the daemon's own umask is zero.
 
 use std::ffi::CStr;
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev};
@@ -109,7 +109,8 @@ impl SharedDir {
         let inode = self.inode(nodeid)?;
         let dir = self.inode(new_parent)?;
         // By the link in procfs: AT_EMPTY_PATH would need one more capability.
-        let source = ProcFd::link(inode.fd()?);
+        let fd = inode.fd()?;
+        let source = ProcFd::link(fd.as_fd());
         rustix::fs::linkat(
             self.proc.dir(),
             source.as_c_str(),
@@ -139,8 +140,8 @@ impl SharedDir {
         let want = Request::parse(flags, &self.options)?;
         let room = self.handles.reserve()?;
         let mode = self.mode_in(&dir, mode, umask)?;
-        let made = self.create_or_open(&creator.into(), &dir, name, want, mode)?;
-        self.hand_out(&dir, want, room, made)
+        let (file, entry) = self.create_or_open(&creator.into(), &dir, name, want, mode)?;
+        self.hand_out(&dir, want, room, file, entry)
     }
 
     /// Creates and opens a regular file that has no name; LINK may give it
@@ -168,7 +169,8 @@ impl SharedDir {
             self.set_label(&file, label)?;
         }
         let node = self.proc.reopen(&file, OFlags::PATH)?;
-        self.hand_out(&dir, want, room, (file, Found::new(node)?))
+        let entry = self.bind(&dir, Found::new(node)?)?;
+        self.hand_out(&dir, want, room, file, entry)
     }
 
     fn hand_out(
@@ -176,9 +178,9 @@ impl SharedDir {
         dir: &Inode,
         want: Request,
         room: Reserved,
-        (file, found): (OwnedFd, Found),
+        file: OwnedFd,
+        entry: Entry,
     ) -> Result<(Entry, u64), Errno> {
-        let entry = self.bind(dir, found)?;
         let open = want.opened(file);
         let added = self
             .handles
@@ -199,7 +201,7 @@ impl SharedDir {
         name: Name<'_>,
         want: Request,
         mode: Mode,
-    ) -> Result<(OwnedFd, Found), Errno> {
+    ) -> Result<(OwnedFd, Entry), Errno> {
         for _ in 0..CREATE_TRIES {
             match self.create_new(creator, dir, name, (want.flags, mode)) {
                 Ok(made) => return Ok(made),
@@ -222,15 +224,12 @@ impl SharedDir {
         dir: &Inode,
         name: Name<'_>,
         (flags, mode): (OFlags, Mode),
-    ) -> Result<(OwnedFd, Found), Errno> {
-        let found = |file: OwnedFd| {
-            let node = self.proc.reopen(&file, OFlags::PATH)?;
-            Ok((file, Found::new(node)?))
-        };
+    ) -> Result<(OwnedFd, Entry), Errno> {
         if let Some(label) = creator.label
             && let Some(file) = self.create_labelled(creator, dir, name, label, (flags, mode))?
         {
-            return found(file);
+            let entry = self.bind_created(dir, &file)?;
+            return Ok((file, entry));
         }
         let flags = flags
             | OFlags::CREATE
@@ -242,11 +241,11 @@ impl SharedDir {
         let file = self.create_as(creator, &fd, || {
             rustix::fs::openat2(&fd, name.as_c_str(), flags, mode, RESOLVE)
         })?;
-        let made = found(file)?;
         if let Some(label) = creator.label {
-            self.labelled(dir, name, &made.1, label)?;
+            self.labelled(dir, name, (&file, FileType::RegularFile), label)?;
         }
-        Ok(made)
+        let entry = self.bind_created(dir, &file)?;
+        Ok((file, entry))
     }
 
     fn open_existing(
@@ -255,7 +254,7 @@ impl SharedDir {
         dir: &Inode,
         name: Name<'_>,
         want: Request,
-    ) -> Result<(OwnedFd, Found), Errno> {
+    ) -> Result<(OwnedFd, Entry), Errno> {
         let mut found = find(dir.fd()?, name)?;
         openable(found.kind())?;
         let mut flags = want.flags;
@@ -267,15 +266,15 @@ impl SharedDir {
             self.drop_capability_of(&file)?;
             found.stat = stat(&found.fd)?;
         }
-
-        Ok((file, found))
+        Ok((file, self.bind(dir, found)?))
     }
 
     /// The directory for a new name, when something may be created and then
     /// handed out.
     fn parent_for_new(&self, parent: u64) -> Result<Arc<Inode>, Errno> {
         self.require_writable()?;
-        self.inodes.require_room()?;
-        self.inode(parent)
+        let dir = self.inode(parent)?;
+        self.inodes.require_room(dir.mount())?;
+        Ok(dir)
     }
 }

@@ -14,7 +14,7 @@ use rustix::io::Errno;
 
 use super::attr::stat;
 use super::inode::Inode;
-use super::lookup::{Found, RESOLVE, find};
+use super::lookup::{RESOLVE, find};
 use super::procfd::ProcFd;
 use super::xattrmap::Access;
 use super::{Caller, Entry, Name, SharedDir, creds};
@@ -87,7 +87,7 @@ impl SharedDir {
     ) -> Result<Entry, Errno> {
         let found = find(dir.fd()?, name)?;
         if let Some(label) = creator.label {
-            self.labelled(dir, name, &found, label)?;
+            self.labelled(dir, name, (&found.fd, found.kind()), label)?;
         }
         self.bind(dir, found)
     }
@@ -97,13 +97,13 @@ impl SharedDir {
         &self,
         dir: &Inode,
         name: Name<'_>,
-        found: &Found,
+        (made, kind): (&OwnedFd, FileType),
         label: Label<'_>,
     ) -> Result<(), Errno> {
-        let Err(errno) = self.set_label(&found.fd, label) else {
+        let Err(errno) = self.set_label(made, label) else {
             return Ok(());
         };
-        let flags = match found.kind() {
+        let flags = match kind {
             FileType::Directory => AtFlags::REMOVEDIR,
             _ => AtFlags::empty(),
         };
@@ -136,7 +136,7 @@ impl SharedDir {
         };
         self.set_label(&file, label)?;
         let opened = self.proc.reopen(&file, flags)?;
-        let source = ProcFd::link(&file);
+        let source = ProcFd::link(file.as_fd());
         rustix::fs::linkat(
             self.proc.dir(),
             source.as_c_str(),
@@ -150,7 +150,7 @@ impl SharedDir {
     /// By its link in procfs, since it may be anything, and not be readable.
     pub(super) fn set_label(&self, fd: impl AsFd, label: Label<'_>) -> Result<(), Errno> {
         let name = self.host_name(label.name, Access::Change)?;
-        let link = self.proc.absolute(fd).ok_or(Errno::NOTSUP)?;
+        let link = self.proc.absolute(fd.as_fd()).ok_or(Errno::NOTSUP)?;
         rustix::fs::setxattr(link, &*name, label.value, XattrFlags::empty())
     }
 }

@@ -88,7 +88,7 @@ impl SharedDir {
         }
         let room = self.handles.reserve()?;
         let flags = OFlags::RDONLY | OFlags::DIRECTORY;
-        let fd = self.proc.reopen(inode.fd()?, flags)?;
+        let fd = self.reopen(&inode, flags)?;
         let is_root = nodeid == daxwindow_shared::fuse::ROOT_ID;
         let parent_ino = is_root.then(|| stat(&fd)).transpose()?.map(|s| s.stx_ino);
         let dir = OpenDir {

@@ -4,13 +4,14 @@ use std::ffi::OsStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::sync::Arc;
 
 use daxwindow_shared::fuse::ROOT_ID;
 use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
-use super::attr::{key_of, kind_of, stat};
-use super::inode::Inode;
+use super::attr::{key_of, kind_of, stat, stat_at};
+use super::inode::{FileHandle, Inode, Known, Moment, NodeFd, Seen};
 use super::{Entry, Name, SharedDir};
 
 /// How every name is resolved: beneath its parent, through no link of any
@@ -24,13 +25,16 @@ pub(super) const RESOLVE: ResolveFlags = ResolveFlags::BENEATH
 pub(super) struct Found {
     pub(super) fd: OwnedFd,
     pub(super) stat: Statx,
+    /// A time at which it was alive.
+    then: Moment,
 }
 
 impl Found {
     /// Takes stock of an `O_PATH` descriptor.
     pub(super) fn new(fd: OwnedFd) -> Result<Found, Errno> {
+        let then = Moment::now();
         let stat = stat(&fd)?;
-        Ok(Found { fd, stat })
+        Ok(Found { fd, stat, then })
     }
 
     pub(super) fn kind(&self) -> FileType {
@@ -53,24 +57,94 @@ impl SharedDir {
         self.lookup_in(&dir, name)
     }
 
+    /// Tries the cheapest way first that may do: one system call for a node
+    /// that is known, two for a new one on a file system that is known well,
+    /// and else a descriptor. The directory remembers which kind was last.
     pub(super) fn lookup_in(&self, dir: &Inode, name: Name<'_>) -> Result<Entry, Errno> {
-        let found = find(dir.fd()?, name)?;
-        self.bind(dir, found)
+        let fd = dir.fd()?;
+        if name.is_component() {
+            if dir.finds_known() {
+                let horizon = self.inodes.horizon();
+                let stat = stat_at(&fd, name)?;
+                if let Some(known) = self.inodes.known(dir, &stat, horizon) {
+                    return Ok(self.entry_of(dir, &stat, known));
+                }
+            }
+            if dir.mount().pairs_by_name()
+                && let Some(entry) = self.pair(dir, &fd, name)?
+            {
+                return Ok(entry);
+            }
+        }
+        self.bind(dir, find(&fd, name)?)
     }
 
-    /// Makes an inode found in `dir` known to the guest, one lookup counted.
+    /// By handle and attributes of one name, if they are surely of one inode.
+    fn pair(&self, dir: &Inode, fd: &NodeFd<'_>, name: Name<'_>) -> Result<Option<Entry>, Errno> {
+        let then = Moment::now();
+        let handle = match FileHandle::at(fd.as_fd(), name.as_c_str()) {
+            Ok(handle) => handle,
+            // No handle, or no longer the kernel of the trial.
+            Err(Errno::OPNOTSUPP | Errno::OVERFLOW | Errno::INVAL) => return Ok(None),
+            Err(errno) => return Err(errno),
+        };
+        let stat = stat_at(fd, name)?;
+        let Some(known) = self.inodes.bind_pair(dir, then, handle, &stat) else {
+            return Ok(None);
+        };
+        let known = known?;
+        dir.found_known(known.before);
+        Ok(Some(self.entry_of(dir, &stat, known)))
+    }
+
+    /// Makes an inode known to the guest, one lookup counted. `dir` is where
+    /// it was found.
     pub(super) fn bind(&self, dir: &Inode, found: Found) -> Result<Entry, Errno> {
-        let attr = self.attr_of(&found.stat);
-        let (key, kind) = (key_of(&found.stat), found.kind());
-        let submount = kind == FileType::Directory && key.mount != dir.mount();
-        let (nodeid, dax) = self.inodes.bind(dir.session(), key, kind, found.fd)?;
-        Ok(Entry {
-            nodeid,
-            generation: 0,
-            attr,
-            dax,
-            submount,
-        })
+        let mount = match key_of(&found.stat).mount == dir.mount().id() {
+            true => Arc::clone(dir.mount()),
+            false => self
+                .inodes
+                .mounts()
+                .of(&self.proc, found.fd.as_fd(), &found.stat)?,
+        };
+        let seen = Seen {
+            mount: &mount,
+            stat: &found.stat,
+            then: found.then,
+            handle: mount.handle_of(&found.fd)?,
+            fd: Some(found.fd),
+        };
+        let known = self.inodes.bind(dir.session(), seen)?;
+        dir.found_known(known.before);
+        Ok(self.entry_of(dir, &found.stat, known))
+    }
+
+    /// The same for a file just created in `dir` and open.
+    pub(super) fn bind_created(&self, dir: &Inode, file: &OwnedFd) -> Result<Entry, Errno> {
+        let then = Moment::now();
+        let stat = stat(file)?;
+        let Some(handle) = dir.mount().handle_of(file)? else {
+            let node = self.proc.reopen(file, OFlags::PATH)?;
+            return self.bind(dir, Found::new(node)?);
+        };
+        let seen = Seen {
+            mount: dir.mount(),
+            stat: &stat,
+            then,
+            handle: Some(handle),
+            fd: None,
+        };
+        let known = self.inodes.bind(dir.session(), seen)?;
+        Ok(self.entry_of(dir, &stat, known))
+    }
+
+    /// Opens a node's inode once more. The caller has checked that it is a
+    /// regular file or a directory.
+    pub(super) fn reopen(&self, inode: &Inode, flags: OFlags) -> Result<OwnedFd, Errno> {
+        match inode.open_by_handle(flags) {
+            Some(opened) => opened,
+            None => self.proc.reopen(inode.fd()?, flags),
+        }
     }
 
     /// Whether a node has DAX. No node, or none decided about: no.
@@ -112,5 +186,16 @@ impl SharedDir {
         }
         let target = rustix::fs::readlinkat(inode.fd()?, c"", Vec::new())?;
         Ok(target.into_bytes())
+    }
+
+    fn entry_of(&self, dir: &Inode, stat: &Statx, known: Known) -> Entry {
+        let is_dir = kind_of(stat) == FileType::Directory;
+        Entry {
+            nodeid: known.id,
+            generation: 0,
+            attr: self.attr_of(stat),
+            dax: known.dax,
+            submount: is_dir && key_of(stat).mount != dir.mount().id(),
+        }
     }
 }

@@ -49,7 +49,7 @@ impl MapSource for SharedDir {
         } else {
             OFlags::RDONLY
         };
-        let fd = self.proc.reopen(inode.fd()?, access)?;
+        let fd = self.reopen(&inode, access)?;
         Ok(MapFile { fd: Arc::new(fd) })
     }
 

@@ -3,7 +3,7 @@
 //! | file | owns |
 //! | --- | --- |
 //! | `name` | checked path components |
-//! | `inode` | node ids, lookup counts, what pins an inode |
+//! | `inode` | node ids, lookup counts, by what an inode is known |
 //! | `handle` | open files and directories, bound to their node |
 //! | `budget` | what one guest may spend |
 //! | `procfd` | re-opening an inode that is held by `O_PATH` |
@@ -16,11 +16,12 @@
 //! | `room` | that what is stored through the window finds room |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
-//! Law: no request leaves the shared directory. An inode is an `O_PATH |
-//! O_NOFOLLOW` descriptor; every name is a single component resolved beneath
-//! the descriptor of its parent without following links; whatever needs more
-//! than `O_PATH` goes through the descriptor itself and never through a name
-//! a second time. Only regular files and directories are ever opened.
+//! Law: no request leaves the shared directory. An inode is a file handle from
+//! the kernel or an `O_PATH | O_NOFOLLOW` descriptor; every name is a single
+//! component resolved beneath the descriptor of its parent without following
+//! links; whatever needs more than `O_PATH` goes through the handle or the
+//! descriptor itself and never through a name a second time. Only regular
+//! files and directories are ever opened.
 //!
 //! Like an open descriptor, a node stays usable when the host moves it, even
 //! out of the shared directory: a node is a capability, not a path. No guest
@@ -53,6 +54,8 @@ mod xattrmap;
 #[cfg(test)]
 mod tests;
 
+use std::io::ErrorKind;
+use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -63,7 +66,7 @@ use rustix::io::Errno;
 
 use budget::Budget;
 use handle::HandleTable;
-use inode::{Inode, InodeTable};
+use inode::{Inode, InodeTable, NodeLimits};
 use locks::LockTable;
 use procfd::ProcFd;
 use xattrmap::XattrNames;
@@ -72,6 +75,7 @@ pub(crate) use attr::decode_dev;
 pub use creator::{Creator, Label};
 pub use dir::DirItem;
 pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids};
+pub use inode::{HostInode, InodeUsage};
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
@@ -106,14 +110,33 @@ pub struct Entry {
     pub submount: bool,
 }
 
+/// By what inodes are known that the guest knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum InodeFileHandles {
+    /// Each by a descriptor.
+    Never,
+    /// By a file handle where that is possible, else by a descriptor.
+    Prefer,
+    /// Each by a file handle: what has none is refused with `EOPNOTSUPP`.
+    Mandatory,
+}
+
 /// How a directory is shared with one guest.
 #[derive(Clone, Debug)]
 pub struct ShareOptions {
     /// Every request that changes something is refused with `EROFS`.
     pub readonly: bool,
-    /// Inodes the guest may know at a time, the root aside. Each costs a
-    /// descriptor. Beyond: `ENFILE`.
+    /// By what inodes are known.
+    pub inode_file_handles: InodeFileHandles,
+    /// Inodes the guest may know at a time, the root aside. Beyond: `ENFILE`.
     pub max_inodes: usize,
+    /// Descriptors that inodes may hold which are not known by handle or have
+    /// lost their last name. Beyond: `ENFILE` for the former; the latter go
+    /// when the guest closes them.
+    pub max_held_descriptors: usize,
+    /// Descriptors of inodes known by handle that are kept open because they
+    /// were used not long ago.
+    pub max_cached_descriptors: usize,
     /// Files and directories the guest may have open at a time, a descriptor
     /// each. Beyond: `EMFILE`.
     pub max_handles: usize,
@@ -136,7 +159,10 @@ impl Default for ShareOptions {
     fn default() -> Self {
         ShareOptions {
             readonly: false,
-            max_inodes: 1 << 20,
+            inode_file_handles: InodeFileHandles::Prefer,
+            max_inodes: 1 << 22,
+            max_held_descriptors: 1 << 20,
+            max_cached_descriptors: 1 << 10,
             max_handles: 1 << 16,
             locks: false,
             posix_acl: false,
@@ -169,13 +195,46 @@ impl SharedDir {
     /// (after any fork) and before `/proc` is given up.
     pub fn open(root: &Path, options: ShareOptions) -> std::io::Result<SharedDir> {
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-        let root = rustix::fs::openat(CWD, root, flags, Mode::empty())?;
+        SharedDir::of(
+            rustix::fs::openat(CWD, root, flags, Mode::empty())?,
+            options,
+        )
+    }
+
+    /// Opens what any share needs of the process, so that shares can be opened
+    /// when `/proc` is given up. Must run in the process that serves them.
+    ///
+    /// # Errors
+    ///
+    /// There is no `/proc`.
+    pub fn prepare() -> std::io::Result<()> {
+        ProcFd::open().map(drop)
+    }
+
+    /// Shares a directory that is open already, with `O_PATH`.
+    pub fn of(root: OwnedFd, options: ShareOptions) -> std::io::Result<SharedDir> {
         let session = Arc::new(AtomicU64::new(0));
+        let proc = ProcFd::open()?;
+        let limits = NodeLimits {
+            inodes: options.max_inodes,
+            held_descriptors: options.max_held_descriptors,
+            cached_descriptors: options.max_cached_descriptors,
+            handles: options.inode_file_handles,
+        };
+        let inodes = InodeTable::new(root, &proc, Arc::clone(&session), limits);
+        let mandatory = options.inode_file_handles == InodeFileHandles::Mandatory;
+        let inodes = inodes.map_err(|errno| match errno {
+            Errno::OPNOTSUPP if mandatory => std::io::Error::new(
+                ErrorKind::Unsupported,
+                "file handles are mandatory, and its inodes cannot be opened by one",
+            ),
+            errno => errno.into(),
+        })?;
         Ok(SharedDir {
-            inodes: InodeTable::new(root, Arc::clone(&session), options.max_inodes)?,
+            inodes,
             handles: HandleTable::new(Arc::clone(&session), options.max_handles),
             locks: LockTable::new(Arc::clone(&session)),
-            proc: ProcFd::open()?,
+            proc,
             xattr_names: XattrNames::new(options.xattr_map.clone()),
             listing: Budget::new(dir::MAX_LISTING_BYTES),
             session,
@@ -198,9 +257,20 @@ impl SharedDir {
         self.inodes.clear();
     }
 
-    /// Inodes held, the root aside.
+    /// Device and number of the host's inode behind `nodeid`, while the guest
+    /// knows it.
+    pub fn host_inode(&self, nodeid: u64) -> Option<HostInode> {
+        Some(self.inodes.get(nodeid)?.host_inode())
+    }
+
+    /// Inodes the guest knows, the root aside.
     pub fn live_inodes(&self) -> usize {
         self.inodes.live()
+    }
+
+    /// What those inodes cost.
+    pub fn usage(&self) -> InodeUsage {
+        self.inodes.usage()
     }
 
     /// Files and directories open.

@@ -31,6 +31,12 @@ impl<'a> Name<'a> {
         Name(bytes)
     }
 
+    /// Whether this is what [`Name::new`] checks for, asked once more where
+    /// the kernel is not told to stay beneath a directory.
+    pub(super) fn is_component(self) -> bool {
+        Name::new(self.0).is_ok()
+    }
+
     /// The component as a C string.
     pub fn as_c_str(self) -> &'a CStr {
         self.0

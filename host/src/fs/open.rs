@@ -98,7 +98,7 @@ impl SharedDir {
         let inode = self.inode(nodeid)?;
         inode.require_regular()?;
         let room = self.handles.reserve()?;
-        let file = self.proc.reopen(inode.fd()?, want.flags)?;
+        let file = self.reopen(&inode, want.flags)?;
         if kill_suidgid && want.writable {
             self.kill_bits(&inode)?;
         }
@@ -126,7 +126,7 @@ impl SharedDir {
         };
         let sync = rustix::fs::fcntl_getfl(&open.file)? & OFlags::SYNC;
         let inode = self.inode(nodeid)?;
-        Ok(self.proc.reopen(inode.fd()?, flags | sync)?.into())
+        Ok(self.reopen(&inode, flags | sync)?.into())
     }
 
     /// Closes a file handle, and drops the locks that go with it.

@@ -2,30 +2,53 @@
 //! own link to it in `/proc/self/fd`. The directory is opened once and kept,
 //! so that this goes on working when `/proc` is out of reach.
 
-use std::ffi::OsString;
+use std::ffi::{CStr, OsString};
+use std::marker::PhantomData;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC};
 use rustix::io::Errno;
 use rustix::path::DecInt;
 
+use super::attr;
+
 const PATH: &str = "/proc/self/fd";
 
-/// The open directory `/proc/self/fd`.
-#[derive(Debug)]
+/// The open directory `/proc/self/fd`, one for the process.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct ProcFd {
-    dir: OwnedFd,
+    dir: &'static OwnedFd,
+}
+
+/// Name of an open descriptor's link.
+#[derive(Debug)]
+pub(super) struct Link<'a> {
+    name: DecInt,
+    _fd: PhantomData<BorrowedFd<'a>>,
+}
+
+impl Link<'_> {
+    pub(super) fn as_c_str(&self) -> &CStr {
+        self.name.as_c_str()
+    }
 }
 
 impl ProcFd {
+    /// Opens it, if nobody has: shares that come later need no `/proc`.
     pub(super) fn open() -> std::io::Result<ProcFd> {
+        static DIR: OnceLock<OwnedFd> = OnceLock::new();
+        if let Some(dir) = DIR.get() {
+            return Ok(ProcFd { dir });
+        }
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let dir = rustix::fs::openat(CWD, PATH, flags, Mode::empty())?;
         if rustix::fs::fstatfs(&dir)?.f_type != PROC_SUPER_MAGIC {
             return Err(std::io::Error::other(format!("{PATH} is not procfs")));
         }
+        let dir = DIR.get_or_init(|| dir);
         Ok(ProcFd { dir })
     }
 
@@ -34,8 +57,8 @@ impl ProcFd {
     /// reach a device.
     pub(super) fn reopen(&self, fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let link = DecInt::from_fd(fd);
-        rustix::fs::openat(&self.dir, link.as_c_str(), flags, Mode::empty())
+        let fd = fd.as_fd();
+        rustix::fs::openat(self.dir, ProcFd::link(fd).as_c_str(), flags, Mode::empty())
     }
 
     /// The directory in which [`ProcFd::link`] is a name.
@@ -44,27 +67,33 @@ impl ProcFd {
     }
 
     /// Name of the link to the inode behind `fd`. Following it ends at that
-    /// inode, also when the inode is a symbolic link itself.
-    pub(super) fn link(fd: impl AsFd) -> DecInt {
-        DecInt::from_fd(fd)
+    /// inode, also when the inode is a symbolic link itself. It lives no longer
+    /// than `fd`, whose number may then be that of another inode.
+    pub(super) fn link(fd: BorrowedFd<'_>) -> Link<'_> {
+        Link {
+            name: DecInt::from_fd(fd),
+            _fd: PhantomData,
+        }
     }
 
     /// Where the host has the inode behind `fd` now, seen from the root of
     /// this process. Good for people and patterns, never to open it by.
     pub(super) fn path(&self, fd: impl AsFd) -> Option<PathBuf> {
+        let fd = fd.as_fd();
         let link = ProcFd::link(fd);
-        let path = rustix::fs::readlinkat(&self.dir, link.as_c_str(), Vec::new()).ok()?;
+        let path = rustix::fs::readlinkat(self.dir, link.as_c_str(), Vec::new()).ok()?;
         Some(OsString::from_vec(path.into_bytes()).into())
     }
 
     /// The same as an absolute path, if `/proc/self/fd` still is the directory
-    /// held here; for the few system calls that take nothing else.
-    pub(super) fn absolute(&self, fd: impl AsFd) -> Option<String> {
-        let held = super::attr::stat(&self.dir).ok()?;
+    /// held here; for the few system calls that take nothing else. It is good
+    /// for as long as `fd` is open.
+    pub(super) fn absolute(&self, fd: BorrowedFd<'_>) -> Option<String> {
+        let held = attr::stat(self.dir).ok()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let now = rustix::fs::openat(CWD, PATH, flags, Mode::empty()).ok()?;
-        let now = super::attr::stat(&now).ok()?;
-        let same = super::attr::key_of(&held) == super::attr::key_of(&now);
+        let now = attr::stat(&now).ok()?;
+        let same = attr::key_of(&held) == attr::key_of(&now);
         same.then(|| format!("{PATH}/{}", DecInt::from_fd(fd).as_str()))
     }
 }

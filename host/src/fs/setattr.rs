@@ -76,6 +76,7 @@ impl SharedDir {
     /// `EOPNOTSUPP` for a symbolic link, as everywhere on Linux.
     pub(super) fn set_mode(&self, fd: impl AsFd, mode: u32) -> Result<(), Errno> {
         let mode = Mode::from_raw_mode(mode & 0o7777);
+        let fd = fd.as_fd();
         let link = ProcFd::link(fd);
         rustix::fs::chmodat(self.proc.dir(), link.as_c_str(), mode, AtFlags::empty())
     }
@@ -87,7 +88,7 @@ impl SharedDir {
             return rustix::fs::ftruncate(&open.file, size);
         }
         inode.require_regular()?;
-        let file = self.proc.reopen(inode.fd()?, OFlags::WRONLY)?;
+        let file = self.reopen(inode, OFlags::WRONLY)?;
         self.drop_capability_of(&file)?;
         rustix::fs::ftruncate(file, size)
     }

@@ -32,7 +32,7 @@ impl SharedDir {
         if !opened.contains(&inode.kind()) {
             inode = self.inode(daxwindow_shared::fuse::ROOT_ID)?;
         }
-        let fd = self.proc.reopen(inode.fd()?, OFlags::RDONLY)?;
+        let fd = self.reopen(&inode, OFlags::RDONLY)?;
         rustix::fs::syncfs(fd)
     }
 }

@@ -15,7 +15,7 @@ use rustix::io::Errno;
 
 use super::SharedDir;
 use super::attr::stat;
-use super::inode::Inode;
+use super::inode::{Inode, NodeFd};
 use super::xattrmap::Access;
 
 /// Largest value and largest list Linux knows, in bytes.
@@ -31,9 +31,10 @@ pub enum XattrReply {
 }
 
 /// A way to an inode that the xattr calls accept.
-enum Way {
+enum Way<'a> {
     Open(OwnedFd),
-    Link(String),
+    /// Its path in procfs, good while the descriptor is open.
+    Link(NodeFd<'a>, String),
 }
 
 impl SharedDir {
@@ -61,7 +62,7 @@ impl SharedDir {
         let inode = self.inode(nodeid)?;
         match self.way_to(&inode)? {
             Way::Open(fd) => rustix::fs::fsetxattr(fd, name, value, flags)?,
-            Way::Link(path) => rustix::fs::setxattr(path, name, value, flags)?,
+            Way::Link(_fd, path) => rustix::fs::setxattr(path, name, value, flags)?,
         }
         if kill_sgid {
             self.kill_sgid(&inode)?;
@@ -76,11 +77,11 @@ impl SharedDir {
         let inode = self.inode(nodeid)?;
         match (self.way_to(&inode)?, size) {
             (Way::Open(fd), 0) => length(rustix::fs::fgetxattr_query(fd, name)),
-            (Way::Link(path), 0) => length(rustix::fs::getxattr_query(path, name)),
+            (Way::Link(_fd, path), 0) => length(rustix::fs::getxattr_query(path, name)),
             (Way::Open(fd), _) => value(size, |buf| {
                 rustix::fs::fgetxattr(fd, name, spare_capacity(buf))
             }),
-            (Way::Link(path), _) => value(size, |buf| {
+            (Way::Link(_fd, path), _) => value(size, |buf| {
                 rustix::fs::getxattr(path, name, spare_capacity(buf))
             }),
         }
@@ -94,7 +95,7 @@ impl SharedDir {
         let mut list = Vec::with_capacity(MAX_BYTES);
         match self.way_to(&inode)? {
             Way::Open(fd) => rustix::fs::flistxattr(fd, spare_capacity(&mut list))?,
-            Way::Link(path) => rustix::fs::listxattr(path, spare_capacity(&mut list))?,
+            Way::Link(_fd, path) => rustix::fs::listxattr(path, spare_capacity(&mut list))?,
         };
         let seen = self.xattr_names.list_to_guest(&list, self.serves_acls());
         match size {
@@ -111,7 +112,7 @@ impl SharedDir {
         let inode = self.inode(nodeid)?;
         match self.way_to(&inode)? {
             Way::Open(fd) => rustix::fs::fremovexattr(fd, name),
-            Way::Link(path) => rustix::fs::removexattr(path, name),
+            Way::Link(_fd, path) => rustix::fs::removexattr(path, name),
         }
     }
 
@@ -120,7 +121,7 @@ impl SharedDir {
     pub(super) fn has_xattr(&self, inode: &Inode, name: &CStr) -> Result<bool, Errno> {
         let queried = match self.way_to(inode)? {
             Way::Open(fd) => rustix::fs::fgetxattr_query(fd, name),
-            Way::Link(path) => rustix::fs::getxattr_query(path, name),
+            Way::Link(_fd, path) => rustix::fs::getxattr_query(path, name),
         };
         match queried {
             Ok(_) => Ok(true),
@@ -157,19 +158,20 @@ impl SharedDir {
         }
         unless_absent(match self.way_to(inode)? {
             Way::Open(fd) => rustix::fs::fremovexattr(fd, name),
-            Way::Link(path) => rustix::fs::removexattr(path, name),
+            Way::Link(_fd, path) => rustix::fs::removexattr(path, name),
         })
     }
 
-    fn way_to(&self, inode: &Inode) -> Result<Way, Errno> {
-        let fd = inode.fd()?;
+    fn way_to<'a>(&self, inode: &'a Inode) -> Result<Way<'a>, Errno> {
         if let FileType::RegularFile | FileType::Directory = inode.kind() {
             // NONBLOCK: a lease somebody holds is not worth waiting for.
-            if let Ok(open) = self.proc.reopen(&fd, OFlags::RDONLY | OFlags::NONBLOCK) {
+            if let Ok(open) = self.reopen(inode, OFlags::RDONLY | OFlags::NONBLOCK) {
                 return Ok(Way::Open(open));
             }
         }
-        self.proc.absolute(&fd).map(Way::Link).ok_or(Errno::NOTSUP)
+        let fd = inode.fd()?;
+        let path = self.proc.absolute(fd.as_fd()).ok_or(Errno::NOTSUP)?;
+        Ok(Way::Link(fd, path))
     }
 
     fn kill_sgid(&self, inode: &Inode) -> Result<(), Errno> {

@@ -11,7 +11,7 @@ use super::text;
 /// How long a daemon may be silent. Other askers are served before us.
 const SILENCE: Duration = Duration::from_secs(10);
 /// Longest document that is taken.
-const MAX_BYTES: u64 = 4 << 20;
+const MAX_BYTES: u64 = 256 << 20;
 
 /// Why nothing is printed.
 #[derive(Debug, thiserror::Error)]
@@ -102,7 +102,7 @@ mod tests {
         let path = Path::new("/s");
         let error = parse(path, "{\"schema\": 99}").expect_err("another version");
         assert!(error.to_string().contains("99"), "{error}");
-        for text in ["", "hello", "{}", "{\"schema\": 1}"] {
+        for text in ["", "hello", "{}", "{\"schema\": 2}"] {
             let error = parse(path, text).expect_err("no document");
             assert!(matches!(error, AskError::NoDocument { .. }), "{error}");
         }

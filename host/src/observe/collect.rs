@@ -8,22 +8,32 @@ use daxwindow_shared::latency::Summary;
 
 use super::counters::OpReport;
 use super::document::{
-    Capability, Daemon, FrontEnd, Latency, Mappings, Opcode, Requests, SCHEMA, Session, Share,
-    Status, Verdict, Window,
+    Capability, Daemon, FrontEnd, Latency, Mappings, Opcode, Requests, SCHEMA, Session,
+    ShareStatus, Status, Verdict, Window,
 };
 use crate::dax::{Capabilities, Dax, DaxStats, DaxVerdict, MapError};
 use crate::server::{DaxWish, Server};
+use crate::shares::{Shares, accounting};
 
 /// How things are now.
-pub(super) fn status(server: &Server, share: &Share) -> Status {
-    let dax = server.dax();
+pub(super) fn status(shares: &Shares) -> Status {
+    let shares = shares.list();
     Status {
         schema: SCHEMA,
         daemon: Daemon {
             version: env!("CARGO_PKG_VERSION").into(),
             pid: std::process::id(),
         },
-        share: share.clone(),
+        common: accounting::common(&shares),
+        shares: shares.iter().map(|share| of_share(share)).collect(),
+    }
+}
+
+fn of_share(share: &crate::shares::Share) -> ShareStatus {
+    let server = &**share.server();
+    let dax = server.dax();
+    ShareStatus {
+        share: share.about().clone(),
         dax: verdict(&dax.verdict()),
         front_end: front_end(server),
         session: session(server),

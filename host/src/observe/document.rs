@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 /// Version of the document.
-pub const SCHEMA: u32 = 1;
+///
+/// Version 2 has a list of shares where version 1 had the parts of one.
+pub const SCHEMA: u32 = 2;
 
 /// How things are with one daemon.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -18,7 +20,16 @@ pub struct Status {
     pub schema: u32,
     /// The process.
     pub daemon: Daemon,
-    /// What it shares.
+    /// What guests map in common.
+    pub common: Common,
+    /// What it shares, by name.
+    pub shares: Vec<ShareStatus>,
+}
+
+/// How things are with one share and its guest.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ShareStatus {
+    /// What is shared.
     pub share: Share,
     /// Whether the share has DAX.
     pub dax: Verdict,
@@ -37,6 +48,49 @@ pub struct Status {
     pub requests: Requests,
 }
 
+/// What the guests of all shares have mapped, byte by byte of the host's
+/// files. A file is the same for all that reach it by whatever share; a range
+/// counts as far as its file reaches now, in whole pages; a byte that one
+/// guest has mapped twice counts once for it.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Common {
+    /// Shares with a client connected.
+    pub guests: u64,
+    /// Files that are mapped by any.
+    pub files: u64,
+    /// Of these, files of which some byte is mapped by more than one guest.
+    pub shared_files: u64,
+    /// Sum over the guests of the bytes that each has mapped.
+    pub mapped_bytes: u64,
+    /// Bytes that at least one guest has mapped.
+    pub distinct_bytes: u64,
+    /// `mapped_bytes - distinct_bytes`: what the guests would need more if
+    /// each had a copy of its own.
+    pub saved_bytes: u64,
+    /// A number of guests, and the bytes that exactly so many have mapped.
+    pub bytes_by_guests: Vec<(u64, u64)>,
+    /// The files that save most, at most [`TOP_FILES`].
+    pub top_files: Vec<CommonFile>,
+}
+
+/// Longest list of files.
+pub const TOP_FILES: usize = 20;
+
+/// A file that guests have mapped.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CommonFile {
+    /// Device of the host, `major:minor`.
+    pub device: String,
+    /// Inode number there.
+    pub inode: u64,
+    /// Guests that have some of it mapped.
+    pub guests: u64,
+    /// As for all files.
+    pub mapped_bytes: u64,
+    /// As for all files.
+    pub distinct_bytes: u64,
+}
+
 /// The process.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Daemon {
@@ -49,10 +103,14 @@ pub struct Daemon {
 /// What is shared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Share {
+    /// Its name in this daemon: that of the socket, or what it was added as.
+    pub name: String,
     /// The name that guests mount.
     pub tag: String,
     /// The directory, as it was given.
     pub directory: String,
+    /// The socket at which its guest connects, as it was given.
+    pub socket: String,
     /// Nothing may be changed through it.
     pub readonly: bool,
 }

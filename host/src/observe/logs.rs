@@ -1,10 +1,12 @@
-//! Logs go to standard error, one line each, through tracing.
+//! Logs go to standard error or to syslog, one line each, through tracing.
 
-use std::io::IsTerminal;
+use std::io::{self, IsTerminal};
+use std::os::unix::net::UnixDatagram;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use parking_lot::Mutex;
+use syslog_tracing::{Facility, Options, Syslog};
 use tracing_subscriber::EnvFilter;
 
 /// The queue crate logs each thing a guest does wrong, without a limit; the
@@ -22,21 +24,63 @@ pub enum LogError {
         /// What the parser says.
         cause: tracing_subscriber::filter::ParseError,
     },
+    /// There is a writer to syslog already.
+    #[error("--syslog: already in use")]
+    SyslogInUse,
     /// Somebody in this process has set up logging before.
     #[error("logging is already set up")]
     AlreadySet,
 }
 
+/// Where syslog takes messages.
+const SYSLOG: &str = "/dev/log";
+
 /// Starts logging at `level` (`off`, `error`, `warn`, `info`, `debug`,
-/// `trace`, or a list of `target=level`). `RUST_LOG`, where set, wins.
-pub fn init(level: &str) -> Result<(), LogError> {
+/// `trace`, or a list of `target=level`). `RUST_LOG`, where set, wins. With
+/// `syslog` the messages go there, and to standard error if nobody listens.
+pub fn init(level: &str, syslog: bool) -> Result<(), LogError> {
+    match syslog.then(find_syslog) {
+        None => to_stderr(filter(level)?),
+        Some(Ok(())) => to_syslog(filter(level)?),
+        Some(Err(error)) => {
+            to_stderr(filter(level)?)?;
+            tracing::warn!("--syslog: cannot connect to {SYSLOG}: {error}; logging here instead");
+            Ok(())
+        }
+    }
+}
+
+fn filter(level: &str) -> Result<EnvFilter, LogError> {
     let given = std::env::var("RUST_LOG")
         .ok()
         .filter(|given| !given.is_empty());
-    let filter = match given {
-        Some(given) => parse(given)?,
-        None => parse(format!("{QUIET},{level}"))?,
-    };
+    match given {
+        Some(given) => parse(given),
+        None => parse(format!("{QUIET},{level}")),
+    }
+}
+
+/// The C library, which sends the messages, does not say whether they arrive.
+fn find_syslog() -> io::Result<()> {
+    UnixDatagram::unbound()?.connect(SYSLOG)
+}
+
+fn to_syslog(filter: EnvFilter) -> Result<(), LogError> {
+    // Connected at once: the sandbox has no /dev.
+    let options = Options::LOG_PID | Options::LOG_NDELAY;
+    let writer = Syslog::new(c"daxwindowd", options, Facility::User);
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(writer.ok_or(LogError::SyslogInUse)?)
+        .with_ansi(false)
+        // Both are syslog's own.
+        .without_time()
+        .with_level(false)
+        .try_init()
+        .map_err(|_| LogError::AlreadySet)
+}
+
+fn to_stderr(filter: EnvFilter) -> Result<(), LogError> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

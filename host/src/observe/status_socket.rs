@@ -15,11 +15,10 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::collect;
-use super::document::Share;
 use super::logs::Throttle;
 use crate::device::serve::{Stop, Wake, wait};
 use crate::device::socket::{Socket, SocketError};
-use crate::server::Server;
+use crate::shares::Shares;
 
 /// How long one client may take over its document.
 pub const PATIENCE: Duration = Duration::from_millis(500);
@@ -44,25 +43,21 @@ pub struct StatusSocket {
 }
 
 impl StatusSocket {
-    /// Listens at `path` and tells of `server`, which shares `share`.
+    /// Listens at `path` and tells of `shares`.
     ///
     /// # Errors
     ///
     /// When the path is taken or no socket, or the thread does not start.
-    pub fn open(
-        path: &Path,
-        server: &Arc<Server>,
-        share: Share,
-    ) -> Result<StatusSocket, StatusError> {
+    pub fn open(path: &Path, shares: &Arc<Shares>) -> Result<StatusSocket, StatusError> {
         let socket = Socket::bind("--status-socket", path)?;
         // A client may be gone before it is accepted.
         let nonblocking = socket.listener().set_nonblocking(true);
         let stop = nonblocking.and_then(|()| Stop::new());
         let stop = stop.map_err(StatusError::Thread)?;
-        let (server, heed) = (server.clone(), stop.clone());
+        let (shares, heed) = (shares.clone(), stop.clone());
         let thread = std::thread::Builder::new()
             .name("status".into())
-            .spawn(move || tell_all(&socket, &heed, &server, &share))
+            .spawn(move || tell_all(&socket, &heed, &shares))
             .map_err(StatusError::Thread)?;
         Ok(StatusSocket {
             stop,
@@ -80,7 +75,7 @@ impl Drop for StatusSocket {
     }
 }
 
-fn tell_all(socket: &Socket, stop: &Stop, server: &Server, share: &Share) {
+fn tell_all(socket: &Socket, stop: &Stop, shares: &Shares) {
     let complaints = Throttle::new(Duration::from_secs(10));
     loop {
         match wait(socket.listener(), stop, None) {
@@ -93,7 +88,7 @@ fn tell_all(socket: &Socket, stop: &Stop, server: &Server, share: &Share) {
             }
         }
         let told = match socket.listener().accept() {
-            Ok((client, _)) => tell(&client, server, share),
+            Ok((client, _)) => tell(&client, shares),
             Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
             Err(error) => {
                 // Out of descriptors, most likely; do not spin on it.
@@ -107,8 +102,8 @@ fn tell_all(socket: &Socket, stop: &Stop, server: &Server, share: &Share) {
     }
 }
 
-fn tell(client: &UnixStream, server: &Server, share: &Share) -> io::Result<()> {
-    let mut document = serde_json::to_vec(&collect::status(server, share))?;
+fn tell(client: &UnixStream, shares: &Shares) -> io::Result<()> {
+    let mut document = serde_json::to_vec(&collect::status(shares))?;
     document.push(b'\n');
     client.set_nonblocking(true)?;
     write_all_within(client, &document, PATIENCE)?;

@@ -3,20 +3,86 @@
 
 use std::fmt::{self, Write};
 
-use super::document::{Latency, Status};
+use super::document::{Common, Latency, ShareStatus, Status};
 
 const LABEL_WIDTH: usize = 20;
 
 /// The document as text that ends with a line break.
 pub(super) fn render(status: &Status) -> String {
     let mut page = Page(String::new());
-    share(&mut page, status);
-    connection(&mut page, status);
-    window(&mut page, status);
-    capabilities(&mut page, status);
-    mappings(&mut page, status);
-    requests(&mut page, status);
+    if let [only] = &status.shares[..] {
+        share(&mut page, only);
+        daemon(&mut page, status);
+        details(&mut page, only);
+        return page.0;
+    }
+    daemon(&mut page, status);
+    common(&mut page, &status.common);
+    for one in &status.shares {
+        let _ = writeln!(page.0, "\n--- {} ---", one.share.name);
+        share(&mut page, one);
+        details(&mut page, one);
+    }
     page.0
+}
+
+fn details(page: &mut Page, status: &ShareStatus) {
+    connection(page, status);
+    window(page, status);
+    capabilities(page, status);
+    mappings(page, status);
+    requests(page, status);
+}
+
+fn daemon(page: &mut Page, status: &Status) {
+    let daemon = &status.daemon;
+    page.line(
+        "daemon",
+        format_args!("daxwindowd {}, process {}", daemon.version, daemon.pid),
+    );
+    match status.shares.len() {
+        1 => {}
+        count => page.line(
+            "shares",
+            format_args!("{count}, guests connected to {}", status.common.guests),
+        ),
+    }
+}
+
+fn common(page: &mut Page, common: &Common) {
+    page.line(
+        "mapped by guests",
+        format_args!(
+            "{} of {} files, {} of them different",
+            size(common.mapped_bytes),
+            common.files,
+            size(common.distinct_bytes)
+        ),
+    );
+    page.line(
+        "saved",
+        format_args!(
+            "{}, by {} files that more than one guest has mapped",
+            size(common.saved_bytes),
+            common.shared_files
+        ),
+    );
+    for (guests, bytes) in &common.bytes_by_guests {
+        page.line(&format!("  by {guests} guests"), size(*bytes));
+    }
+    for file in &common.top_files {
+        page.line(
+            "  file",
+            format_args!(
+                "inode {} of device {}: {} guests, {} mapped, {} of them different",
+                file.inode,
+                file.device,
+                file.guests,
+                size(file.mapped_bytes),
+                size(file.distinct_bytes)
+            ),
+        );
+    }
 }
 
 struct Page(String);
@@ -28,7 +94,7 @@ impl Page {
     }
 }
 
-fn share(page: &mut Page, status: &Status) {
+fn share(page: &mut Page, status: &ShareStatus) {
     let (dax, share) = (&status.dax, &status.share);
     let verdict = match dax.verdict.as_str() {
         "on" => "ON",
@@ -45,14 +111,9 @@ fn share(page: &mut Page, status: &Status) {
         "share",
         format_args!("{:?} as {:?}, {access}", share.directory, share.tag),
     );
-    let daemon = &status.daemon;
-    page.line(
-        "daemon",
-        format_args!("daxwindowd {}, process {}", daemon.version, daemon.pid),
-    );
 }
 
-fn connection(page: &mut Page, status: &Status) {
+fn connection(page: &mut Page, status: &ShareStatus) {
     let front_end = &status.front_end;
     let channel = match front_end.has_channel {
         true => "with a channel for maps",
@@ -91,7 +152,7 @@ fn connection(page: &mut Page, status: &Status) {
     page.line("the guest mounted", wish);
 }
 
-fn window(page: &mut Page, status: &Status) {
+fn window(page: &mut Page, status: &ShareStatus) {
     let window = &status.window;
     let mut value = size(window.offered_bytes);
     if window.offered_bytes != window.asked_bytes {
@@ -106,7 +167,7 @@ fn window(page: &mut Page, status: &Status) {
     page.line("window", value);
 }
 
-fn capabilities(page: &mut Page, status: &Status) {
+fn capabilities(page: &mut Page, status: &ShareStatus) {
     let Some(capabilities) = &status.capabilities else {
         return;
     };
@@ -118,7 +179,7 @@ fn capabilities(page: &mut Page, status: &Status) {
     }
 }
 
-fn mappings(page: &mut Page, status: &Status) {
+fn mappings(page: &mut Page, status: &ShareStatus) {
     let m = &status.mappings;
     page.0.push_str("\nmappings\n");
     page.line(
@@ -156,7 +217,7 @@ fn mappings(page: &mut Page, status: &Status) {
     page.line("  of a removal", latency(&m.removal));
 }
 
-fn requests(page: &mut Page, status: &Status) {
+fn requests(page: &mut Page, status: &ShareStatus) {
     let requests = &status.requests;
     page.0
         .push_str("\nrequests            count      errors     p50 us     p99 us\n");

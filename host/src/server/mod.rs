@@ -53,7 +53,7 @@ use daxwindow_shared::fuse::{
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::dax::{Dax, DaxOffer, NoDax};
+use crate::dax::{Dax, DaxOffer, MapSource, NoDax};
 use crate::fs::{LockWait, SharedDir};
 use crate::observe::counters::Counters;
 use crate::observe::logs::Throttle;
@@ -150,6 +150,14 @@ impl Server {
     /// The shared directory.
     pub fn fs(&self) -> &SharedDir {
         &self.fs
+    }
+
+    /// Where the last page of a regular file ends now; without end if that
+    /// cannot be known.
+    pub fn file_end(&self, nodeid: u64) -> u64 {
+        let page = rustix::param::page_size() as u64;
+        let bytes = self.fs.bytes(nodeid).unwrap_or(u64::MAX);
+        bytes.checked_next_multiple_of(page).unwrap_or(u64::MAX)
     }
 
     /// A client has connected, or is gone.

@@ -140,6 +140,9 @@ wire! {
         padding: u32,
     }
 
+    /// Reply to CREATE and TMPFILE.
+    CreateOut = 144 { entry: EntryOut, open: OpenOut }
+
     /// Request of RELEASE and RELEASEDIR.
     ReleaseIn = 24 { fh: u64, flags: u32, release_flags: u32, lock_owner: u64 }
     /// Request of FLUSH.

@@ -23,7 +23,7 @@ use self::back_requests::{ServerStats, WindowHook, WindowServer};
 use self::handshake::{Agreed, Handshake};
 use self::watch::Watch;
 use super::queue::Queue;
-use super::{Chain, Completion, GuestMemory, RawDescriptor, SubmitError, Transport, Wake};
+use super::{Calls, Chain, Completion, GuestMemory, RawDescriptor, SubmitError, Transport, Wake};
 use crate::error::{Error, Result};
 use crate::window::Window;
 
@@ -245,6 +245,14 @@ impl Transport for VhostUser {
             Some(queue) => queue.wait(deadline, || self.is_connected()),
             None => Wake::Disconnected,
         }
+    }
+
+    fn watch_calls(&self, queues: &[usize]) -> Result<Calls> {
+        Calls::new(&self.queues, queues)
+    }
+
+    fn wait_calls(&self, calls: &Calls, deadline: Instant) -> Wake {
+        calls.wait(&self.queues, deadline, || self.is_connected())
     }
 
     fn is_connected(&self) -> bool {

@@ -79,7 +79,7 @@ impl SharedDir {
             _ => return Err(Errno::NOTTY),
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-        self.proc.reopen(inode.fd()?, flags)
+        self.reopen(&inode, flags)
     }
 }
 

@@ -364,10 +364,9 @@ impl SharedDir {
     /// executed is opened for writing only if the guest does so: the host
     /// could not execute it meanwhile.
     fn open_for_locks(&self, inode: &Inode, open: &OpenFile) -> Result<OwnedFd, Errno> {
-        let fd = inode.fd()?;
-        let executable = u32::from(stat(&fd)?.stx_mode) & 0o111 != 0;
+        let executable = u32::from(stat(&open.file)?.stx_mode) & 0o111 != 0;
         let both = !self.options.readonly && (open.writable || !executable);
-        if both && let Ok(file) = self.proc.reopen(&fd, OFlags::RDWR | OFlags::NONBLOCK) {
+        if both && let Ok(file) = self.reopen(inode, OFlags::RDWR | OFlags::NONBLOCK) {
             return Ok(file);
         }
         let access = if open.writable {
@@ -375,7 +374,7 @@ impl SharedDir {
         } else {
             OFlags::RDONLY
         };
-        self.proc.reopen(&fd, access | OFlags::NONBLOCK)
+        self.reopen(inode, access | OFlags::NONBLOCK)
     }
 }
 

@@ -217,7 +217,11 @@ fn a_file_that_came_in_between_is_opened_with_the_callers_rights() {
 
 #[test]
 fn an_unprivileged_daemon_creates_as_itself() {
-    let share = Share::new();
+    // One that is unprivileged when it starts finds that it cannot use handles.
+    let share = Share::with(ShareOptions {
+        inode_file_handles: InodeFileHandles::Never,
+        ..ShareOptions::default()
+    });
     let work = || {
         if is_root() {
             let (uid, gid) = (

@@ -6,10 +6,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use daxwindow_shared::fuse::ROOT_ID;
 use proptest::prelude::*;
-use rustix::fs::FileType;
+use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
 
-use super::super::inode::{InodeTable, Key};
+use super::super::attr;
+use super::super::inode::{InodeTable, Moment, NodeLimits, Seen};
+use super::super::procfd::ProcFd;
 use super::*;
 
 #[test]
@@ -258,21 +260,49 @@ fn step() -> impl Strategy<Value = Step> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(200))]
     #[test]
-    fn the_inode_table_is_a_map_of_counts(steps in proptest::collection::vec(step(), 1..80)) {
+    fn the_inode_table_is_a_map_of_counts(
+        steps in proptest::collection::vec(step(), 1..80),
+        by_handle: bool,
+    ) {
         const MAX: usize = 3;
-        let open = || std::os::fd::OwnedFd::from(std::fs::File::open("/").unwrap());
+        let dir = tempfile::tempdir().unwrap();
+        for n in 0..5 {
+            std::fs::write(dir.path().join(n.to_string()), "").unwrap();
+        }
+        let path = OFlags::PATH | OFlags::CLOEXEC;
+        let open = |name: String| rustix::fs::openat(CWD, dir.path().join(name), path, Mode::empty());
         let session = Arc::new(AtomicU64::new(0));
-        let table = InodeTable::new(open(), Arc::clone(&session), MAX).unwrap();
+        let limits = NodeLimits {
+            inodes: MAX,
+            held_descriptors: MAX,
+            cached_descriptors: 32,
+            handles: match by_handle {
+                true => InodeFileHandles::Mandatory,
+                false => InodeFileHandles::Never,
+            },
+        };
+        let root = open(".".into()).unwrap();
+        let proc = ProcFd::open().unwrap();
+        let table = InodeTable::new(root, &proc, Arc::clone(&session), limits).unwrap();
+        let bind = |session, n: u64| {
+            let fd = open(n.to_string()).unwrap();
+            let root = table.get(ROOT_ID).unwrap();
+            table.bind(session, Seen {
+                mount: root.mount(),
+                stat: &attr::stat(&fd).unwrap(),
+                then: Moment::now(),
+                handle: root.mount().handle_of(&fd).unwrap(),
+                fd: Some(fd),
+            })
+        };
         // Key to (id, count), and every id ever given out.
         let mut model: HashMap<u64, (u64, u64)> = HashMap::new();
         let mut ids: Vec<u64> = Vec::new();
         for step in steps {
             match step {
                 Step::Bind(ino) => {
-                    let key = Key { dev_major: 0, dev_minor: 0, ino, mount: 0 };
                     let now = session.load(Ordering::Relaxed);
-                    let bound = table.bind(now, key, FileType::RegularFile, open());
-                    let bound = bound.map(|(id, _)| id);
+                    let bound = bind(now, ino).map(|known| known.id);
                     let full = model.len() == MAX;
                     match model.get_mut(&ino) {
                         Some((id, count)) => {
@@ -302,9 +332,7 @@ proptest! {
                     let old = session.fetch_add(1, Ordering::Relaxed);
                     table.clear();
                     model.clear();
-                    let key = Key { dev_major: 0, dev_minor: 0, ino: 0, mount: 0 };
-                    let late = table.bind(old, key, FileType::RegularFile, open());
-                    prop_assert_eq!(late, Err(Errno::STALE));
+                    prop_assert_eq!(bind(old, 0), Err(Errno::STALE));
                 }
             }
             prop_assert_eq!(table.live(), model.len());

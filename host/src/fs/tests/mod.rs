@@ -6,6 +6,7 @@ mod create;
 mod dax;
 mod dir;
 mod escape;
+mod handles;
 mod lifetime;
 mod locks;
 mod mapping;
@@ -23,7 +24,7 @@ use daxwindow_shared::fuse::{ROOT_ID, SetattrIn};
 use rustix::fs::Mode;
 use tempfile::TempDir;
 
-use super::{Caller, Entry, Name, ShareOptions, SharedDir};
+use super::{Caller, Entry, InodeFileHandles, Name, ShareOptions, SharedDir};
 
 /// The caller that is root in the guest.
 const ROOT: Caller = Caller {
@@ -54,9 +55,12 @@ impl Share {
     }
 
     fn with(options: ShareOptions) -> Share {
+        Share::within(tempfile::tempdir().unwrap(), options)
+    }
+
+    fn within(all: TempDir, options: ShareOptions) -> Share {
         // As main does; the umask is the process's, and zero in all tests.
         rustix::process::umask(Mode::empty());
-        let all = tempfile::tempdir().unwrap();
         std::fs::create_dir(all.path().join("share")).unwrap();
         std::fs::create_dir(all.path().join("outside")).unwrap();
         let fs = SharedDir::open(&all.path().join("share"), options).unwrap();

@@ -12,7 +12,7 @@ use crate::raw::Region;
 use crate::stats::mix;
 
 /// A file filled with the pattern of `seed`, in the page cache and clean.
-pub(super) struct TestFile {
+pub(crate) struct TestFile {
     pub path: PathBuf,
     pub len: u64,
     pub seed: u64,
@@ -20,7 +20,7 @@ pub(super) struct TestFile {
 
 impl TestFile {
     /// Writes it; `len` is a multiple of 8.
-    pub(super) fn write(path: &Path, len: u64, seed: u64) -> Result<TestFile> {
+    pub(crate) fn write(path: &Path, len: u64, seed: u64) -> Result<TestFile> {
         let what = || format!("write {}", path.display());
         let file = File::create(path).with_context(what)?;
         let mut out = BufWriter::with_capacity(1 << 20, file);
@@ -43,7 +43,7 @@ impl TestFile {
 
     /// A sparse file of `ranges` ranges with one byte each, [`mark`]; these
     /// bytes are in the page cache.
-    pub(super) fn sparse(path: &Path, ranges: u64, range_bytes: u64) -> Result<()> {
+    pub(crate) fn sparse(path: &Path, ranges: u64, range_bytes: u64) -> Result<()> {
         let what = || format!("make the sparse file {}", path.display());
         let file = File::create(path).with_context(what)?;
         file.set_len(ranges * range_bytes).with_context(what)?;
@@ -54,34 +54,34 @@ impl TestFile {
         file.sync_data().with_context(what)
     }
 
-    pub(super) fn open(&self) -> Result<File> {
+    pub(crate) fn open(&self) -> Result<File> {
         File::open(&self.path).with_context(|| format!("open {}", self.path.display()))
     }
 
     /// A fresh mapping of the host's own.
-    pub(super) fn map(&self) -> Result<Region> {
+    pub(crate) fn map(&self) -> Result<Region> {
         let region = Region::of_file(&self.open()?, self.len as usize);
         region.with_context(|| format!("mmap {}", self.path.display()))
     }
 
     /// Name below the shared directory.
-    pub(super) fn name(&self) -> &Path {
+    pub(crate) fn name(&self) -> &Path {
         self.path.file_name().map_or(Path::new(""), Path::new)
     }
 }
 
 /// The first byte of a range of a sparse file, never zero.
-pub(super) fn mark(range: u64) -> u8 {
+pub(crate) fn mark(range: u64) -> u8 {
     mix(range) as u8 | 1
 }
 
 /// The pattern's word at `offset`, a multiple of 8.
-fn word(seed: u64, offset: u64) -> u64 {
+pub(crate) fn word(seed: u64, offset: u64) -> u64 {
     mix(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) ^ offset)
 }
 
 /// Whether `bytes`, read at `offset` (a multiple of 8), are the pattern's.
-pub(super) fn is_pattern(seed: u64, offset: u64, bytes: &[u8]) -> bool {
+pub(crate) fn is_pattern(seed: u64, offset: u64, bytes: &[u8]) -> bool {
     let mut words = bytes.chunks_exact(8).zip((offset..).step_by(8));
     let right = |(bytes, at): (&[u8], u64)| *bytes == word(seed, at).to_le_bytes();
     bytes.len().is_multiple_of(8) && words.all(right)

@@ -1,0 +1,167 @@
+//! One measurement of one operation on one daemon.
+//!
+//! Law: nothing counts without proof that the daemon did the work: bytes that
+//! were read must have passed through its system calls, what was written must
+//! be in the file on the host.
+
+use std::time::Duration;
+
+use anyhow::{Context, Result, ensure};
+use daxwindow_guest::Error;
+use daxwindow_guest::session::Session;
+use daxwindow_shared::fuse::ROOT_ID;
+
+use super::contender::Running;
+use super::driver::{Actor, Driven, drive};
+use super::operations::{Operation, Stage};
+use super::share::Files;
+use super::usage::cpu_time;
+use crate::host_memory::bytes_read_by;
+
+/// An operation with so many of it in flight on so many request queues.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Load {
+    pub operation: Operation,
+    pub depth: usize,
+    pub queues: usize,
+}
+
+impl Load {
+    /// Stable identifier.
+    pub(super) fn name(&self) -> String {
+        let (depth, queues) = (self.depth, self.queues);
+        format!("{}_d{depth}_q{queues}", self.operation.name())
+    }
+}
+
+/// What one measurement gave.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Sample {
+    /// Units of work a second.
+    pub rate: f64,
+    /// Of whole operations, microseconds.
+    pub p50_us: f64,
+    pub p99_us: f64,
+    /// Processor time of the daemon for one unit, microseconds.
+    pub cpu_us: f64,
+    /// Time of the front end that it did not wait in, for one unit,
+    /// microseconds.
+    pub front_end_us: f64,
+}
+
+/// How long to measure what has no end of its own.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Times {
+    pub warm_up: Duration,
+    pub measure: Duration,
+}
+
+/// Measures once. `seed` is different for each measurement.
+pub(super) fn measure(
+    running: &Running,
+    files: &Files,
+    load: Load,
+    times: Times,
+    seed: u64,
+) -> Result<Sample> {
+    let what = || format!("{}{}", load.name(), running.daemon.last_words());
+    once(running, files, load, times, seed).with_context(what)
+}
+
+fn once(running: &Running, files: &Files, load: Load, times: Times, seed: u64) -> Result<Sample> {
+    let operation = load.operation;
+    files.restore()?;
+    let session = &running.session;
+    if operation.needs_fresh_session() {
+        forget_everything(session)?;
+    }
+    let queues = load.queues.min(running.queues);
+    let mut pipeline = session.pipeline(queues, load.depth, operation.buffer_bytes())?;
+    let stage = Stage {
+        session,
+        files,
+        seed,
+    };
+    let mut actors = operation.actors(&stage, &mut pipeline)?;
+    let at_least = (!operation.is_one_pass()).then_some(times.measure);
+    if at_least.is_some() {
+        drive(&mut pipeline, &mut actors, Some(times.warm_up))?;
+    }
+    let pid = running.daemon.pid();
+    let (read_before, cpu_before) = (bytes_read_by(pid)?, cpu_time(pid)?);
+    let driven = drive(&mut pipeline, &mut actors, at_least)?;
+    let cpu = cpu_time(pid)?.saturating_sub(cpu_before);
+    let read = bytes_read_by(pid)?.saturating_sub(read_before);
+    prove(&driven, operation, read, &actors)?;
+    Ok(sample(&driven, cpu))
+}
+
+/// Begins a new session, so that the daemon knows no node but the root.
+fn forget_everything(session: &Session) -> Result<()> {
+    let known = session.lookup(ROOT_ID, b"flat").context("look flat up")?;
+    // virtiofsd gives DESTROY back without an answer, so the proof is that an
+    // old node is gone.
+    if let Err(error) = session.destroy()
+        && !matches!(error, Error::Protocol { .. })
+    {
+        return Err(error).context("end the session");
+    }
+    session.reinit().context("begin a session")?;
+    ensure!(session.window().is_none(), "there is a window");
+    let still = session.getattr(known.nodeid, None);
+    ensure!(still.is_err(), "the daemon knows nodes of an ended session");
+    Ok(())
+}
+
+fn prove(
+    driven: &Driven,
+    operation: Operation,
+    read: u64,
+    actors: &[Box<dyn Actor>],
+) -> Result<()> {
+    let wanted = driven.units * operation.bytes_read();
+    ensure!(
+        read >= wanted,
+        "the daemon read {read} bytes where {wanted} were asked for: DAX is in use"
+    );
+    actors.iter().try_for_each(|actor| actor.check())
+}
+
+fn sample(driven: &Driven, cpu: Duration) -> Sample {
+    let units = driven.units as f64;
+    let latency = driven.latency.summary();
+    Sample {
+        rate: units / driven.elapsed.as_secs_f64(),
+        p50_us: latency.p50_ns as f64 / 1e3,
+        p99_us: latency.p99_ns as f64 / 1e3,
+        cpu_us: cpu.as_secs_f64() * 1e6 / units,
+        front_end_us: driven.front_end.as_secs_f64() * 1e6 / units,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use daxwindow_shared::latency::Latency;
+
+    #[test]
+    fn a_sample_is_per_unit() {
+        let mut latency = Latency::new();
+        (0..100).for_each(|_| latency.record(Duration::from_micros(20)));
+        let driven = Driven {
+            units: 1000,
+            elapsed: Duration::from_millis(10),
+            latency,
+            front_end: Duration::from_millis(1),
+        };
+        let sample = sample(&driven, Duration::from_millis(4));
+        assert!((sample.rate - 100_000.0).abs() < 1.0);
+        assert!((sample.cpu_us - 4.0).abs() < 1e-9);
+        assert!((sample.front_end_us - 1.0).abs() < 1e-9);
+        assert!((sample.p50_us - 20.0).abs() < 0.1);
+        let read = Operation::Read(4096);
+        assert!(prove(&driven, read, 4096 * 1000, &[]).is_ok());
+        let error = prove(&driven, read, 4096 * 999, &[]).expect_err("one is missing");
+        assert!(error.to_string().contains("DAX"), "{error}");
+    }
+}

@@ -1,0 +1,45 @@
+//! What a daemon holds after a guest has read a tree of small files and
+//! listed a large directory.
+
+use anyhow::Result;
+use serde::Serialize;
+
+use super::contest::Setting;
+use super::measure::{Load, measure};
+use super::operations::Operation;
+use super::usage::peak_memory;
+
+/// Memory of one contender.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Memory {
+    /// Who.
+    pub name: String,
+    /// Most that was resident (`VmHWM`): program, heap, and the guest memory
+    /// it touched.
+    pub peak_bytes: u64,
+    /// Anonymous memory at the end: heap and stacks.
+    pub own_bytes: u64,
+}
+
+/// Each contender's, from a fresh start.
+pub(super) fn memory(setting: &Setting) -> Result<Vec<Memory>> {
+    let everybody = [&setting.ours].into_iter().chain(&setting.peers);
+    let one = |contender: &super::contender::Contender| {
+        let running = contender.start(&setting.directory(), 1)?;
+        for (operation, depth) in [(Operation::SmallFiles, 16), (Operation::ReaddirplusHot, 1)] {
+            let load = Load {
+                operation,
+                depth,
+                queues: 1,
+            };
+            measure(&running, &setting.files, load, setting.times, 1)?;
+        }
+        let (peak_bytes, own_bytes) = peak_memory(running.daemon.pid())?;
+        Ok(Memory {
+            name: contender.name.clone(),
+            peak_bytes,
+            own_bytes,
+        })
+    };
+    everybody.map(one).collect()
+}

@@ -1,0 +1,170 @@
+//! The comparison for people and as JSON.
+
+use anyhow::Result;
+use comfy_table::{Cell, Table};
+use serde::Serialize;
+
+use super::contest::{Better, Field, Outcome, column};
+use super::memory::Memory;
+use crate::report::{Report, table};
+use crate::stats::{Series, median};
+
+/// One load, as `--json` prints it. Values are medians over the repetitions.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Row {
+    /// Operation, depth and queues.
+    pub name: String,
+    /// Unit of `rate`.
+    pub unit: &'static str,
+    pub rate: Versus,
+    /// Of whole operations, microseconds.
+    pub p50_us: Versus,
+    pub p99_us: Versus,
+    /// Processor time of the daemon for one unit of work, microseconds.
+    pub cpu_us: Versus,
+    /// What the front end itself took for one unit, microseconds, of ours.
+    pub front_end_us: f64,
+}
+
+/// Ours and the peer's best.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Versus {
+    pub ours: f64,
+    pub peer: f64,
+    /// Median of the paired ratios, ours / peer's.
+    pub ratio: f64,
+    /// (max - min) / median of the ratios.
+    pub spread: f64,
+    /// The flag with which the peer was best at this.
+    pub flag: String,
+}
+
+impl Row {
+    /// Sums an outcome up; none without repetitions.
+    pub(super) fn of(outcome: &Outcome) -> Option<Row> {
+        Some(Row {
+            name: outcome.load.name(),
+            unit: outcome.load.operation.unit(),
+            rate: versus(outcome, |s| s.rate, Better::Higher)?,
+            p50_us: versus(outcome, |s| s.p50_us, Better::Lower)?,
+            p99_us: versus(outcome, |s| s.p99_us, Better::Lower)?,
+            cpu_us: versus(outcome, |s| s.cpu_us, Better::Lower)?,
+            front_end_us: median(&column(&outcome.ours, |s| s.front_end_us))?,
+        })
+    }
+}
+
+fn versus(outcome: &Outcome, field: Field, better: Better) -> Option<Versus> {
+    let pairs = outcome.pairs(field, better);
+    let Series { median, spread, .. } = pairs.ratio()?;
+    Some(Versus {
+        ours: pairs.value()?,
+        peer: pairs.base()?,
+        ratio: median,
+        spread,
+        flag: outcome.best(field, better)?.0.clone(),
+    })
+}
+
+/// The object `--json` prints.
+#[derive(Serialize)]
+pub(super) struct Comparison<'a> {
+    /// The sums with their goals, the machine and the versions.
+    #[serde(flatten)]
+    pub report: &'a Report,
+    /// What the peer says it is.
+    pub peer: &'a str,
+    /// Each load.
+    pub loads: &'a [Row],
+    /// Peak memory.
+    pub memory: &'a [Memory],
+    /// Loads that could not be measured, and why.
+    pub failures: &'a [(String, String)],
+}
+
+impl Comparison<'_> {
+    /// As one object.
+    pub(super) fn to_json(&self) -> Result<String> {
+        Ok(serde_json::to_string_pretty(self)?)
+    }
+
+    /// Tables.
+    pub(super) fn print(&self) {
+        println!("{}\nagainst {}", self.report.machine, self.peer);
+        if !self.loads.is_empty() {
+            println!("{}", loads(self.loads));
+        }
+        if !self.memory.is_empty() {
+            println!("{}", memory(self.memory));
+        }
+        if !self.report.figures.is_empty() {
+            println!("{}", table::figures(&self.report.figures));
+        }
+        for (name, why) in self.failures {
+            println!("{name}: {why}");
+        }
+    }
+}
+
+fn loads(rows: &[Row]) -> Table {
+    let mut out = table::table(&[
+        "load", "ours", "peer", "ratio", "spread", "p50 us", "p99 us", "CPU us", "ratio", "peer's",
+    ]);
+    let both = |versus: &Versus| {
+        let (ours, peer) = (table::short(versus.ours), table::short(versus.peer));
+        format!("{ours} / {peer}")
+    };
+    for row in rows {
+        let rate = |value| format!("{} {}", table::short(value), row.unit);
+        out.add_row(vec![
+            Cell::new(&row.name),
+            Cell::new(rate(row.rate.ours)),
+            Cell::new(table::short(row.rate.peer)),
+            Cell::new(format!("{:.2}", row.rate.ratio)),
+            Cell::new(format!("{:.0} %", row.rate.spread * 100.0)),
+            Cell::new(both(&row.p50_us)),
+            Cell::new(both(&row.p99_us)),
+            Cell::new(both(&row.cpu_us)),
+            Cell::new(format!("{:.2}", row.cpu_us.ratio)),
+            Cell::new(&row.rate.flag),
+        ]);
+    }
+    out
+}
+
+fn memory(rows: &[Memory]) -> Table {
+    let mut out = table::table(&["memory after a tree and a listing", "peak", "own"]);
+    for row in rows {
+        out.add_row(vec![
+            Cell::new(&row.name),
+            Cell::new(table::bytes(row.peak_bytes)),
+            Cell::new(table::bytes(row.own_bytes)),
+        ]);
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::contest::tests::outcome;
+    use super::super::measure::Load;
+    use super::super::operations::Operation;
+    use super::*;
+
+    #[test]
+    fn a_row_names_the_flag_that_was_best() {
+        let load = Load {
+            operation: Operation::Getattr,
+            depth: 16,
+            queues: 2,
+        };
+        let outcome = outcome(load, &[200.0], &[&[50.0], &[100.0]]);
+        let row = Row::of(&outcome).expect("a row");
+        assert_eq!((row.rate.flag.as_str(), row.rate.ratio), ("b", 2.0));
+        let text = loads(&[row]).to_string();
+        assert!(
+            text.contains("getattr_d16_q2") && text.contains("200 ops/s"),
+            "{text}"
+        );
+    }
+}

@@ -1,0 +1,87 @@
+//! Where VMMs connect.
+
+use std::os::fd::RawFd;
+use std::path::PathBuf;
+
+use clap::Args;
+
+use super::FlagError;
+
+/// Shares of a daemon that takes some at run time, unless told otherwise.
+const MAX_SHARES: u16 = 64;
+
+/// See `--help`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Many guests")]
+pub struct ListenFlags {
+    /// Directory for sockets that come and go: `daxwindowd ctl` adds shares
+    /// here at run time, each a socket NAME.sock, and removes them; it talks
+    /// to the daemon at the socket control.sock
+    #[arg(long, value_name = "DIR", conflicts_with = "print_session")]
+    pub socket_dir: Option<PathBuf>,
+
+    /// With --socket-dir: most shares at a time; each may use an equal part of
+    /// the descriptors that the daemon may open
+    #[arg(
+        long,
+        value_name = "N",
+        requires = "socket_dir",
+        value_parser = clap::value_parser!(u16).range(1..=4096),
+    )]
+    pub max_shares: Option<u16>,
+}
+
+/// Where the VMM connects.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Listen {
+    /// A socket of our own at this path.
+    Path(PathBuf),
+    /// A socket that listens already.
+    Inherited(RawFd),
+    /// The same, as the service manager has passed it.
+    Activated(RawFd),
+}
+
+/// All places where VMMs connect.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Doors {
+    /// Open from the start, a guest each.
+    pub fixed: Vec<Listen>,
+    /// Where more may be opened.
+    pub socket_dir: Option<PathBuf>,
+    /// How many there may be.
+    pub max_shares: usize,
+}
+
+impl ListenFlags {
+    /// Where VMMs connect: at the paths, or the descriptor, or the `activated`
+    /// ones if there is neither, and where shares come and go.
+    ///
+    /// # Errors
+    ///
+    /// More sockets than `--max-shares` allows.
+    pub(super) fn doors(
+        self,
+        paths: Vec<PathBuf>,
+        descriptor: Option<RawFd>,
+        activated: &[RawFd],
+    ) -> Result<Doors, FlagError> {
+        let paths = paths.into_iter().map(Listen::Path);
+        let mut fixed: Vec<Listen> = paths.chain(descriptor.map(Listen::Inherited)).collect();
+        if fixed.is_empty() {
+            fixed.extend(activated.iter().copied().map(Listen::Activated));
+        }
+        let max_shares = match &self.socket_dir {
+            Some(_) => usize::from(self.max_shares.unwrap_or(MAX_SHARES)),
+            None => fixed.len().max(1),
+        };
+        match fixed.len() > max_shares {
+            true => Err(FlagError::TooManySockets(fixed.len())),
+            false => Ok(Doors {
+                fixed,
+                socket_dir: self.socket_dir,
+                max_shares,
+            }),
+        }
+    }
+}

@@ -1,0 +1,272 @@
+//! `O_PATH` descriptors of nodes: a bounded cache for those known by handle,
+//! and a budget for those that nothing but a descriptor keeps.
+//!
+//! The cache is a CLOCK per shard. A node remembers where its descriptor was
+//! put, as a ticket; a ticket whose place has been given to another is void,
+//! so eviction need not find the node. What a request uses it holds itself:
+//! eviction closes a descriptor only after the last request is done with it.
+
+use std::os::fd::OwnedFd;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use parking_lot::Mutex;
+
+use super::super::budget::{Budget, Unit};
+
+const SHARDS: usize = 16;
+
+/// Largest number of places in a shard: a ticket has 16 bits for the place
+/// and 48 for how often it has been given away, which never comes round.
+const MAX_PLACES: usize = 1 << 16;
+
+/// Where a node's descriptor was put; 0 for nowhere.
+#[derive(Debug, Default)]
+pub(super) struct Ticket(AtomicU64);
+
+/// Descriptors of the nodes of one guest.
+#[derive(Debug)]
+pub(in crate::fs) struct Descriptors {
+    shards: Box<[Mutex<Ring>]>,
+    /// Places in a shard.
+    places: usize,
+    held: Arc<Budget>,
+}
+
+#[derive(Debug, Default)]
+struct Ring {
+    places: Vec<Place>,
+    free: Vec<u16>,
+    hand: usize,
+    live: usize,
+}
+
+#[derive(Debug, Default)]
+struct Place {
+    /// Times this place was given away.
+    turn: u64,
+    used: bool,
+    fd: Option<Arc<OwnedFd>>,
+}
+
+impl Descriptors {
+    /// At most `cached` descriptors in the cache and `held` outside of it.
+    pub(super) fn new(cached: usize, held: usize) -> Arc<Descriptors> {
+        Arc::new(Descriptors {
+            shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
+            places: (cached / SHARDS).min(MAX_PLACES),
+            held: Budget::new(held),
+        })
+    }
+
+    /// The right to hold one descriptor for as long as a node lives.
+    pub(super) fn hold(&self) -> Option<Unit> {
+        self.held.take_one()
+    }
+
+    /// Whether no more may be held.
+    pub(super) fn is_spent(&self) -> bool {
+        self.held.is_spent()
+    }
+
+    /// Descriptors held for good.
+    pub(super) fn held(&self) -> usize {
+        self.held.used()
+    }
+
+    /// Descriptors in the cache.
+    pub(super) fn cached(&self) -> usize {
+        self.shards.iter().map(|shard| shard.lock().live).sum()
+    }
+
+    fn shard(&self, id: u64) -> &Mutex<Ring> {
+        // The remainder is below the number of shards.
+        &self.shards[(id % SHARDS as u64) as usize]
+    }
+
+    /// The descriptor of node `id`, if it is still there.
+    pub(super) fn get(&self, id: u64, ticket: &Ticket) -> Option<Arc<OwnedFd>> {
+        let (place, turn) = parts(ticket.0.load(Ordering::Relaxed))?;
+        let mut ring = self.shard(id).lock();
+        let place = ring.places.get_mut(place)?;
+        if place.turn != turn {
+            return None;
+        }
+        place.used = true;
+        place.fd.clone()
+    }
+
+    /// Puts in a descriptor of node `id`, in the place of one that was not
+    /// used for long.
+    pub(super) fn put(&self, id: u64, ticket: &Ticket, fd: &Arc<OwnedFd>) {
+        if self.places == 0 {
+            return;
+        }
+        let (number, evicted) = self.shard(id).lock().put(self.places, fd);
+        // Closed with no lock held.
+        drop(evicted);
+        let before = ticket.0.swap(number, Ordering::Relaxed);
+        // Two requests may have opened it at once.
+        self.take_out(id, before);
+    }
+
+    /// Takes out the descriptor of node `id`, to be closed or held.
+    pub(super) fn remove(&self, id: u64, ticket: &Ticket) -> Option<Arc<OwnedFd>> {
+        let number = ticket.0.swap(0, Ordering::Relaxed);
+        self.take_out(id, number)
+    }
+
+    fn take_out(&self, id: u64, number: u64) -> Option<Arc<OwnedFd>> {
+        let (at, turn) = parts(number)?;
+        let mut ring = self.shard(id).lock();
+        let place = ring.places.get_mut(at).filter(|place| place.turn == turn)?;
+        let fd = place.fd.take()?;
+        place.used = false;
+        ring.live -= 1;
+        ring.free.push(at as u16);
+        Some(fd)
+    }
+
+    /// Closes half of what is cached, when the process runs out.
+    pub(super) fn shed(&self) {
+        for shard in &self.shards {
+            let mut ring = shard.lock();
+            let gone: Vec<_> = (0..ring.live / 2).filter_map(|_| ring.evict()).collect();
+            ring.free.extend(gone.iter().map(|(at, _)| *at));
+            ring.live -= gone.len();
+            drop(ring);
+            drop(gone);
+        }
+    }
+}
+
+impl Ring {
+    /// The ticket's number, and what had to go.
+    fn put(&mut self, most: usize, fd: &Arc<OwnedFd>) -> (u64, Option<Arc<OwnedFd>>) {
+        let mut evicted = None;
+        let at = if let Some(free) = self.free.pop() {
+            usize::from(free)
+        } else if self.places.len() < most {
+            self.places.push(Place::default());
+            self.places.len() - 1
+        } else if let Some((at, fd)) = self.evict() {
+            evicted = Some(fd);
+            self.live -= 1;
+            usize::from(at)
+        } else {
+            // No place at all.
+            return (0, None);
+        };
+        let Some(place) = self.places.get_mut(at) else {
+            return (0, evicted);
+        };
+        place.turn += 1;
+        place.used = false;
+        place.fd = Some(Arc::clone(fd));
+        self.live += 1;
+        (place.turn << 16 | at as u64, evicted)
+    }
+
+    /// Empties a place that was not used since the hand last passed. All may
+    /// be in use, so the second round takes what it finds.
+    fn evict(&mut self) -> Option<(u16, Arc<OwnedFd>)> {
+        for _ in 0..=2 * self.places.len() {
+            let at = self.hand;
+            self.hand = if at + 1 < self.places.len() {
+                at + 1
+            } else {
+                0
+            };
+            let place = self.places.get_mut(at)?;
+            if std::mem::take(&mut place.used) {
+                continue;
+            }
+            if let Some(fd) = place.fd.take() {
+                return Some((at as u16, fd));
+            }
+        }
+        None
+    }
+}
+
+/// Place and turn of a ticket's number.
+fn parts(number: u64) -> Option<(usize, u64)> {
+    (number != 0).then_some(((number & 0xffff) as usize, number >> 16))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::fs::File;
+
+    fn fd() -> Arc<OwnedFd> {
+        Arc::new(File::open("/").unwrap().into())
+    }
+
+    #[test]
+    fn the_cache_keeps_what_is_used_and_never_more_than_it_may() {
+        let cache = Descriptors::new(SHARDS * 4, 0);
+        let nodes: Vec<(u64, Ticket, Arc<OwnedFd>)> = (0..40)
+            .map(|n| (n * SHARDS as u64, Ticket::default(), fd()))
+            .collect();
+        for (id, ticket, fd) in &nodes {
+            cache.put(*id, ticket, fd);
+            assert!(cache.cached() <= 4);
+            // The first is used between any two others.
+            let first = &nodes[0];
+            let found = cache.get(first.0, &first.1);
+            assert!(Arc::ptr_eq(&found.unwrap(), &first.2), "node {id}");
+        }
+        let found: Vec<_> = nodes.iter().filter_map(|n| cache.get(n.0, &n.1)).collect();
+        assert_eq!(found.len(), 4);
+        for (id, ticket, fd) in &nodes {
+            if let Some(found) = cache.get(*id, ticket) {
+                assert!(Arc::ptr_eq(&found, fd), "only its own");
+            }
+        }
+        let evicted = nodes.iter().find(|n| cache.get(n.0, &n.1).is_none());
+        let evicted = evicted.unwrap();
+        assert_eq!(Arc::strong_count(&evicted.2), 1, "closed");
+        drop(found);
+        for (id, ticket, fd) in &nodes {
+            cache.remove(*id, ticket);
+            assert_eq!(Arc::strong_count(fd), 1);
+        }
+        assert_eq!(cache.cached(), 0);
+    }
+
+    #[test]
+    fn a_second_descriptor_of_a_node_takes_the_place_of_the_first() {
+        let cache = Descriptors::new(SHARDS * 4, 0);
+        let (ticket, first, second) = (Ticket::default(), fd(), fd());
+        cache.put(1, &ticket, &first);
+        cache.put(1, &ticket, &second);
+        assert_eq!((cache.cached(), Arc::strong_count(&first)), (1, 1));
+        assert!(Arc::ptr_eq(&cache.get(1, &ticket).unwrap(), &second));
+        cache.remove(1, &ticket);
+        assert!(cache.get(1, &ticket).is_none());
+    }
+
+    #[test]
+    fn shedding_halves_and_no_places_is_no_cache() {
+        let cache = Descriptors::new(SHARDS * 8, 0);
+        let nodes: Vec<_> = (0..8).map(|_| (Ticket::default(), fd())).collect();
+        for (ticket, fd) in &nodes {
+            cache.put(0, ticket, fd);
+        }
+        cache.shed();
+        assert_eq!(cache.cached(), 4);
+        for (ticket, fd) in &nodes {
+            cache.put(0, ticket, fd);
+        }
+        assert_eq!(cache.cached(), 8);
+        let none = Descriptors::new(SHARDS - 1, 1);
+        let (ticket, fd) = (Ticket::default(), fd());
+        none.put(0, &ticket, &fd);
+        assert!(none.get(0, &ticket).is_none());
+        let held = none.hold().unwrap();
+        assert!(none.is_spent() && none.hold().is_none());
+        drop(held);
+        assert_eq!(none.held(), 0);
+    }
+}

@@ -1,0 +1,107 @@
+//! Which inode is it? By number as long as something pins it, by handle for
+//! good, and by the time of its birth where that tells as much.
+//!
+//! A statx by name is the cheapest look at an inode, but it tells its number
+//! only, which another inode may have had before or may get next. It is the
+//! node's inode all the same when the node was there before the look, and
+//! either its inode is pinned (so it has had the number all the time) or both
+//! were born at the same time and the node's inode was seen alive well after
+//! its birth: whoever has the number later was born later. Births count on
+//! file systems that take them from this host's clock and let nobody set them.
+
+use rustix::fs::Statx;
+use rustix::time::{ClockId, clock_gettime};
+
+/// Seconds after which an inode's birth is unlike that of any successor:
+/// longer than a file system's clock tick and its rounding.
+const SETTLING_NS: u64 = 2_000_000_000;
+
+/// `STATX_BTIME`.
+const HAS_BIRTH: u32 = 0x800;
+
+/// Identity of an inode on this host, while something pins it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::fs) struct Key {
+    pub(in crate::fs) dev_major: u32,
+    pub(in crate::fs) dev_minor: u32,
+    pub(in crate::fs) ino: u64,
+    pub(in crate::fs) mount: u64,
+}
+
+/// The same file for every guest, whichever mount leads to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct HostInode {
+    /// Device, major and minor number.
+    pub device: (u32, u32),
+    /// Inode number.
+    pub number: u64,
+}
+
+impl Key {
+    pub(super) fn device(&self) -> (u32, u32) {
+        (self.dev_major, self.dev_minor)
+    }
+}
+
+/// When an inode was created, in nanoseconds since 1970; none if the file
+/// system does not say, or is not to be believed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fs) struct Birth(u64);
+
+impl Birth {
+    pub(in crate::fs) const UNKNOWN: Birth = Birth(0);
+
+    pub(super) fn of(stat: &Statx) -> Birth {
+        let time = stat.stx_btime;
+        let ns = u64::try_from(time.tv_sec)
+            .ok()
+            .and_then(|sec| sec.checked_mul(1_000_000_000))
+            .and_then(|ns| ns.checked_add(time.tv_nsec.into()));
+        match ns {
+            Some(ns) if stat.stx_mask & HAS_BIRTH != 0 => Birth(ns),
+            _ => Birth::UNKNOWN,
+        }
+    }
+
+    pub(super) fn is_known(self) -> bool {
+        self != Birth::UNKNOWN
+    }
+
+    /// Whether an inode that was alive at `then` can be told by its birth from
+    /// all that have its number later.
+    pub(super) fn is_settled(self, then: Moment) -> bool {
+        self.is_known() && self.0.checked_add(SETTLING_NS).is_some_and(|t| t <= then.0)
+    }
+}
+
+/// A time on the clock that file systems use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::fs) struct Moment(u64);
+
+impl Moment {
+    pub(in crate::fs) fn now() -> Moment {
+        let time = clock_gettime(ClockId::RealtimeCoarse);
+        let ns = u64::try_from(time.tv_sec)
+            .ok()
+            .and_then(|sec| sec.checked_mul(1_000_000_000))
+            .and_then(|ns| ns.checked_add(u64::try_from(time.tv_nsec).ok()?));
+        // A clock that makes no sense settles nothing.
+        Moment(ns.unwrap_or(0))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_birth_settles_after_two_seconds() {
+        let birth = Birth(1_000_000_000);
+        assert!(!birth.is_settled(Moment(1_000_000_000)));
+        assert!(!birth.is_settled(Moment(2_999_999_999)));
+        assert!(birth.is_settled(Moment(3_000_000_000)));
+        assert!(!Birth::UNKNOWN.is_settled(Moment(u64::MAX)));
+        assert!(!Birth(u64::MAX).is_settled(Moment(u64::MAX)));
+        assert!(Moment::now().0 > 1_700_000_000_000_000_000);
+    }
+}

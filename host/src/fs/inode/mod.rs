@@ -1,0 +1,260 @@
+//! The inodes the guest knows.
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | `table` | nodes by id and by identity, lookup counts |
+//! | `identity` | when two looks were at one inode |
+//! | `file_handle` | handles: an inode's name for good |
+//! | `mount` | whether a mount's inodes can be opened by handle |
+//! | `descriptors` | the bounded number of descriptors of nodes |
+//! | `usage` | what all that costs |
+//! | `dax_once`, `ids`, `sys` | a decision, maps, two system calls |
+//!
+//! A node is found again either by a handle, and has a descriptor only while
+//! it is in use or was not long ago, or by a descriptor that it holds for as
+//! long as it lives: where there are no handles, and for an inode that has
+//! lost its last name, which nothing else would keep.
+
+mod dax_once;
+mod descriptors;
+mod file_handle;
+mod identity;
+mod ids;
+mod mount;
+mod sys;
+mod table;
+mod usage;
+
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
+
+use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
+
+use super::budget::Unit;
+use dax_once::DaxOnce;
+use descriptors::Ticket;
+use identity::Birth;
+use mount::Mount;
+
+pub(super) use file_handle::FileHandle;
+pub use identity::HostInode;
+pub(super) use identity::{Key, Moment};
+pub(super) use ids::IdShards;
+pub(super) use table::{InodeTable, Known, NodeLimits, Seen};
+pub use usage::InodeUsage;
+
+/// A descriptor that a node holds.
+#[derive(Debug)]
+struct Held {
+    fd: Arc<OwnedFd>,
+    _unit: Option<Unit>,
+}
+
+/// One host inode the guest knows.
+#[derive(Debug)]
+pub(super) struct Inode {
+    id: u64,
+    ino: u64,
+    device: (u32, u32),
+    session: u64,
+    lookups: AtomicU64,
+    birth: Birth,
+    mount: Arc<Mount>,
+    /// None if `held` is set from the start.
+    handle: Option<FileHandle>,
+    held: OnceLock<Box<Held>>,
+    cached: Ticket,
+    kind: FileType,
+    dax: DaxOnce,
+    /// Seen alive when its birth had settled.
+    settled: AtomicBool,
+    /// Of a directory: the last name looked up in it was known already.
+    finds_known: AtomicBool,
+    _unit: Option<Unit>,
+}
+
+/// A descriptor of a node for the length of a request. Its number means
+/// nothing once this is gone.
+#[derive(Clone, Debug)]
+pub(super) enum NodeFd<'a> {
+    /// The node holds it.
+    Held(&'a Arc<OwnedFd>),
+    /// The cache may close it when this is gone.
+    Shared(Arc<OwnedFd>),
+}
+
+impl NodeFd<'_> {
+    fn into_shared(self) -> Arc<OwnedFd> {
+        match self {
+            NodeFd::Held(fd) => Arc::clone(fd),
+            NodeFd::Shared(fd) => fd,
+        }
+    }
+}
+
+impl AsFd for NodeFd<'_> {
+    fn as_fd(&self) -> BorrowedFd<'_> {
+        match self {
+            NodeFd::Held(fd) => fd.as_fd(),
+            NodeFd::Shared(fd) => fd.as_fd(),
+        }
+    }
+}
+
+impl Inode {
+    pub(super) fn id(&self) -> u64 {
+        self.id
+    }
+
+    /// Type of the inode, which never changes.
+    pub(super) fn kind(&self) -> FileType {
+        self.kind
+    }
+
+    /// Which file of the host it is.
+    pub(super) fn host_inode(&self) -> HostInode {
+        HostInode {
+            device: self.device,
+            number: self.ino,
+        }
+    }
+
+    /// The session in which the node was handed out.
+    pub(super) fn session(&self) -> u64 {
+        self.session
+    }
+
+    /// The mount it is on.
+    pub(super) fn mount(&self) -> &Arc<Mount> {
+        &self.mount
+    }
+
+    fn key(&self) -> Key {
+        Key {
+            dev_major: self.device.0,
+            dev_minor: self.device.1,
+            ino: self.ino,
+            mount: self.mount.id(),
+        }
+    }
+
+    /// Whether the node has DAX; none if that is still to be decided.
+    pub(super) fn dax(&self) -> Option<bool> {
+        self.dax.get()
+    }
+
+    /// Decides whether the node has DAX, unless that is decided; answers what
+    /// holds.
+    pub(super) fn settle_dax(&self, dax: bool) -> bool {
+        self.dax.settle(dax)
+    }
+
+    /// An `O_PATH` descriptor of the inode. `ESTALE` if it exists no more,
+    /// which only happens to a node without descriptor.
+    pub(super) fn fd(&self) -> Result<NodeFd<'_>, Errno> {
+        if let Some(held) = self.held.get() {
+            return Ok(NodeFd::Held(&held.fd));
+        }
+        let descriptors = self.mount.descriptors();
+        if let Some(fd) = descriptors.get(self.id, &self.cached) {
+            return Ok(NodeFd::Shared(fd));
+        }
+        let handle = self.handle.as_ref().ok_or(Errno::STALE)?;
+        let fd = Arc::new(self.mount.open(handle, OFlags::PATH)?);
+        descriptors.put(self.id, &self.cached, &fd);
+        Ok(NodeFd::Shared(fd))
+    }
+
+    /// Opens the inode by its handle, if it is not held by a descriptor. The
+    /// caller has checked that it is a regular file or a directory.
+    pub(super) fn open_by_handle(&self, flags: OFlags) -> Option<Result<OwnedFd, Errno>> {
+        if self.held.get().is_some() {
+            return None;
+        }
+        let handle = self.handle.as_ref()?;
+        Some(self.mount.open(handle, flags))
+    }
+
+    /// Keeps the inode for as long as the node lives, by `fd`, which is one of
+    /// its own. False if the budget has no descriptor for that: the inode then
+    /// goes with its last name and its last open handle.
+    pub(super) fn keep(&self, fd: NodeFd<'_>) -> bool {
+        if self.held.get().is_some() {
+            return true;
+        }
+        let descriptors = self.mount.descriptors();
+        let Some(unit) = descriptors.hold() else {
+            return false;
+        };
+        let fd = fd.into_shared();
+        descriptors.remove(self.id, &self.cached);
+        let _unit = Some(unit);
+        // Another thread may have been as quick.
+        let _ = self.held.set(Box::new(Held { fd, _unit }));
+        true
+    }
+
+    /// Whether a name looked up in this directory is likely to be known.
+    pub(super) fn finds_known(&self) -> bool {
+        self.finds_known.load(Ordering::Relaxed)
+    }
+
+    /// Remembers how the last lookup went.
+    pub(super) fn found_known(&self, known: bool) {
+        if self.finds_known() != known {
+            self.finds_known.store(known, Ordering::Relaxed);
+        }
+    }
+
+    /// `Ok` if the inode may be opened for reading or writing.
+    pub(super) fn require_regular(&self) -> Result<(), Errno> {
+        openable(self.kind)
+    }
+
+    /// Whether something has pinned the inode since before now.
+    fn is_pinned(&self) -> bool {
+        self.held.get().is_some()
+            || self
+                .mount
+                .descriptors()
+                .get(self.id, &self.cached)
+                .is_some()
+    }
+
+    /// Counts one more lookup, unless the node is dead.
+    fn retain(&self) -> bool {
+        self.lookups
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                (n > 0).then(|| n.saturating_add(1))
+            })
+            .is_ok()
+    }
+
+    /// Takes back `count` lookups; true for the one call that took the last.
+    fn release(&self, count: u64) -> bool {
+        self.lookups
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                (n > 0).then(|| n.saturating_sub(count))
+            })
+            .is_ok_and(|before| before <= count)
+    }
+}
+
+impl Drop for Inode {
+    fn drop(&mut self) {
+        self.mount.descriptors().remove(self.id, &self.cached);
+    }
+}
+
+/// `Ok` for a regular file, else why it is not opened here: devices, FIFOs and
+/// sockets of the share belong to the guest, whose kernel opens them itself.
+pub(super) fn openable(kind: FileType) -> Result<(), Errno> {
+    match kind {
+        FileType::RegularFile => Ok(()),
+        FileType::Directory => Err(Errno::ISDIR),
+        FileType::Symlink => Err(Errno::LOOP),
+        _ => Err(Errno::NXIO),
+    }
+}

@@ -1,0 +1,282 @@
+//! The mounts that nodes are on, and whether inodes there can be opened by
+//! handle: tried once a mount, with one descriptor kept for it while a node
+//! is there.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::{Arc, Weak};
+
+use parking_lot::Mutex;
+use rustix::fs::{FileType, FsWord, OFlags, Statx};
+use rustix::io::Errno;
+use tracing::{info, warn};
+
+use super::super::procfd::ProcFd;
+use super::super::{InodeFileHandles, attr};
+use super::descriptors::Descriptors;
+use super::file_handle::{FileHandle, magic};
+use super::identity::{Birth, Key};
+
+/// File systems whose handles can be opened for as long as the inode exists,
+/// in the host's cache or not. Others may give handles and then not know them
+/// again: most FUSE file systems and FAT, for instance.
+const LASTING: [FsWord; 11] = [
+    magic::EXT,
+    magic::XFS,
+    magic::BTRFS,
+    magic::TMPFS,
+    magic::F2FS,
+    magic::OVERLAY,
+    magic::NFS,
+    magic::EROFS,
+    magic::SQUASHFS,
+    magic::BCACHEFS,
+    magic::ZFS,
+];
+
+/// File systems that take births from this host's clock and let nobody set
+/// them.
+const BIRTHS: [FsWord; 5] = [
+    magic::EXT,
+    magic::XFS,
+    magic::BTRFS,
+    magic::TMPFS,
+    magic::F2FS,
+];
+
+/// A mount with a node on it.
+#[derive(Debug)]
+pub(in crate::fs) struct Mount {
+    id: u64,
+    by_handle: Option<ByHandle>,
+    descriptors: Arc<Descriptors>,
+}
+
+/// How inodes of a mount are opened by handle.
+#[derive(Debug)]
+struct ByHandle {
+    /// Any inode there, opened for reading: the system call takes no `O_PATH`.
+    fd: Arc<OwnedFd>,
+    fs: FsWord,
+    /// The device of that inode. A btrfs mount has several, and only that of
+    /// an inode in use keeps its number.
+    device: (u32, u32),
+    /// Handles by name come with the mount's unique id.
+    by_name: bool,
+    mandatory: bool,
+}
+
+impl Mount {
+    pub(in crate::fs) fn id(&self) -> u64 {
+        self.id
+    }
+
+    pub(super) fn descriptors(&self) -> &Arc<Descriptors> {
+        &self.descriptors
+    }
+
+    /// The descriptor kept for the mount, of the inode by which it was tried.
+    pub(super) fn descriptor(&self) -> Option<&Arc<OwnedFd>> {
+        self.by_handle.as_ref().map(|way| &way.fd)
+    }
+
+    /// Whether nodes here need no descriptor.
+    pub(in crate::fs) fn has_handles(&self) -> bool {
+        self.by_handle.is_some()
+    }
+
+    /// The handle of the inode behind a descriptor; none where descriptors
+    /// are held, and for the odd inode that has no handle, which is an error
+    /// where handles are mandatory.
+    pub(in crate::fs) fn handle_of(&self, fd: impl AsFd) -> Result<Option<FileHandle>, Errno> {
+        let Some(way) = &self.by_handle else {
+            return Ok(None);
+        };
+        match FileHandle::of(fd) {
+            Ok(handle) => Ok(Some(handle)),
+            Err(_) if way.mandatory => Err(Errno::OPNOTSUPP),
+            Err(_) => Ok(None),
+        }
+    }
+
+    /// When an inode here was created, if that helps to tell it from others.
+    pub(super) fn birth(&self, key: &Key, stat: &Statx) -> Birth {
+        match &self.by_handle {
+            Some(way) if way.device == key.device() && BIRTHS.contains(&way.fs) => Birth::of(stat),
+            _ => Birth::UNKNOWN,
+        }
+    }
+
+    /// Whether a handle and attributes taken of one name, in this order, can
+    /// be shown to be of one inode.
+    pub(in crate::fs) fn pairs_by_name(&self) -> bool {
+        self.by_handle.as_ref().is_some_and(|way| way.by_name)
+    }
+
+    /// The inode number in a handle of this mount.
+    pub(super) fn ino_in(&self, handle: &FileHandle) -> Option<u64> {
+        handle.ino(self.by_handle.as_ref()?.fs)
+    }
+
+    /// Opens an inode by its handle. `ESTALE` if it exists no more.
+    pub(super) fn open(&self, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
+        let way = self.by_handle.as_ref().ok_or(Errno::STALE)?;
+        let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
+        match super::sys::open(way.fd.as_fd(), handle.raw(), flags) {
+            Err(Errno::MFILE | Errno::NFILE) => {
+                self.descriptors.shed();
+                super::sys::open(way.fd.as_fd(), handle.raw(), flags)
+            }
+            done => done,
+        }
+    }
+}
+
+/// All mounts that nodes are on, by their ids.
+#[derive(Debug)]
+pub(in crate::fs) struct MountTable {
+    wanted: InodeFileHandles,
+    descriptors: Arc<Descriptors>,
+    mounts: Mutex<HashMap<u64, Weak<Mount>>>,
+}
+
+impl MountTable {
+    pub(super) fn new(wanted: InodeFileHandles, descriptors: Arc<Descriptors>) -> MountTable {
+        MountTable {
+            wanted,
+            descriptors,
+            mounts: Mutex::default(),
+        }
+    }
+
+    pub(super) fn descriptors(&self) -> &Arc<Descriptors> {
+        &self.descriptors
+    }
+
+    /// The mount of an inode that `fd` (which may be `O_PATH`) holds.
+    /// `EOPNOTSUPP` where handles are mandatory and cannot be had.
+    pub(in crate::fs) fn of(
+        &self,
+        proc: &ProcFd,
+        fd: BorrowedFd<'_>,
+        stat: &Statx,
+    ) -> Result<Arc<Mount>, Errno> {
+        let key = attr::key_of(stat);
+        if let Some(known) = self.known(key.mount) {
+            return Ok(known);
+        }
+        // Not under the lock: the file system may be slow.
+        let by_handle = match self.wanted {
+            InodeFileHandles::Never => None,
+            wanted => match try_handles(proc, fd, stat, wanted) {
+                Ok(way) => Some(way),
+                Err(why) => {
+                    report(self.wanted, &key, &why);
+                    if wanted == InodeFileHandles::Mandatory {
+                        return Err(Errno::OPNOTSUPP);
+                    }
+                    None
+                }
+            },
+        };
+        let mount = Arc::new(Mount {
+            id: key.mount,
+            by_handle,
+            descriptors: Arc::clone(&self.descriptors),
+        });
+        let mut mounts = self.mounts.lock();
+        if let Some(other) = mounts.get(&key.mount).and_then(Weak::upgrade) {
+            return Ok(other);
+        }
+        mounts.retain(|_, mount| mount.strong_count() > 0);
+        mounts.insert(key.mount, Arc::downgrade(&mount));
+        Ok(mount)
+    }
+
+    fn known(&self, id: u64) -> Option<Arc<Mount>> {
+        self.mounts.lock().get(&id).and_then(Weak::upgrade)
+    }
+
+    /// Mounts with nodes on them, and those of them with handles.
+    pub(in crate::fs) fn count(&self) -> (usize, usize) {
+        let mounts: Vec<_> = self
+            .mounts
+            .lock()
+            .values()
+            .filter_map(Weak::upgrade)
+            .collect();
+        let by_handle = mounts.iter().filter(|mount| mount.has_handles());
+        (mounts.len(), by_handle.count())
+    }
+}
+
+/// Why inodes of a mount cannot be opened by handle.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+enum NoHandles {
+    #[error("nothing on it can be opened for reading: {0}")]
+    Closed(Errno),
+    #[error("its file system has no handles: {0}")]
+    None(Errno),
+    #[error("the daemon lacks CAP_DAC_READ_SEARCH in the initial user namespace")]
+    Capability,
+    #[error("its file system does not open its own handles: {0}")]
+    Unopenable(Errno),
+    #[error("its handles open another inode")]
+    Another,
+    #[error("handles of its file system (type {0:#x}) may be forgotten while the inode lives")]
+    Forgetful(FsWord),
+}
+
+fn try_handles(
+    proc: &ProcFd,
+    fd: BorrowedFd<'_>,
+    stat: &Statx,
+    wanted: InodeFileHandles,
+) -> Result<ByHandle, NoHandles> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
+    let opened = match attr::kind_of(stat) {
+        FileType::Directory | FileType::RegularFile => proc.reopen(fd, flags),
+        _ => Err(Errno::NOTDIR),
+    };
+    let opened = opened.map_err(NoHandles::Closed)?;
+    let handle = FileHandle::of(fd).map_err(NoHandles::None)?;
+    let again = super::sys::open(opened.as_fd(), handle.raw(), OFlags::PATH | OFlags::CLOEXEC)
+        .map_err(|errno| match errno {
+            Errno::PERM => NoHandles::Capability,
+            errno => NoHandles::Unopenable(errno),
+        })?;
+    let again = attr::stat(again).map_err(NoHandles::Unopenable)?;
+    let key = attr::key_of(stat);
+    if attr::key_of(&again) != key {
+        return Err(NoHandles::Another);
+    }
+    let fs = rustix::fs::fstatfs(&opened)
+        .map_err(NoHandles::None)?
+        .f_type;
+    if wanted != InodeFileHandles::Mandatory && !LASTING.contains(&fs) {
+        return Err(NoHandles::Forgetful(fs));
+    }
+    let by_name = FileHandle::at(opened.as_fd(), c".").is_ok_and(|(_, mount)| mount == key.mount);
+    Ok(ByHandle {
+        fd: Arc::new(opened),
+        fs,
+        device: key.device(),
+        by_name,
+        mandatory: wanted == InodeFileHandles::Mandatory,
+    })
+}
+
+fn report(wanted: InodeFileHandles, key: &Key, why: &NoHandles) {
+    let (major, minor) = key.device();
+    if wanted == InodeFileHandles::Mandatory {
+        warn!(
+            mount = key.mount,
+            major, minor, "no file handles on a mount: {why}"
+        );
+    } else {
+        info!(
+            mount = key.mount,
+            major, minor, "no file handles on a mount, each inode takes a descriptor: {why}"
+        );
+    }
+}

@@ -1,0 +1,231 @@
+//! The control socket: shares are added and removed here.
+//!
+//! One thread, one connection at a time. Only the daemon's own user and root
+//! are heard: the file lets nobody else in, and the kernel's word on who has
+//! connected is asked for besides. Nothing that comes is looked up by path:
+//! directory and socket come as descriptors, so that it works however the
+//! daemon is confined.
+
+use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use daxwindow_shared::window::RANGE_BYTES;
+use rustix::fs::{FileType, OFlags};
+use rustix::io::Errno;
+use rustix::net::sockopt::socket_peercred;
+
+use crate::dax::DaxMode;
+use crate::device::serve::{Stop, Wake, wait};
+use crate::device::socket::{Socket, SocketError};
+use crate::observe::logs::Throttle;
+
+use super::descriptors::{send_line, take_line};
+use super::name::control_file;
+use super::protocol::{
+    ADD_DESCRIPTORS, Add, Answer, Dax, Listed, MAX_LINE_BYTES, Request, to_line,
+};
+use super::registry::Shares;
+use super::share::{Changes, NewShare};
+
+/// How long a client may take to say what it wants, and to hear the answer.
+const PATIENCE: Duration = Duration::from_secs(2);
+/// How long the requests of a guest that is disconnected may take to end.
+pub const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
+
+/// Why there is no control socket.
+#[derive(Debug, thiserror::Error)]
+pub enum ControlError {
+    /// The socket.
+    #[error(transparent)]
+    Socket(#[from] SocketError),
+    /// Its thread.
+    #[error("--socket-dir: cannot start the thread of the control socket: {0}")]
+    Thread(io::Error),
+}
+
+/// A control socket that listens. Dropping it ends the thread and removes the
+/// file.
+#[derive(Debug)]
+pub struct ControlSocket {
+    stop: Stop,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl ControlSocket {
+    /// Listens in `directory` and adds to `shares` what it is told to.
+    ///
+    /// # Errors
+    ///
+    /// [`ControlError`].
+    pub fn open(directory: &Path, shares: &Arc<Shares>) -> Result<ControlSocket, ControlError> {
+        let socket = Socket::bind("--socket-dir", &directory.join(control_file()))?;
+        // A client may be gone before it is accepted.
+        let nonblocking = socket.listener().set_nonblocking(true);
+        let stop = nonblocking.and_then(|()| Stop::new());
+        let stop = stop.map_err(ControlError::Thread)?;
+        let (shares, heed) = (shares.clone(), stop.clone());
+        let thread = std::thread::Builder::new()
+            .name("control".into())
+            .spawn(move || attend(&socket, &heed, &shares))
+            .map_err(ControlError::Thread)?;
+        Ok(ControlSocket {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for ControlSocket {
+    fn drop(&mut self) {
+        self.stop.request();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn attend(socket: &Socket, stop: &Stop, shares: &Arc<Shares>) {
+    let complaints = Throttle::new(Duration::from_secs(10));
+    loop {
+        match wait(socket.listener(), stop, None) {
+            Ok(Wake::Client) => {}
+            Ok(Wake::Over) => continue,
+            Ok(Wake::Stop) => return,
+            Err(error) => {
+                tracing::error!(%error, "control: cannot wait for clients");
+                return;
+            }
+        }
+        let heard = match socket.listener().accept() {
+            Ok((client, _)) => hear(&client, shares),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => {
+                // Out of descriptors, most likely; do not spin on it.
+                std::thread::sleep(Duration::from_millis(100));
+                Err(error)
+            }
+        };
+        if let (Err(error), Some(held_back)) = (heard, complaints.pass()) {
+            tracing::warn!(%error, held_back, "control: a client was not answered");
+        }
+    }
+}
+
+/// Takes one request and answers it.
+fn hear(client: &UnixStream, shares: &Arc<Shares>) -> io::Result<()> {
+    client.set_nonblocking(false)?;
+    client.set_write_timeout(Some(PATIENCE))?;
+    let answer = match is_trusted(client)? {
+        true => match take_line(client, MAX_LINE_BYTES, PATIENCE) {
+            Ok((line, descriptors)) => obey(&line, descriptors, shares),
+            Err(error) => Answer::Error(format!("the request: {error}")),
+        },
+        false => Answer::Error("only the daemon's own user and root are heard".into()),
+    };
+    if let Answer::Error(error) = &answer {
+        tracing::info!("control: refused: {error}");
+    }
+    send_line(client, &to_line(&answer)?, &[])
+}
+
+fn is_trusted(client: &UnixStream) -> io::Result<bool> {
+    let peer = socket_peercred(client)?.uid;
+    Ok(peer.is_root() || peer == rustix::process::geteuid())
+}
+
+fn obey(line: &[u8], descriptors: Vec<OwnedFd>, shares: &Arc<Shares>) -> Answer {
+    let request = match serde_json::from_slice(line) {
+        Ok(request) => request,
+        Err(error) => return Answer::Error(format!("the request: {error}")),
+    };
+    let done = match request {
+        Request::List => return Answer::Shares(list(shares)),
+        Request::Add(add) => new_share(add, descriptors).and_then(|new| {
+            let name = new.name.to_string();
+            shares.add(new).map_err(|error| error.to_string())?;
+            tracing::info!(name, "control: share added");
+            Ok(())
+        }),
+        Request::Remove { name, force } => shares
+            .remove(&name, force, REMOVE_PATIENCE)
+            .map(|()| tracing::info!(%name, force, "control: share removed"))
+            .map_err(|error| error.to_string()),
+    };
+    match done {
+        Ok(()) => Answer::Done,
+        Err(error) => Answer::Error(error),
+    }
+}
+
+fn list(shares: &Shares) -> Vec<Listed> {
+    let listed = |share: &Arc<super::Share>| {
+        let about = share.about().clone();
+        Listed {
+            name: about.name,
+            in_use: share.in_use(),
+            socket: about.socket,
+            directory: about.directory,
+            tag: about.tag,
+            readonly: about.readonly,
+        }
+    };
+    shares.list().iter().map(listed).collect()
+}
+
+/// Checks what came and what it came with.
+fn new_share(add: Add, descriptors: Vec<OwnedFd>) -> Result<NewShare, String> {
+    let count = descriptors.len();
+    let wanted: [OwnedFd; ADD_DESCRIPTORS] = descriptors
+        .try_into()
+        .map_err(|_| format!("add comes with {ADD_DESCRIPTORS} descriptors, not {count}"))?;
+    let [root, listener, home] = wanted;
+    for (fd, what) in [(&root, "shared directory"), (&home, "socket's directory")] {
+        require_directory(fd)
+            .map_err(|errno| format!("the {what} is no directory opened with O_PATH: {errno}"))?;
+    }
+    let window = add.window_bytes.unwrap_or(0);
+    if !window.is_multiple_of(RANGE_BYTES) {
+        return Err(format!(
+            "window_bytes {window} is no multiple of {RANGE_BYTES}"
+        ));
+    }
+    let socket = Socket::given(listener, home, add.socket)
+        .map_err(|errno| format!("the socket does not listen: {errno}"))?;
+    Ok(NewShare {
+        name: add.name,
+        root,
+        directory: add.directory,
+        socket,
+        changes: Changes {
+            tag: add.tag,
+            readonly: add.readonly,
+            dax: add.dax.map(DaxMode::from),
+            window_bytes: add.window_bytes,
+        },
+    })
+}
+
+fn require_directory(fd: &OwnedFd) -> Result<(), Errno> {
+    let is_path = rustix::fs::fcntl_getfl(fd)?.contains(OFlags::PATH);
+    let kind = FileType::from_raw_mode(rustix::fs::fstat(fd)?.st_mode);
+    match kind {
+        FileType::Directory if is_path => Ok(()),
+        FileType::Directory => Err(Errno::INVAL),
+        _ => Err(Errno::NOTDIR),
+    }
+}
+
+impl From<Dax> for DaxMode {
+    fn from(dax: Dax) -> DaxMode {
+        match dax {
+            Dax::Never => DaxMode::Never,
+            Dax::Inode => DaxMode::Inode,
+            Dax::Always => DaxMode::Always,
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! A share that fails is served again; settings of its own.
+
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use clap::Parser;
+
+use super::*;
+use crate::cli::Flags;
+use crate::shares::registry::open_directory;
+
+fn config(extra: &[&str]) -> Config {
+    let base = ["daxwindowd", "--socket-dir", "/run/x"];
+    let flags = Flags::try_parse_from(base.iter().chain(extra)).expect("flags");
+    flags.config(1024).expect("a configuration")
+}
+
+fn share(dir: &std::path::Path) -> (Share, Config) {
+    let new = NewShare {
+        name: "a".parse().expect("a name"),
+        root: open_directory(dir).expect("there"),
+        directory: dir.to_owned(),
+        socket: Socket::bind("test", &dir.join("a.sock")).expect("bound"),
+        changes: Changes::default(),
+    };
+    let root = open_directory(dir).expect("there");
+    Share::open(&config(&[]), &new, root, Span::none()).expect("a share")
+}
+
+#[test]
+fn a_panic_and_a_failure_cost_a_moment_and_not_the_share() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let (share, _) = share(dir.path());
+    let rounds = AtomicU32::new(0);
+    share.keep_on(|| {
+        assert!(share.seat.take(), "the last guest has left");
+        match rounds.fetch_add(1, Ordering::SeqCst) {
+            0 => panic!("a defect, for this test"),
+            1 => Err(ServeError::Io {
+                action: "start a thread",
+                cause: std::io::ErrorKind::OutOfMemory.into(),
+            }),
+            _ => Ok(()),
+        }
+    });
+    assert_eq!(rounds.load(Ordering::SeqCst), 3);
+    assert_eq!(share.server.client(), None);
+}
+
+#[test]
+fn settings_of_a_share_go_before_the_daemons() {
+    let changes = Changes {
+        tag: Some("data".into()),
+        readonly: true,
+        dax: Some(DaxMode::Always),
+        window_bytes: Some(4 << 20),
+    };
+    let changed = changes.apply(&config(&["--dax", "never"])).expect("valid");
+    assert_eq!(changed.device.config.tag(), Some("data"));
+    assert!(changed.share.readonly && changed.dax.readonly);
+    assert_eq!(
+        (changed.dax.mode, changed.dax.window_bytes),
+        (DaxMode::Always, 4 << 20)
+    );
+
+    let same = Changes::default()
+        .apply(&config(&["--readonly"]))
+        .expect("valid");
+    assert!(same.share.readonly, "the daemon's flag holds for all");
+    let none = Changes {
+        window_bytes: Some(0),
+        ..Changes::default()
+    };
+    let none = none.apply(&config(&[])).expect("valid");
+    assert_eq!(none.dax.mode, DaxMode::Never);
+    let long = Changes {
+        tag: Some("x".repeat(37)),
+        ..Changes::default()
+    };
+    assert!(long.apply(&config(&[])).is_err());
+}
+
+#[test]
+fn descriptors_are_divided_among_the_shares_that_may_be() {
+    let of = |extra: &[&str]| {
+        let base = ["daxwindowd", "--shared-dir", "/d"];
+        let flags = Flags::try_parse_from(base.iter().chain(extra)).expect("flags");
+        let share = flags.config(8192).expect("a configuration").share;
+        let inodes = share.max_held_descriptors + share.max_cached_descriptors;
+        (inodes, share.max_handles)
+    };
+    assert_eq!(of(&["--socket-path", "/a"]), (4096, 2048));
+    assert_eq!(
+        of(&["--socket-path", "/a", "--socket-path", "/b"]),
+        (2048, 1024)
+    );
+    let many = ["--socket-path", "/a", "--socket-dir", "/run/x"];
+    assert_eq!(of(&many), (64, 32));
+    assert_eq!(
+        of(&[&many[..], &["--max-shares", "2"]].concat()),
+        (2048, 1024)
+    );
+}
