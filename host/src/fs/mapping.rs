@@ -1,5 +1,6 @@
 //! Files for the window.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use rustix::fs::{Access, AtFlags, OFlags};
@@ -24,7 +25,7 @@ impl SharedDir {
         let not = |_: Errno| NoDax::NotWritable;
         let inode = self.inode(nodeid).map_err(not)?;
         let fd = inode.fd().map_err(not)?;
-        let link = ProcFd::link(&fd);
+        let link = ProcFd::link(fd.as_fd());
         let flags = AtFlags::EACCESS;
         rustix::fs::accessat(self.proc.dir(), link.as_c_str(), Access::WRITE_OK, flags)
             .map_err(not)?;

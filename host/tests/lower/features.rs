@@ -449,7 +449,7 @@ fn list(tried: &Tried<'_>) -> Outcome {
     loop {
         let entries = refused(session.readdir(dir, handle, at))?;
         // A few of them, as a guest with a small buffer would take.
-        let Some(last) = entries.iter().take(7).last() else {
+        let Some(last) = entries.iter().take(7).next_back() else {
             break;
         };
         for entry in entries.iter().take(7) {

@@ -8,6 +8,8 @@ use crate::common::{Daemon, guest};
 use crate::features::{FEATURES, Tried};
 use crate::places::{Place, btrfs, erofs, ext4, fuse, overlayfs, tmpfs, xfs};
 
+type Make = fn() -> Place;
+
 const WRITE: &str = "DAXWINDOW_WRITE_DOCS";
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/lower-file-systems.md");
 const BEGIN: &str = "<!-- the table begins -->\n";
@@ -59,7 +61,7 @@ fn column(place: &Place) -> Vec<String> {
 
 #[test]
 fn the_table_of_lower_file_systems_is_what_is_found() {
-    let kinds: [(&str, fn() -> Place); 7] = [
+    let kinds: [(&str, Make); 7] = [
         ("ext4", || ext4("rw")),
         ("xfs", xfs),
         ("btrfs", btrfs),
