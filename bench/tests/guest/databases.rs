@@ -19,7 +19,8 @@ use rustix::process::{Pid, Signal, kill_process};
 use crate::counted::Counted;
 use crate::mounted::Mounted;
 
-const LIMIT: Duration = Duration::from_secs(400);
+/// Ten times what it takes, for machines that have other work as well.
+const LIMIT: Duration = Duration::from_secs(600);
 /// How often the machine is killed.
 const CRASHES: &str = "DAXWINDOW_CRASHES";
 /// Commits of each database before it is.
@@ -322,8 +323,8 @@ fn databases_keep_what_they_committed_when_their_machine_is_killed() {
     let counted = [1, 2].map(|share| Counted::by(&vm, share));
     assert!(counted[0].window("setups") > 0 && counted[0].requests("Read") == 0);
     assert!(counted[1].window("setups") == 0 && counted[1].requests("Read") > 0);
-    vm.sh("pkill -INT -f bin/postgres; sleep 1")
-        .expect("an end");
+    let end = "kill -INT $(head -qn 1 /mnt/*/postgres/postmaster.pid); sleep 3";
+    vm.sh(end).expect("an end");
     vm.shutdown().expect("powers off");
     assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
     assert!(Path::new(&ground.share("dax")).join("wal.db").is_file());
