@@ -10,6 +10,7 @@
 //! | `daemon` | the daemon as a process of its own |
 //! | `files` | test files that can be checked |
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
+//! | `placement` | on which processors a measurement runs |
 //! | `report` | figures, JSON, tables |
 //! | `host_memory` | page cache by file, memory by process |
 //! | `raw` | all unsafe code |
@@ -26,6 +27,7 @@ mod files;
 mod host_memory;
 mod machine;
 mod micro;
+mod placement;
 mod raw;
 #[cfg(test)]
 mod readme_test;

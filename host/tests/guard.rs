@@ -109,3 +109,72 @@ fn the_cost_of_watching_many_regions_is_small() {
     assert_eq!(faults(), before + 1);
     mend();
 }
+
+/// Mappings that this process has.
+fn mappings() -> usize {
+    let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
+    maps.lines().count()
+}
+
+#[test]
+fn many_vanished_pages_take_few_mappings() {
+    let _alone = ONE_AT_A_TIME.lock();
+    const PAGES: u64 = 20_000;
+    let (file, memory) = memory(PAGES);
+    watch(&memory).expect("watched");
+    file.set_len(0).expect("empty");
+    let before = mappings();
+    for page in (0..PAGES).step_by(2) {
+        assert_eq!(byte(&memory, page), 0);
+    }
+    let most = mappings();
+    assert!(most < before + 3000, "{before} {most}");
+    mend();
+    assert!(mappings() < before + 100, "{before} {}", mappings());
+}
+
+/// The kernel lets a process have so many mappings, and one more; with that
+/// one it refuses any new one, also over others. A fault must not be what
+/// finds out.
+#[test]
+fn a_page_that_vanishes_from_a_process_full_of_mappings() {
+    use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+    let _alone = ONE_AT_A_TIME.lock();
+    let (file, memory) = memory(64);
+    watch(&memory).expect("watched");
+    for parity in 0..3 {
+        file.set_len(0).expect("empty");
+        let faults_before = faults();
+        let mut taken = Vec::with_capacity(100_000);
+        let limit = std::fs::read_to_string("/proc/sys/vm/max_map_count").expect("procfs");
+        let limit: usize = limit.trim().parse().expect("a number");
+        assert!(limit < taken.capacity(), "a limit that can be reached");
+        loop {
+            let access = match taken.len() % 2 {
+                0 => ProtFlags::READ,
+                _ => ProtFlags::READ | ProtFlags::WRITE,
+            };
+            // SAFETY: new mappings where the kernel likes.
+            let mapped =
+                unsafe { mmap_anonymous(std::ptr::null_mut(), 4096, access, MapFlags::PRIVATE) };
+            match mapped {
+                Ok(at) => taken.push(at),
+                Err(_) => break,
+            }
+        }
+        let give_back = |at| {
+            // SAFETY: one of the mappings above, which nobody uses.
+            unsafe { munmap(at, 4096) }.expect("unmapped");
+        };
+        taken.drain(taken.len() - parity..).for_each(give_back);
+        // Nothing is allocated or formatted until there is room again.
+        let seen = [3, 5, 7].map(|page| byte(&memory, page));
+        taken.into_iter().for_each(give_back);
+        assert_eq!(seen, [0; 3], "{parity}");
+        assert!(faults() > faults_before, "{parity}");
+        mend();
+        file.set_len(64 * PAGE).expect("longer");
+        file.write_all_at(&[9], 5 * PAGE + 9).expect("written");
+        assert_eq!(byte(&memory, 5), 9, "{parity}: put right");
+    }
+}

@@ -11,8 +11,9 @@ use std::time::{Duration, Instant};
 
 use common::{
     DAEMON, Daemon, PATIENCE, RANGE, assert_serves, attach, attach_plain, eventually, in_memory,
-    make_file, on_disk, walk,
+    make_file, on_disk, options, walk,
 };
+use daxwindow_guest::session::{Session, SessionOptions};
 use daxwindow_host::observe::document::{SCHEMA, ShareStatus, Status};
 use tempfile::TempDir;
 
@@ -163,6 +164,31 @@ fn a_guest_with_a_window_is_reported_with_what_it_did() {
         (status.mappings.live_ranges, status.mappings.setups),
         (0, 3)
     );
+}
+
+/// A guest that sends by two queues is served by two.
+#[test]
+fn requests_are_counted_by_queue() {
+    let scene = Scene::new(&["--dax", "never", "--num-request-queues", "2"]);
+    let two = SessionOptions {
+        request_queues: 2,
+        ..options(&scene.daemon)
+    };
+    let session = Session::connect(two).expect("a session");
+    std::thread::scope(|scope| {
+        // Each thread has a queue, by turns that other tests take part in.
+        for _ in 0..32 {
+            scope.spawn(|| (0..10).for_each(|_| assert_serves(&session)));
+        }
+    });
+    eventually("all are counted", || {
+        let queues = scene.status().queues.by_number;
+        let requests: Vec<u64> = queues.iter().map(|queue| queue.requests).collect();
+        assert_eq!(requests.len(), 3);
+        requests[1] >= 10 && requests[2] >= 10 && requests[1] + requests[2] > 320
+    });
+    let page = scene.page();
+    assert!(page.contains("\nqueues"), "{page}");
 }
 
 #[test]

@@ -11,6 +11,7 @@ use anyhow::{Result, ensure};
 use super::contender::Contender;
 use super::measure::{Load, Sample, Times, measure};
 use super::share::Files;
+use crate::placement::Placement;
 use crate::stats::{Paired, Random, median, mix};
 
 /// What all contests have in common.
@@ -21,6 +22,7 @@ pub(super) struct Setting {
     pub files: Files,
     pub repetitions: usize,
     pub times: Times,
+    pub placement: Placement,
 }
 
 impl Setting {

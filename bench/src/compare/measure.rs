@@ -15,8 +15,7 @@ use super::contender::Running;
 use super::driver::{Actor, Driven, drive};
 use super::operations::{Operation, Stage};
 use super::share::Files;
-use super::usage::cpu_time;
-use crate::host_memory::bytes_read_by;
+use super::usage::{bytes_read, cpu_time};
 
 /// An operation with so many of it in flight on so many request queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,10 +87,10 @@ fn once(running: &Running, files: &Files, load: Load, times: Times, seed: u64) -
         drive(&mut pipeline, &mut actors, Some(times.warm_up))?;
     }
     let pid = running.daemon.pid();
-    let (read_before, cpu_before) = (bytes_read_by(pid)?, cpu_time(pid)?);
+    let (read_before, cpu_before) = (bytes_read(pid)?, cpu_time(pid)?);
     let driven = drive(&mut pipeline, &mut actors, at_least)?;
     let cpu = cpu_time(pid)?.saturating_sub(cpu_before);
-    let read = bytes_read_by(pid)?.saturating_sub(read_before);
+    let read = bytes_read(pid)?.saturating_sub(read_before);
     prove(&driven, operation, read, &actors)?;
     Ok(sample(&driven, cpu))
 }

@@ -33,6 +33,7 @@ use anyhow::{Context, Result};
 use crate::cleanup::{self, Scratch};
 use crate::daemon;
 use crate::machine::{COMMIT, Machine, Versions};
+use crate::placement::Placement;
 use crate::report::{Report, table};
 use contender::{Contender, Peers};
 use contest::{Outcome, Setting, hold};
@@ -72,6 +73,10 @@ pub(crate) struct Args {
     /// Repetitions
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..))]
     repetitions: Option<u16>,
+    /// Everything on one processor: what is left is the cost of the software,
+    /// and repeats on a machine with other work to do
+    #[arg(long)]
+    one_cpu: bool,
     /// Where to put the files; by default target/ below the current directory
     #[arg(long)]
     dir: Option<PathBuf>,
@@ -114,6 +119,10 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             .repetitions
             .map_or(args.default_repetitions(), usize::from),
         times: args.times(),
+        placement: match args.one_cpu {
+            true => Placement::OneCpu,
+            false => Placement::Free,
+        },
     };
     let (outcomes, memory, failures) = measure_all(args, &setting);
     let report = Report {
@@ -155,7 +164,10 @@ fn measure_all(args: &Args, setting: &Setting) -> (Vec<Outcome>, Vec<Memory>, Fa
     for load in plan::loads().into_iter().filter(wanted) {
         let held = timed(args, &load.name(), || {
             let setting = setting.clone();
-            cleanup::bounded(LIMIT, move || hold(&setting, load))
+            cleanup::bounded(LIMIT, move || {
+                setting.placement.apply()?;
+                hold(&setting, load)
+            })
         });
         match held {
             Ok(outcome) => outcomes.push(outcome),
@@ -166,7 +178,10 @@ fn measure_all(args: &Args, setting: &Setting) -> (Vec<Outcome>, Vec<Memory>, Fa
     if args.wants(MEMORY) {
         let measured = timed(args, MEMORY, || {
             let setting = setting.clone();
-            cleanup::bounded(LIMIT, move || memory::memory(&setting))
+            cleanup::bounded(LIMIT, move || {
+                setting.placement.apply()?;
+                memory::memory(&setting)
+            })
         });
         match measured {
             Ok(measured) => memory = measured,
@@ -204,6 +219,7 @@ fn print(
     let comparison = Comparison {
         report,
         peer: &peers.version,
+        one_cpu: args.one_cpu,
         loads: &rows,
         memory,
         failures,

@@ -74,6 +74,8 @@ pub(super) struct Comparison<'a> {
     pub report: &'a Report,
     /// What the peer says it is.
     pub peer: &'a str,
+    /// Whether everything was on one processor.
+    pub one_cpu: bool,
     /// Each load.
     pub loads: &'a [Row],
     /// Peak memory.
@@ -90,7 +92,8 @@ impl Comparison<'_> {
 
     /// Tables.
     pub(super) fn print(&self) {
-        println!("{}\nagainst {}", self.report.machine, self.peer);
+        let placed = if self.one_cpu { ", all on one CPU" } else { "" };
+        println!("{}\nagainst {}{placed}", self.report.machine, self.peer);
         if !self.loads.is_empty() {
             println!("{}", loads(self.loads));
         }

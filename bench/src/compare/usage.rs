@@ -8,6 +8,8 @@ use nix::time::ClockId;
 use nix::unistd::Pid;
 use procfs::process::Process;
 
+use crate::host_memory::bytes_read_by;
+
 /// Processor time used so far by all threads of a daemon, those that have
 /// ended included.
 pub(super) fn cpu_time(pid: i32) -> Result<Duration> {
@@ -31,6 +33,11 @@ pub(super) fn peak_memory(pid: i32) -> Result<(u64, u64)> {
         sum.1 += status.rssanon.unwrap_or(0) * 1024;
     }
     Ok(sum)
+}
+
+/// Bytes read by system calls so far, from files and everything else.
+pub(super) fn bytes_read(pid: i32) -> Result<u64> {
+    family(pid)?.into_iter().map(bytes_read_by).sum()
 }
 
 /// A process and its descendants.

@@ -22,6 +22,32 @@ fn able(status: &Value, name: &str) -> bool {
     yes.unwrap_or_else(|| panic!("no capability {name} in {status:#}"))
 }
 
+/// Linux sends by the queue that goes with the submitting processor; queue 0
+/// is for FORGET.
+fn each_processor_has_its_queue(vm: &mut Vm, socket: &std::path::Path) {
+    const REQUESTS: u64 = 20;
+    let served = || {
+        let status = daemon_status(socket).expect("status");
+        [1, 2].map(|queue| number(&status, &format!("/queues/by_number/{queue}/requests")))
+    };
+    let mut used = [0; 2];
+    for mask in ["1", "2"] {
+        let before = served();
+        // Each a LOOKUP of a name that is not there.
+        let ask = format!(
+            "i=0; while [ $i -lt {REQUESTS} ]; do
+                taskset {mask} ls /mnt/{mask}-$i 2>/dev/null; i=$((i + 1)); done; true"
+        );
+        vm.sh(&ask).and_then(|output| output.ok()).expect("asked");
+        let after = served();
+        let more = [0, 1].map(|queue| after[queue] - before[queue]);
+        let queue = usize::from(more[1] > more[0]);
+        assert!(more[queue] >= REQUESTS, "{mask}: {more:?}");
+        used[queue] += 1;
+    }
+    assert_eq!(used, [1, 1], "a queue for each processor");
+}
+
 /// A stock QEMU can only map writable and refuses ranges past the end: a
 /// read-write share gets DAX by padded files, a read-only one none. Needs root
 /// on the host (FUSE passthrough).
@@ -37,6 +63,7 @@ fn the_status_says_which_share_has_dax_and_why_the_other_has_not() {
     };
     let mut writable = ShareOptions::new(folder.path(), Dax::Inode);
     writable.plain_mount = true;
+    writable.queues = 2;
     writable.daemon_arguments = told(0);
     let mut readonly = ShareOptions::new(folder.path(), Dax::Inode);
     readonly.tag = "readonly".into();
@@ -44,7 +71,9 @@ fn the_status_says_which_share_has_dax_and_why_the_other_has_not() {
     readonly.plain_mount = true;
     readonly.readonly = true;
     readonly.daemon_arguments = told(1);
-    let mut vm = Vm::boot(&VmOptions::new(vec![writable, readonly])).expect("boots");
+    let mut options = VmOptions::new(vec![writable, readonly]);
+    options.cpus = 2;
+    let mut vm = Vm::boot(&options).expect("boots");
     let count = "cat /mnt/file | wc -c; cat /readonly/file | wc -c";
     let output = vm.sh(count).and_then(|output| output.ok()).expect("read");
     assert_eq!(output, "3000000\n3000000\n");
@@ -68,6 +97,8 @@ fn the_status_says_which_share_has_dax_and_why_the_other_has_not() {
     assert_eq!(number(&status, "/mappings/setups"), 2);
     let regions = number(&status, "/front_end/memory_regions");
     assert!(regions >= 3, "guest memory and two ranges, {regions}");
+
+    each_processor_has_its_queue(&mut vm, &sockets[0]);
 
     let status = daemon_status(&sockets[1]).expect("status");
     assert_eq!(word(&status, "/dax/verdict"), "off", "{status:#}");

@@ -15,6 +15,7 @@ mod inodes;
 mod listen;
 mod logs;
 mod migration;
+mod queues;
 mod report;
 mod semantics;
 mod window;
@@ -28,7 +29,6 @@ use daxwindow_shared::virtiofs;
 use rustix::fs::Gid;
 
 use crate::dax::{DaxMode, DaxOptions};
-use crate::device::backend::MAX_REQUEST_QUEUES;
 use crate::device::serve::DeviceOptions;
 use crate::fs::{IdMapError, ShareOptions};
 use crate::server::ServerOptions;
@@ -46,13 +46,14 @@ pub use report::ReportFlags;
 pub use semantics::{SemanticsFlags, WhenFlag};
 pub use window::{DaxFlag, ExecutablesFlag, SlotsFlag, WindowFlags};
 
+pub use queues::QueueFlags;
+
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
 /// on the host's page cache.
 #[derive(Clone, Debug, Parser)]
 #[command(
     name = "daxwindowd",
     version,
-    about,
     args_override_self = true,
     args_conflicts_with_subcommands = true
 )]
@@ -87,14 +88,9 @@ pub struct Flags {
     #[arg(long)]
     pub readonly: bool,
 
-    /// Number of request queues, each with a worker of its own
-    #[arg(
-        long,
-        value_name = "N",
-        default_value_t = 1,
-        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)),
-    )]
-    pub num_request_queues: u32,
+    /// Queues and threads.
+    #[command(flatten)]
+    pub queues: QueueFlags,
 
     /// Where VMMs connect besides.
     #[command(flatten)]
@@ -226,8 +222,9 @@ impl Flags {
         let needs_xattr = acls != WhenFlag::Never || labels != WhenFlag::Never;
         let map = self.attributes.xattrmap;
         let device = DeviceOptions {
-            config: virtiofs::Config::new(&self.tag, self.num_request_queues)?,
+            config: virtiofs::Config::new(&self.tag, self.queues.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
+            thread_pool_size: usize::from(self.queues.thread_pool_size),
         };
         let activated = self.activation.fds();
         let doors = self.listen.doors(self.socket_path, self.fd, activated)?;

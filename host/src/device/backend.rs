@@ -1,14 +1,13 @@
 //! The device as vhost-user-backend sees it.
 //!
-//! The framework calls from two sides: its message thread (features, memory
-//! table, stop, reset), where nothing may wait for the front end, and one
-//! worker per queue, where requests are handled.
+//! The framework calls from its message thread (features, memory table, stop,
+//! reset), where nothing may wait for the front end. It has no workers:
+//! requests are handled by threads of the queues' own, see `lane`.
 
 use std::io;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use daxwindow_shared::virtiofs::Config;
 use parking_lot::Mutex;
@@ -22,9 +21,8 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
-use vmm_sys_util::event::{EventConsumer, EventNotifier};
 use zerocopy::IntoBytes;
 
 use crate::dax::{Channel, Naive};
@@ -32,168 +30,139 @@ use crate::guard;
 use crate::observe::logs::Throttle;
 use crate::server::Server;
 
-use super::desk::{Desk, Handled};
-use super::exit_fd::ExitFds;
-use super::parking::{Parking, Waiting};
-use super::patience::Patience;
-use super::queue::{self, Gate, Memory, Taken, Vring};
+use super::desk::Desk;
+use super::lane::{Lane, Office};
+use super::parking::Parking;
+use super::pool::Pool;
+use super::ring::{Memory, Ring};
 
 /// Longest ring a guest may set up.
 const MAX_QUEUE_SIZE: usize = 1024;
-/// Most request queues: the framework maps queues to workers in a word of 64
-/// bits, and the hiprio queue takes one.
+/// Most request queues. More than that many processors submit nothing.
 pub const MAX_REQUEST_QUEUES: u32 = 63;
 /// How long a queue that is being stopped waits for its requests. The VMM
 /// does nothing else meanwhile.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the end of a client waits for requests under way. What is stuck
+/// in the kernel after that is left to itself.
+const END_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest configuration space that is answered, padded with zeros.
 const MAX_CONFIG_BYTES: usize = 256;
 
 /// One client's device.
 pub struct Device {
     server: Arc<Server>,
-    desk: Arc<Desk>,
-    parking: Parking,
+    office: Arc<Office>,
     config: Config,
     memory: Memory,
-    gates: Vec<Arc<Gate>>,
-    patience: Vec<Patience>,
-    closing: AtomicBool,
-    exit_fds: ExitFds,
+    lanes: OnceLock<Vec<Arc<Lane>>>,
     window_reset: Mutex<Option<JoinHandle<()>>>,
-    complaints: Throttle,
     front_end_timeout: Duration,
     /// Where its log belongs; the framework's threads do not know.
     span: Span,
 }
 
+/// How many threads a device has, and how patient it is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Limits {
+    /// How long the front end may take over one map.
+    pub(super) front_end_timeout: Duration,
+    /// Threads beside one for each queue.
+    pub(super) stand_ins: usize,
+}
+
 impl Device {
     /// A device with `config.num_request_queues` request queues, whose rings
-    /// and buffers lie in `memory`. The front end may take
-    /// `front_end_timeout` over one map.
+    /// and buffers lie in `memory`.
     pub(super) fn new(
         server: Arc<Server>,
         config: Config,
         memory: Memory,
-        front_end_timeout: Duration,
+        limits: Limits,
     ) -> Device {
-        let queues = 1 + config.num_request_queues.get() as usize;
         let desk = Arc::new(Desk::new(server.clone(), memory.clone()));
-        Device {
-            server,
+        let office = Office {
             parking: Parking::new(desk.clone()),
             desk,
+            pool: Pool::new(limits.stand_ins),
+            complaints: Throttle::new(Duration::from_secs(10)),
+            span: Span::current(),
+        };
+        Device {
+            server,
+            office: Arc::new(office),
             config,
             memory,
-            gates: (0..queues).map(|_| Arc::default()).collect(),
-            patience: (0..queues).map(|_| Patience::default()).collect(),
-            closing: AtomicBool::new(false),
-            exit_fds: ExitFds::default(),
+            lanes: OnceLock::new(),
             window_reset: Mutex::new(None),
-            complaints: Throttle::new(Duration::from_secs(10)),
-            front_end_timeout,
+            front_end_timeout: limits.front_end_timeout,
             span: Span::current(),
         }
     }
 
-    /// The client is gone: nobody waits for it any more, and workers stop
-    /// taking requests.
+    /// Takes over the rings that the framework has made, in their order, and
+    /// starts a thread for each if `serve`.
+    pub(super) fn adopt(&self, rings: Vec<Ring>, serve: bool) -> io::Result<()> {
+        let tallies = self.server.queues().tallies(rings.len());
+        let lanes = rings.into_iter().zip(tallies).enumerate();
+        let lanes: Vec<Arc<Lane>> = lanes
+            .map(|(index, (ring, tally))| Lane::new(index, ring, self.office.clone(), tally))
+            .collect();
+        let started = lanes.iter().filter(|_| serve).try_for_each(Lane::start);
+        if self.lanes.set(lanes).is_err() {
+            return Err(io::Error::other("a device has its rings once"));
+        }
+        started
+    }
+
+    fn lanes(&self) -> &[Arc<Lane>] {
+        self.lanes.get().map_or(&[], Vec::as_slice)
+    }
+
+    /// The client is gone: nobody waits for it any more, and no thread takes
+    /// requests.
     pub(super) fn hang_up(&self) {
-        // Release pairs with the Acquire in `empty`.
-        self.closing.store(true, Ordering::Release);
-        self.parking.close();
+        self.lanes().iter().for_each(|lane| lane.close());
+        self.office.parking.close();
         self.server.dax().cancel_waits();
         self.server.dax().set_front_end(None);
     }
 
-    /// After the workers have ended: nothing of the client is left.
+    /// After [`hang_up`](Self::hang_up), and with nobody to call us any more:
+    /// nothing of the client is left but threads that the kernel does not let
+    /// go. Those find nothing to do when they come back.
     pub(super) fn forget_client(&self) {
         if let Some(thread) = self.window_reset.lock().take() {
             let _ = thread.join();
+        }
+        let deadline = Instant::now() + END_PATIENCE;
+        for (queue, lane) in self.lanes().iter().enumerate() {
+            let stuck = lane.join(deadline);
+            if stuck > 0 {
+                lane.ring().drain(Duration::ZERO);
+                self.server.queues().given_up(stuck as u64);
+                tracing::warn!(
+                    queue,
+                    stuck,
+                    "threads are stuck in requests and are given up"
+                );
+            }
+        }
+        if let Ok(memory) = self.memory.lock() {
+            memory.replace(GuestMemoryMmap::new());
         }
         self.server.reset();
         guard::prune();
     }
 
-    /// Empties a ring until the guest has nothing more for it.
-    fn serve_queue(
-        &self,
-        queue: usize,
-        vring: &Vring,
-        gate: &Arc<Gate>,
-        patience: &Patience,
-    ) -> Result<(), virtio_queue::Error> {
-        let mut idle_rounds = 0;
-        // One idle round may be a request that came between the last look and
-        // `listen`. A ring that claims more and yields nothing again is broken.
-        while idle_rounds < 2 {
-            queue::hush(vring)?;
-            let mut taken = self.empty(queue, vring, gate)?;
-            while taken > 0 && patience.watch(|| queue::is_waiting(vring, &self.memory)) {
-                match self.empty(queue, vring, gate)? {
-                    0 => break,
-                    more => taken += more,
-                }
-            }
-            if !queue::listen(vring)? {
-                return Ok(());
-            }
-            idle_rounds = if taken == 0 { idle_rounds + 1 } else { 0 };
-        }
-        Ok(())
-    }
-
-    fn empty(
-        &self,
-        queue: usize,
-        vring: &Vring,
-        gate: &Arc<Gate>,
-    ) -> Result<u64, virtio_queue::Error> {
-        let mut taken = 0;
-        while !self.closing.load(Ordering::Acquire) {
-            match queue::take(vring, &self.memory, gate) {
-                Taken::Request(chain, completion) => {
-                    taken += 1;
-                    match self.desk.handle(chain) {
-                        Handled::Used(used) => completion.complete(used),
-                        Handled::Waits(reply_at, parked) => {
-                            self.parking.park(Waiting {
-                                queue,
-                                ring_size: queue::size(vring),
-                                reply_at,
-                                parked,
-                                completion,
-                            });
-                            // Who stops a ring marks it and then cancels: it
-                            // has found this request, or here is its mark.
-                            if !queue::is_running(vring) {
-                                self.parking.cancel(Some(queue));
-                            }
-                        }
-                    }
-                    self.desk.settle();
-                }
-                Taken::Nothing => break,
-                Taken::Broken(error) => return Err(error),
-            }
-        }
-        Ok(taken)
-    }
-
-    fn complain(&self, queue: usize, error: &virtio_queue::Error) {
-        if let Some(held_back) = self.complaints.pass() {
-            tracing::warn!(queue, held_back, %error, "the guest's ring is broken");
-        }
-    }
-
     fn drain_all(&self) {
-        for (queue, gate) in self.gates.iter().enumerate() {
-            self.drain(queue, gate);
+        for (queue, lane) in self.lanes().iter().enumerate() {
+            self.drain(queue, lane);
         }
     }
 
-    fn drain(&self, queue: usize, gate: &Gate) {
-        let given_up = gate.drain(STOP_PATIENCE);
+    fn drain(&self, queue: usize, lane: &Lane) {
+        let given_up = lane.ring().drain(STOP_PATIENCE);
         if given_up > 0 {
             tracing::warn!(queue, given_up, "requests outlived the stop of their queue");
         }
@@ -206,16 +175,17 @@ impl Device {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.parking.close();
+        self.lanes().iter().for_each(|lane| lane.close());
+        self.office.parking.close();
     }
 }
 
 impl VhostUserBackend for Device {
     type Bitmap = ();
-    type Vring = Vring;
+    type Vring = Ring;
 
     fn num_queues(&self) -> usize {
-        self.gates.len()
+        1 + self.config.num_request_queues.get() as usize
     }
 
     fn max_queue_size(&self) -> usize {
@@ -259,13 +229,13 @@ impl VhostUserBackend for Device {
             guard::watch(&memory)?;
         }
         // The framework looks at rings as well.
-        self.desk.settle();
+        self.office.desk.settle();
         let regions: Vec<(u64, u64)> = memory
             .iter()
             .map(|region| (region.start_addr().0, region.len()))
             .collect();
         if !self.server.dax().takes_memory_slots() {
-            self.desk.note_regions(&regions);
+            self.office.desk.note_regions(&regions);
         }
         self.server.dax().memory_table(&regions);
         Ok(())
@@ -287,24 +257,18 @@ impl VhostUserBackend for Device {
         })
     }
 
+    /// The framework has no workers, see `lane`.
     fn queues_per_thread(&self) -> Vec<u64> {
-        (0..self.gates.len()).map(|queue| 1 << queue).collect()
-    }
-
-    fn exit_event(&self, _thread_index: usize) -> Option<(EventConsumer, EventNotifier)> {
-        self.exit_fds
-            .create()
-            .inspect_err(|error| tracing::error!(%error, "cannot create an event descriptor"))
-            .ok()
+        Vec::new()
     }
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
         let _in_span = self.span.enter();
-        if let Some(gate) = self.gates.get(queue_index as usize) {
+        if let Some(lane) = self.lanes().get(queue_index as usize) {
             // The front end answers nobody until it has our answer.
             self.server.dax().cancel_waits();
-            self.parking.cancel(Some(queue_index as usize));
-            self.drain(queue_index as usize, gate);
+            self.office.parking.cancel(Some(queue_index as usize));
+            self.drain(queue_index as usize, lane);
         }
         Ok(())
     }
@@ -315,7 +279,7 @@ impl VhostUserBackend for Device {
         let _in_span = self.span.enter();
         tracing::info!("device reset");
         self.server.dax().cancel_waits();
-        self.parking.cancel(None);
+        self.office.parking.cancel(None);
         self.drain_all();
         self.server.begin_reset();
         let (server, span) = (self.server.clone(), self.span.clone());
@@ -329,33 +293,14 @@ impl VhostUserBackend for Device {
         }
     }
 
-    /// A kick. Never an error: the framework would end the worker.
+    /// Called by workers, of which there are none.
     fn handle_event(
         &self,
-        device_event: u16,
+        _device_event: u16,
         _events: EventSet,
-        vrings: &[Vring],
-        thread_id: usize,
+        _vrings: &[Ring],
+        _thread_id: usize,
     ) -> io::Result<()> {
-        let _in_span = self.span.enter();
-        let (Some(vring), Some(gate), Some(patience)) = (
-            vrings.get(usize::from(device_event)),
-            self.gates.get(thread_id),
-            self.patience.get(thread_id),
-        ) else {
-            return Ok(());
-        };
-        if self.desk.has_stale_rings(vring) {
-            if let Some(held_back) = self.complaints.pass() {
-                tracing::warn!(
-                    held_back,
-                    "a ring is in a window whose maps are not announced"
-                );
-            }
-        } else if let Err(error) = self.serve_queue(thread_id, vring, gate, patience) {
-            self.complain(thread_id, &error);
-        }
-        self.desk.settle();
         Ok(())
     }
 }

@@ -5,9 +5,10 @@ use super::*;
 use daxwindow_shared::fuse::{Opcode, ROOT_ID};
 use tempfile::TempDir;
 use vhost_user_backend::VringT;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vm_memory::GuestAddress;
 
 use super::super::driver::{Driver, SIZE, SPAN, init, request};
+use super::super::ring::Taken;
 use crate::dax::{Dax, DaxMode, DaxOptions};
 use crate::fs::{ShareOptions, SharedDir};
 use crate::server::ServerOptions;
@@ -16,13 +17,18 @@ const REQUESTS: usize = 1;
 
 struct Machine {
     device: Device,
-    vring: Vring,
+    vring: Ring,
     driver: Driver,
     _dir: TempDir,
 }
 
 impl Machine {
+    /// Served by whoever kicks.
     fn new(event_idx: bool, mode: DaxMode) -> Machine {
+        Machine::with_threads(event_idx, mode, false)
+    }
+
+    fn with_threads(event_idx: bool, mode: DaxMode, serve: bool) -> Machine {
         let dir = tempfile::tempdir().expect("temporary directory");
         let fs = SharedDir::open(dir.path(), ShareOptions::default()).expect("a directory");
         let dax = Dax::new(DaxOptions {
@@ -34,9 +40,16 @@ impl Machine {
         let mem = GuestMemoryMmap::from_ranges(&regions).expect("memory");
         let memory = Memory::new(mem.clone());
         let config = Config::new("tag", 1).expect("a good tag");
-        let device = Device::new(server, config, memory.clone(), Duration::from_secs(1));
+        let limits = Limits {
+            front_end_timeout: Duration::from_secs(1),
+            stand_ins: 4,
+        };
+        let device = Device::new(server, config, memory.clone(), limits);
         let driver = Driver::new(mem, 0);
-        let vring = Vring::new(memory, 64).expect("a ring");
+        let make = || (0..=REQUESTS).map(|_| Ring::new(memory.clone(), 64));
+        let (made, rings) = Ring::made_by(|| make().collect::<Result<Vec<_>, _>>());
+        let vring = made.expect("rings").remove(REQUESTS);
+        device.adopt(rings, serve).expect("threads");
         vring.set_queue_size(SIZE);
         let [table, used, avail] = driver.rings();
         vring.set_queue_info(table, avail, used).expect("aligned");
@@ -52,10 +65,7 @@ impl Machine {
     }
 
     fn kick(&self) {
-        let rings = [self.vring.clone()];
-        self.device
-            .handle_event(0, EventSet::IN, &rings, REQUESTS)
-            .expect("never an error");
+        self.device.lanes()[REQUESTS].serve();
     }
 }
 
@@ -143,19 +153,19 @@ fn what_outlives_the_stop_of_its_queue_is_dropped() {
     let mut machine = Machine::new(true, DaxMode::Never);
     machine.driver.send(&init(), 200);
     machine.driver.send(&init(), 200);
-    let gate = machine.device.gates[REQUESTS].clone();
-    let take = || match queue::take(&machine.vring, &machine.device.memory, &gate) {
-        Taken::Request(_, completion) => completion,
+    let ring = machine.vring.clone();
+    let take = || match ring.turn(&machine.driver.mem, None, true) {
+        Taken::Request(_, ticket) => ring.completion(ticket),
         _ => panic!("a request was offered"),
     };
     let late = take();
-    assert_eq!(gate.drain(Duration::from_millis(1)), 1);
+    assert_eq!(ring.drain(Duration::from_millis(1)), 1);
     let punctual = take();
     late.complete(16);
     assert_eq!(machine.driver.used(), 0, "the ring may be somebody else's");
     let waiter = {
-        let gate = gate.clone();
-        std::thread::spawn(move || gate.drain(Duration::from_secs(60)))
+        let ring = ring.clone();
+        std::thread::spawn(move || ring.drain(Duration::from_secs(60)))
     };
     punctual.complete(16);
     assert_eq!(waiter.join().expect("no panic"), 0);
@@ -166,29 +176,102 @@ fn what_outlives_the_stop_of_its_queue_is_dropped() {
 fn a_completion_that_is_dropped_still_hands_back() {
     let mut machine = Machine::new(true, DaxMode::Never);
     machine.driver.send(&init(), 200);
-    let gate = &machine.device.gates[REQUESTS];
-    drop(queue::take(&machine.vring, &machine.device.memory, gate));
+    match machine.vring.turn(&machine.driver.mem, None, true) {
+        Taken::Request(_, ticket) => drop(machine.vring.completion(ticket)),
+        _ => panic!("a request was offered"),
+    }
     assert_eq!(machine.driver.used_element(0), (0, 0));
-    assert_eq!(gate.drain(Duration::ZERO), 0);
+    assert_eq!(machine.vring.in_flight(), 0);
+    assert_eq!(machine.vring.drain(Duration::ZERO), 0);
+}
+
+fn event() -> std::fs::File {
+    let flags = rustix::event::EventfdFlags::NONBLOCK;
+    rustix::event::eventfd(0, flags).expect("eventfd").into()
+}
+
+/// How often it was written to since it was last asked.
+fn signals(event: &std::fs::File) -> u64 {
+    let mut count = [0; 8];
+    match rustix::io::read(event, &mut count) {
+        Ok(_) => u64::from_ne_bytes(count),
+        Err(_) => 0,
+    }
+}
+
+#[test]
+fn several_requests_are_one_signal_and_never_many() {
+    for (requests, most) in [(1, 1), (4, 1), (8, 2)] {
+        let mut machine = Machine::new(false, DaxMode::Never);
+        let call = event();
+        machine
+            .vring
+            .set_call(Some(call.try_clone().expect("clone")));
+        for _ in 0..requests {
+            machine.driver.send(&init(), 200);
+        }
+        machine.kick();
+        assert_eq!(machine.driver.used(), requests);
+        let signals = signals(&call);
+        assert!((1..=most).contains(&signals), "{requests}: {signals}");
+    }
+}
+
+/// A queue with threads hears its kicks from the moment it is started, also
+/// those from before, and not those of another start.
+#[test]
+fn kicks_are_heard_while_the_ring_is_running() {
+    let mut machine = Machine::with_threads(true, DaxMode::Never, true);
+    let settled = |machine: &Machine, used| {
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while machine.driver.used() < used && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        machine.driver.used()
+    };
+    let strike = |kick: &std::fs::File| rustix::io::write(kick, &1u64.to_ne_bytes());
+    let first = event();
+    machine
+        .vring
+        .set_kick(Some(first.try_clone().expect("clone")));
+    machine.driver.send(&init(), 200);
+    strike(&first).expect("written");
+    assert_eq!(settled(&machine, 1), 1);
+    let second = event();
+    machine.driver.send(&init(), 200);
+    strike(&second).expect("written");
+    machine
+        .vring
+        .set_kick(Some(second.try_clone().expect("clone")));
+    assert_eq!(settled(&machine, 2), 2, "kicked before it was heard");
+    machine.vring.set_enabled(false);
+    machine.driver.send(&init(), 200);
+    strike(&second).expect("written");
+    machine.vring.set_enabled(true);
+    assert_eq!(settled(&machine, 3), 3, "kicked while it was off");
+    machine.device.hang_up();
+    machine.device.forget_client();
+    machine.driver.send(&init(), 200);
+    strike(&second).expect("written");
+    std::thread::sleep(Duration::from_millis(20));
+    assert_eq!(machine.driver.used(), 3, "nobody is left");
+    assert_eq!(machine.device.server.queues().report().given_up, 0);
 }
 
 #[test]
 fn the_guest_is_signalled_when_it_asked_to_be() {
-    use std::os::fd::{FromRawFd, IntoRawFd};
     let mut machine = Machine::new(true, DaxMode::Never);
-    let call = vmm_sys_util::eventfd::EventFd::new(libc::EFD_NONBLOCK).expect("eventfd");
-    let ours = call.try_clone().expect("clone");
-    #[allow(unsafe_code)]
-    // SAFETY: `into_raw_fd` gives up the only owner of this descriptor.
-    let file = unsafe { std::fs::File::from_raw_fd(call.into_raw_fd()) };
-    machine.vring.set_call(Some(file));
+    let call = event();
+    machine
+        .vring
+        .set_call(Some(call.try_clone().expect("clone")));
     machine.driver.set_used_event(1);
     machine.driver.send(&init(), 200);
     machine.kick();
-    assert!(ours.read().is_err(), "one used, but two asked for");
+    assert_eq!(signals(&call), 0, "one used, but two asked for");
     machine.driver.send(&init(), 200);
     machine.kick();
-    assert_eq!(ours.read().expect("signalled"), 1);
+    assert_eq!(signals(&call), 1);
 }
 
 #[test]
@@ -234,7 +317,7 @@ fn shmem_is_offered_only_with_a_window() {
     assert!(!without.protocol_features().contains(shmem));
     assert_eq!(without.get_shmem_config().expect("an answer").nregions, 0);
     assert_eq!(without.protocol_features().bits() & (1 << 21), 0);
-    assert_eq!(with.queues_per_thread(), [1, 2]);
+    assert!(with.queues_per_thread().is_empty(), "no workers");
 }
 
 #[test]

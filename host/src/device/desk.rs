@@ -1,20 +1,21 @@
 //! Where requests are handled and answered, whichever thread comes: what a
-//! queue's worker and the thread of parked requests have in common.
+//! queue's threads and the thread of parked requests have in common.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
-use arc_swap::ArcSwap;
+use arc_swap::{ArcSwap, Guard as Loaded};
 use rustix::io::Errno;
-use vm_memory::GuestAddressSpace;
+use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 
-use crate::dax::Naive;
+use crate::dax::{Naive, WindowGpas};
 use crate::fs::Bell;
 use crate::guard;
-use crate::server::{IfBlocked, Parked, Served, Server, chain};
+use crate::server::{IfBlocked, Pace, Parked, Served, Server, chain};
 
 use super::parking::Waiting;
-use super::queue::{self, Chain, Memory, Vring};
+use super::ring::{Chain, Memory, Ring};
 use super::stale::Staleness;
 
 /// One client's server and memory.
@@ -53,29 +54,33 @@ impl Desk {
         self.staleness.store(Arc::new(staleness));
     }
 
-    pub(super) fn handle(&self, chain: Chain) -> Handled {
-        let memory = self.memory.memory();
-        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
-        let believe = self.server.dax().leaves_out(Naive::DOUBT_TABLE);
-        let is_stale = |addr, len| !believe && staleness.covers(window, addr, len);
+    /// Handles a request of the guest's. `clock` tells when it began, and
+    /// afterwards when it was done; `pace` is told if it takes long.
+    pub(super) fn handle(
+        &self,
+        memory: &GuestMemoryMmap,
+        chain: Chain<'_>,
+        pace: &dyn Pace,
+        clock: &mut Instant,
+    ) -> Handled {
         let handled = catch_unwind(AssertUnwindSafe(|| {
-            match chain::split(&memory, chain, is_stale) {
-                Ok(sides) => {
-                    let place = sides.reply_at;
-                    let if_blocked = match place {
-                        Some(_) => IfBlocked::Park,
-                        None => IfBlocked::Refuse(Errno::INVAL),
-                    };
-                    match (self.server.serve(sides, if_blocked), place) {
-                        (Served::Answered(used), _) => Handled::Used(used),
-                        (Served::Parked(parked), Some(at)) => Handled::Waits(at, parked),
-                        (Served::Parked(_), None) => Handled::Used(0),
-                    }
-                }
+            let doubts = self.doubts();
+            let sides = match chain::split(memory, chain, |addr, len| doubts.of(addr, len)) {
+                Ok(sides) => sides,
                 Err(error) => {
                     self.server.refuse_chain(&error);
-                    Handled::Used(0)
+                    return Handled::Used(0);
                 }
+            };
+            let place = sides.reply_at;
+            let if_blocked = match place {
+                Some(_) => IfBlocked::Park,
+                None => IfBlocked::Refuse(Errno::INVAL),
+            };
+            match (self.server.serve(sides, if_blocked, pace, clock), place) {
+                (Served::Answered(used), _) => Handled::Used(used),
+                (Served::Parked(parked), Some(at)) => Handled::Waits(at, parked),
+                (Served::Parked(_), None) => Handled::Used(0),
             }
         }));
         handled.unwrap_or_else(|_| {
@@ -93,9 +98,8 @@ impl Desk {
     /// Answers a request that waited, and hands it back.
     pub(super) fn answer(&self, waiting: Waiting, outcome: Result<(), Errno>) {
         let memory = self.memory.memory();
-        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
-        let believe = self.server.dax().leaves_out(Naive::DOUBT_TABLE);
-        let is_stale = |addr, len| !believe && staleness.covers(window, addr, len);
+        let doubts = self.doubts();
+        let is_stale = |addr, len| doubts.of(addr, len);
         let room = chain::header_room(&memory, waiting.reply_at, is_stale);
         let used = self.server.answer(&waiting.parked, outcome, room);
         waiting.completion.complete(used);
@@ -112,10 +116,34 @@ impl Desk {
     }
 
     /// Whether a queue's rings lie where the memory table is not believed.
-    pub(super) fn has_stale_rings(&self, vring: &Vring) -> bool {
-        let (window, staleness) = (self.server.dax().window_gpas(), self.staleness.load());
-        queue::rings(vring)
-            .iter()
-            .any(|&(addr, len)| staleness.covers(window, addr, len))
+    pub(super) fn has_stale_rings(&self, ring: &Ring) -> bool {
+        let doubts = self.doubts();
+        doubts.any() && ring.parts().iter().any(|&(addr, len)| doubts.of(addr, len))
+    }
+
+    fn doubts(&self) -> Doubts {
+        Doubts {
+            believes: self.server.dax().leaves_out(Naive::DOUBT_TABLE),
+            window: self.server.dax().window_gpas(),
+            staleness: self.staleness.load(),
+        }
+    }
+}
+
+/// Where the memory table is not believed just now.
+struct Doubts {
+    /// Left out in a test.
+    believes: bool,
+    window: Option<WindowGpas>,
+    staleness: Loaded<Arc<Staleness>>,
+}
+
+impl Doubts {
+    fn any(&self) -> bool {
+        !self.believes && self.staleness.is_any(self.window)
+    }
+
+    fn of(&self, addr: u64, len: u32) -> bool {
+        !self.believes && self.staleness.covers(self.window, addr, len)
     }
 }

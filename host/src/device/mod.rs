@@ -1,32 +1,40 @@
 //! The vhost-user-fs device: what a VMM connects to.
 //!
 //! - [`backend`]: features, configuration space, memory table, reset.
-//! - `queue`: one queue's way from available to used.
+//! - `lane`: one queue and the threads that serve it.
+//! - `lead`: which of them does just now.
+//! - `watchman`: who notices that it is stuck.
+//! - `pool`: how many there may be.
+//! - `doorbell`: what they sleep on.
+//! - `ring`: one queue's way from available to used.
 //! - `desk`: one request's way from descriptors to an answer.
 //! - `parking`: requests that wait for a lock.
 //! - `inherited`: a listening socket from whoever started the daemon.
-//! - `exit_fd`: the descriptors that end the workers.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
 //! - [`seat`]: room for one client, and an end to it.
 //! - [`serve`]: one client after the other, until told to stop.
 //!
-//! Laws: whatever a guest puts in its rings fails one request, never a worker
+//! Laws: whatever a guest puts in its rings fails one request, never a thread
 //! or the daemon; no lock is held while a request is handled, since the VMM
 //! may need an answer from the message thread before it answers the request's
 //! question.
 
 pub mod backend;
 mod desk;
-mod exit_fd;
+mod doorbell;
 mod inherited;
+mod lane;
+mod lead;
 mod parking;
 mod patience;
-mod queue;
+mod pool;
+mod ring;
 pub mod seat;
 pub mod serve;
 pub mod socket;
 mod stale;
+mod watchman;
 
 #[cfg(test)]
 #[path = "../../tests/driver/mod.rs"]

@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use crate::server::Parked;
 
 use super::desk::Desk;
-use super::queue::Completion;
+use super::ring::Completion;
 
 /// Most requests of one device that wait.
 const MAX_PARKED: usize = 64;

@@ -1,7 +1,7 @@
 //! One client after the other, until told to stop.
 //!
 //! While a client is served, a doorman turns others away with a message, lest
-//! they wait in the backlog without a word. When the client goes, its workers
+//! they wait in the backlog without a word. When the client goes, its threads
 //! are joined, its memory is unmapped, and everything it had is dropped
 //! before the next one is let in.
 
@@ -21,7 +21,8 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::server::Server;
 
-use super::backend::Device;
+use super::backend::{Device, Limits};
+use super::ring::Ring;
 use super::seat::Seat;
 use super::socket::Socket;
 
@@ -58,6 +59,8 @@ pub struct DeviceOptions {
     pub config: Config,
     /// How long the front end may take over one map.
     pub front_end_timeout: Duration,
+    /// Threads beside one for each queue, for requests that take long.
+    pub thread_pool_size: usize,
 }
 
 /// Why serving ended before it was told to.
@@ -177,10 +180,16 @@ fn serve_client(
         server.clone(),
         options.config,
         memory.clone(),
-        options.front_end_timeout,
+        Limits {
+            front_end_timeout: options.front_end_timeout,
+            stand_ins: options.thread_pool_size,
+        },
     ));
-    let mut daemon = VhostUserDaemon::new("vhost-user".into(), device.clone(), memory)
-        .map_err(ServeError::Device)?;
+    let (daemon, rings) =
+        Ring::made_by(|| VhostUserDaemon::new("vhost-user".into(), device.clone(), memory));
+    let mut daemon = daemon.map_err(ServeError::Device)?;
+    let adopted = device.adopt(rings, true);
+    adopted.map_err(io_error("start the threads of the queues"))?;
     let served = match daemon.start(listener) {
         Ok(()) => {
             server.set_client(true);
@@ -193,7 +202,6 @@ fn serve_client(
         }
     };
     device.hang_up();
-    // Ends and joins the workers, and unmaps the guest's memory.
     drop(daemon);
     server.log_counters();
     device.forget_client();

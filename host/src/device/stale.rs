@@ -40,6 +40,11 @@ impl Staleness {
         }
     }
 
+    /// Whether there is any such place.
+    pub(super) fn is_any(&self, window: Option<WindowGpas>) -> bool {
+        window.is_some_and(|window| !window.announced) || !self.doubtful.is_empty()
+    }
+
     /// Whether a byte of the buffer may be somewhere else than the table says.
     pub(super) fn covers(&self, window: Option<WindowGpas>, addr: u64, len: u32) -> bool {
         let ours = window

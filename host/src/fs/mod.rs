@@ -6,6 +6,7 @@
 //! | `inode` | node ids, lookup counts, by what an inode is known |
 //! | `handle` | open files and directories, bound to their node |
 //! | `budget` | what one guest may spend |
+//! | `readiness` | whether a read can be tried without waiting |
 //! | `procfd` | re-opening an inode that is held by `O_PATH` |
 //! | `creds` | acting as the caller on the host |
 //! | `ids` | owners between guest and host |
@@ -44,6 +45,7 @@ mod mapping;
 mod name;
 mod open;
 mod procfd;
+mod readiness;
 mod remove;
 mod room;
 mod setattr;
@@ -79,6 +81,7 @@ pub use inode::{HostInode, InodeUsage};
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
+pub use readiness::Readiness;
 pub use xattr::XattrReply;
 pub use xattrmap::{Mapped, XattrMap, XattrMapError, XattrMapErrorKind};
 

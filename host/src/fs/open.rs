@@ -8,6 +8,7 @@ use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::handle::Open;
+use super::readiness::Readiness;
 use super::{ShareOptions, SharedDir};
 
 /// An open file and the rights it was opened with.
@@ -21,6 +22,8 @@ pub struct OpenFile {
     pub writable: bool,
     /// Opened with `O_APPEND`, which the descriptor itself does not have.
     pub append: bool,
+    /// Whether it can be read without waiting.
+    pub readiness: Readiness,
     /// The descriptor has `O_DIRECT`.
     direct: AtomicBool,
 }
@@ -80,6 +83,7 @@ impl Request {
             readable: self.readable,
             writable: self.writable,
             append: self.append,
+            readiness: Readiness::default(),
             direct: AtomicBool::new(false),
         }))
     }

@@ -2,7 +2,8 @@
 //!
 //! Laws: what runs in the handler is async-signal-safe (atomics, raw system
 //! calls); a fault that is not in a watched range goes to whoever was asked
-//! before, with the process as it was.
+//! before, with the process as it was; covering needs no more mappings than
+//! the kernel will give.
 
 #![allow(unsafe_code)]
 
@@ -12,7 +13,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
 use libc::{c_int, c_void, sigaction, siginfo_t};
 use vm_memory::mmap::MmapRegion;
@@ -23,6 +24,14 @@ use super::table::Table;
 pub(super) static TABLE: Table = Table::new();
 /// A page of some range was replaced by zeros.
 pub(super) static TORN: AtomicBool = AtomicBool::new(false);
+/// Pages replaced one by one since the last time all was put right.
+static PIECES: AtomicU32 = AtomicU32::new(0);
+/// Most of them, two mappings each; further ones take their range with them.
+const MAX_PIECES: u32 = 1024;
+/// Address of mappings that are there to be given up, or zero.
+static RESERVE: AtomicUsize = AtomicUsize::new(0);
+/// How many mappings those are, of a page each.
+const RESERVE_PAGES: usize = 16;
 /// What SIGBUS did before. Set before our handler is.
 static PREVIOUS: OnceLock<sigaction> = OnceLock::new();
 
@@ -58,6 +67,7 @@ pub(super) fn take_faults() -> u64 {
 pub(super) fn install() -> io::Result<()> {
     static INSTALLED: OnceLock<Result<(), i32>> = OnceLock::new();
     let install = || {
+        refill();
         let _ = PREVIOUS.set(exchange(None)?);
         exchange(Some(&ours())).map(drop)
     };
@@ -124,8 +134,14 @@ fn cover(address: usize) -> bool {
         return false;
     };
     // A page of its own splits a mapping in three, and their number is
-    // limited; the whole range in one piece needs no more than there are.
-    if !map_zeros(watched.page(address)) && !map_zeros(watched.range) {
+    // limited; the whole range in one piece needs no more than there are. But
+    // at the limit the kernel refuses even that: a page in the middle may have
+    // taken one more than there should be (`do_mmap` looks before it unmaps).
+    let piecewise = PIECES.fetch_add(1, Ordering::Relaxed) < MAX_PIECES;
+    let covered = (piecewise && map_zeros(watched.page(address)))
+        || map_zeros(watched.range.clone())
+        || (give_up_reserve() && map_zeros(watched.range));
+    if !covered {
         return false;
     }
     // Release pairs with the Acquire in `mend`: who sees the flag maps after
@@ -165,6 +181,39 @@ fn map_zeros(range: Range<usize>) -> bool {
         )
     };
     mapped as usize == range.start
+}
+
+/// Unmaps the reserve; false if it is gone already.
+fn give_up_reserve() -> bool {
+    let start = RESERVE.swap(0, Ordering::Relaxed);
+    let bytes = RESERVE_PAGES * rustix::param::page_size();
+    // SAFETY: the address of whole mappings of `refill`, which nobody else
+    // uses, and by the swap nobody else unmaps; a raw call is async-signal-safe.
+    start != 0 && unsafe { libc::syscall(libc::SYS_munmap, start, bytes) } == 0
+}
+
+/// Makes the reserve if it is not there, and counts pieces from zero again:
+/// after all was put right. One caller at a time.
+pub(super) fn refill() {
+    PIECES.store(0, Ordering::Relaxed);
+    if RESERVE.load(Ordering::Relaxed) != 0 {
+        return;
+    }
+    let page = rustix::param::page_size();
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE;
+    let bytes = RESERVE_PAGES * page;
+    // SAFETY: a new mapping where the kernel likes.
+    let start = unsafe { libc::mmap(null_mut(), bytes, libc::PROT_NONE, flags, -1, 0) };
+    if start == libc::MAP_FAILED {
+        // At the limit: tried again when something is put right.
+        return;
+    }
+    for odd in (1..RESERVE_PAGES).step_by(2) {
+        // Neighbours that differ are mappings of their own.
+        // SAFETY: a page inside the mapping just made, which nobody uses.
+        unsafe { libc::mprotect(start.wrapping_byte_add(odd * page), page, libc::PROT_READ) };
+    }
+    RESERVE.store(start as usize, Ordering::Relaxed);
 }
 
 /// Does what would have been done without us.

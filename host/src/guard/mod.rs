@@ -89,9 +89,9 @@ fn forget_dead(entries: &mut HashMap<usize, Entry>) {
 pub fn mend() {
     // Acquire pairs with the handler's Release.
     if TORN.load(Ordering::Relaxed) && TORN.swap(false, Ordering::Acquire) {
-        for entry in ENTRIES.lock().values() {
-            entry.mend();
-        }
+        let entries = ENTRIES.lock();
+        entries.values().for_each(Entry::mend);
+        handler::refill();
     }
 }
 

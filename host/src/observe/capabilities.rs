@@ -22,8 +22,13 @@ impl Capabilities {
     pub fn ours() -> Capabilities {
         Capabilities {
             kind: "fs",
-            // No "migrate-precopy": the device's state stays here.
-            features: vec!["separate-options"],
+            // No "migrate-precopy": the device's state stays here. Two are
+            // virtiofsd's: --posix-acl and --security-label take a mode.
+            features: vec![
+                "posix-acl-negotiation-mode",
+                "security-label-negotiation-mode",
+                "separate-options",
+            ],
         }
     }
 

@@ -8,9 +8,10 @@ use daxwindow_shared::latency::Summary;
 
 use super::counters::OpReport;
 use super::document::{
-    Capability, Daemon, FrontEnd, Latency, Mappings, Opcode, Requests, SCHEMA, Session,
-    ShareStatus, Status, Verdict, Window,
+    Capability, Daemon, FrontEnd, Latency, Mappings, Opcode, Queue, Queues, Requests, SCHEMA,
+    Session, ShareStatus, Status, Verdict, Window,
 };
+use super::queues::QueueReport;
 use crate::dax::{Capabilities, Dax, DaxStats, DaxVerdict, MapError};
 use crate::server::{DaxWish, Server};
 use crate::shares::{Shares, accounting};
@@ -41,6 +42,7 @@ fn of_share(share: &crate::shares::Share) -> ShareStatus {
         capabilities: dax.capabilities().as_ref().map(capabilities),
         mappings: mappings(&dax.stats()),
         requests: requests(server),
+        queues: queues(server),
     }
 }
 
@@ -206,6 +208,23 @@ fn requests(server: &Server) -> Requests {
         malformed: report.malformed,
         unanswerable: report.unanswerable,
         by_opcode,
+    }
+}
+
+fn queues(server: &Server) -> Queues {
+    let report = server.queues().report();
+    let queue = |queue: &QueueReport| Queue {
+        requests: queue.requests,
+        gave_way: queue.gave_way,
+        found_stuck: queue.stuck,
+        under_way: queue.away,
+        longest_us: us(queue.longest_ns),
+        stand_ins_started: queue.stand_ins,
+        short_of_threads: queue.short_of_threads,
+    };
+    Queues {
+        by_number: report.queues.iter().map(queue).collect(),
+        threads_given_up: report.given_up,
     }
 }
 

@@ -46,6 +46,8 @@ pub struct ShareStatus {
     pub mappings: Mappings,
     /// What was asked, by kind of request.
     pub requests: Requests,
+    /// Where it came from, and what was done about slow requests.
+    pub queues: Queues,
 }
 
 /// What the guests of all shares have mapped, byte by byte of the host's
@@ -258,4 +260,33 @@ pub struct Opcode {
     pub p50_us: f64,
     /// 99th percentile.
     pub p99_us: f64,
+}
+
+/// The queues, since the daemon started.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Queues {
+    /// By number; the first is for FORGET, the others for requests. Empty
+    /// until a client has connected.
+    pub by_number: Vec<Queue>,
+    /// Threads that were stuck in the kernel when their client had gone.
+    pub threads_given_up: u64,
+}
+
+/// One queue.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Queue {
+    /// Requests taken from it.
+    pub requests: u64,
+    /// Of these, known to take long: others went on meanwhile.
+    pub gave_way: u64,
+    /// Of these, found to take long, after a millisecond or so.
+    pub found_stuck: u64,
+    /// Of both, under way now.
+    pub under_way: u64,
+    /// The longest of those that took long and are done.
+    pub longest_us: f64,
+    /// Threads started beside the first.
+    pub stand_ins_started: u64,
+    /// How often one more would have been needed (`--thread-pool-size`).
+    pub short_of_threads: u64,
 }

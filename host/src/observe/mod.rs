@@ -3,6 +3,7 @@
 //! - [`logs`]: set-up of tracing, and a throttle for messages that a guest
 //!   could cause at will.
 //! - [`counters`]: per request kind, how many, how many failed, how long.
+//! - [`queues`]: per queue, how many, and what was done about slow ones.
 //! - [`document`]: the status document, field by field.
 //! - `collect`: how it is filled.
 //! - [`status_socket`]: who connects gets one.
@@ -18,5 +19,6 @@ mod collect;
 pub mod counters;
 pub mod document;
 pub mod logs;
+pub mod queues;
 pub mod status_socket;
 mod text;

@@ -32,6 +32,7 @@ fn details(page: &mut Page, status: &ShareStatus) {
     capabilities(page, status);
     mappings(page, status);
     requests(page, status);
+    queues(page, status);
 }
 
 fn daemon(page: &mut Page, status: &Status) {
@@ -233,6 +234,29 @@ fn requests(page: &mut Page, status: &ShareStatus) {
         let _ = writeln!(
             page.0,
             "  {malformed} malformed, {unanswerable} without room for a reply"
+        );
+    }
+}
+
+fn queues(page: &mut Page, status: &ShareStatus) {
+    page.0
+        .push_str("\nqueues           requests  took long   under way    longest ms   stand-ins\n");
+    for (index, queue) in status.queues.by_number.iter().enumerate() {
+        let _ = writeln!(
+            page.0,
+            "  {index:<15} {:>8} {:>10} {:>11} {:>13.1} {:>11}",
+            queue.requests,
+            queue.gave_way + queue.found_stuck,
+            queue.under_way,
+            queue.longest_us / 1e3,
+            queue.stand_ins_started,
+        );
+    }
+    if status.queues.threads_given_up > 0 {
+        let given_up = status.queues.threads_given_up;
+        let _ = writeln!(
+            page.0,
+            "  {given_up} threads stuck when their guest had gone"
         );
     }
 }

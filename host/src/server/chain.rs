@@ -18,16 +18,24 @@ use std::ops::Deref;
 use std::os::fd::AsRawFd;
 
 use rustix::io::Errno;
+use smallvec::SmallVec;
 use virtio_queue::DescriptorChain;
 use vm_memory::{
     GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions, VolatileSlice,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
+use crate::fs::Readiness;
 use crate::guard;
+
+use super::Pace;
 
 /// Most buffers that one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
 const IOV_MAX: usize = 1024;
+
+/// Pieces of one side that need no allocation: a request's header, arguments
+/// and names, or a reply's, with a few pages of data.
+const FEW: usize = 6;
 
 /// Why a chain is refused.
 #[derive(Debug, thiserror::Error)]
@@ -83,7 +91,7 @@ const HEADER_BYTES: u32 = size_of::<daxwindow_shared::fuse::OutHeader>() as u32;
 /// Slices of guest memory in order.
 #[derive(Default)]
 struct Segments<'m> {
-    slices: Vec<VolatileSlice<'m>>,
+    slices: SmallVec<[VolatileSlice<'m>; FEW]>,
     bytes: usize,
     /// Something is missing behind these bytes.
     ends_early: bool,
@@ -171,8 +179,8 @@ impl<'m> Segments<'m> {
     }
 
     /// Buffers for at most [`IOV_MAX`] pieces; neighbours in memory become one.
-    fn iovecs(&self, offset: usize, count: usize) -> Vec<libc::iovec> {
-        let mut out: Vec<libc::iovec> = Vec::with_capacity(self.slices.len().min(IOV_MAX));
+    fn iovecs(&self, offset: usize, count: usize) -> SmallVec<[libc::iovec; FEW]> {
+        let mut out: SmallVec<[libc::iovec; FEW]> = SmallVec::new();
         for piece in self.pieces(offset, count) {
             let base = piece.ptr_guard_mut().as_ptr();
             let full = out.len() == IOV_MAX;
@@ -249,6 +257,15 @@ pub enum Placement {
     At(u64),
     /// At the end of the file as it is at that moment.
     Append,
+}
+
+/// What a read does that has to wait.
+#[derive(Clone, Copy)]
+pub struct Waits<'a> {
+    /// Whether the file can tell.
+    pub readiness: &'a Readiness,
+    /// Who hears of it.
+    pub pace: &'a dyn Pace,
 }
 
 /// What the guest sends, read once from front to back.
@@ -334,29 +351,55 @@ impl Writer<'_> {
     /// guest memory from `offset` on. Less than `count` means end of file (or
     /// of the room), never that the guest's buffer was not there: it would
     /// take that for the end of the file. That is `EFAULT`.
+    ///
+    /// With `waits`, what is in the page cache is read first, and the rest
+    /// after the word that it takes long.
     pub fn read_from(
         &self,
         offset: usize,
         file: &File,
         file_offset: u64,
         count: usize,
+        waits: Option<Waits<'_>>,
     ) -> Result<usize, Errno> {
         let fd = file.as_raw_fd();
         self.segments
             .transfer(offset, count, true, |buffers, done| {
-                // SAFETY: each buffer is a piece of a VolatileSlice in
-                // `self.segments`, whose lifetime keeps the mapping alive; it is
-                // guest memory, which anybody may write at any time and nobody
-                // holds a reference into; their number is at most IOV_MAX. `fd` is
-                // open for as long as `file` is borrowed.
-                unsafe {
-                    libc::preadv(
-                        fd,
-                        buffers.as_ptr(),
-                        buffers.len() as i32,
-                        position(file_offset, done),
-                    )
+                let read = |flags| {
+                    // SAFETY: each buffer is a piece of a VolatileSlice in
+                    // `self.segments`, whose lifetime keeps the mapping alive; it is
+                    // guest memory, which anybody may write at any time and nobody
+                    // holds a reference into; their number is at most IOV_MAX. `fd` is
+                    // open for as long as `file` is borrowed.
+                    unsafe {
+                        libc::preadv2(
+                            fd,
+                            buffers.as_ptr(),
+                            buffers.len() as i32,
+                            position(file_offset, done),
+                            flags,
+                        )
+                    }
+                };
+                let Some(waits) = &waits else {
+                    return read(0);
+                };
+                if waits.readiness.can_try() {
+                    let got = read(libc::RWF_NOWAIT);
+                    match got {
+                        0.. => return got,
+                        _ => match last_errno() {
+                            Errno::AGAIN => waits.pace.takes_long(),
+                            Errno::OPNOTSUPP => waits.readiness.cannot_try(file),
+                            // Told once more, by who may wait.
+                            _ => {}
+                        },
+                    }
                 }
+                if waits.readiness.is_remote() {
+                    waits.pace.takes_long();
+                }
+                read(0)
             })
     }
 }

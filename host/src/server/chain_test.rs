@@ -220,7 +220,10 @@ fn more_buffers_than_one_call_takes() {
     let data: Vec<u8> = (0..3 * IOV_MAX).map(|i| i as u8).collect();
     file.write_all(&data).expect("written");
     let writer = Writer { segments };
-    assert_eq!(writer.read_from(0, &file, 0, usize::MAX), Ok(data.len()));
+    assert_eq!(
+        writer.read_from(0, &file, 0, usize::MAX, None),
+        Ok(data.len())
+    );
 
     let mut copy = tempfile::tempfile().expect("file");
     let mut reader = Reader {
@@ -247,10 +250,13 @@ fn errors_of_the_file_are_told() {
         Err(Errno::BADF)
     );
     assert_eq!(reader.remaining(), 16);
-    assert_eq!(writer.read_from(0, &file, u64::MAX, 16), Err(Errno::INVAL));
-    assert_eq!(writer.read_from(0, &file, 0, 16), Ok(0));
+    assert_eq!(
+        writer.read_from(0, &file, u64::MAX, 16, None),
+        Err(Errno::INVAL)
+    );
+    assert_eq!(writer.read_from(0, &file, 0, 16, None), Ok(0));
     let dir = File::open("/").expect("exists");
-    assert_eq!(writer.read_from(0, &dir, 0, 16), Err(Errno::ISDIR));
+    assert_eq!(writer.read_from(0, &dir, 0, 16, None), Err(Errno::ISDIR));
 }
 
 proptest! {
@@ -275,7 +281,7 @@ proptest! {
         file.write_all(&data).expect("written");
         let writer = Writer { segments };
         let expected = count.min(data.len()).min(total.saturating_sub(offset));
-        prop_assert_eq!(writer.read_from(offset, &file, 0, count), Ok(expected));
+        prop_assert_eq!(writer.read_from(offset, &file, 0, count, None), Ok(expected));
         drop(writer);
         for (index, &byte) in room.iter().enumerate() {
             let inside = (offset..offset + expected).contains(&index);

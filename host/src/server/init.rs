@@ -59,6 +59,9 @@ const WRITEBACK: u32 = 1 << 8;
 pub(super) struct Session {
     bits: AtomicU32,
     began: Mutex<Option<Began>>,
+    /// Held by INIT and DESTROY, so that one comes after the other and no
+    /// request overtakes them.
+    changing: Mutex<()>,
 }
 
 /// When a session began, and with what.
@@ -100,6 +103,14 @@ impl DaxWish {
 impl Session {
     pub(super) fn is_live(&self) -> bool {
         self.load() & LIVE != 0
+    }
+
+    /// There is a session, if need be after the INIT or DESTROY under way.
+    pub(super) fn is_soon_live(&self) -> bool {
+        self.is_live() || {
+            drop(self.changing.lock());
+            self.is_live()
+        }
     }
 
     /// SETXATTR has its long form.
@@ -209,6 +220,7 @@ impl Server {
             return Err(Errno::PROTO);
         }
 
+        let _changing = self.session.changing.lock();
         self.session.end();
         self.fs.reset();
         let offer = self.fresh_window();
@@ -287,6 +299,7 @@ impl Server {
 
     /// DESTROY: nothing of the session is left when the guest has the reply.
     pub(super) fn destroy(&self, _call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
+        let _changing = self.session.changing.lock();
         self.reset();
         tracing::info!("session ends");
         Ok(())

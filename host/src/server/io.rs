@@ -12,7 +12,7 @@ use rustix::io::Errno;
 
 use crate::fs::OpenFile;
 
-use super::chain::Placement;
+use super::chain::{Placement, Waits};
 use super::{Call, Server};
 
 /// Most that one COPY_FILE_RANGE moves: its reply counts in 32 bits, and no
@@ -115,10 +115,14 @@ impl Server {
             return Err(Errno::BADF);
         }
         let count = args.size as usize;
-        match call.reply.file(&open.file, args.offset, count) {
+        let waits = Waits {
+            readiness: &open.readiness,
+            pace: call.pace,
+        };
+        match call.reply.file(&open.file, args.offset, count, Some(waits)) {
             Err(Errno::INVAL) if open.is_direct() => {
                 let buffered = self.fs.buffered(call.header.nodeid, &open)?;
-                call.reply.file(&buffered, args.offset, count)
+                call.reply.file(&buffered, args.offset, count, None)
             }
             read => read,
         }
@@ -169,6 +173,7 @@ impl Server {
 
     pub(super) fn fsync(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FsyncIn = call.body.only()?;
+        call.pace.takes_long();
         self.fs.fsync(call.header.nodeid, args.fh, datasync(&args))
     }
 
@@ -219,6 +224,7 @@ impl Server {
             return Err(Errno::OPNOTSUPP);
         }
         self.kill_for(call, args.nodeid_out)?;
+        call.pace.takes_long();
         self.fs.copy_file_range(
             (call.header.nodeid, args.fh_in, args.off_in),
             (args.nodeid_out, args.fh_out, args.off_out),
@@ -229,6 +235,7 @@ impl Server {
 
     pub(super) fn syncfs(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let _: SyncfsIn = call.body.only()?;
+        call.pace.takes_long();
         self.fs.syncfs(call.header.nodeid)
     }
 }

@@ -11,6 +11,7 @@ const MAX_REMOVALS: usize = 4096;
 impl Server {
     pub(super) fn setupmapping(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: SetupMappingIn = call.body.only()?;
+        call.pace.takes_long();
         self.dax
             .setup(&self.fs, call.header.nodeid, &args)
             .map_err(never_again)
@@ -27,6 +28,7 @@ impl Server {
         let ranges = (0..count)
             .map(|_| call.body.args())
             .collect::<Result<Vec<RemoveMappingOne>, Errno>>()?;
+        call.pace.takes_long();
         self.dax.remove(&ranges)
     }
 }

@@ -57,6 +57,7 @@ use crate::dax::{Dax, DaxOffer, MapSource, NoDax};
 use crate::fs::{LockWait, SharedDir};
 use crate::observe::counters::Counters;
 use crate::observe::logs::Throttle;
+use crate::observe::queues::QueueTallies;
 
 pub use caching::{CacheMode, Caching};
 use chain::{ChainError, Hole, Reader, Sides};
@@ -97,6 +98,20 @@ impl Default for ServerOptions {
     }
 }
 
+/// Told by a request that is about to take long.
+pub trait Pace {
+    /// Others need not wait for this request. Comes before the first system
+    /// call that waits for a disk, another file system or the front end.
+    fn takes_long(&self);
+}
+
+/// Nobody else waits.
+struct Alone;
+
+impl Pace for Alone {
+    fn takes_long(&self) {}
+}
+
 /// Answers the requests of one guest at a time, from any number of threads.
 pub struct Server {
     fs: SharedDir,
@@ -104,6 +119,7 @@ pub struct Server {
     options: ServerOptions,
     session: Session,
     counters: Counters,
+    queues: QueueTallies,
     complaints: Throttle,
     vanishings: Throttle,
     /// Since when the client that is served is connected.
@@ -122,6 +138,7 @@ struct Call<'b, 'r, 'm> {
     data: &'r mut Reader<'m>,
     reply: &'r mut Reply<'m>,
     if_blocked: IfBlocked,
+    pace: &'r dyn Pace,
     /// Set where the answer has to wait; nothing is put in `reply` then.
     wait: Option<LockWait>,
 }
@@ -135,6 +152,7 @@ impl Server {
             options,
             session: Session::default(),
             counters: Counters::new(),
+            queues: QueueTallies::default(),
             complaints: Throttle::new(Duration::from_secs(10)),
             vanishings: Throttle::new(Duration::from_secs(10)),
             client: Mutex::new(None),
@@ -180,10 +198,16 @@ impl Server {
         &self.counters
     }
 
+    /// What was counted of its queues.
+    pub fn queues(&self) -> &QueueTallies {
+        &self.queues
+    }
+
     /// Logs everything counted, and what is live now.
     pub fn log_counters(&self) {
         let window = self.dax.stats();
         tracing::info!("{}", self.counters.report());
+        tracing::info!("{}", self.queues.report());
         tracing::info!(
             inodes = self.fs.live_inodes(),
             handles = self.fs.live_handles(),
@@ -261,16 +285,25 @@ impl Server {
     /// buffer, or nothing if header or reply are among them. What would have
     /// to wait fails with `EAGAIN`.
     pub fn handle(&self, sides: Sides<'_>) -> u32 {
-        match self.serve(sides, IfBlocked::Refuse(Errno::AGAIN)) {
+        let if_blocked = IfBlocked::Refuse(Errno::AGAIN);
+        match self.serve(sides, if_blocked, &Alone, &mut Instant::now()) {
             Served::Answered(used) => used,
             Served::Parked(_) => 0,
         }
     }
 
     /// As [`handle`](Self::handle), but the caller says what is to be done
-    /// with a request that has to wait.
-    pub fn serve(&self, sides: Sides<'_>, if_blocked: IfBlocked) -> Served {
-        let started = Instant::now();
+    /// with a request that has to wait, hears from `pace` of one that takes
+    /// long, and keeps the clock: it tells when the request came, and
+    /// afterwards when it was answered.
+    pub fn serve(
+        &self,
+        sides: Sides<'_>,
+        if_blocked: IfBlocked,
+        pace: &dyn Pace,
+        clock: &mut Instant,
+    ) -> Served {
+        let started = *clock;
         let Sides {
             mut reader,
             writer,
@@ -288,7 +321,7 @@ impl Server {
         let mut reply = Reply::new(writer);
         let result = match hole {
             Some(_) => Err(Errno::FAULT),
-            None => self.run(header, opcode, &mut reader, &mut reply, if_blocked),
+            None => self.run(header, opcode, &mut reader, &mut reply, (if_blocked, pace)),
         };
         let result = match result {
             Ok(None) => Ok(()),
@@ -306,7 +339,8 @@ impl Server {
             Some(Opcode::Forget | Opcode::BatchForget) => 0,
             _ => self.finish(header, reply, result),
         };
-        let taken = started.elapsed();
+        *clock = Instant::now();
+        let taken = clock.saturating_duration_since(started);
         tracing::trace!(
             op = ?opcode, number = header.opcode, unique = header.unique,
             nodeid = header.nodeid, used, ?taken, error = ?result.err(), "request"
@@ -372,12 +406,12 @@ impl Server {
         opcode: Option<Opcode>,
         reader: &mut Reader<'m>,
         reply: &mut Reply<'m>,
-        if_blocked: IfBlocked,
+        (if_blocked, pace): (IfBlocked, &dyn Pace),
     ) -> Result<Option<LockWait>, Errno> {
         let opcode = opcode.ok_or(Errno::NOSYS)?;
         let mut buffer = BodyBuffer::new();
         let (body, extensions) = buffer.fill(&header, opcode, reader)?;
-        if !self.session.is_live() && !matches!(opcode, Opcode::Init | Opcode::Destroy) {
+        if !matches!(opcode, Opcode::Init | Opcode::Destroy) && !self.session.is_soon_live() {
             // What a guest's programs see of a mount whose server is gone.
             return Err(Errno::NOTCONN);
         }
@@ -393,6 +427,7 @@ impl Server {
             data: reader,
             reply,
             if_blocked,
+            pace,
             wait: None,
         };
         self.dispatch(opcode, &mut call)?;

@@ -11,7 +11,7 @@ use zerocopy::{Immutable, IntoBytes};
 
 use crate::guard;
 
-use super::chain::Writer;
+use super::chain::{Waits, Writer};
 
 const HEADER_BYTES: usize = size_of::<OutHeader>();
 
@@ -53,13 +53,19 @@ impl<'m> Reply<'m> {
 
     /// Appends up to `count` bytes of `file`, straight from it. A short read
     /// is a short reply.
-    pub(super) fn file(&mut self, file: &File, offset: u64, count: usize) -> Result<(), Errno> {
+    pub(super) fn file(
+        &mut self,
+        file: &File,
+        offset: u64,
+        count: usize,
+        waits: Option<Waits<'_>>,
+    ) -> Result<(), Errno> {
         if count > self.room() {
             return Err(Errno::OVERFLOW);
         }
         self.body += self
             .writer
-            .read_from(HEADER_BYTES + self.body, file, offset, count)?;
+            .read_from(HEADER_BYTES + self.body, file, offset, count, waits)?;
         Ok(())
     }
 

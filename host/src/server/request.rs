@@ -17,7 +17,7 @@ use super::chain::Reader;
 /// longest value, or 4096 ranges to unmap, and some air.
 const MAX_BODY_BYTES: usize = 80 * 1024;
 /// Bodies up to this size need no allocation.
-const SMALL_BODY_BYTES: usize = 640;
+const SMALL_BODY_BYTES: usize = 384;
 /// Fixed arguments of WRITE; its data stay in guest memory.
 const WRITE_ARGS_BYTES: usize = size_of::<daxwindow_shared::fuse::WriteIn>();
 

@@ -1,0 +1,32 @@
+//! Flags about queues and the threads that serve them.
+
+use crate::device::backend::MAX_REQUEST_QUEUES;
+
+/// Stand-ins of one guest, if nothing else is said: as many requests as Linux
+/// keeps in flight for read-ahead and write-back.
+const DEFAULT_POOL: u16 = 64;
+
+/// See `--help`.
+#[derive(Clone, Copy, Debug, clap::Args)]
+#[command(next_help_heading = "Queues and threads")]
+pub struct QueueFlags {
+    /// Number of request queues, each with a thread of its own
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 1,
+        value_parser = clap::value_parser!(u32).range(1..=i64::from(MAX_REQUEST_QUEUES)),
+    )]
+    pub num_request_queues: u32,
+
+    /// Most threads beside those, started when requests take long and ended
+    /// when they do not any more; with 0 each queue serves one request after
+    /// the other
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = DEFAULT_POOL,
+        value_parser = clap::value_parser!(u16).range(..=4096),
+    )]
+    pub thread_pool_size: u16,
+}

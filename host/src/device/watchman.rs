@@ -1,0 +1,156 @@
+//! Notices that a leader is stuck in one request, and has somebody else lead.
+//!
+//! One thread for all queues of the process. It looks at those that are
+//! active, twice a millisecond; a queue in which nothing has happened for a
+//! while is looked at no more, and with no active queue the thread sleeps for
+//! good. A leader reports its queue when it takes the lead and the queue is not
+//! being watched, so that serving costs no system call while it is.
+//!
+//! Law: nothing here waits for a guest, a VMM or a file system: neither for
+//! its bytes nor for a lock that somebody holds who does.
+
+use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, LazyLock};
+use std::time::Duration;
+
+use parking_lot::{Condvar, Mutex};
+
+use super::lead::{Lead, Sight};
+
+/// Between two looks. Who is seen at the same request twice is stuck, after
+/// one to two of these.
+const TICK: Duration = Duration::from_micros(500);
+/// A queue that does nothing for so many looks is watched no more.
+const LINGER: u32 = 8;
+/// Longest pause, in ticks, where nobody was found to lead instead.
+const LONGEST_WAIT: u32 = 16;
+
+/// A queue as the watchman sees it.
+pub(super) trait Watched: Send + Sync {
+    /// Who leads it.
+    fn lead(&self) -> &Lead;
+    /// Whether the watchman looks at it.
+    fn watch(&self) -> &Watch;
+    /// The leader was still there at `seen` when it was looked at again. False
+    /// if it remains in the lead because there is nobody else.
+    fn relieve(self: Arc<Self>, seen: Sight) -> bool;
+    /// It is looked at no more, whatever happens in it.
+    fn is_over(&self) -> bool;
+}
+
+/// Whether the watchman looks at a queue.
+///
+/// SeqCst here and in [`Lead`]: a leader changes the lead and then finds
+/// itself watched, or the watchman, having cleared this, sees the change.
+#[derive(Debug, Default)]
+pub(super) struct Watch(AtomicBool);
+
+struct Post {
+    queue: Arc<dyn Watched>,
+    seen: Sight,
+    idle: u32,
+    /// Ticks until the next look, and how many those were last time.
+    pause: (u32, u32),
+}
+
+struct Watchman {
+    /// Reported since the last look.
+    reported: Mutex<Vec<Arc<dyn Watched>>>,
+    report: Condvar,
+}
+
+static WATCHMAN: LazyLock<Option<Arc<Watchman>>> = LazyLock::new(|| {
+    let watchman = Arc::new(Watchman {
+        reported: Mutex::default(),
+        report: Condvar::new(),
+    });
+    let his = Arc::clone(&watchman);
+    let thread = std::thread::Builder::new()
+        .name("watchman".into())
+        .spawn(move || his.watch());
+    match thread {
+        Ok(_) => Some(watchman),
+        Err(error) => {
+            tracing::error!(%error, "no thread to watch the queues: a slow request holds up others");
+            None
+        }
+    }
+});
+
+/// Has `queue` watched, if it is not. After its lead was taken.
+pub(super) fn report<Q: Watched + 'static>(queue: &Arc<Q>) {
+    if queue.watch().0.load(SeqCst) || queue.watch().0.swap(true, SeqCst) {
+        return;
+    }
+    if let Some(watchman) = &*WATCHMAN {
+        watchman.reported.lock().push(queue.clone());
+        watchman.report.notify_one();
+    }
+}
+
+impl Watchman {
+    fn watch(&self) {
+        let mut posts: Vec<Post> = Vec::new();
+        loop {
+            {
+                let mut reported = self.reported.lock();
+                while posts.is_empty() && reported.is_empty() {
+                    self.report.wait(&mut reported);
+                }
+                posts.extend(reported.drain(..).map(Post::new));
+            }
+            std::thread::sleep(TICK);
+            posts.retain_mut(Post::look);
+        }
+    }
+}
+
+impl Post {
+    fn new(queue: Arc<dyn Watched>) -> Post {
+        Post {
+            seen: queue.lead().look(),
+            idle: 0,
+            pause: (0, 0),
+            queue,
+        }
+    }
+
+    /// Looks at the queue; false if that is not needed any more.
+    fn look(&mut self) -> bool {
+        if self.queue.is_over() {
+            return false;
+        }
+        let now = self.queue.lead().look();
+        if now != self.seen {
+            self.seen = now;
+            self.idle = 0;
+            self.pause = (0, 0);
+            return true;
+        }
+        if now.is_led() {
+            self.relieve();
+            return true;
+        }
+        self.idle += 1;
+        if self.idle < LINGER {
+            return true;
+        }
+        self.queue.watch().0.store(false, SeqCst);
+        // A leader that came meanwhile may have found itself watched.
+        self.queue.lead().look() != now && !self.queue.watch().0.swap(true, SeqCst)
+    }
+
+    /// Tries less and less often where nobody is left to lead: whoever comes
+    /// back first is as good.
+    fn relieve(&mut self) {
+        let (left, last) = self.pause;
+        if left > 0 {
+            self.pause.0 = left - 1;
+        } else if self.queue.clone().relieve(self.seen) {
+            self.pause = (0, 0);
+        } else {
+            let next = (last * 2).clamp(1, LONGEST_WAIT);
+            self.pause = (next, next);
+        }
+    }
+}

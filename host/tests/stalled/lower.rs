@@ -1,0 +1,175 @@
+//! A lower file system that can be made to answer nothing for a while.
+
+use std::ffi::OsStr;
+use std::path::Path;
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use fuser::{
+    BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
+    Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
+    ReplyOpen, Request,
+};
+use parking_lot::Mutex;
+
+use crate::common::{eventually, pattern};
+
+/// Bytes of each file.
+pub(crate) const LEN: u64 = 1 << 20;
+/// The file whose reads and fsyncs are held back.
+pub(crate) const SLOW: &str = "slow";
+/// The file whose attributes are held back.
+pub(crate) const FROZEN: &str = "frozen";
+const NAMES: [&str; 2] = [SLOW, FROZEN];
+const FROZEN_INO: u64 = 3;
+
+/// A mounted file system; unmounted on drop, with everything let go.
+pub(crate) struct Lower {
+    state: Arc<Mutex<State>>,
+    _mount: BackgroundSession,
+}
+
+#[derive(Default)]
+struct State {
+    stalled: bool,
+    held: Vec<Held>,
+}
+
+/// A request without its answer.
+enum Held {
+    Read(ReplyData, u64, u32),
+    Attr(ReplyAttr, u64),
+    Fsync(ReplyEmpty),
+}
+
+impl Held {
+    fn answer(self) {
+        match self {
+            Held::Read(reply, offset, len) => reply.data(&bytes(offset, len)),
+            Held::Attr(reply, ino) => reply.attr(&Duration::ZERO, &attr(ino)),
+            Held::Fsync(reply) => reply.ok(),
+        }
+    }
+}
+
+/// What the slow file holds.
+pub(crate) fn bytes(offset: u64, len: u32) -> Vec<u8> {
+    let left = LEN.saturating_sub(offset).min(u64::from(len));
+    pattern(77, offset, left as usize)
+}
+
+struct Files(Arc<Mutex<State>>);
+
+impl Lower {
+    /// Mounts it at `place`, answering everything.
+    pub(crate) fn mount(place: &Path) -> Lower {
+        let state = Arc::new(Mutex::new(State::default()));
+        let files = Files(Arc::clone(&state));
+        let mount = fuser::spawn_mount(files, place, &Config::default());
+        Lower {
+            state,
+            _mount: mount.expect("a FUSE mount (/dev/fuse, CAP_SYS_ADMIN)"),
+        }
+    }
+
+    /// Holds back what comes from now on.
+    pub(crate) fn stall(&self) {
+        self.state.lock().stalled = true;
+    }
+
+    /// Requests held back.
+    pub(crate) fn held(&self) -> usize {
+        self.state.lock().held.len()
+    }
+
+    /// Waits until so many are.
+    pub(crate) fn expect_held(&self, count: usize) {
+        eventually(&format!("{count} requests held"), || self.held() == count);
+    }
+
+    /// Answers everything.
+    pub(crate) fn release(&self) {
+        let mut state = self.state.lock();
+        state.stalled = false;
+        state.held.drain(..).for_each(Held::answer);
+    }
+}
+
+impl Drop for Lower {
+    fn drop(&mut self) {
+        self.release();
+    }
+}
+
+fn attr(ino: u64) -> FileAttr {
+    let now = SystemTime::UNIX_EPOCH;
+    let is_root = ino == u64::from(INodeNo::ROOT);
+    FileAttr {
+        ino: INodeNo(ino),
+        size: if is_root { 0 } else { LEN },
+        blocks: LEN / 512,
+        atime: now,
+        mtime: now,
+        ctime: now,
+        crtime: now,
+        kind: if is_root {
+            FileType::Directory
+        } else {
+            FileType::RegularFile
+        },
+        perm: 0o755,
+        nlink: 1,
+        uid: 0,
+        gid: 0,
+        rdev: 0,
+        blksize: 4096,
+        flags: 0,
+    }
+}
+
+impl Files {
+    fn answer(&self, held: Held, may_stall: bool) {
+        let mut state = self.0.lock();
+        match state.stalled && may_stall {
+            true => state.held.push(held),
+            false => held.answer(),
+        }
+    }
+}
+
+impl Filesystem for Files {
+    fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
+        match (2..).zip(NAMES).find(|(_, known)| name == *known) {
+            Some((ino, _)) => reply.entry(&Duration::ZERO, &attr(ino), Generation(0)),
+            None => reply.error(Errno::ENOENT),
+        }
+    }
+
+    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+        let ino = u64::from(ino);
+        self.answer(Held::Attr(reply, ino), ino == FROZEN_INO);
+    }
+
+    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        // Each read is a request of its own.
+        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+    }
+
+    fn read(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        size: u32,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyData,
+    ) {
+        self.answer(Held::Read(reply, offset, size), true);
+    }
+
+    fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {
+        self.answer(Held::Fsync(reply), true);
+    }
+}
