@@ -7,7 +7,6 @@
 mod basics;
 mod buffers;
 mod counted;
-mod databases;
 mod exercisers;
 mod forest;
 mod full;
