@@ -5,6 +5,7 @@
 //! | `demo` | one real directory, read every way, compared byte by byte |
 //! | `micro` | the figures, each with its denominator from the same run |
 //! | `compare` | our daemon and another one, operation by operation |
+//! | `guests` | what idle guests cost one daemon |
 //! | `attach` | a daemon with a guest, and the proof of whether DAX was in use |
 //! | `buffer` | copy targets at a chosen place in a page |
 //! | `daemon` | the daemon as a process of its own |
@@ -24,6 +25,7 @@ mod compare;
 mod daemon;
 mod demo;
 mod files;
+mod guests;
 mod host_memory;
 mod machine;
 mod micro;
@@ -55,6 +57,7 @@ enum Command {
     Demo(demo::Args),
     Micro(micro::Args),
     Compare(compare::Args),
+    Guests(guests::Args),
     Vm(Box<vm::Args>),
 }
 
@@ -72,6 +75,7 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map(verdict),
         Command::Micro(args) => micro::run(&args).map(verdict),
         Command::Compare(args) => compare::run(&args).map(verdict),
+        Command::Guests(args) => guests::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
     });
     cleanup::end_everything();
@@ -86,7 +90,9 @@ impl Command {
     fn failure(&self) -> ExitCode {
         match self {
             Command::Vm(_) => ExitCode::from(vm::VM_FAILED),
-            Command::Demo(_) | Command::Micro(_) | Command::Compare(_) => ExitCode::FAILURE,
+            Command::Demo(_) | Command::Micro(_) | Command::Compare(_) | Command::Guests(_) => {
+                ExitCode::FAILURE
+            }
         }
     }
 }
