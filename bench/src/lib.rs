@@ -30,6 +30,7 @@ mod host_memory;
 mod machine;
 mod micro;
 mod placement;
+mod processes;
 mod raw;
 #[cfg(test)]
 mod readme_test;

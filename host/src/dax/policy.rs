@@ -15,6 +15,7 @@ use super::capabilities::Capabilities;
 use super::globs::NameRules;
 use super::naive::Naive;
 use super::no_dax::NoDax;
+use super::padding::Padding;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
@@ -83,9 +84,8 @@ pub struct DaxOptions {
     pub executables: Executables,
     /// Names let in and kept out, in both modes.
     pub names: NameRules,
-    /// Whether a front end that refuses ranges past the end of a file may be
-    /// given padded files.
-    pub padded_view: bool,
+    /// Who pads files for a front end that refuses ranges past the end.
+    pub padding: Padding,
     /// With less room than this on the host's file system, in bytes, the holes
     /// of a range are filled before it is mapped writable.
     pub allocate_below: u64,
@@ -110,7 +110,7 @@ impl Default for DaxOptions {
             min_file_bytes: DEFAULT_MIN_FILE_BYTES,
             executables: Executables::Auto,
             names: NameRules::default(),
-            padded_view: true,
+            padding: Padding::Here,
             allocate_below: DEFAULT_ALLOCATE_BELOW,
             memory_slots: MemorySlots::Auto,
             max_maps: Some(VMM_SLOTS - 64),
