@@ -32,6 +32,7 @@ mod inodes;
 mod machine;
 mod micro;
 mod placement;
+mod processes;
 mod raw;
 #[cfg(test)]
 mod readme_test;

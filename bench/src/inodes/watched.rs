@@ -13,6 +13,7 @@ use rustix::time::{ClockId, clock_gettime};
 use super::forest::Forest;
 use crate::daemon::{Daemon, Share};
 use crate::host_memory::ProcessMemory;
+use crate::processes::serving;
 use crate::vm::daemon_status;
 
 /// How long FORGETs may take to arrive.
@@ -46,7 +47,7 @@ impl Watched {
             arguments.extend(["--status-socket".into(), status.into()]);
             arguments
         })?;
-        let process = procfs::process::Process::new(daemon.pid())?;
+        let process = procfs::process::Process::new(serving(daemon.pid()))?;
         let limits = process.limits()?.max_open_files;
         match limits.soft_limit {
             procfs::process::LimitValue::Value(has) if has <= limit => {}
@@ -70,12 +71,12 @@ impl Watched {
 
     /// The daemon's own memory, in bytes.
     pub(super) fn memory(&self) -> Result<f64> {
-        Ok(ProcessMemory::of(self.daemon.pid())?.own as f64)
+        Ok(ProcessMemory::of_family(self.daemon.pid())?.own as f64)
     }
 
     /// Descriptors it has open; an error if they are more than it may have.
     pub(super) fn descriptors(&self) -> Result<usize> {
-        let directory = format!("/proc/{}/fd", self.daemon.pid());
+        let directory = format!("/proc/{}/fd", serving(self.daemon.pid()));
         let open = std::fs::read_dir(&directory)
             .with_context(|| directory.clone())?
             .count();
@@ -152,7 +153,7 @@ impl Watched {
 
     /// Processor time of all its threads.
     fn processor_ns(&self) -> Result<u64> {
-        let directory = format!("/proc/{}/task", self.daemon.pid());
+        let directory = format!("/proc/{}/task", serving(self.daemon.pid()));
         let mut sum = 0;
         for task in std::fs::read_dir(&directory).with_context(|| directory.clone())? {
             let text = std::fs::read_to_string(task?.path().join("schedstat"))?;

@@ -70,7 +70,6 @@ use budget::Budget;
 use handle::HandleTable;
 use inode::{Inode, InodeTable, NodeLimits};
 use locks::LockTable;
-use procfd::ProcFd;
 use xattrmap::XattrNames;
 
 pub(crate) use attr::decode_dev;
@@ -81,6 +80,7 @@ pub use inode::{HostInode, InodeUsage};
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
+pub(crate) use procfd::ProcFd;
 pub use readiness::Readiness;
 pub use xattr::XattrReply;
 pub use xattrmap::{Mapped, XattrMap, XattrMapError, XattrMapErrorKind};

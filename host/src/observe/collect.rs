@@ -24,7 +24,7 @@ pub(super) fn status(shares: &Shares) -> Status {
         schema: SCHEMA,
         daemon: Daemon {
             version: env!("CARGO_PKG_VERSION").into(),
-            pid: std::process::id(),
+            pid: crate::isolation::main_pid(),
         },
         common: accounting::common(&shares),
         shares: shares.iter().map(|share| of_share(share)).collect(),

@@ -98,7 +98,7 @@ pub struct CommonFile {
 pub struct Daemon {
     /// Its version.
     pub version: String,
-    /// Its process id.
+    /// Id, on the host, of the process that was started and takes signals.
     pub pid: u32,
 }
 
