@@ -15,6 +15,8 @@ mod pjdfstest;
 mod policy;
 mod report;
 mod root;
+mod semantics;
+mod sqlite;
 mod together;
 mod traps;
 mod trees;
