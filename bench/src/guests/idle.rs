@@ -16,6 +16,7 @@ use crate::attach::patiently;
 use crate::cleanup::Scratch;
 use crate::daemon::{Daemon, Dax, Share};
 use crate::host_memory::ProcessMemory;
+use crate::processes::serving;
 
 /// Window of each guest.
 const WINDOW_BYTES: u64 = 64 << 20;
@@ -141,9 +142,9 @@ struct Sample {
 
 impl Sample {
     fn of(daemon: &Daemon) -> Result<Sample> {
-        let process = Process::new(daemon.pid()).context("find the daemon")?;
+        let process = Process::new(serving(daemon.pid())).context("find the daemon")?;
         Ok(Sample {
-            memory: ProcessMemory::of(daemon.pid())?,
+            memory: ProcessMemory::of_family(daemon.pid())?,
             threads: process.stat().context("count threads")?.num_threads as u64,
             descriptors: process.fd_count().context("count descriptors")? as u64,
         })
