@@ -6,11 +6,13 @@
 
 use std::fs::File;
 use std::io;
+use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use procfs::process::Process;
 
+use crate::processes::family;
 use crate::raw;
 
 /// Page cache held by these files, in bytes; unreadable ones count nothing.
@@ -34,8 +36,20 @@ pub(crate) struct ProcessMemory {
 }
 
 impl ProcessMemory {
+    /// Reads a process and what it has made to do its work.
+    pub(crate) fn of_family(pid: i32) -> Result<ProcessMemory> {
+        let mut all = ProcessMemory::default();
+        for pid in family(pid) {
+            let one = ProcessMemory::of(pid)?;
+            all.own += one.own;
+            all.mapped += one.mapped;
+            all.page_tables += one.page_tables;
+        }
+        Ok(all)
+    }
+
     /// Reads one process.
-    pub(crate) fn of(pid: i32) -> Result<ProcessMemory> {
+    fn of(pid: i32) -> Result<ProcessMemory> {
         let what = || format!("read the memory of process {pid}");
         let process = Process::new(pid).with_context(what)?;
         let rollup = process.smaps_rollup().with_context(what)?;
@@ -62,11 +76,14 @@ impl ProcessMemory {
     }
 }
 
-/// Bytes a process has read by system calls; file reads show here, page
-/// faults on a mapping do not.
+/// Bytes that a process, and what it has made to do its work, have read by
+/// system calls; file reads show here, page faults on a mapping do not.
 pub(crate) fn bytes_read_by(pid: i32) -> Result<u64> {
-    let io = Process::new(pid).and_then(|p| p.io());
-    Ok(io.with_context(|| format!("read /proc/{pid}/io"))?.rchar)
+    let read = |pid: i32| {
+        let io = Process::new(pid).and_then(|p| p.io());
+        Ok(io.with_context(|| format!("read /proc/{pid}/io"))?.rchar)
+    };
+    family(pid).into_iter().map(read).sum()
 }
 
 /// Bytes of address space of this process that show files below `directory`.
@@ -74,8 +91,16 @@ pub(crate) fn mapped_below(directory: &Path) -> Result<u64> {
     let maps = Process::myself()
         .and_then(|p| p.maps())
         .context("read /proc/self/maps")?;
+    // A daemon that has the directory for its root gives out descriptors with
+    // paths that begin there.
+    let in_daemon = |path: &Path, inode: u64| {
+        let path = directory.join(path.strip_prefix("/").unwrap_or(path));
+        path.metadata().is_ok_and(|meta| meta.ino() == inode)
+    };
     let below = |map: &&procfs::process::MemoryMap| match &map.pathname {
-        procfs::process::MMapPath::Path(path) => path.starts_with(directory),
+        procfs::process::MMapPath::Path(path) => {
+            path.starts_with(directory) || in_daemon(path, map.inode)
+        }
         _ => false,
     };
     Ok(maps

@@ -1,28 +1,30 @@
 //! The daemon's life: from flags to the last signal.
 
 use std::error::Error;
+use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
 
 use rustix::fs::Mode;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit, umask};
-use sd_notify::NotifyState;
+use rustix::process::umask;
 use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{Command, Config, Flags, Listen, SharedDirError};
-use crate::dax::Naive;
+use crate::cli::{Command, Config, Flags, Listen};
+use crate::dax::padding_process::PaddingProcess;
+use crate::dax::{DaxMode, Naive, Padding};
 use crate::device::serve::Stop;
-use crate::device::socket::Socket;
-use crate::fs::SharedDir;
+use crate::device::socket::{Socket, SocketFile};
+use crate::fs::{InodeFileHandles, SharedDir};
+use crate::isolation::root::{Root, Tree};
+use crate::isolation::{self, Inside, Plan};
 use crate::observe::ask::print_session;
 use crate::observe::capabilities::Capabilities;
 use crate::observe::logs;
 use crate::observe::status_socket::StatusSocket;
 use crate::shares::control::ControlSocket;
 use crate::shares::name::NameError;
-use crate::shares::registry::open_directory;
 use crate::shares::share::Changes;
 use crate::shares::{self, NewShare, ShareName, Shares};
 
@@ -43,35 +45,50 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
         println!("{}", Capabilities::ours().to_json());
         return Ok(());
     }
-    let mut config = flags.config(raise_open_files())?;
+    let max_open_files = isolation::set_nofile(flags.sandbox.rlimit_nofile)?;
+    let mut config = flags.config(max_open_files)?;
+    isolation::close_inherited(&config.doors.descriptors())?;
     config.dax.naive = naive;
-    logs::init(&config.log_level, config.syslog)?;
+    let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
+    config.dax.padding = padding(&config, &logs);
+    let mut outside = Outside::open(&config)?;
+    let inside = isolation::launch(Plan {
+        options: &config.isolation,
+        root: root(&config),
+        file_handles: config.share.inode_file_handles != InodeFileHandles::Never,
+        files: outside.take_files(),
+        logs,
+    })?;
+    serve(config, &inside, outside)
+}
+
+/// The rest of a life, with nothing to be seen but what is shared.
+fn serve(config: Config, inside: &Inside, outside: Outside) -> Result<(), Box<dyn Error>> {
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
     SharedDir::prepare()?;
-    let fixed = fixed_shares(&config)?;
-    let shares = Shares::new(config.clone());
+    let fixed = fixed_shares(&config, inside, outside.sockets)?;
+    let shares = Shares::new(config);
     let stop = Stop::new()?;
     heed_signals(stop.clone(), shares.clone())?;
-    // Who sees the socket may already end the daemon in order, and ask it.
-    let _status = match &config.status_socket {
-        Some(path) => Some(StatusSocket::open(path, &shares)?),
-        None => None,
-    };
-    let control = match &config.doors.socket_dir {
-        Some(directory) => Some(ControlSocket::open(directory, &shares)?),
-        None => None,
-    };
+    inside.heeds_signals();
+    let status = outside.status;
+    let _status = status
+        .map(|socket| StatusSocket::attend(socket, &shares))
+        .transpose()?;
+    let control = outside.control;
+    let control = control
+        .map(|socket| ControlSocket::attend(socket, &shares))
+        .transpose()?;
     for share in fixed {
         shares.add(share)?;
     }
-    let summary = shares.summary();
-    tell_service_manager(&[NotifyState::Ready, NotifyState::Status(&summary)]);
+    inside.is_ready(&shares.summary());
     stop.wait();
-    tell_service_manager(&[NotifyState::Stopping]);
+    inside.is_stopping();
     // Nothing is added any more.
     drop(control);
     shares.end();
@@ -79,23 +96,93 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What is served from the start: the same directory at each of the sockets.
-fn fixed_shares(config: &Config) -> Result<Vec<NewShare>, Box<dyn Error>> {
-    let mut shares = Vec::<NewShare>::new();
-    for listen in &config.doors.fixed {
-        let root = open_directory(&config.shared_dir)
-            .map_err(|cause| SharedDirError::new(&config.shared_dir, cause))?;
-        let socket = match listen {
-            Listen::Path(path) => Socket::bind("--socket-path", path)?,
-            Listen::Inherited(fd) => Socket::inherit(*fd)?,
-            Listen::Activated(fd) => Socket::activated(*fd)?,
-        };
-        if let Some(group) = config.socket_group {
-            socket.let_in(group)?;
+/// Sockets that listen, made where they can be seen.
+struct Outside {
+    sockets: Vec<Socket>,
+    status: Option<Socket>,
+    control: Option<Socket>,
+}
+
+impl Outside {
+    fn open(config: &Config) -> Result<Outside, Box<dyn Error>> {
+        let mut sockets = Vec::new();
+        for listen in &config.doors.fixed {
+            let socket = match listen {
+                Listen::Path(path) => Socket::bind("--socket-path", path)?,
+                Listen::Inherited(fd) => Socket::inherit(*fd)?,
+                Listen::Activated(fd) => Socket::activated(*fd)?,
+            };
+            if let Some(group) = config.socket_group {
+                socket.let_in(group)?;
+            }
+            sockets.push(socket);
         }
+        let status = config.status_socket.as_deref().map(StatusSocket::bind);
+        let directory = config.doors.socket_dir.as_deref();
+        Ok(Outside {
+            sockets,
+            status: status.transpose()?,
+            control: directory.map(ControlSocket::bind).transpose()?,
+        })
+    }
+
+    /// The files of those that stay as long as the daemon. Where shares come
+    /// and go, so do their sockets.
+    fn take_files(&mut self) -> Vec<SocketFile> {
+        let stays = |socket: &mut Socket| socket.take_file();
+        let mut files: Vec<_> = self.status.iter_mut().filter_map(stays).collect();
+        if self.control.is_none() {
+            files.extend(self.sockets.iter_mut().filter_map(stays));
+        }
+        files
+    }
+}
+
+/// What is to be seen of the host.
+fn root(config: &Config) -> Root {
+    let tree = Tree {
+        path: config.shared_dir.clone(),
+        readonly: config.share.readonly,
+    };
+    match config.doors.socket_dir {
+        None => Root::Share(tree),
+        Some(_) => Root::Empty {
+            trees: match config.doors.fixed.is_empty() {
+                true => Vec::new(),
+                false => vec![tree],
+            },
+            more: true,
+        },
+    }
+}
+
+/// Files are padded by a process of its own, so that this one can give up the
+/// privilege for it.
+fn padding(config: &Config, logs: &[RawFd]) -> Padding {
+    let dax = &config.dax;
+    if (dax.mode == DaxMode::Never || dax.window_bytes == 0) && config.doors.socket_dir.is_none() {
+        return Padding::Off;
+    }
+    if !isolation::caps::may_mount() {
+        return Padding::Failed("the daemon has no CAP_SYS_ADMIN".to_owned());
+    }
+    match PaddingProcess::start(config.isolation.seccomp, logs) {
+        Ok(process) => Padding::Process(Arc::new(process)),
+        Err(cause) => Padding::Failed(format!("cannot start a process for it: {cause}")),
+    }
+}
+
+/// What is served from the start: the same directory at each of the sockets.
+fn fixed_shares(
+    config: &Config,
+    inside: &Inside,
+    sockets: Vec<Socket>,
+) -> Result<Vec<NewShare>, Box<dyn Error>> {
+    let mut shares = Vec::<NewShare>::new();
+    for socket in sockets {
         shares.push(NewShare {
             name: free_name(&shares, socket.path())?,
-            root,
+            root: inside.tree(0)?,
             directory: config.shared_dir.clone(),
             socket,
             changes: Changes::default(),
@@ -120,28 +207,6 @@ fn free_name(shares: &[NewShare], socket: &Path) -> Result<ShareName, NameError>
         }
         number += 1;
     }
-}
-
-/// One that asks for it by `NOTIFY_SOCKET`.
-fn tell_service_manager(state: &[NotifyState<'_>]) {
-    if let Err(error) = sd_notify::notify(state) {
-        tracing::warn!(%error, "the service manager cannot be told: {state:?}");
-    }
-}
-
-/// Each inode that a guest knows costs a descriptor: takes as many as the
-/// process may have, and answers how many those are.
-fn raise_open_files() -> u64 {
-    let now = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: now.maximum,
-        maximum: now.maximum,
-    };
-    let got = match setrlimit(Resource::Nofile, raised) {
-        Ok(()) => raised.current,
-        Err(_) => now.current,
-    };
-    got.unwrap_or(u64::MAX)
 }
 
 /// SIGTERM and SIGINT end the daemon in order, a second one at once; SIGUSR1

@@ -8,6 +8,7 @@
 //! | [`fs`] | the shared directory: inodes, handles, names, attributes |
 //! | [`dax`] | the window: ledger, front-end capabilities, policy |
 //! | [`guard`] | guest memory that vanishes while it is in use |
+//! | [`isolation`] | what the daemon cannot do, even if it is made to |
 //! | [`observe`] | logs and counters |
 //! | [`shares`] | the shares of one process, and how they come and go |
 //! | [`cli`] | the command line of `daxwindowd` |
@@ -24,6 +25,7 @@ pub mod dax;
 pub mod device;
 pub mod fs;
 pub mod guard;
+pub mod isolation;
 pub mod observe;
 pub mod server;
 pub mod shares;

@@ -109,8 +109,19 @@ impl Daemon {
         }
     }
 
+    /// Id of the process that serves: the child of the same name.
+    fn serving(&self) -> String {
+        let name = |pid: &str| std::fs::read_to_string(format!("/proc/{pid}/comm")).expect("runs");
+        let pid = self.child.id().to_string();
+        let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+        let children = children.expect("runs");
+        let mut children = children.split_whitespace();
+        let serving = children.find(|child| name(child) == name(&pid));
+        serving.expect("a process that serves").to_owned()
+    }
+
     fn open_files(&self) -> usize {
-        let fds = format!("/proc/{}/fd", self.child.id());
+        let fds = format!("/proc/{}/fd", self.serving());
         std::fs::read_dir(fds).expect("it runs").count()
     }
 }

@@ -100,7 +100,7 @@ fn a_guest_with_a_window_is_reported_with_what_it_did() {
     error.expect_err("unaligned");
     let document = scene.document();
     assert_eq!(document.schema, SCHEMA);
-    assert_eq!(document.daemon.pid, scene.daemon.pid());
+    assert_eq!(document.daemon.pid, scene.daemon.main_pid());
     assert_eq!(document.common.guests, 1);
     let status = scene.status();
     assert_eq!(verdict(&status), ("on", "every-file"));
@@ -307,7 +307,7 @@ fn the_file_is_the_owners_is_replaced_when_stale_and_goes() {
     let status = scene.path();
     let told = ["--status-socket", status.to_str().expect("UTF-8")];
     let mut next = Daemon::start(share.path(), &told);
-    assert_eq!(scene.document().daemon.pid, next.pid());
+    assert_eq!(scene.document().daemon.pid, next.main_pid());
     let began = Instant::now();
     assert!(next.terminate().success());
     assert!(began.elapsed() < Duration::from_secs(10));

@@ -250,13 +250,18 @@ fn two_guests_write_one_mapping() {
     }
 }
 
-/// Protections with which this process has files below `place` mapped.
-fn own_mappings(place: &std::path::Path) -> Vec<String> {
-    let place = place.to_str().expect("UTF-8");
+/// Protections with which this process has `file` mapped.
+fn own_mappings(file: &std::path::Path) -> Vec<String> {
+    use std::os::unix::fs::MetadataExt;
+    let name = file.file_name().expect("a name").to_str().expect("UTF-8");
+    let inode = file.metadata().expect("exists").ino().to_string();
     let maps = std::fs::read_to_string("/proc/self/maps").expect("procfs");
-    let lines = maps.lines().filter(|line| line.contains(place));
-    lines
-        .filter_map(|line| line.split_whitespace().nth(1).map(str::to_owned))
+    // Range, protection, offset, device, inode, path: as the daemon has it.
+    let fields = maps.lines().map(|line| line.split_whitespace().collect());
+    fields
+        .filter(|line: &Vec<&str>| line.get(4) == Some(&inode.as_str()))
+        .filter(|line| line.last().is_some_and(|path| path.ends_with(name)))
+        .map(|line| line[1].to_owned())
         .collect()
 }
 
@@ -281,7 +286,7 @@ fn a_read_only_share_is_read_by_dax_and_never_mapped_writable() {
         let mut got = vec![0; size];
         view.read(0, &mut got).expect("view");
         assert_same(&got, &pattern(1, 0, size), "view");
-        let protections = own_mappings(share.path());
+        let protections = own_mappings(&path);
         assert!(protections.len() >= 2, "{protections:?}");
         assert!(
             protections.iter().all(|p| p == "r--s"),

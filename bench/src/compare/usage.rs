@@ -9,11 +9,12 @@ use nix::unistd::Pid;
 use procfs::process::Process;
 
 use crate::host_memory::bytes_read_by;
+use crate::processes::family;
 
 /// Processor time used so far by all threads of a daemon, those that have
 /// ended included.
 pub(super) fn cpu_time(pid: i32) -> Result<Duration> {
-    let clocks = family(pid)?.into_iter().map(|pid| {
+    let clocks = family(pid).into_iter().map(|pid| {
         let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid));
         let time = clock.and_then(|clock| clock.now());
         let time = time.with_context(|| format!("read the processor time of process {pid}"))?;
@@ -26,7 +27,7 @@ pub(super) fn cpu_time(pid: i32) -> Result<Duration> {
 /// is anonymous now.
 pub(super) fn peak_memory(pid: i32) -> Result<(u64, u64)> {
     let mut sum = (0, 0);
-    for pid in family(pid)? {
+    for pid in family(pid) {
         let status = Process::new(pid).and_then(|p| p.status());
         let status = status.with_context(|| format!("read the status of process {pid}"))?;
         sum.0 += status.vmhwm.unwrap_or(0) * 1024;
@@ -37,30 +38,7 @@ pub(super) fn peak_memory(pid: i32) -> Result<(u64, u64)> {
 
 /// Bytes read by system calls so far, from files and everything else.
 pub(super) fn bytes_read(pid: i32) -> Result<u64> {
-    family(pid)?.into_iter().map(bytes_read_by).sum()
-}
-
-/// A process and its descendants.
-fn family(pid: i32) -> Result<Vec<i32>> {
-    let mut family = vec![pid];
-    let mut next = 0;
-    while let Some(&pid) = family.get(next) {
-        next += 1;
-        let what = || format!("read the children of process {pid}");
-        let tasks = Process::new(pid)
-            .and_then(|p| p.tasks())
-            .with_context(what)?;
-        for task in tasks {
-            // A thread may have ended meanwhile.
-            let children = task.and_then(|task| task.children()).unwrap_or_default();
-            family.extend(
-                children
-                    .into_iter()
-                    .filter_map(|pid| i32::try_from(pid).ok()),
-            );
-        }
-    }
-    Ok(family)
+    bytes_read_by(pid)
 }
 
 #[cfg(test)]
@@ -72,7 +50,7 @@ mod tests {
     fn a_process_and_its_child_are_counted() -> Result<()> {
         let me = std::process::id() as i32;
         let mut child = Command::new("sleep").arg("30").spawn()?;
-        let found = family(me)?;
+        let found = family(me);
         let (peak, own) = peak_memory(me)?;
         child.kill()?;
         child.wait()?;

@@ -57,7 +57,7 @@ impl Memory {
             process: ProcessMemory::own()?,
             daemons: daemons
                 .iter()
-                .map(|pid| ProcessMemory::of(*pid))
+                .map(|pid| ProcessMemory::of_family(*pid))
                 .collect::<Result<_>>()?,
         })
     }

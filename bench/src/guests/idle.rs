@@ -16,6 +16,7 @@ use crate::attach::patiently;
 use crate::cleanup::Scratch;
 use crate::daemon::{Daemon, Dax, Share};
 use crate::host_memory::ProcessMemory;
+use crate::processes::serving;
 
 /// Window of each guest.
 const WINDOW_BYTES: u64 = 64 << 20;
@@ -66,6 +67,8 @@ pub(super) fn measure(binary: &Path, guests: usize, request_queues: usize) -> Re
             .flat_map(|path| [OsString::from("--socket-path"), path.clone().into()]);
         share.arguments(socket).into_iter().chain(more).collect()
     })?;
+    // What the daemon starts with its first guest and keeps is no guest's.
+    drop(attach(daemon.socket(), request_queues)?);
     let mut before = Sample::of(&daemon)?;
     // Each socket has a thread that waits for its guest.
     eventually("all sockets are served", || {
@@ -139,9 +142,9 @@ struct Sample {
 
 impl Sample {
     fn of(daemon: &Daemon) -> Result<Sample> {
-        let process = Process::new(daemon.pid()).context("find the daemon")?;
+        let process = Process::new(serving(daemon.pid())).context("find the daemon")?;
         Ok(Sample {
-            memory: ProcessMemory::of(daemon.pid())?,
+            memory: ProcessMemory::of_family(daemon.pid())?,
             threads: process.stat().context("count threads")?.num_threads as u64,
             descriptors: process.fd_count().context("count descriptors")? as u64,
         })

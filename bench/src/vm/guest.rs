@@ -21,6 +21,7 @@ use super::process::Process;
 use super::root::{self, Init};
 use super::script::{PORTS, Then};
 use crate::cleanup::Scratch;
+use crate::processes::serving;
 
 const POWERS_OFF_WITHIN: Duration = Duration::from_secs(30);
 /// How long [`Vm::monitor`] waits.
@@ -235,9 +236,9 @@ impl Vm {
         self.machine.qemu.pid()
     }
 
-    /// The `share`th daemon's process id.
+    /// Id of the process that serves, of the `share`th daemon.
     pub fn daemon_pid(&self, share: usize) -> Option<i32> {
-        self.daemon(share).map(Process::pid)
+        self.daemon(share).map(|daemon| serving(daemon.pid()))
     }
 
     /// Kills QEMU with no warning.

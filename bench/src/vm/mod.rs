@@ -69,6 +69,7 @@ pub use kit::Kit;
 pub use modules::kernel_module;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
 pub use program::example;
+pub use userland::{host_command, package_root};
 
 /// Exit status when the guest itself failed, not the command in it.
 pub const VM_FAILED: u8 = 125;

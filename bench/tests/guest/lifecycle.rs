@@ -143,6 +143,20 @@ fn await_ready(vm: &Vm, count: usize) -> Duration {
 fn open_descriptors(vm: &Vm, folder: &Path) -> Vec<String> {
     let process = format!("/proc/{}", vm.daemon_pid(0).expect("started here"));
     let inside = format!("{}/", folder.display());
+    // Paths of a daemon that has the folder for its root begin there.
+    let is_confined = std::fs::read_link(format!("{process}/ns/mnt")).expect("readable")
+        != std::fs::read_link("/proc/self/ns/mnt").expect("readable");
+    let names: Vec<String> = std::fs::read_dir(folder)
+        .expect("readable")
+        .map(|entry| format!("/{}", entry.expect("entry").file_name().display()))
+        .collect();
+    let is_inside = |target: &str| match is_confined {
+        true => names.iter().any(|name| {
+            let rest = target.strip_prefix(name.as_str());
+            rest.is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+        }),
+        false => target.starts_with(&inside),
+    };
     let mut found = Vec::new();
     for entry in std::fs::read_dir(format!("{process}/fd")).expect("readable") {
         let target = std::fs::read_link(entry.expect("entry").path());
@@ -151,7 +165,7 @@ fn open_descriptors(vm: &Vm, folder: &Path) -> Vec<String> {
         let is_range = target
             .strip_prefix('/')
             .is_some_and(|n| n.parse::<u64>().is_ok());
-        let of_guest = target.contains("memfd:") || target.starts_with(&inside) || is_range;
+        let of_guest = target.contains("memfd:") || is_inside(&target) || is_range;
         assert!(!of_guest, "{target}");
         found.push(target.split('[').next().unwrap_or_default().to_owned());
     }

@@ -11,6 +11,8 @@ mod exercisers;
 mod forest;
 mod full;
 mod lifecycle;
+mod lower;
+mod mounted;
 mod pjdfstest;
 mod policy;
 mod report;

@@ -53,6 +53,17 @@ pub struct Doors {
     pub max_shares: usize,
 }
 
+impl Doors {
+    /// Descriptors of sockets that this process was started with.
+    pub fn descriptors(&self) -> Vec<RawFd> {
+        let descriptor = |listen: &Listen| match listen {
+            Listen::Path(_) => None,
+            Listen::Inherited(fd) | Listen::Activated(fd) => Some(*fd),
+        };
+        self.fixed.iter().filter_map(descriptor).collect()
+    }
+}
+
 impl ListenFlags {
     /// Where VMMs connect: at the paths, or the descriptor, or the `activated`
     /// ones if there is neither, and where shares come and go.

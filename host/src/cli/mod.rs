@@ -17,11 +17,12 @@ mod logs;
 mod migration;
 mod queues;
 mod report;
+mod sandbox;
 mod semantics;
 mod window;
 
 use std::os::fd::RawFd;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
@@ -31,6 +32,7 @@ use rustix::fs::Gid;
 use crate::dax::{DaxMode, DaxOptions};
 use crate::device::serve::DeviceOptions;
 use crate::fs::{IdMapError, ShareOptions};
+use crate::isolation;
 use crate::server::ServerOptions;
 
 pub use activation::{ActivationFlags, Group};
@@ -43,6 +45,7 @@ pub use listen::{Doors, Listen, ListenFlags};
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
 pub use report::ReportFlags;
+pub use sandbox::SandboxFlags;
 pub use semantics::{SemanticsFlags, WhenFlag};
 pub use window::{DaxFlag, ExecutablesFlag, SlotsFlag, WindowFlags};
 
@@ -95,6 +98,10 @@ pub struct Flags {
     /// Where VMMs connect besides.
     #[command(flatten)]
     pub listen: ListenFlags,
+
+    /// Isolation.
+    #[command(flatten)]
+    pub sandbox: SandboxFlags,
 
     /// What guests keep.
     #[command(flatten)]
@@ -150,6 +157,8 @@ pub struct Config {
     pub server: ServerOptions,
     /// What the device tells the guest.
     pub device: DeviceOptions,
+    /// How the daemon is isolated.
+    pub isolation: isolation::Options,
     /// What to log.
     pub log_level: String,
     /// Log to syslog.
@@ -259,6 +268,7 @@ impl Flags {
                 required: self.semantics.required(),
             },
             device,
+            isolation: self.sandbox.options(),
             log_level: self.logs.log_level,
             syslog: self.logs.syslog,
             status_socket: self.report.status_socket,
@@ -307,24 +317,6 @@ pub enum FlagError {
          :ok:all:system.posix_acl_:system.posix_acl_: before its rules"
     )]
     MappedAcls,
-}
-
-/// Why the directory cannot be shared.
-#[derive(Debug, thiserror::Error)]
-#[error("--shared-dir {path:?}: {cause}")]
-pub struct SharedDirError {
-    path: PathBuf,
-    cause: std::io::Error,
-}
-
-impl SharedDirError {
-    /// Says which directory it was.
-    pub fn new(path: &Path, cause: std::io::Error) -> Self {
-        SharedDirError {
-            path: path.to_owned(),
-            cause,
-        }
-    }
 }
 
 #[cfg(test)]
@@ -386,7 +378,10 @@ mod tests {
     #[test]
     fn asking_needs_no_share_and_serving_does() {
         let flags = alone(&["--print-session", "/s", "--json"]).expect("enough");
-        assert_eq!(flags.report.print_session.as_deref(), Some(Path::new("/s")));
+        assert_eq!(
+            flags.report.print_session.as_deref(),
+            Some(std::path::Path::new("/s"))
+        );
         for few in [vec!["--shared-dir", "/d"], vec!["--json"], vec![]] {
             assert!(alone(&few).is_err());
         }

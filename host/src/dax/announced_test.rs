@@ -157,7 +157,7 @@ fn window(options: DaxOptions) -> Arc<Dax> {
     Arc::new(Dax::new(DaxOptions {
         mode: DaxMode::Always,
         window_bytes: 4 << 30,
-        padded_view: false,
+        padding: crate::dax::Padding::Off,
         ..options
     }))
 }

@@ -8,11 +8,12 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use daxwindow_shared::window::WindowRange;
-use rustix::fs::{MemfdFlags, Mode, OFlags};
+use rustix::fs::{MemfdFlags, OFlags};
 
 use super::barrier::MemoryTable;
 use super::front_end::{FrontEnd, FrontEndError};
-use super::padded::PaddedView;
+use super::padding::View;
+use crate::fs::ProcFd;
 
 /// Memory regions that every front end may send in one table
 /// (`VHOST_MEMORY_BASELINE_NREGIONS`).
@@ -100,6 +101,9 @@ pub enum ProbeError {
     /// The window has no room for the trial.
     #[error("the window has no room for a trial")]
     WindowTooSmall,
+    /// The files of the trial cannot be opened in other ways.
+    #[error("the files of the trial cannot be opened: {0}")]
+    NoProc(rustix::io::Errno),
     /// A plain map of a memfd failed.
     #[error("a first map failed: {0}")]
     CannotMap(FrontEndError),
@@ -118,11 +122,13 @@ pub enum ProbeError {
 }
 
 /// Tries the front end out. On return nothing is mapped. `view` is asked for
-/// only if the front end refuses ranges past the end.
-pub fn probe(
+/// only if the front end refuses ranges past the end; `proc` opens the files
+/// of the trial in other ways.
+pub(crate) fn probe(
     front_end: &dyn FrontEnd,
+    proc: ProcFd,
     table: &MemoryTable,
-    view: impl FnOnce() -> Option<Arc<PaddedView>>,
+    view: impl FnOnce() -> Option<View>,
     window_bytes: u64,
     page_bytes: u64,
 ) -> Result<Capabilities, ProbeError> {
@@ -133,7 +139,7 @@ pub fn probe(
     };
     let one_page = memfd(page_bytes)?;
     let before = table.regions();
-    trial.must_refuse(&write_only(&one_page)?)?;
+    trial.must_refuse(&reopen(proc, &one_page, OFlags::WRONLY)?)?;
     trial
         .map(0, 1, &one_page, true)
         .map_err(ProbeError::CannotMap)?;
@@ -149,7 +155,8 @@ pub fn probe(
         None => false,
     };
 
-    let readonly_fd = trial.try_map(0, 1, &read_only(&one_page)?, false)?;
+    let read_only = reopen(proc, &one_page, OFlags::RDONLY)?;
+    let readonly_fd = trial.try_map(0, 1, &read_only, false)?;
     let past_eof = trial.past_eof(&one_page)?;
     let padded = !past_eof && trial.padded(&one_page, view)?;
     let partial_unmap = trial.partial_unmap()?;
@@ -264,7 +271,7 @@ impl Trial<'_> {
     fn padded(
         &self,
         one_page: &Arc<OwnedFd>,
-        view: impl FnOnce() -> Option<Arc<PaddedView>>,
+        view: impl FnOnce() -> Option<View>,
     ) -> Result<bool, ProbeError> {
         let Some(view) = view() else { return Ok(false) };
         match view.pad(one_page, true) {
@@ -303,17 +310,7 @@ fn size(fd: &OwnedFd) -> Result<u64, ProbeError> {
     Ok(stat.st_size as u64)
 }
 
-fn read_only(fd: &OwnedFd) -> Result<Arc<OwnedFd>, ProbeError> {
-    reopen(fd, OFlags::RDONLY)
-}
-
-fn write_only(fd: &OwnedFd) -> Result<Arc<OwnedFd>, ProbeError> {
-    reopen(fd, OFlags::WRONLY)
-}
-
-fn reopen(fd: &OwnedFd, flags: OFlags) -> Result<Arc<OwnedFd>, ProbeError> {
-    use std::os::fd::AsRawFd;
-    let path = format!("/proc/self/fd/{}", fd.as_raw_fd());
-    let fd = rustix::fs::open(path, flags | OFlags::CLOEXEC, Mode::empty());
-    fd.map(Arc::new).map_err(ProbeError::Memfd)
+fn reopen(proc: ProcFd, fd: &OwnedFd, flags: OFlags) -> Result<Arc<OwnedFd>, ProbeError> {
+    let opened = proc.reopen(fd, flags);
+    opened.map(Arc::new).map_err(ProbeError::Memfd)
 }

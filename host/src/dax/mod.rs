@@ -11,6 +11,7 @@
 //! | [`barrier`] | when a mapping is live |
 //! | [`ledger`] | the bookkeeping, without I/O |
 //! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
+//! | [`padding`], [`padding_process`] | and who makes them |
 //! | `setup`, `removal` | the two requests |
 //! | [`map_error`], [`no_dax`] | why not |
 //! | [`verdict`] | whether the share has DAX, and why not |
@@ -45,6 +46,8 @@ pub mod map_error;
 pub mod naive;
 pub mod no_dax;
 pub mod padded;
+pub mod padding;
+pub mod padding_process;
 pub mod policy;
 #[cfg(test)]
 mod policy_test;
@@ -61,14 +64,17 @@ pub use front_end::{FrontEnd, FrontEndError};
 pub use map_error::MapError;
 pub use naive::Naive;
 pub use no_dax::NoDax;
+pub use padding::Padding;
 pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
 pub use verdict::DaxVerdict;
 
 use barrier::MemoryTable;
 use counters::Counters;
 use ledger::Ledger;
-use padded::PaddedView;
+use padding::View;
 use verdict::{DaxOff, ViewTrouble};
+
+use crate::fs::ProcFd;
 
 /// A file opened for mapping.
 #[derive(Clone, Debug)]
@@ -147,7 +153,7 @@ struct Connected {
     front_end: Arc<dyn FrontEnd>,
     can: Capabilities,
     /// What files are mapped through, if the front end needs it.
-    view: Option<Arc<PaddedView>>,
+    view: Option<View>,
 }
 
 #[derive(Default)]
@@ -163,7 +169,7 @@ pub struct Dax {
     page_bytes: u64,
     front_end: Mutex<Option<Arc<dyn FrontEnd>>>,
     connected: ArcSwapOption<Connected>,
-    view: OnceLock<Result<Arc<PaddedView>, ViewTrouble>>,
+    view: OnceLock<Result<View, ViewTrouble>>,
     verdict: Mutex<DaxVerdict>,
     table: MemoryTable,
     state: Mutex<State>,
@@ -267,7 +273,12 @@ impl Dax {
             return Ok(Capabilities::PLAIN_MMAP);
         }
         let (window, page) = (self.window_bytes(), self.page_bytes);
-        let can = capabilities::probe(front_end, &self.table, || self.view(), window, page)?;
+        let no_proc = |cause: std::io::Error| {
+            ProbeError::NoProc(Errno::from_io_error(&cause).unwrap_or(Errno::IO))
+        };
+        let proc = ProcFd::open().map_err(no_proc)?;
+        let view = || self.view();
+        let can = capabilities::probe(front_end, proc, &self.table, view, window, page)?;
         match self.options.memory_slots {
             MemorySlots::On if !can.announced => Err(ProbeError::NotAnnounced),
             MemorySlots::Off => Ok(Capabilities {
@@ -296,13 +307,10 @@ impl Dax {
         }
     }
 
-    /// The padded view, mounted when it is first needed.
-    fn view(&self) -> Option<Arc<PaddedView>> {
-        let mount = || match self.options.padded_view {
-            true => PaddedView::tried().map(Arc::new),
-            false => Err(ViewTrouble::SwitchedOff),
-        };
-        self.view.get_or_init(mount).clone().ok()
+    /// The padded view, tried out when it is first needed.
+    fn view(&self) -> Option<View> {
+        let tried = || self.options.padding.view();
+        self.view.get_or_init(tried).clone().ok()
     }
 
     /// What the front end was found to be able to do in this session.

@@ -13,7 +13,7 @@
 
 use std::collections::HashMap;
 use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, UNIX_EPOCH};
@@ -27,8 +27,6 @@ use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
-
-use super::verdict::ViewTrouble;
 
 /// Size every file claims: beyond any range a guest can ask for, and a
 /// multiple of every page size.
@@ -54,20 +52,35 @@ impl std::fmt::Debug for PaddedView {
 /// Files on their way through an open of the view, by inode number there.
 type Waiting = Mutex<HashMap<u64, Arc<OwnedFd>>>;
 
-impl PaddedView {
-    /// Mounts the view and starts its thread.
+/// The file system, mounted nowhere and not served yet.
+pub struct Mount {
+    device: OwnedFd,
+    root: OwnedFd,
+}
+
+impl Mount {
+    /// Mounts it.
     ///
     /// # Errors
     ///
-    /// `EPERM` without `CAP_SYS_ADMIN`, `EOPNOTSUPP` on a kernel without FUSE
-    /// passthrough.
-    pub fn new() -> std::io::Result<PaddedView> {
+    /// `EPERM` without `CAP_SYS_ADMIN`.
+    pub fn new() -> std::io::Result<Mount> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|errno| {
             let cause = std::io::Error::from(errno);
             std::io::Error::new(cause.kind(), format!("/dev/fuse: {cause}"))
         })?;
         let root = mount(&device)?;
+        Ok(Mount { device, root })
+    }
+
+    /// Starts the thread that serves it.
+    ///
+    /// # Errors
+    ///
+    /// `EOPNOTSUPP` on a kernel without FUSE passthrough.
+    pub fn serve(self) -> std::io::Result<PaddedView> {
+        let Mount { device, root } = self;
         let waiting = Arc::new(Waiting::default());
         let files = Files {
             waiting: waiting.clone(),
@@ -82,18 +95,22 @@ impl PaddedView {
             session: Some(session),
         })
     }
+}
 
-    /// A view that has padded a file, or why there is none.
-    pub(super) fn tried() -> Result<PaddedView, ViewTrouble> {
-        let failed = |what: &str, cause: &dyn std::fmt::Display| {
-            ViewTrouble::Failed(format!("{what}: {cause}"))
-        };
-        let view = PaddedView::new().map_err(|e| failed("cannot mount the view", &e))?;
-        let file = rustix::fs::memfd_create("daxwindow-view", rustix::fs::MemfdFlags::CLOEXEC);
-        let file = file.map_err(|e| failed("cannot make a memfd", &e))?;
-        view.pad(&Arc::new(file), true)
-            .map_err(|e| failed("cannot open a padded file", &e))?;
-        Ok(view)
+impl PaddedView {
+    /// Mounts the view and starts its thread.
+    ///
+    /// # Errors
+    ///
+    /// `EPERM` without `CAP_SYS_ADMIN`, `EOPNOTSUPP` on a kernel without FUSE
+    /// passthrough.
+    pub fn new() -> std::io::Result<PaddedView> {
+        Mount::new()?.serve()
+    }
+
+    /// The descriptor in which its files are opened.
+    pub fn root_fd(&self) -> RawFd {
+        self.root.as_raw_fd()
     }
 
     /// A descriptor that maps the pages of `file` and claims room past its

@@ -15,6 +15,7 @@ use super::capabilities::Capabilities;
 use super::globs::NameRules;
 use super::naive::Naive;
 use super::no_dax::NoDax;
+use super::padding::Padding;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
@@ -83,9 +84,8 @@ pub struct DaxOptions {
     pub executables: Executables,
     /// Names let in and kept out, in both modes.
     pub names: NameRules,
-    /// Whether a front end that refuses ranges past the end of a file may be
-    /// given padded files.
-    pub padded_view: bool,
+    /// Who pads files for a front end that refuses ranges past the end.
+    pub padding: Padding,
     /// With less room than this on the host's file system, in bytes, the holes
     /// of a range are filled before it is mapped writable.
     pub allocate_below: u64,
@@ -110,7 +110,7 @@ impl Default for DaxOptions {
             min_file_bytes: DEFAULT_MIN_FILE_BYTES,
             executables: Executables::Auto,
             names: NameRules::default(),
-            padded_view: true,
+            padding: Padding::Here,
             allocate_below: DEFAULT_ALLOCATE_BELOW,
             memory_slots: MemorySlots::Auto,
             max_maps: Some(VMM_SLOTS - 64),
@@ -129,6 +129,9 @@ pub struct Candidate<'a> {
     /// Its path in the share, if it is still known; asked for only if some
     /// rule goes by it.
     pub path: &'a dyn Fn() -> Option<PathBuf>,
+    /// What is against opening it for writing; asked for only if it has to be
+    /// opened so whatever the guest wants.
+    pub writable: &'a dyn Fn() -> Result<(), NoDax>,
 }
 
 impl DaxOptions {
@@ -167,7 +170,19 @@ impl DaxOptions {
             DaxMode::Always => {}
         }
         self.names.check(file.name, file.path)?;
-        self.may_map(attr.size, can, page_bytes)
+        self.may_map(attr.size, can, page_bytes)?;
+        match can.readonly_fd {
+            true => Ok(()),
+            false => self.may_open((file.writable)()),
+        }
+    }
+
+    fn may_open(&self, writable: Result<(), NoDax>) -> Result<(), NoDax> {
+        match (writable, self.mode) {
+            // Who asks for all files gets them, copies included.
+            (Err(NoDax::CopiesUp), DaxMode::Always) => Ok(()),
+            (writable, _) => writable,
+        }
     }
 
     fn worth_it(&self, attr: &Attr, can: &Capabilities) -> Result<(), NoDax> {

@@ -421,7 +421,7 @@ fn past_the_end_only_what_cannot_hurt_is_mapped() {
     // Without padding, on an exact front end and a writable share, the file
     // may grow, so there is no DAX.
     let options = DaxOptions {
-        padded_view: false,
+        padding: crate::dax::Padding::Off,
         ..Default::default()
     };
     let (dax, model) = dax(Kind::Exact, 2, options);
@@ -436,6 +436,7 @@ fn past_the_end_only_what_cannot_hurt_is_mapped() {
         attr: &attr,
         name: OsStr::new("file"),
         path: &|| None,
+        writable: &|| Ok(()),
     }));
     assert_eq!(dax.stats().files_with_dax, 0);
     assert_eq!(dax.stats().files_without_dax.iter().sum::<u64>(), 1);

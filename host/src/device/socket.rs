@@ -95,13 +95,14 @@ pub struct Socket {
 }
 
 /// The file of a socket, found again from its directory, wherever the root of
-/// this process is by then.
+/// this process is by then. It is removed on drop, unless somebody has put
+/// another in its place.
 #[derive(Debug)]
-struct SocketFile {
+pub struct SocketFile {
     directory: OwnedFd,
     name: OsString,
-    /// Device and inode, to know it again.
-    identity: (u64, u64),
+    /// Device and inode, to know it again; none if it is left to others.
+    identity: Option<(u64, u64)>,
 }
 
 impl Socket {
@@ -199,7 +200,13 @@ impl Socket {
 
     /// Closes the socket and lets the file be: somebody else listens there now.
     pub fn leave_file(mut self) {
-        self.file = None;
+        self.file.take().into_iter().for_each(SocketFile::leave);
+    }
+
+    /// Its file, for somebody else to remove in time; none if it belongs to
+    /// who made it.
+    pub fn take_file(&mut self) -> Option<SocketFile> {
+        self.file.take()
     }
 
     /// The socket itself.
@@ -213,14 +220,6 @@ impl Socket {
     }
 }
 
-impl Drop for Socket {
-    fn drop(&mut self) {
-        if let Some(file) = &self.file {
-            file.remove();
-        }
-    }
-}
-
 impl SocketFile {
     /// The socket at the last component of `path`, if there is one.
     fn find(directory: OwnedFd, path: &Path) -> Option<SocketFile> {
@@ -229,13 +228,24 @@ impl SocketFile {
         Some(SocketFile {
             directory,
             name,
-            identity,
+            identity: Some(identity),
         })
     }
 
-    /// Removes it, unless it is somebody else's by now.
-    fn remove(&self) {
-        if identity(&self.directory, &self.name) == Some(self.identity) {
+    /// Leaves the file to another process.
+    pub fn leave(mut self) {
+        self.identity = None;
+    }
+
+    /// The directory that it is in.
+    pub fn directory(&self) -> &OwnedFd {
+        &self.directory
+    }
+}
+
+impl Drop for SocketFile {
+    fn drop(&mut self) {
+        if self.identity.is_some() && identity(&self.directory, &self.name) == self.identity {
             let _ = unlinkat(&self.directory, &self.name, AtFlags::empty());
         }
     }

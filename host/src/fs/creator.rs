@@ -150,7 +150,7 @@ impl SharedDir {
     /// By its link in procfs, since it may be anything, and not be readable.
     pub(super) fn set_label(&self, fd: impl AsFd, label: Label<'_>) -> Result<(), Errno> {
         let name = self.host_name(label.name, Access::Change)?;
-        let link = self.proc.absolute(fd.as_fd()).ok_or(Errno::NOTSUP)?;
+        let link = self.proc.whole_path(fd.as_fd()).ok_or(Errno::NOTSUP)?;
         rustix::fs::setxattr(link, &*name, label.value, XattrFlags::empty())
     }
 }

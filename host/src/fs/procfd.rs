@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC};
 use rustix::io::Errno;
@@ -19,9 +20,14 @@ const PATH: &str = "/proc/self/fd";
 
 /// The open directory `/proc/self/fd`, one for the process.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct ProcFd {
+pub(crate) struct ProcFd {
     dir: &'static OwnedFd,
 }
+
+/// The directory of this process.
+static DIR: OnceLock<OwnedFd> = OnceLock::new();
+/// It is the working directory, too.
+static IS_WORKING_DIRECTORY: AtomicBool = AtomicBool::new(false);
 
 /// Name of an open descriptor's link.
 #[derive(Debug)]
@@ -37,9 +43,15 @@ impl Link<'_> {
 }
 
 impl ProcFd {
+    /// Takes the directory from who gives `/proc` up: `dir`, which is the
+    /// working directory of the process and stays so.
+    pub(crate) fn is_working_directory(dir: OwnedFd) {
+        let _ = DIR.set(dir);
+        IS_WORKING_DIRECTORY.store(true, Ordering::Release);
+    }
+
     /// Opens it, if nobody has: shares that come later need no `/proc`.
-    pub(super) fn open() -> std::io::Result<ProcFd> {
-        static DIR: OnceLock<OwnedFd> = OnceLock::new();
+    pub(crate) fn open() -> std::io::Result<ProcFd> {
         if let Some(dir) = DIR.get() {
             return Ok(ProcFd { dir });
         }
@@ -55,7 +67,7 @@ impl ProcFd {
     /// Opens the inode behind `fd` once more. The caller has checked that it
     /// is a regular file or a directory: opening anything else could block or
     /// reach a device.
-    pub(super) fn reopen(&self, fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
+    pub(crate) fn reopen(&self, fd: impl AsFd, flags: OFlags) -> Result<OwnedFd, Errno> {
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
         let fd = fd.as_fd();
         rustix::fs::openat(self.dir, ProcFd::link(fd).as_c_str(), flags, Mode::empty())
@@ -85,10 +97,13 @@ impl ProcFd {
         Some(OsString::from_vec(path.into_bytes()).into())
     }
 
-    /// The same as an absolute path, if `/proc/self/fd` still is the directory
-    /// held here; for the few system calls that take nothing else. It is good
-    /// for as long as `fd` is open.
-    pub(super) fn absolute(&self, fd: BorrowedFd<'_>) -> Option<String> {
+    /// The same as a path of its own, for the few system calls that take
+    /// nothing else; none if `/proc/self/fd` is no longer what is held here.
+    /// It is good for as long as `fd` is open.
+    pub(super) fn whole_path(&self, fd: BorrowedFd<'_>) -> Option<String> {
+        if IS_WORKING_DIRECTORY.load(Ordering::Acquire) {
+            return Some(DecInt::from_fd(fd).as_str().to_owned());
+        }
         let held = attr::stat(self.dir).ok()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let now = rustix::fs::openat(CWD, PATH, flags, Mode::empty()).ok()?;

@@ -170,7 +170,7 @@ impl SharedDir {
             }
         }
         let fd = inode.fd()?;
-        let path = self.proc.absolute(fd.as_fd()).ok_or(Errno::NOTSUP)?;
+        let path = self.proc.whole_path(fd.as_fd()).ok_or(Errno::NOTSUP)?;
         Ok(Way::Link(fd, path))
     }
 

@@ -43,13 +43,21 @@ pub struct StatusSocket {
 }
 
 impl StatusSocket {
-    /// Listens at `path` and tells of `shares`.
+    /// A socket at `path` that nobody attends to yet.
     ///
     /// # Errors
     ///
-    /// When the path is taken or no socket, or the thread does not start.
-    pub fn open(path: &Path, shares: &Arc<Shares>) -> Result<StatusSocket, StatusError> {
-        let socket = Socket::bind("--status-socket", path)?;
+    /// When the path is taken or no socket.
+    pub fn bind(path: &Path) -> Result<Socket, SocketError> {
+        Socket::bind("--status-socket", path)
+    }
+
+    /// Tells who connects to `socket` of `shares`.
+    ///
+    /// # Errors
+    ///
+    /// When the thread does not start.
+    pub fn attend(socket: Socket, shares: &Arc<Shares>) -> Result<StatusSocket, StatusError> {
         // A client may be gone before it is accepted.
         let nonblocking = socket.listener().set_nonblocking(true);
         let stop = nonblocking.and_then(|()| Stop::new());

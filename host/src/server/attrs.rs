@@ -89,8 +89,12 @@ impl Server {
         if let Some(dax) = entry.dax {
             return dax;
         }
-        let attr = &entry.attr;
-        let dax = self.dax.decide(&Candidate { attr, name, path });
+        let dax = self.dax.decide(&Candidate {
+            attr: &entry.attr,
+            name,
+            path,
+            writable: &|| self.fs.opens_writable(entry.nodeid),
+        });
         self.fs.settle_dax(entry.nodeid, dax)
     }
 }

@@ -5,13 +5,14 @@
 
 use std::fmt::Write;
 use std::io;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::cli::{AddFlags, Ctl, DaxFlag, Order};
 use crate::device::socket::{Socket, SocketError};
+use crate::isolation::root::{Tree, clone_tree};
 
 use super::control::REMOVE_PATIENCE;
 use super::descriptors::{send_line, take_line};
@@ -80,7 +81,7 @@ pub fn run(ctl: &Ctl) -> Result<String, CtlError> {
 
 fn add(daemon: &Daemon, socket_dir: &Path, flags: &AddFlags) -> Result<String, CtlError> {
     let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
-    let root = open_directory(&flags.shared_dir).map_err(|cause| CtlError::Directory {
+    let root = tree(flags).map_err(|cause| CtlError::Directory {
         path: flags.shared_dir.clone(),
         cause,
     })?;
@@ -101,6 +102,21 @@ fn add(daemon: &Daemon, socket_dir: &Path, flags: &AddFlags) -> Result<String, C
     daemon.told(&request, &handed)?;
     socket.leave_file();
     Ok(format!("{}\n", path.display()))
+}
+
+/// The directory as a tree of mounts of its own, which not even `..` leads out
+/// of, where that may be made; else as it is.
+fn tree(flags: &AddFlags) -> io::Result<OwnedFd> {
+    let tree = Tree {
+        path: flags.shared_dir.clone(),
+        readonly: flags.readonly,
+    };
+    match clone_tree(&tree) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            open_directory(&flags.shared_dir)
+        }
+        made => made,
+    }
 }
 
 struct Daemon {

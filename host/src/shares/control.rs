@@ -57,13 +57,21 @@ pub struct ControlSocket {
 }
 
 impl ControlSocket {
-    /// Listens in `directory` and adds to `shares` what it is told to.
+    /// A socket in `directory` that nobody attends to yet.
     ///
     /// # Errors
     ///
-    /// [`ControlError`].
-    pub fn open(directory: &Path, shares: &Arc<Shares>) -> Result<ControlSocket, ControlError> {
-        let socket = Socket::bind("--socket-dir", &directory.join(control_file()))?;
+    /// When another daemon has it, or it cannot be made.
+    pub fn bind(directory: &Path) -> Result<Socket, SocketError> {
+        Socket::bind("--socket-dir", &directory.join(control_file()))
+    }
+
+    /// Adds to `shares` what it is told to at `socket`.
+    ///
+    /// # Errors
+    ///
+    /// When its thread does not start.
+    pub fn attend(socket: Socket, shares: &Arc<Shares>) -> Result<ControlSocket, ControlError> {
         // A client may be gone before it is accepted.
         let nonblocking = socket.listener().set_nonblocking(true);
         let stop = nonblocking.and_then(|()| Stop::new());

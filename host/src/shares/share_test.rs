@@ -86,8 +86,7 @@ fn descriptors_are_divided_among_the_shares_that_may_be() {
         let base = ["daxwindowd", "--shared-dir", "/d"];
         let flags = Flags::try_parse_from(base.iter().chain(extra)).expect("flags");
         let share = flags.config(8192).expect("a configuration").share;
-        let inodes = share.max_held_descriptors + share.max_cached_descriptors;
-        (inodes, share.max_handles)
+        (share.max_inode_descriptors, share.max_handles)
     };
     assert_eq!(of(&["--socket-path", "/a"]), (4096, 2048));
     assert_eq!(

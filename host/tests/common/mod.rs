@@ -51,6 +51,29 @@ pub(crate) fn eventually(what: &str, mut done: impl FnMut() -> bool) {
     }
 }
 
+/// The name that a process goes by.
+pub(crate) fn name_of(pid: u32) -> String {
+    let name = std::fs::read_to_string(format!("/proc/{pid}/comm"));
+    name.unwrap_or_default().trim_end().to_owned()
+}
+
+/// Processes that a process has made and that are still there.
+pub(crate) fn children_of(pid: u32) -> Vec<u32> {
+    let children = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children"));
+    let children = children.unwrap_or_default();
+    let ids = children.split_whitespace().map(str::parse);
+    ids.map(|id| id.expect("a process id")).collect()
+}
+
+/// The process that serves, of a daemon that was started as `pid`: the child
+/// of the same name, if it has one.
+pub(crate) fn serving(pid: u32) -> u32 {
+    let name = name_of(pid);
+    let children = children_of(pid);
+    let serving = children.into_iter().find(|child| name_of(*child) == name);
+    serving.unwrap_or(pid)
+}
+
 /// Everything a daemon wrote to its standard error.
 #[derive(Default)]
 struct Log {
@@ -148,9 +171,14 @@ impl Daemon {
         }
     }
 
-    /// Its process id.
-    pub(crate) fn pid(&self) -> u32 {
+    /// Id of the process that was started, which takes signals.
+    pub(crate) fn main_pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Id of the process that serves.
+    pub(crate) fn pid(&self) -> u32 {
+        serving(self.main_pid())
     }
 
     /// Descriptors it has open.
@@ -168,11 +196,28 @@ impl Daemon {
         targets
     }
 
-    /// Descriptors it has open on files whose path contains `part`.
+    /// Descriptors it has open on the share, which is all it sees of the
+    /// host's files, or otherwise on files whose path contains `part`.
     pub(crate) fn open_files_on(&self, part: &str) -> usize {
-        let dir = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("procfs");
-        dir.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok())
-            .filter(|target| target.to_string_lossy().contains(part))
+        let process = format!("/proc/{}", self.pid());
+        let mounts = |of: &str| std::fs::read_to_string(format!("{of}/mountinfo"));
+        let seen = mounts(&process).expect("procfs");
+        let is_confined = seen != mounts("/proc/self").expect("procfs");
+        let ids: Vec<&str> = seen.lines().filter_map(|l| l.split(' ').next()).collect();
+        let is_on_share = |fd: &std::ffi::OsStr| {
+            let info = process.clone() + "/fdinfo/" + fd.to_str()?;
+            let info = std::fs::read_to_string(info).ok()?;
+            let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+            Some(ids.contains(&mount?.trim()))
+        };
+        let dir = std::fs::read_dir(format!("{process}/fd")).expect("procfs");
+        let entries = dir.filter_map(Result::ok);
+        entries
+            .filter(|entry| match is_confined {
+                true => is_on_share(&entry.file_name()).unwrap_or(false),
+                false => std::fs::read_link(entry.path())
+                    .is_ok_and(|target| target.to_string_lossy().contains(part)),
+            })
             .count()
     }
 

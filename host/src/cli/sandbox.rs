@@ -1,0 +1,148 @@
+//! Flags of isolation.
+
+use clap::{Args, ValueEnum};
+
+use crate::isolation::caps::ModCaps;
+use crate::isolation::seccomp::Seccomp;
+use crate::isolation::{IdMap, Options, Sandbox};
+
+/// See `--help`.
+#[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Isolation")]
+pub struct SandboxFlags {
+    /// How the daemon is kept from the rest of the host
+    #[arg(long, value_name = "SANDBOX", default_value = "namespace")]
+    pub sandbox: SandboxFlag,
+
+    /// What happens to a system call that serving does not need
+    #[arg(long, value_name = "ACTION", default_value = "kill")]
+    pub seccomp: SeccompFlag,
+
+    /// Changes to the capabilities that are kept, as in +sys_admin:-chown
+    #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
+    pub modcaps: Option<ModCaps>,
+
+    /// Most descriptors to have open; 0 leaves the limit as it is; 1000000, or
+    /// as many as the host gives, if not given
+    #[arg(long, value_name = "N")]
+    pub rlimit_nofile: Option<u64>,
+
+    /// Users of the user namespace, :inside:outside:count:, with any
+    /// separator; may be repeated. Without, who is not root has themselves
+    /// alone, and root needs no such namespace
+    #[arg(long, value_name = "MAP")]
+    pub uid_map: Vec<IdMap>,
+
+    /// Groups of the user namespace, as --uid-map
+    #[arg(long, value_name = "MAP")]
+    pub gid_map: Vec<IdMap>,
+}
+
+/// `--sandbox`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SandboxFlag {
+    /// Namespaces of its own (user, if need be, mount, process, network, IPC)
+    /// with the shared directory for a root
+    Namespace,
+    /// The shared directory for a root, and no namespaces; for root only
+    Chroot,
+    /// None; a guest that takes over the daemon reaches what its user does
+    None,
+}
+
+/// `--seccomp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum SeccompFlag {
+    /// It is made
+    None,
+    /// The daemon ends
+    Kill,
+    /// It is made, and the kernel logs it
+    Log,
+    /// It is not made, and the daemon gets SIGSYS
+    Trap,
+}
+
+impl SandboxFlags {
+    /// What the flags mean.
+    pub fn options(&self) -> Options {
+        Options {
+            sandbox: match self.sandbox {
+                SandboxFlag::Namespace => Sandbox::Namespace,
+                SandboxFlag::Chroot => Sandbox::Chroot,
+                SandboxFlag::None => Sandbox::None,
+            },
+            seccomp: match self.seccomp {
+                SeccompFlag::None => Seccomp::None,
+                SeccompFlag::Kill => Seccomp::Kill,
+                SeccompFlag::Log => Seccomp::Log,
+                SeccompFlag::Trap => Seccomp::Trap,
+            },
+            modcaps: self.modcaps.clone().unwrap_or_default(),
+            uid_map: self.uid_map.clone(),
+            gid_map: self.gid_map.clone(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::Parser;
+
+    #[derive(Debug, Parser)]
+    struct Alone {
+        #[command(flatten)]
+        flags: SandboxFlags,
+    }
+
+    fn parse(flags: &[&str]) -> Result<SandboxFlags, clap::Error> {
+        let all = ["x"].iter().chain(flags);
+        Alone::try_parse_from(all).map(|alone| alone.flags)
+    }
+
+    #[test]
+    fn isolation_is_on_unless_told_otherwise() {
+        let options = parse(&[]).expect("good").options();
+        assert_eq!(options, Options::default());
+        assert_eq!(options.sandbox, Sandbox::Namespace);
+        assert_eq!(options.seccomp, Seccomp::Kill);
+    }
+
+    #[test]
+    fn flags_mean_what_they_say() {
+        let flags = [
+            "--sandbox=chroot",
+            "--seccomp=trap",
+            "--modcaps",
+            "-chown:+sys_admin",
+            "--rlimit-nofile=0",
+            "--uid-map=:0:100000:65536:",
+            "--uid-map=/65536/7/1/",
+            "--gid-map= 0 5 1 ",
+        ];
+        let flags = parse(&flags).expect("good");
+        assert_eq!(flags.rlimit_nofile, Some(0));
+        let options = flags.options();
+        assert_eq!(options.sandbox, Sandbox::Chroot);
+        assert_eq!(options.seccomp, Seccomp::Trap);
+        assert!(options.modcaps.drops(::caps::Capability::CAP_CHOWN));
+        assert_eq!((options.uid_map.len(), options.gid_map.len()), (2, 1));
+    }
+
+    #[test]
+    fn bad_flags_are_named() {
+        for (flags, word) in [
+            (["--sandbox", "jail"], "--sandbox"),
+            (["--seccomp", "allow"], "--seccomp"),
+            (["--modcaps", "chown"], "--modcaps"),
+            (["--modcaps", "+chow"], "chow"),
+            (["--rlimit-nofile", "many"], "--rlimit-nofile"),
+            (["--uid-map", "0:0:1"], "--uid-map"),
+            (["--gid-map", ":0:0:0:"], "--gid-map"),
+        ] {
+            let error = parse(&flags).expect_err("refused");
+            assert!(error.to_string().contains(word), "{error}");
+        }
+    }
+}

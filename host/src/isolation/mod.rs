@@ -1,0 +1,158 @@
+//! What the daemon cannot do, even if it is made to: isolation, on by default.
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | `launch` | the way from one process to those that serve and look after it |
+//! | `namespaces` | leaving the host's namespaces |
+//! | `idmap` | which users a user namespace has |
+//! | [`root`] | what is at `/` |
+//! | `supervisor` | the process that stays outside |
+//! | `helper` | a process that keeps one privilege for one purpose |
+//! | [`caps`] | capabilities |
+//! | `landlock` | a second fence around the share |
+//! | [`seccomp`], `calls` | system calls |
+//! | `limits` | descriptors |
+//!
+//! Laws: what serves a guest has no privilege that serving does not need, and
+//! sees nothing of the host but the share; everything from outside is opened
+//! before, or comes as a descriptor. What cannot be had is an error that
+//! names the flag to change, never a silent omission. docs/isolation.md has
+//! the whole list.
+
+mod calls;
+pub mod caps;
+mod helper;
+mod idmap;
+mod landlock;
+mod launch;
+mod limits;
+mod namespaces;
+pub mod root;
+pub mod seccomp;
+mod supervisor;
+mod sys;
+
+use std::io;
+
+use self::caps::ModCaps;
+use self::root::Tree;
+use self::seccomp::{Seccomp, SeccompError};
+
+pub use idmap::{IdMap, IdMapError};
+pub use launch::{Inside, Plan, launch, main_pid};
+pub use limits::{NofileError, set_nofile};
+pub use sys::{close_inherited, opened_by};
+
+pub(crate) use helper::{Alone, spawn};
+
+/// How the daemon is kept from the rest of the host (`--sandbox`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Sandbox {
+    /// Namespaces of its own, and the share for a root.
+    #[default]
+    Namespace,
+    /// The share for a root, and that is all.
+    Chroot,
+    /// It is not.
+    None,
+}
+
+/// What the operator decided.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Options {
+    /// The sandbox.
+    pub sandbox: Sandbox,
+    /// What happens to a system call that is not on the list.
+    pub seccomp: Seccomp,
+    /// Changes to the capabilities kept.
+    pub modcaps: ModCaps,
+    /// Users of the user namespace. Empty: none is made for who may do
+    /// without, and for others it has themselves.
+    pub uid_map: Vec<IdMap>,
+    /// Groups, likewise.
+    pub gid_map: Vec<IdMap>,
+}
+
+/// Why the daemon is not isolated as it should be.
+#[derive(Debug, thiserror::Error)]
+pub enum IsolationError {
+    /// Namespaces cannot be had.
+    #[error(
+        "--sandbox namespace: cannot {action}: {cause}; where namespaces are refused, as in \
+         many containers, use --sandbox chroot (root only) or --sandbox none"
+    )]
+    Namespaces {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel says.
+        cause: io::Error,
+    },
+    /// The ids are refused.
+    #[error("--uid-map, --gid-map: {0}")]
+    IdMaps(String),
+    /// The root cannot be changed.
+    #[error(
+        "--sandbox: cannot {action}: {cause}; where this is refused, as in many containers, use \
+         --sandbox chroot (root only) or --sandbox none"
+    )]
+    Root {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel says.
+        cause: io::Error,
+    },
+    /// `chroot` is root's.
+    #[error("--sandbox chroot is for root only; use --sandbox namespace, which anybody may")]
+    ChrootNotRoot,
+    /// One flag asks for what another takes away.
+    #[error(
+        "--modcaps takes dac_read_search away, which file handles need; use \
+         --inode-file-handles never"
+    )]
+    NeedsReadSearch,
+    /// Maps without a namespace to hold them.
+    #[error("--uid-map and --gid-map need a user namespace; use --sandbox namespace")]
+    MapsWithoutNamespace,
+    /// A directory.
+    #[error("--shared-dir {:?}: {cause}", .tree.path)]
+    Tree {
+        /// Which.
+        tree: Tree,
+        /// What the kernel says.
+        cause: io::Error,
+    },
+    /// A process cannot be made.
+    #[error("cannot {action}: {cause}")]
+    Process {
+        /// What was tried.
+        action: &'static str,
+        /// What the kernel says.
+        cause: io::Error,
+    },
+    /// Capabilities.
+    #[error("cannot give up capabilities: {0}")]
+    Capabilities(#[from] ::caps::errors::CapsError),
+    /// Landlock.
+    #[error("cannot set up Landlock: {0}")]
+    Landlock(#[from] ::landlock::RulesetError),
+    /// The filter.
+    #[error("--seccomp: {0}; use --seccomp none where the kernel has no filters")]
+    Seccomp(#[from] SeccompError),
+}
+
+impl IsolationError {
+    fn root(action: &'static str, cause: io::Error) -> Self {
+        IsolationError::Root { action, cause }
+    }
+
+    fn process(action: &'static str, cause: io::Error) -> Self {
+        IsolationError::Process { action, cause }
+    }
+
+    fn tree(tree: &Tree, cause: io::Error) -> Self {
+        IsolationError::Tree {
+            tree: tree.clone(),
+            cause,
+        }
+    }
+}
