@@ -67,6 +67,8 @@ pub(super) fn measure(binary: &Path, guests: usize, request_queues: usize) -> Re
             .flat_map(|path| [OsString::from("--socket-path"), path.clone().into()]);
         share.arguments(socket).into_iter().chain(more).collect()
     })?;
+    // What the daemon starts with its first guest and keeps is no guest's.
+    drop(attach(daemon.socket(), request_queues)?);
     let mut before = Sample::of(&daemon)?;
     // Each socket has a thread that waits for its guest.
     eventually("all sockets are served", || {
