@@ -5,6 +5,8 @@
 //! | `demo` | one real directory, read every way, compared byte by byte |
 //! | `micro` | the figures, each with its denominator from the same run |
 //! | `compare` | our daemon and another one, operation by operation |
+//! | `inodes` | what very many inodes cost a daemon |
+//! | `guests` | what idle guests cost one daemon |
 //! | `attach` | a daemon with a guest, and the proof of whether DAX was in use |
 //! | `buffer` | copy targets at a chosen place in a page |
 //! | `daemon` | the daemon as a process of its own |
@@ -24,7 +26,9 @@ mod compare;
 mod daemon;
 mod demo;
 mod files;
+mod guests;
 mod host_memory;
+mod inodes;
 mod machine;
 mod micro;
 mod placement;
@@ -56,6 +60,8 @@ enum Command {
     Demo(demo::Args),
     Micro(micro::Args),
     Compare(compare::Args),
+    Inodes(inodes::Args),
+    Guests(guests::Args),
     Vm(Box<vm::Args>),
 }
 
@@ -73,6 +79,8 @@ pub fn main() -> ExitCode {
         Command::Demo(args) => demo::run(&args).map(verdict),
         Command::Micro(args) => micro::run(&args).map(verdict),
         Command::Compare(args) => compare::run(&args).map(verdict),
+        Command::Inodes(args) => inodes::run(&args).map(verdict),
+        Command::Guests(args) => guests::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
     });
     cleanup::end_everything();
@@ -87,7 +95,11 @@ impl Command {
     fn failure(&self) -> ExitCode {
         match self {
             Command::Vm(_) => ExitCode::from(vm::VM_FAILED),
-            Command::Demo(_) | Command::Micro(_) | Command::Compare(_) => ExitCode::FAILURE,
+            Command::Demo(_)
+            | Command::Micro(_)
+            | Command::Compare(_)
+            | Command::Guests(_)
+            | Command::Inodes(_) => ExitCode::FAILURE,
         }
     }
 }

@@ -1,10 +1,10 @@
-//! Pages that vanish from memory of this process. One test at a time: putting
-//! right what vanished is done for the whole process.
+//! Pages that vanish from memory of this process. One test at a time: who has
+//! not said for whom it acts shares what is put right.
 
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use daxwindow_host::guard::{faults, mend, watch};
+use daxwindow_host::guard::{Party, faults, mend, watch};
 use parking_lot::Mutex;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
@@ -58,6 +58,37 @@ fn a_vanished_page_reads_as_zero_until_it_is_mended() {
     assert_eq!([0, 3].map(|page| byte(&memory, page)), [0, 0]);
     assert_eq!(faults(), before + 4);
     mend();
+}
+
+#[test]
+fn each_party_mends_its_own_memory_and_no_other() {
+    let _alone = ONE_AT_A_TIME.lock();
+    // More than there are flags, so that some share one.
+    let parties: Vec<Party> = (0..130).map(|_| Party::new()).collect();
+    let memories: Vec<_> = parties
+        .iter()
+        .map(|party| {
+            party.act();
+            let (file, memory) = memory(1);
+            watch(&memory).expect("watched");
+            file.set_len(0).expect("empty");
+            assert_eq!(byte(&memory, 0), 0);
+            file.set_len(PAGE).expect("there again");
+            file.write_all_at(&[3], 9).expect("written");
+            (file, memory)
+        })
+        .collect();
+    let seen = |index: usize| byte(&memories[index].1, 0);
+    // A stranger mends nothing; each party its own, whoever is before.
+    parties[129].act();
+    mend();
+    assert_eq!((seen(129), seen(65), seen(1)), (3, 0, 0));
+    for (index, party) in parties.iter().enumerate().rev() {
+        party.act();
+        mend();
+        assert_eq!(seen(index), 3, "{index}");
+        assert_eq!(seen(0), if index == 0 { 3 } else { 0 });
+    }
 }
 
 #[test]

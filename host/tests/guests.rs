@@ -7,13 +7,15 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::sync::Arc;
 
+use common::wire::{Message, args, ask};
 use common::{
     DAEMON, Daemon, PAGE, PATIENCE, RANGE, assert_serves, eventually, in_memory, make_file,
-    on_disk, walk,
+    on_disk, open, walk,
 };
 use daxwindow_guest::session::{Session, SessionOptions};
 use daxwindow_host::observe::document::Status;
-use daxwindow_shared::fuse::ROOT_ID;
+use daxwindow_shared::fuse::flags::LkFlags;
+use daxwindow_shared::fuse::{FileLock, LkIn, Opcode, ROOT_ID};
 use tempfile::TempDir;
 
 /// A daemon with a directory of sockets, and nothing shared yet but at the
@@ -140,6 +142,11 @@ fn each_socket_serves_a_guest_of_its_own() {
         guest.getattr(node, None).expect_err("not this guest's");
         assert_eq!(walk(guest, "f").expect("there").nodeid, 2);
     }
+    daemon.signal(rustix::process::Signal::USR1);
+    for name in ["s", "second", "s-3"] {
+        let line = format!("share{{name={name}}}: daxwindow_host::server: live inodes=");
+        eventually("its counters are logged", || daemon.log().contains(&line));
+    }
     // One goes, the others do not care.
     let mut guests = guests.into_iter();
     drop(guests.next());
@@ -202,7 +209,13 @@ fn shares_come_and_go_while_others_are_served() {
     assert_eq!(good(scene.ctl(&["list"])).lines().count(), 1);
 
     // The same name again, another directory; nothing is left open of before.
-    let files = scene.daemon.open_files();
+    let mut files = scene.daemon.open_targets();
+    // The last connection to the control socket may be among them yet.
+    eventually("it settles", || {
+        let before = std::mem::replace(&mut files, scene.daemon.open_targets());
+        std::thread::sleep(std::time::Duration::from_millis(20));
+        before == files
+    });
     for round in 0..4 {
         let directory = [one.path(), two.path()][round % 2];
         let path = scene.add("a", directory, &[]);
@@ -211,7 +224,9 @@ fn shares_come_and_go_while_others_are_served() {
         drop(guest);
         good(scene.ctl(&["remove", "--name", "a", "--force"]));
     }
-    assert_eq!(scene.daemon.open_files(), files);
+    eventually("descriptors are closed", || {
+        scene.daemon.open_targets() == files
+    });
     assert_serves(&first);
 }
 
@@ -256,7 +271,7 @@ fn who_talks_nonsense_to_the_control_socket_is_answered_and_harms_nobody() {
         .permissions()
         .mode();
     assert_eq!(mode & 0o777, 0o600, "{mode:o}");
-    let files = scene.daemon.open_files();
+    let files = scene.daemon.open_targets();
     let add = br#"{"command":"add","name":"a","directory":"/","socket":"/a"}"#;
     for text in [
         &b"\n"[..],
@@ -289,7 +304,7 @@ fn who_talks_nonsense_to_the_control_socket_is_answered_and_harms_nobody() {
     good(scene.ctl(&["list"]));
     drop(silent);
     eventually("descriptors are closed", || {
-        scene.daemon.open_files() == files
+        scene.daemon.open_targets() == files
     });
 }
 
@@ -334,6 +349,20 @@ fn what_guests_have_in_common_is_counted() {
         (common.top_files[0].inode, common.top_files[0].guests),
         (inode, 3)
     );
+    let page = Command::new(DAEMON)
+        .arg("--print-session")
+        .arg(scene.place.path().join("status"))
+        .output();
+    let page = good(page.expect("starts"));
+    for words in [
+        "shares               3, guests connected to 3",
+        "saved                8 MiB, by 1 files that more than one guest has mapped",
+        "  by 2 guests        8 MiB",
+        "--- b ---",
+        "4 ranges, 8 MiB",
+    ] {
+        assert!(page.contains(words), "no {words:?} in\n{page}");
+    }
     // One goes and takes what it had.
     let [first, second, third] = guests;
     drop(second);
@@ -344,4 +373,52 @@ fn what_guests_have_in_common_is_counted() {
     assert_eq!((common.saved_bytes, common.guests), (0, 2));
     assert!(common.top_files.is_empty());
     drop((first, third));
+}
+
+#[test]
+fn guests_of_one_daemon_exclude_each_other() {
+    let scene = Scene::new(&["--locks"]);
+    make_file(&scene.share.path().join("db"), 1, 8192);
+    let second = scene.add("b", scene.share.path(), &[]);
+    let guests = [
+        session(scene.daemon.socket(), false),
+        session(&second, false),
+    ];
+    let files = guests.each_ref().map(|guest| {
+        let (file, handle) = open(guest, "db", libc::O_RDWR).expect("opened");
+        (file.nodeid, handle.fh)
+    });
+    let lock = |guest: usize, kind: i32, flags: LkFlags| {
+        let (node, fh) = files[guest];
+        let body = LkIn {
+            fh,
+            // Both owners have the same number: each guest counts its own.
+            owner: 1,
+            lk: FileLock {
+                start: 0,
+                end: i64::MAX as u64,
+                typ: kind as u32,
+                pid: 42,
+            },
+            lk_flags: flags.bits(),
+            padding: 0,
+        };
+        let message = Message::new(Opcode::Setlk as u32, node, args(body));
+        ask(&guests[guest], &message).errno
+    };
+    for flags in [LkFlags::empty(), LkFlags::FLOCK] {
+        assert_eq!(lock(0, libc::F_WRLCK, flags), 0);
+        assert_eq!(lock(1, libc::F_RDLCK, flags), libc::EAGAIN);
+        assert_eq!(lock(0, libc::F_RDLCK, flags), 0);
+        assert_eq!(lock(1, libc::F_RDLCK, flags), 0);
+        assert_eq!(lock(1, libc::F_WRLCK, flags), libc::EAGAIN);
+        assert_eq!(lock(0, libc::F_UNLCK, flags), 0);
+        assert_eq!(lock(1, libc::F_WRLCK, flags), 0);
+        assert_eq!(lock(1, libc::F_UNLCK, flags), 0);
+    }
+    // A share that goes takes its guest's locks along.
+    assert_eq!(lock(1, libc::F_WRLCK, LkFlags::empty()), 0);
+    assert_eq!(lock(0, libc::F_WRLCK, LkFlags::empty()), libc::EAGAIN);
+    good(scene.ctl(&["remove", "--name", "b", "--force"]));
+    assert_eq!(lock(0, libc::F_WRLCK, LkFlags::empty()), 0);
 }

@@ -37,22 +37,24 @@ impl Default for Latency {
 }
 
 impl Latency {
-    /// An empty histogram.
+    /// An empty histogram. It takes 16 KiB, and 8 KiB more for each power of
+    /// two up to the longest sample.
     pub fn new() -> Self {
-        let histogram = Histogram::new_with_bounds(1, HIGHEST_NS, 3)
-            .unwrap_or_else(|e| unreachable!("constant bounds are valid: {e}"));
+        let histogram =
+            Histogram::new(3).unwrap_or_else(|e| unreachable!("three digits are valid: {e}"));
         Latency { histogram }
     }
 
     /// Records one sample; longer than an hour counts as an hour.
     pub fn record(&mut self, sample: Duration) {
         let ns = u64::try_from(sample.as_nanos()).unwrap_or(HIGHEST_NS);
-        self.histogram.saturating_record(ns.max(1));
+        // It grows as it has to, up to an hour: recording cannot fail.
+        let _ = self.histogram.record(ns.clamp(1, HIGHEST_NS));
     }
 
     /// Adds all samples of `other`.
     pub fn merge(&mut self, other: &Latency) {
-        // Equal bounds: addition cannot fail.
+        // It grows as it has to: addition cannot fail.
         let _ = self.histogram.add(&other.histogram);
     }
 

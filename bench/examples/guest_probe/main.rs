@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use clap::{Parser, Subcommand};
 use daxwindow_shared::size::parse_bytes;
-use rustix::fs::{AtFlags, CWD, StatxAttributes, StatxFlags, statx};
+use rustix::fs::{AtFlags, CWD, RenameFlags, StatxAttributes, StatxFlags, renameat_with, statx};
 
 use map::{Access, Mapping};
 
@@ -102,8 +102,25 @@ enum Command {
     /// input it looks again and prints `same`; it ends with the input, or, if
     /// there never was any, with a signal
     Hold(ranges::Args),
+    /// Renames with a flag of renameat2(2)
+    Rename {
+        from: PathBuf,
+        to: PathBuf,
+        how: How,
+    },
+    /// Prints the bits that statx(2) says are there, in hexadecimal, and the
+    /// birth time, in nanoseconds since 1970
+    Born { path: PathBuf },
     /// Says of each file whether the kernel has it for a DAX inode
     Dax { paths: Vec<PathBuf> },
+}
+
+/// A flag of renameat2(2).
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum How {
+    Noreplace,
+    Exchange,
+    Whiteout,
 }
 
 fn main() -> ExitCode {
@@ -135,6 +152,8 @@ fn main() -> ExitCode {
         Command::Direct { src, dst, len } => return direct::run(&src, &dst, len),
         Command::Touch(args) => ranges::touch(&args),
         Command::Hold(args) => ranges::hold(&args),
+        Command::Rename { from, to, how } => rename(&from, &to, how),
+        Command::Born { path } => born(&path),
         Command::Dax { paths } => paths.iter().try_for_each(|path| dax(path)),
     };
     ended(done)
@@ -171,6 +190,25 @@ fn dax(path: &Path) -> Result<()> {
     let stat = stat.with_context(|| format!("look at {}", path.display()))?;
     let dax = stat.stx_attributes.contains(StatxAttributes::DAX);
     println!("{}", if dax { "dax" } else { "requests" });
+    Ok(())
+}
+
+fn rename(from: &Path, to: &Path, how: How) -> Result<()> {
+    let flags = match how {
+        How::Noreplace => RenameFlags::NOREPLACE,
+        How::Exchange => RenameFlags::EXCHANGE,
+        How::Whiteout => RenameFlags::WHITEOUT,
+    };
+    renameat_with(CWD, from, CWD, to, flags).context("rename")
+}
+
+fn born(path: &Path) -> Result<()> {
+    let flags = StatxFlags::BASIC_STATS | StatxFlags::BTIME;
+    let stat = statx(CWD, path, AtFlags::empty(), flags);
+    let stat = stat.with_context(|| format!("look at {}", path.display()))?;
+    let nanos = i128::from(stat.stx_btime.tv_sec) * 1_000_000_000;
+    let nanos = nanos + i128::from(stat.stx_btime.tv_nsec);
+    println!("{:x} {nanos}", stat.stx_mask);
     Ok(())
 }
 

@@ -61,6 +61,11 @@ impl Debian {
         }
     }
 
+    /// Where it is. Whoever writes there spoils it for all others.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+
     /// `name version` of each package installed.
     pub fn packages(&self) -> &[String] {
         &self.packages

@@ -24,9 +24,19 @@ pub struct Kernel {
     pub image: PathBuf,
     /// The version of its package.
     pub version: String,
+    /// Where it was unpacked.
+    root: PathBuf,
 }
 
 impl Kernel {
+    /// What it calls itself, as its modules do.
+    pub(crate) fn release(&self) -> Result<String> {
+        let image = find_image(&self.root)?;
+        let folder = image.parent().and_then(Path::file_name);
+        let release = folder.map(|name| name.to_string_lossy().into_owned());
+        release.context("the kernel lies in no folder of its release")
+    }
+
     /// The kit's, fetched if need be.
     ///
     /// # Errors
@@ -55,6 +65,7 @@ impl Kernel {
         Ok(Kernel {
             image,
             version: version.unwrap_or("unknown").to_owned(),
+            root: set.root(),
         })
     }
 }

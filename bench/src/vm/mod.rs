@@ -6,6 +6,7 @@
 //! | `apt` | packages, without touching the system's own |
 //! | [`qemu`] | which QEMU |
 //! | [`kernel`] | which kernel |
+//! | `modules` | modules of that kernel |
 //! | [`userland`] | busybox and tools |
 //! | [`debian`] | a root directory to boot from |
 //! | `root` | a share that is the root file system |
@@ -46,6 +47,7 @@ pub mod kernel;
 pub mod kit;
 mod machine;
 mod mapping_cost;
+mod modules;
 mod monitor;
 pub mod options;
 pub mod peers;
@@ -64,8 +66,10 @@ pub use daemon_status::daemon_status;
 pub use debian::Debian;
 pub use guest::Vm;
 pub use kit::Kit;
+pub use modules::kernel_module;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
 pub use program::example;
+pub use userland::{host_command, package_root};
 
 /// Exit status when the guest itself failed, not the command in it.
 pub const VM_FAILED: u8 = 125;

@@ -165,6 +165,38 @@ impl Tool {
     }
 }
 
+/// Where `packages` and the libraries they need are unpacked, to be laid under
+/// a Debian root: no script of theirs has run. Fetched if need be; `name` is
+/// the kit's name for them.
+///
+/// # Errors
+///
+/// When something cannot be fetched.
+pub fn package_root(kit: &Kit, name: &str, packages: &[&str]) -> Result<PathBuf> {
+    let recipe = Recipe {
+        name,
+        wanted: packages,
+        keep: &|name| packages.contains(&name) || is_library(name),
+    };
+    Ok(kit.set(&recipe, |_| Ok(()))?.root())
+}
+
+/// A program of a Debian package, as [`Userland::find`] takes it, to be run on
+/// the host by the loader and with the libraries of its own packages. Fetched
+/// if need be.
+///
+/// # Errors
+///
+/// As [`Userland::find`].
+pub fn host_command(kit: &Kit, spec: &str) -> Result<Command> {
+    let tool = Tool::find(kit, spec)?;
+    let folders: BTreeSet<_> = tool.libraries.iter().filter_map(|l| l.parent()).collect();
+    let path = std::env::join_paths(folders).context("a folder of the kit has a colon")?;
+    let mut command = Command::new(&tool.loader);
+    command.arg("--library-path").arg(path).arg(&tool.program);
+    Ok(command)
+}
+
 /// The libraries' folder and those in it, where some packages keep their own.
 fn library_path(root: &Path) -> Result<OsString> {
     let folder = root.join(LIBRARIES);

@@ -3,11 +3,11 @@
 
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
-use std::path::Path;
 use std::time::Duration;
 
 use daxwindow_bench::vm::{Dax, Output, ShareOptions, Vm, VmOptions, example};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::mounted::Mounted;
 
 const SIGBUS: i32 = 7;
 /// What a shell makes of it.
@@ -15,30 +15,14 @@ const BUS_ERROR: i32 = 128 + SIGBUS;
 const HOLE: u64 = 4 << 20;
 
 /// A tmpfs of 16 MiB with a sparse file.
-struct Disk(tempfile::TempDir);
-
-impl Disk {
-    fn new() -> Disk {
-        let place = tempfile::tempdir().expect("directory");
-        let (flags, options) = (MountFlags::empty(), c"size=16m");
-        mount("full", place.path(), "tmpfs", flags, options).expect("mounted, as root");
-        let file = std::fs::File::create(place.path().join("sparse")).expect("made");
-        file.set_len(HOLE).expect("a hole");
-        Disk(place)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
+fn disk() -> Mounted {
+    let disk = Mounted::new("tmpfs", "size=16m");
+    let file = std::fs::File::create(disk.path().join("sparse")).expect("made");
+    file.set_len(HOLE).expect("a hole");
+    disk
 }
 
-impl Drop for Disk {
-    fn drop(&mut self) {
-        let _ = unmount(self.path(), UnmountFlags::DETACH);
-    }
-}
-
-fn share(disk: &Disk, name: &str, flags: &[&str]) -> ShareOptions {
+fn share(disk: &Mounted, name: &str, flags: &[&str]) -> ShareOptions {
     let mut share = ShareOptions::new(disk.path(), Dax::Always);
     share.tag = name.into();
     share.mount_at = Some(format!("/{name}"));
@@ -53,7 +37,7 @@ fn sh(vm: &mut Vm, script: &str) -> Output {
 
 #[test]
 fn a_store_into_a_hole_of_a_full_disk_ends_the_program_and_not_the_guest() {
-    let (disk, other) = (Disk::new(), Disk::new());
+    let (disk, other) = (disk(), disk());
     let shares = vec![
         share(&disk, "kept", &[]),
         share(&other, "lost", &["--dax-allocate-below", "0"]),

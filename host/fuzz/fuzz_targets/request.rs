@@ -14,7 +14,7 @@ use daxwindow_host::dax::{Dax, DaxMode, DaxOptions, FrontEnd, FrontEndError};
 use daxwindow_host::fs::{ShareOptions, SharedDir};
 use daxwindow_host::server::{Server, ServerOptions};
 use daxwindow_shared::fuse::ioctl::{FSSETXATTR, SETFLAGS};
-use daxwindow_shared::fuse::{InHeader, InitIn, Opcode, OutHeader, ROOT_ID};
+use daxwindow_shared::fuse::{EXT_GROUPS, ExtHeader, InHeader, InitIn, Opcode, OutHeader, ROOT_ID};
 use daxwindow_shared::window::WindowRange;
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::{FileType, OFlags};
@@ -26,12 +26,34 @@ const DEAR: u64 = 1 << 20;
 
 #[derive(Arbitrary, Debug)]
 enum Step {
-    /// A request whose header is right, so that the body is looked at.
-    Body { opcode: u8, node: u8, body: Vec<Piece>, room: u16 },
+    /// A request whose header is right, so that the body is looked at, and
+    /// the extensions behind it.
+    Body { opcode: u8, node: u8, body: Vec<Piece>, extensions: Vec<Extension>, room: u16 },
     /// Any header.
     Header { opcode: u32, node: u64, len: u32, extlen: u16, body: Vec<u8>, room: u16 },
     /// Not even that.
     Bytes(Vec<u8>, u16),
+}
+
+/// An extension of a kind that there is, or of another; as long as it says, or
+/// not quite.
+#[derive(Arbitrary, Debug)]
+struct Extension {
+    kind: u8,
+    lie: i8,
+    body: Vec<Piece>,
+}
+
+impl Extension {
+    fn bytes(&self) -> Vec<u8> {
+        let body = body(&self.body);
+        let typ = [0, 1, EXT_GROUPS, u32::from(self.kind)][usize::from(self.kind % 4)];
+        let size = (size_of::<ExtHeader>() + body.len()) as u32;
+        let size = size.wrapping_add_signed(i32::from(self.lie));
+        let mut bytes = [ExtHeader { size, typ }.as_bytes(), &body].concat();
+        bytes.resize(bytes.len().next_multiple_of(8), 0);
+        bytes
+    }
 }
 
 /// What bodies are made of.
@@ -49,9 +71,9 @@ enum Piece {
     Bytes(Vec<u8>),
 }
 
-const NAMES: [&[u8]; 12] = [
+const NAMES: [&[u8]; 13] = [
     b"file\0", b"dir\0", b"link\0", b"inner\0", b"new\0", b"user.a\0", b"..\0", b".\0", b"\0", b"a/b\0",
-    b"system.posix_acl_access\0", b"exec\0",
+    b"system.posix_acl_access\0", b"exec\0", b"user.label\0",
 ];
 
 fn body(pieces: &[Piece]) -> Vec<u8> {
@@ -145,7 +167,8 @@ fn server(share: &Path) -> Server {
     let share = SharedDir::open(share, options).expect("a directory");
     let dax = Dax::new(DaxOptions { mode: DaxMode::Always, window_bytes: WINDOW, ..Default::default() });
     dax.set_front_end(Some(Arc::new(Window)));
-    Server::new(share, dax, ServerOptions::default())
+    let options = ServerOptions { direct_io: true, security_labels: true, ..Default::default() };
+    Server::new(share, dax, options)
 }
 
 fn good(opcode: Opcode, nodeid: u64, body: &[u8]) -> Vec<u8> {
@@ -205,13 +228,15 @@ fn is_dear(request: &[u8]) -> bool {
 impl Step {
     fn bytes(&self) -> (Vec<u8>, usize) {
         match self {
-            Step::Body { opcode, node, body: pieces, room } => {
-                let body = body(pieces);
+            Step::Body { opcode, node, body: pieces, extensions, room } => {
+                let extensions: Vec<u8> = extensions.iter().flat_map(Extension::bytes).collect();
+                let body = [body(pieces), extensions.clone()].concat();
                 let header = InHeader {
                     len: (size_of::<InHeader>() + body.len()) as u32,
                     opcode: u32::from(*opcode) % 56,
                     unique: 99,
                     nodeid: u64::from(*node),
+                    total_extlen: (extensions.len() / 8) as u16,
                     ..Default::default()
                 };
                 (request(header, &body), usize::from(*room))

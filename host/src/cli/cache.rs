@@ -49,8 +49,8 @@ pub enum CacheFlag {
 }
 
 impl CacheFlags {
-    /// What the flags come to.
-    pub(super) fn caching(&self) -> Caching {
+    /// What the flags come to, with locks on the host or without.
+    pub(super) fn caching(&self, locks: bool) -> Caching {
         Caching {
             mode: match self.cache {
                 CacheFlag::Auto => CacheMode::Auto,
@@ -61,6 +61,7 @@ impl CacheFlags {
             allow_mmap: self.allow_mmap,
             writeback: self.writeback,
             readdirplus: !self.no_readdirplus,
+            locks,
         }
     }
 
@@ -109,9 +110,9 @@ mod tests {
             ("metadata", CacheMode::Metadata),
             ("never", CacheMode::Never),
         ] {
-            assert_eq!(flags(&["--cache", name]).caching().mode, mode);
+            assert_eq!(flags(&["--cache", name]).caching(false).mode, mode);
         }
-        assert_eq!(flags(&[]).caching(), Caching::default());
+        assert_eq!(flags(&[]).caching(false), Caching::default());
     }
 
     #[test]

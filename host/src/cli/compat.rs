@@ -7,6 +7,7 @@ use std::path::PathBuf;
 
 use clap::Args;
 
+use super::sandbox::SandboxFlag;
 use super::{CacheFlag, Flags, WhenFlag};
 
 /// See `--help`.
@@ -76,6 +77,17 @@ impl Flags {
                     _ => return bad(),
                 };
             }
+            "sandbox" => {
+                self.sandbox.sandbox = match value {
+                    "namespace" => SandboxFlag::Namespace,
+                    "chroot" => SandboxFlag::Chroot,
+                    _ => return bad(),
+                };
+            }
+            "modcaps" => match value.parse() {
+                Ok(changes) => self.sandbox.modcaps = Some(changes),
+                Err(error) => return Err(format!("-o modcaps={value}: {error}")),
+            },
             _ => return Err(unknown(name)),
         }
         Ok(())

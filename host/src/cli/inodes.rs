@@ -88,17 +88,15 @@ impl InodeFlags {
         let rest = descriptors - descriptors / 4 - (descriptors / 4).max(max_handles as u64);
         let (handles, cached) = match self.inode_file_handles {
             InodeFileHandlesFlag::Never => (InodeFileHandles::Never, 0),
-            InodeFileHandlesFlag::Prefer => (InodeFileHandles::Prefer, count(rest / 4)),
-            InodeFileHandlesFlag::Mandatory => (InodeFileHandles::Mandatory, count(rest / 4)),
+            InodeFileHandlesFlag::Prefer => (InodeFileHandles::Prefer, count(rest / 2)),
+            InodeFileHandlesFlag::Mandatory => (InodeFileHandles::Mandatory, count(rest / 2)),
         };
         let cached = cached.min(MOST_CACHED);
         Ok(ShareOptions {
             inode_file_handles: handles,
             max_inodes: count(self.max_inodes),
             max_handles,
-            max_held_descriptors: defaults
-                .max_held_descriptors
-                .min(count(rest).saturating_sub(cached)),
+            max_inode_descriptors: defaults.max_inode_descriptors.min(count(rest)),
             max_cached_descriptors: cached,
             ..options
         })
@@ -144,9 +142,8 @@ mod tests {
         ] {
             for descriptors in [64, 1024, 20_000, 1_000_000] {
                 let options = options(flags, descriptors).expect("enough");
-                let promised = options.max_handles
-                    + options.max_held_descriptors
-                    + options.max_cached_descriptors;
+                let promised = options.max_handles + options.max_inode_descriptors;
+                assert!(options.max_cached_descriptors <= options.max_inode_descriptors);
                 assert!(promised as u64 <= descriptors / 4 * 3, "{flags:?}");
                 assert!(promised as u64 >= descriptors.min(1024) / 2, "{flags:?}");
             }
@@ -155,12 +152,12 @@ mod tests {
         assert_eq!(plain.inode_file_handles, InodeFileHandles::Prefer);
         assert_eq!((plain.max_inodes, plain.max_handles), (4_194_304, 256));
         assert_eq!(
-            (plain.max_held_descriptors, plain.max_cached_descriptors),
-            (384, 128)
+            (plain.max_inode_descriptors, plain.max_cached_descriptors),
+            (512, 256)
         );
         let never = options(&["--inode-file-handles=never"], 1024).expect("enough");
         assert_eq!(
-            (never.max_held_descriptors, never.max_cached_descriptors),
+            (never.max_inode_descriptors, never.max_cached_descriptors),
             (512, 0)
         );
         let error = options(&["--max-open-files", "513"], 1024).expect_err("too many");

@@ -260,7 +260,7 @@ impl Flags {
             shared_dir: self.shared_dir.unwrap_or_default(),
             dax,
             server: ServerOptions {
-                caching: self.cache.caching(),
+                caching: self.cache.caching(self.semantics.locks),
                 direct_io: self.cache.allow_direct_io,
                 kill_priv: self.semantics.kill_priv(),
                 submounts: !self.semantics.no_announce_submounts,

@@ -8,6 +8,7 @@ use crate::isolation::{IdMap, Options, Sandbox};
 
 /// See `--help`.
 #[derive(Clone, Debug, Args)]
+#[command(next_help_heading = "Isolation")]
 pub struct SandboxFlags {
     /// How the daemon is kept from the rest of the host
     #[arg(long, value_name = "SANDBOX", default_value = "namespace")]

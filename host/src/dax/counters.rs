@@ -61,8 +61,27 @@ pub(super) struct Counters {
     refusals: [AtomicU64; MapError::REASONS.len()],
     files_with_dax: AtomicU64,
     files_without_dax: [AtomicU64; NoDax::REASONS.len()],
-    setup_latency: Mutex<Latency>,
-    removal_latency: Mutex<Latency>,
+    setup_latency: Lazy,
+    removal_latency: Lazy,
+}
+
+/// A histogram that takes no memory, a quarter of a megabyte, before there is
+/// something to record: most shares of a process may never map anything.
+#[derive(Default)]
+struct Lazy(Mutex<Option<Box<Latency>>>);
+
+impl Lazy {
+    fn record(&self, took: Duration) {
+        let mut histogram = self.0.lock();
+        histogram.get_or_insert_default().record(took);
+    }
+
+    fn read(&self) -> (Summary, Vec<(u64, u64)>) {
+        match &*self.0.lock() {
+            Some(histogram) => (histogram.summary(), histogram.buckets()),
+            None => Default::default(),
+        }
+    }
 }
 
 pub(super) fn count(counter: &AtomicU64) {
@@ -72,7 +91,7 @@ pub(super) fn count(counter: &AtomicU64) {
 impl Counters {
     pub(super) fn setup_done(&self, took: Duration) {
         count(&self.setups);
-        self.setup_latency.lock().record(took);
+        self.setup_latency.record(took);
     }
 
     pub(super) fn refused(&self, error: &MapError) {
@@ -93,12 +112,12 @@ impl Counters {
     }
 
     pub(super) fn removal_done(&self, took: Duration) {
-        self.removal_latency.lock().record(took);
+        self.removal_latency.record(took);
     }
 
     pub(super) fn read(&self) -> DaxStats {
-        let setup = self.setup_latency.lock().clone();
-        let removal = self.removal_latency.lock().clone();
+        let (setup_latency, setup_buckets) = self.setup_latency.read();
+        let (removal_latency, removal_buckets) = self.removal_latency.read();
         DaxStats {
             setups: self.setups.load(Relaxed),
             setup_hits: self.setup_hits.load(Relaxed),
@@ -110,10 +129,10 @@ impl Counters {
             refusals: std::array::from_fn(|i| self.refusals[i].load(Relaxed)),
             files_with_dax: self.files_with_dax.load(Relaxed),
             files_without_dax: std::array::from_fn(|i| self.files_without_dax[i].load(Relaxed)),
-            setup_latency: setup.summary(),
-            removal_latency: removal.summary(),
-            setup_buckets: setup.buckets(),
-            removal_buckets: removal.buckets(),
+            setup_latency,
+            removal_latency,
+            setup_buckets,
+            removal_buckets,
             ..Default::default()
         }
     }

@@ -28,11 +28,17 @@ pub enum NoDax {
     /// ranges past the end.
     #[error("the front end refuses ranges past the end of a file")]
     PastEndOfFile,
+    /// The daemon may not write it, and the front end can only map writable.
+    #[error("not writable, and the front end cannot map read-only")]
+    NotWritable,
+    /// Opened for writing, it would be copied to the upper layer.
+    #[error("on overlayfs, which copies a file up when it is opened for writing")]
+    CopiesUp,
 }
 
 impl NoDax {
     /// Names of the reasons, for reports.
-    pub const REASONS: [&'static str; 8] = [
+    pub const REASONS: [&'static str; 10] = [
         "off",
         "not-regular",
         "small",
@@ -41,6 +47,8 @@ impl NoDax {
         "not-included",
         "read-only-share",
         "past-end-of-file",
+        "not-writable",
+        "copies-up",
     ];
 
     /// Index into [`NoDax::REASONS`].
@@ -54,6 +62,8 @@ impl NoDax {
             NoDax::NotIncluded => 5,
             NoDax::ReadOnlyShare => 6,
             NoDax::PastEndOfFile => 7,
+            NoDax::NotWritable => 8,
+            NoDax::CopiesUp => 9,
         }
     }
 }

@@ -129,6 +129,9 @@ pub struct Candidate<'a> {
     /// Its path in the share, if it is still known; asked for only if some
     /// rule goes by it.
     pub path: &'a dyn Fn() -> Option<PathBuf>,
+    /// What is against opening it for writing; asked for only if it has to be
+    /// opened so whatever the guest wants.
+    pub writable: &'a dyn Fn() -> Result<(), NoDax>,
 }
 
 impl DaxOptions {
@@ -167,7 +170,19 @@ impl DaxOptions {
             DaxMode::Always => {}
         }
         self.names.check(file.name, file.path)?;
-        self.may_map(attr.size, can, page_bytes)
+        self.may_map(attr.size, can, page_bytes)?;
+        match can.readonly_fd {
+            true => Ok(()),
+            false => self.may_open((file.writable)()),
+        }
+    }
+
+    fn may_open(&self, writable: Result<(), NoDax>) -> Result<(), NoDax> {
+        match (writable, self.mode) {
+            // Who asks for all files gets them, copies included.
+            (Err(NoDax::CopiesUp), DaxMode::Always) => Ok(()),
+            (writable, _) => writable,
+        }
     }
 
     fn worth_it(&self, attr: &Attr, can: &Capabilities) -> Result<(), NoDax> {

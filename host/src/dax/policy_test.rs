@@ -42,6 +42,7 @@ fn decide(options: &DaxOptions, attr: &Attr, can: &Capabilities) -> Result<(), N
         attr,
         name: OsStr::new("name"),
         path: &|| Some("dir/name".into()),
+        writable: &|| Ok(()),
     };
     options.decide(&file, can, 4096)
 }
@@ -93,6 +94,30 @@ fn executables_get_dax_where_they_stay_executable() {
         assert_eq!(decide(&readonly, &program, &no_upgrade), Ok(()));
     }
     assert_eq!(decide(&options, &file(1 << 20), &WRITABLE_ONLY), Ok(()));
+}
+
+#[test]
+fn what_cannot_be_opened_for_writing_is_mapped_only_read_only() {
+    let ask = |mode, can: &Capabilities, why| {
+        let options = DaxOptions {
+            mode,
+            ..Default::default()
+        };
+        let candidate = Candidate {
+            attr: &file(1 << 20),
+            name: OsStr::new("name"),
+            path: &|| None,
+            writable: &|| Err(why),
+        };
+        options.decide(&candidate, can, 4096)
+    };
+    for why in [NoDax::NotWritable, NoDax::CopiesUp] {
+        assert_eq!(ask(DaxMode::Inode, &PLAIN, why), Ok(()));
+        assert_eq!(ask(DaxMode::Inode, &WRITABLE_ONLY, why), Err(why));
+    }
+    let always = |why| ask(DaxMode::Always, &WRITABLE_ONLY, why);
+    assert_eq!(always(NoDax::NotWritable), Err(NoDax::NotWritable));
+    assert_eq!(always(NoDax::CopiesUp), Ok(()));
 }
 
 #[test]

@@ -226,7 +226,7 @@ impl VhostUserBackend for Device {
         let _in_span = self.span.enter();
         let memory = memory.memory();
         if !self.server.dax().leaves_out(Naive::WATCH_MEMORY) {
-            guard::watch(&memory)?;
+            self.office.desk.watch(&memory)?;
         }
         // The framework looks at rings as well.
         self.office.desk.settle();

@@ -23,6 +23,8 @@ pub(super) struct Desk {
     pub(super) server: Arc<Server>,
     pub(super) memory: Memory,
     staleness: ArcSwap<Staleness>,
+    /// Whose memory it is.
+    party: guard::Party,
 }
 
 /// What became of a chain.
@@ -39,7 +41,14 @@ impl Desk {
             server,
             memory,
             staleness: ArcSwap::default(),
+            party: guard::Party::new(),
         }
+    }
+
+    /// Watches the guest's memory from now on.
+    pub(super) fn watch(&self, memory: &GuestMemoryMmap) -> std::io::Result<()> {
+        self.party.act();
+        guard::watch(memory)
     }
 
     /// Rings when a lock may have come free.
@@ -63,6 +72,7 @@ impl Desk {
         pace: &dyn Pace,
         clock: &mut Instant,
     ) -> Handled {
+        self.party.act();
         let handled = catch_unwind(AssertUnwindSafe(|| {
             let doubts = self.doubts();
             let sides = match chain::split(memory, chain, |addr, len| doubts.of(addr, len)) {
@@ -97,6 +107,7 @@ impl Desk {
 
     /// Answers a request that waited, and hands it back.
     pub(super) fn answer(&self, waiting: Waiting, outcome: Result<(), Errno>) {
+        self.party.act();
         let memory = self.memory.memory();
         let doubts = self.doubts();
         let is_stale = |addr, len| doubts.of(addr, len);
@@ -108,6 +119,7 @@ impl Desk {
 
     /// After guest memory was touched: puts right what vanished meanwhile.
     pub(super) fn settle(&self) {
+        self.party.act();
         guard::mend();
         match guard::take_faults() {
             0 => {}

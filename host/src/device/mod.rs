@@ -10,6 +10,7 @@
 //! - `desk`: one request's way from descriptors to an answer.
 //! - `parking`: requests that wait for a lock.
 //! - `inherited`: a listening socket from whoever started the daemon.
+//! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
 //! - [`seat`]: room for one client, and an end to it.
@@ -23,6 +24,7 @@
 pub mod backend;
 mod desk;
 mod doorbell;
+mod heap;
 mod inherited;
 mod lane;
 mod lead;

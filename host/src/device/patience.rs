@@ -6,7 +6,8 @@
 //! worker watches its empty ring for a short while, as long as that mostly
 //! pays; where it does not, it is tried only now and then. After the first
 //! moments it lets other threads run between two looks: a guest on the same
-//! processors needs them to get to its next request.
+//! processors needs them to get to its next request. If these keep the
+//! processor for longer than a look, it does not pay either.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -57,11 +58,17 @@ impl Patience {
         }
         let began = Instant::now();
         loop {
-            if is_ready() {
-                self.score.store((score + REWARD).min(HIGHEST), Relaxed);
+            let (ready, looked) = (is_ready(), began.elapsed());
+            if ready {
+                let score = match looked < LOOK {
+                    true => (score + REWARD).min(HIGHEST),
+                    // The processor was somebody else's meanwhile: who sleeps
+                    // is woken sooner.
+                    false => score.saturating_sub(REWARD),
+                };
+                self.score.store(score, Relaxed);
                 return true;
             }
-            let looked = began.elapsed();
             if looked >= LOOK {
                 self.score.store(score.saturating_sub(1), Relaxed);
                 return false;
@@ -91,6 +98,19 @@ mod tests {
             looked += u32::from(asked);
         }
         looked
+    }
+
+    #[test]
+    fn on_a_busy_processor_it_does_not_pay() {
+        let patience = Patience::default();
+        looks(&patience, 2 * PROBE_EVERY, true);
+        for _ in 0..HIGHEST {
+            patience.watch(|| {
+                std::thread::sleep(LOOK);
+                true
+            });
+        }
+        assert!(looks(&patience, PROBE_EVERY, false) <= 1, "only tried");
     }
 
     #[test]

@@ -22,6 +22,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use crate::server::Server;
 
 use super::backend::{Device, Limits};
+use super::heap;
 use super::ring::Ring;
 use super::seat::Seat;
 use super::socket::Socket;
@@ -205,6 +206,8 @@ fn serve_client(
     drop(daemon);
     server.log_counters();
     device.forget_client();
+    drop(device);
+    heap::give_back();
     server.set_client(false);
     served
 }

@@ -79,8 +79,12 @@ impl SharedDir {
             &target.file,
             Some(&mut off_out),
             usize::try_from(len).unwrap_or(usize::MAX),
-        )?;
-        Ok(copied as u64)
+        );
+        match copied {
+            // Offsets that do not suit a device; the guest copies by itself.
+            Err(Errno::INVAL) if source.is_direct() || target.is_direct() => Err(Errno::OPNOTSUPP),
+            copied => Ok(copied? as u64),
+        }
     }
 }
 

@@ -1,12 +1,40 @@
 //! Files for the window.
 
+use std::os::fd::AsFd;
 use std::sync::Arc;
 
-use rustix::fs::OFlags;
+use rustix::fs::{Access, AtFlags, OFlags};
 use rustix::io::Errno;
 
 use super::SharedDir;
-use crate::dax::{MapFile, MapSource, StoreRange};
+use super::procfd::ProcFd;
+use crate::dax::{MapFile, MapSource, NoDax, StoreRange};
+
+/// statfs(2).
+const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
+
+impl SharedDir {
+    /// Whether the file could be opened for writing with no other effect;
+    /// found out without doing so. Immutable files, read-only mounts and
+    /// files of others are reasons.
+    ///
+    /// # Errors
+    ///
+    /// [`NoDax::NotWritable`] and [`NoDax::CopiesUp`].
+    pub fn opens_writable(&self, nodeid: u64) -> Result<(), NoDax> {
+        let not = |_: Errno| NoDax::NotWritable;
+        let inode = self.inode(nodeid).map_err(not)?;
+        let fd = inode.fd().map_err(not)?;
+        let link = ProcFd::link(fd.as_fd());
+        let flags = AtFlags::EACCESS;
+        rustix::fs::accessat(self.proc.dir(), link.as_c_str(), Access::WRITE_OK, flags)
+            .map_err(not)?;
+        match rustix::fs::fstatfs(&fd).map_err(not)?.f_type as u64 {
+            OVERLAYFS_SUPER_MAGIC => Err(NoDax::CopiesUp),
+            _ => Ok(()),
+        }
+    }
+}
 
 impl MapSource for SharedDir {
     /// Opens a regular file by its node, so that it may have no name, no

@@ -133,12 +133,12 @@ pub struct ShareOptions {
     pub inode_file_handles: InodeFileHandles,
     /// Inodes the guest may know at a time, the root aside. Beyond: `ENFILE`.
     pub max_inodes: usize,
-    /// Descriptors that inodes may hold which are not known by handle or have
-    /// lost their last name. Beyond: `ENFILE` for the former; the latter go
-    /// when the guest closes them.
-    pub max_held_descriptors: usize,
-    /// Descriptors of inodes known by handle that are kept open because they
-    /// were used not long ago.
+    /// Descriptors that inodes may take: those not known by handle hold one
+    /// each, and so do those that have lost their last name. Beyond: `ENFILE`
+    /// for the former; the latter go when the guest closes them.
+    pub max_inode_descriptors: usize,
+    /// How many of these may be of inodes known by handle that were used not
+    /// long ago. They make way for the others.
     pub max_cached_descriptors: usize,
     /// Files and directories the guest may have open at a time, a descriptor
     /// each. Beyond: `EMFILE`.
@@ -164,7 +164,7 @@ impl Default for ShareOptions {
             readonly: false,
             inode_file_handles: InodeFileHandles::Prefer,
             max_inodes: 1 << 22,
-            max_held_descriptors: 1 << 20,
+            max_inode_descriptors: 1 << 20,
             max_cached_descriptors: 1 << 10,
             max_handles: 1 << 16,
             locks: false,
@@ -220,7 +220,7 @@ impl SharedDir {
         let proc = ProcFd::open()?;
         let limits = NodeLimits {
             inodes: options.max_inodes,
-            held_descriptors: options.max_held_descriptors,
+            inode_descriptors: options.max_inode_descriptors,
             cached_descriptors: options.max_cached_descriptors,
             handles: options.inode_file_handles,
         };

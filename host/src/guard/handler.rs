@@ -13,7 +13,7 @@ use std::ops::Range;
 use std::os::fd::AsRawFd;
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering, compiler_fence};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
 use libc::{c_int, c_void, sigaction, siginfo_t};
 use vm_memory::mmap::MmapRegion;
@@ -22,16 +22,34 @@ use super::table::Table;
 
 /// Where guest memory is.
 pub(super) static TABLE: Table = Table::new();
-/// A page of some range was replaced by zeros.
-pub(super) static TORN: AtomicBool = AtomicBool::new(false);
-/// Pages replaced one by one since the last time all was put right.
-static PIECES: AtomicU32 = AtomicU32::new(0);
-/// Most of them, two mappings each; further ones take their range with them.
-const MAX_PIECES: u32 = 1024;
+/// What was replaced by zeros; one for each of so many parties, and one in so
+/// many shares it.
+pub(super) static TORN: [Torn; 64] = [const { Torn::new() }; 64];
+/// Most pages of one party that are replaced one by one, two mappings each, of
+/// the 65,530 that the process may have for all its guests; further ones take
+/// their range with them.
+const MAX_PIECES: usize = 256;
 /// Address of mappings that are there to be given up, or zero.
 static RESERVE: AtomicUsize = AtomicUsize::new(0);
 /// How many mappings those are, of a page each.
 const RESERVE_PAGES: usize = 16;
+
+/// What was replaced by zeros and is not mended.
+pub(super) struct Torn {
+    /// There is something.
+    pub(super) raised: AtomicBool,
+    /// So many pages, and ranges.
+    pub(super) pieces: AtomicUsize,
+}
+
+impl Torn {
+    const fn new() -> Torn {
+        Torn {
+            raised: AtomicBool::new(false),
+            pieces: AtomicUsize::new(0),
+        }
+    }
+}
 /// What SIGBUS did before. Set before our handler is.
 static PREVIOUS: OnceLock<sigaction> = OnceLock::new();
 
@@ -137,7 +155,9 @@ fn cover(address: usize) -> bool {
     // limited; the whole range in one piece needs no more than there are. But
     // at the limit the kernel refuses even that: a page in the middle may have
     // taken one more than there should be (`do_mmap` looks before it unmaps).
-    let piecewise = PIECES.fetch_add(1, Ordering::Relaxed) < MAX_PIECES;
+    // The remainder is below the number of flags.
+    let torn = &TORN[slot.flag.load(Ordering::Relaxed) % TORN.len()];
+    let piecewise = torn.pieces.fetch_add(1, Ordering::Relaxed) < MAX_PIECES;
     let covered = (piecewise && map_zeros(watched.page(address)))
         || map_zeros(watched.range.clone())
         || (give_up_reserve() && map_zeros(watched.range));
@@ -147,7 +167,7 @@ fn cover(address: usize) -> bool {
     // Release pairs with the Acquire in `mend`: who sees the flag maps after
     // us. First the slot's, since the other is taken first.
     slot.torn.store(true, Ordering::Release);
-    TORN.store(true, Ordering::Release);
+    torn.raised.store(true, Ordering::Release);
     FAULTS.with(|faults| faults.fetch_add(1, Ordering::Relaxed));
     true
 }
@@ -192,10 +212,9 @@ fn give_up_reserve() -> bool {
     start != 0 && unsafe { libc::syscall(libc::SYS_munmap, start, bytes) } == 0
 }
 
-/// Makes the reserve if it is not there, and counts pieces from zero again:
-/// after all was put right. One caller at a time.
+/// Makes the reserve if it is not there: after something was put right. One
+/// caller at a time.
 pub(super) fn refill() {
-    PIECES.store(0, Ordering::Relaxed);
     if RESERVE.load(Ordering::Relaxed) != 0 {
         return;
     }

@@ -14,9 +14,12 @@
 //! | `table` | which addresses are guest memory |
 //! | `handler` | the signal handler, and mapping over guest memory |
 //!
+//! A [`Party`] is a guest's device: what vanishes from its memory is mapped
+//! again by its own threads, and no other's threads wait for that.
+//!
 //! Laws: only faults in guest memory are survived, any other ends the process
 //! as before; memory is watched as long as anybody has it mapped; nothing
-//! here waits. A forked child inherits handler and mappings and is as safe;
+//! here waits; a party pays for nobody else's memory. A forked child inherits handler and mappings and is as safe;
 //! a program it executes inherits neither.
 
 mod handler;
@@ -24,23 +27,54 @@ mod table;
 #[cfg(test)]
 mod tests;
 
+use std::cell::Cell;
 use std::collections::HashMap;
 use std::io;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, LazyLock, Weak};
 
 use parking_lot::Mutex;
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
-use handler::{TABLE, TORN};
+use handler::{TABLE, TORN, Torn};
 use table::{Slot, Watched};
+
+/// Whose memory is watched. Of two parties each mends its own only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Party(usize);
+
+thread_local! {
+    /// For whom this thread acts; 0 for whoever has not said.
+    static ACTING: Cell<usize> = const { Cell::new(0) };
+}
+
+impl Party {
+    /// A party that nobody else is.
+    pub fn new() -> Party {
+        static NEXT: AtomicUsize = AtomicUsize::new(1);
+        Party(NEXT.fetch_add(1, Ordering::Relaxed))
+    }
+
+    /// This thread acts for it from now on: [`watch`] and [`mend`] are about
+    /// its memory.
+    pub fn act(self) {
+        ACTING.set(self.0);
+    }
+}
+
+impl Default for Party {
+    fn default() -> Party {
+        Party::new()
+    }
+}
 
 /// `f_type` of hugetlbfs.
 const HUGETLBFS: i64 = 0x9584_58f6;
 
 /// A region that is watched.
 struct Entry {
+    party: usize,
     region: Weak<MmapRegion>,
     slot: &'static Slot,
     watched: Watched,
@@ -49,8 +83,9 @@ struct Entry {
 /// By address in this process.
 static ENTRIES: LazyLock<Mutex<HashMap<usize, Entry>>> = LazyLock::new(Mutex::default);
 
-/// Watches every region of `memory` for as long as it is mapped by anybody,
-/// and forgets those that are mapped no more.
+/// Watches every region of `memory`, which is that of the party this thread
+/// acts for, for as long as it is mapped by anybody, and forgets those that
+/// are mapped no more.
 ///
 /// # Errors
 ///
@@ -84,14 +119,59 @@ fn forget_dead(entries: &mut HashMap<usize, Entry>) {
     });
 }
 
-/// Takes back the zeros put into guest memory, if any. After each request
-/// and wherever else guest memory was touched; costs one load else.
+/// Takes back the zeros put into the memory of the party this thread acts for,
+/// if any. After each request and wherever else guest memory was touched;
+/// costs one load else.
 pub fn mend() {
+    let party = ACTING.get();
+    let torn = torn_of(party);
+    let raised = &torn.raised;
     // Acquire pairs with the handler's Release.
-    if TORN.load(Ordering::Relaxed) && TORN.swap(false, Ordering::Acquire) {
+    if !raised.load(Ordering::Relaxed) || !raised.swap(false, Ordering::Acquire) {
+        return;
+    }
+    torn.pieces.store(0, Ordering::Relaxed);
+    let mut others = false;
+    // Found with the list locked, mapped without: it may take long.
+    let found: Vec<(Arc<MmapRegion>, Watched, &Slot)> = {
         let entries = ENTRIES.lock();
-        entries.values().for_each(Entry::mend);
-        handler::refill();
+        let torn = |entry: &&Entry| entry.slot.torn.load(Ordering::Relaxed);
+        others |= entries
+            .values()
+            .filter(torn)
+            .any(|entry| entry.party != party);
+        let ours = entries.values().filter(|entry| entry.party == party);
+        ours.filter_map(Entry::take_torn).collect()
+    };
+    for (region, watched, slot) in found {
+        restore(&region, &watched, slot);
+    }
+    let one_at_a_time = ENTRIES.lock();
+    handler::refill();
+    drop(one_at_a_time);
+    if others {
+        // Somebody else's, who shares the flag with us.
+        raised.store(true, Ordering::Release);
+    }
+}
+
+/// What the handler notes for memory of `party`.
+fn torn_of(party: usize) -> &'static Torn {
+    // The remainder is below the number of flags.
+    &TORN[party % TORN.len()]
+}
+
+/// Maps the file again where zeros were put.
+fn restore(region: &Arc<MmapRegion>, watched: &Watched, slot: &Slot) {
+    // Not every kernel can move a mapping of huge pages. These are the VMM's
+    // own memory: its guest has lost more than we have.
+    if watched.page_bytes > rustix::param::page_size() {
+        return;
+    }
+    if let Err(error) = handler::restore(region, watched.range.len()) {
+        // Tried again after the next fault in this region.
+        slot.torn.store(true, Ordering::Relaxed);
+        tracing::warn!(%error, "vanished guest memory stays zero: it cannot be mapped again");
     }
 }
 
@@ -116,30 +196,21 @@ impl Entry {
             range: start..start + bytes,
             page_bytes,
         };
+        let party = ACTING.get();
         Entry {
+            party,
             region: Arc::downgrade(region),
-            slot: TABLE.insert(&watched),
+            slot: TABLE.insert(&watched, party % TORN.len()),
             watched,
         }
     }
 
-    fn mend(&self) {
+    /// The region, if it is torn and still mapped; it is not torn any more.
+    fn take_torn(&self) -> Option<(Arc<MmapRegion>, Watched, &'static Slot)> {
         if !self.slot.torn.swap(false, Ordering::Acquire) {
-            return;
+            return None;
         }
-        let Some(region) = self.region.upgrade() else {
-            return;
-        };
-        // Not every kernel can move a mapping of huge pages. These are the
-        // VMM's own memory: its guest has lost more than we have.
-        if self.watched.page_bytes > rustix::param::page_size() {
-            return;
-        }
-        if let Err(error) = handler::restore(&region, self.watched.range.len()) {
-            // Tried again after the next fault in this region.
-            self.slot.torn.store(true, Ordering::Relaxed);
-            tracing::warn!(%error, "vanished guest memory stays zero: it cannot be mapped again");
-        }
+        Some((self.region.upgrade()?, self.watched.clone(), self.slot))
     }
 }
 

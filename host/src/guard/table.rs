@@ -27,6 +27,8 @@ pub(super) struct Slot {
     page_bytes: AtomicUsize,
     /// A page of the range was replaced by zeros.
     pub(super) torn: AtomicBool,
+    /// Number of the flag to raise then.
+    pub(super) flag: AtomicUsize,
 }
 
 /// A range of addresses and the size of the pages it is made of.
@@ -70,10 +72,12 @@ impl Table {
     }
 
     /// Puts a range in a free slot. One caller at a time.
-    pub(super) fn insert(&self, watched: &Watched) -> &Slot {
+    pub(super) fn insert(&self, watched: &Watched, flag: usize) -> &Slot {
         let mut chunk = self;
         loop {
             if let Some(slot) = chunk.slots.iter().find(|slot| slot.is_free()) {
+                // Nobody looks at it before there is a range.
+                slot.flag.store(flag, Ordering::Relaxed);
                 slot.write(watched);
                 return slot;
             }
@@ -90,6 +94,7 @@ impl Slot {
             end: AtomicUsize::new(0),
             page_bytes: AtomicUsize::new(0),
             torn: AtomicBool::new(false),
+            flag: AtomicUsize::new(0),
         }
     }
 
@@ -150,7 +155,7 @@ mod tests {
         let table = Table::new();
         let at = |index: usize| 0x10_0000 * (index + 1);
         let slots: Vec<&Slot> = (0..3 * CHUNK)
-            .map(|index| table.insert(&watched(at(index), 2)))
+            .map(|index| table.insert(&watched(at(index), 2), index))
             .collect();
         for (index, want) in slots.iter().enumerate() {
             for inside in [0, 8191] {
@@ -166,7 +171,7 @@ mod tests {
         }
         assert!((0..slots.len()).all(|index| table.find(at(index)).is_none()));
         assert!(table.find(0).is_none());
-        let reused = table.insert(&watched(at(7), 1));
+        let reused = table.insert(&watched(at(7), 1), 0);
         assert!(std::ptr::eq(reused, slots[0]));
     }
 
@@ -183,7 +188,7 @@ mod tests {
     #[test]
     fn a_slot_is_seen_whole_or_not_at_all() {
         let table = Table::new();
-        let slot = table.insert(&watched(0x1000, 1));
+        let slot = table.insert(&watched(0x1000, 1), 0);
         std::thread::scope(|scope| {
             let reader = scope.spawn(|| {
                 let mut seen = 0;

@@ -8,11 +8,12 @@ use daxwindow_shared::latency::Summary;
 
 use super::counters::OpReport;
 use super::document::{
-    Capability, Daemon, FrontEnd, Latency, Mappings, Opcode, Queue, Queues, Requests, SCHEMA,
-    Session, ShareStatus, Status, Verdict, Window,
+    Capability, Daemon, FrontEnd, InodeCosts, Latency, Mappings, Opcode, Queue, Queues, Requests,
+    SCHEMA, Session, ShareStatus, Status, Verdict, Window,
 };
 use super::queues::QueueReport;
 use crate::dax::{Capabilities, Dax, DaxStats, DaxVerdict, MapError};
+use crate::fs::InodeUsage;
 use crate::server::{DaxWish, Server};
 use crate::shares::{Shares, accounting};
 
@@ -80,7 +81,18 @@ fn session(server: &Server) -> Session {
         live_seconds: began.map(|began| seconds_since(began.at)),
         guest_dax: began.map(|began| wish(began.wish).into()),
         inodes: server.fs().live_inodes() as u64,
+        inode_costs: inode_costs(&server.fs().usage()),
         handles: server.fs().live_handles() as u64,
+    }
+}
+
+fn inode_costs(usage: &InodeUsage) -> InodeCosts {
+    InodeCosts {
+        heap_bytes: usage.heap_bytes as u64,
+        held_descriptors: usage.held_descriptors as u64,
+        cached_descriptors: usage.cached_descriptors as u64,
+        mounts: usage.mounts as u64,
+        mounts_by_handle: usage.mounts_by_handle as u64,
     }
 }
 

@@ -157,8 +157,26 @@ pub struct Session {
     pub guest_dax: Option<String>,
     /// Inodes that it knows.
     pub inodes: u64,
+    /// What they cost.
+    pub inode_costs: InodeCosts,
     /// Files and directories that it has open.
     pub handles: u64,
+}
+
+/// What the inodes that a guest knows cost the daemon.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InodeCosts {
+    /// Heap memory, in bytes.
+    pub heap_bytes: u64,
+    /// Descriptors held: an inode each that is not known by handle, or has
+    /// lost its last name.
+    pub held_descriptors: u64,
+    /// Descriptors kept open because they were used not long ago.
+    pub cached_descriptors: u64,
+    /// Mounts that inodes are on.
+    pub mounts: u64,
+    /// Those of them where inodes are known by handle.
+    pub mounts_by_handle: u64,
 }
 
 /// The window.

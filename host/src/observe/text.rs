@@ -144,6 +144,18 @@ fn connection(page: &mut Page, status: &ShareStatus) {
         ),
         None => page.line("session", "none: no guest has the share mounted"),
     }
+    let costs = &session.inode_costs;
+    page.line(
+        "inodes",
+        format_args!(
+            "{} of memory, {} descriptors held and {} kept for a while; by handle on {} of {} mounts",
+            size(costs.heap_bytes),
+            costs.held_descriptors,
+            costs.cached_descriptors,
+            costs.mounts_by_handle,
+            costs.mounts
+        ),
+    );
     let wish = match session.guest_dax.as_deref() {
         Some("always") => "dax=always: every regular file, whatever the daemon's rule",
         Some("inode") => "by inode: the files that the daemon flags",

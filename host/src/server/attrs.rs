@@ -53,7 +53,7 @@ impl Server {
         let mut mask = StatxMask::BASIC_STATS;
         mask.set(StatxMask::BTIME, birth.is_some());
         mask.set(StatxMask::BLOCKS, !self.fs.is_dax(nodeid));
-        let valid = self.options.caching.valid();
+        let valid = self.options.caching.valid(&attr);
         call.reply.value(&StatxOut {
             attr_valid: valid.as_secs(),
             attr_valid_nsec: valid.subsec_nanos(),
@@ -63,7 +63,7 @@ impl Server {
     }
 
     fn attr_out(&self, nodeid: u64, attr: Attr) -> AttrOut {
-        let valid = self.options.caching.valid();
+        let valid = self.options.caching.valid(&attr);
         AttrOut {
             attr_valid: valid.as_secs(),
             attr_valid_nsec: valid.subsec_nanos(),
@@ -89,8 +89,12 @@ impl Server {
         if let Some(dax) = entry.dax {
             return dax;
         }
-        let attr = &entry.attr;
-        let dax = self.dax.decide(&Candidate { attr, name, path });
+        let dax = self.dax.decide(&Candidate {
+            attr: &entry.attr,
+            name,
+            path,
+            writable: &|| self.fs.opens_writable(entry.nodeid),
+        });
         self.fs.settle_dax(entry.nodeid, dax)
     }
 }

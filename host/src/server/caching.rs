@@ -7,7 +7,9 @@
 
 use std::time::Duration;
 
+use daxwindow_shared::fuse::Attr;
 use daxwindow_shared::fuse::flags::OpenOutFlags;
+use rustix::fs::FileType;
 
 /// `--cache`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +37,11 @@ pub struct Caching {
     pub writeback: bool,
     /// Listings tell attributes too, where the mode keeps any.
     pub readdirplus: bool,
+    /// Programs in several guests work on the same files and exclude each
+    /// other by locks: in mode auto, names and attributes of all but directories
+    /// are asked for each time, so that who holds the lock sees what was
+    /// written, made and removed under it before. Data follow, by size and time.
+    pub locks: bool,
 }
 
 impl Default for Caching {
@@ -44,6 +51,7 @@ impl Default for Caching {
             allow_mmap: false,
             writeback: false,
             readdirplus: true,
+            locks: false,
         }
     }
 }
@@ -52,10 +60,12 @@ const SHORT: Duration = Duration::from_secs(1);
 const LONG: Duration = Duration::from_secs(24 * 60 * 60);
 
 impl Caching {
-    /// How long names lead where they led, and attributes are as they were. A
-    /// name that leads nowhere is asked for every time.
-    pub(super) fn valid(self) -> Duration {
+    /// How long a name leads to what has these attributes, and they are as
+    /// they were. A name that leads nowhere is asked for every time.
+    pub(super) fn valid(self, attr: &Attr) -> Duration {
+        let directory = FileType::from_raw_mode(attr.mode) == FileType::Directory;
         match self.mode {
+            CacheMode::Auto if self.locks && !directory => Duration::ZERO,
             CacheMode::Auto => SHORT,
             CacheMode::Always | CacheMode::Metadata => LONG,
             CacheMode::Never => Duration::ZERO,

@@ -84,39 +84,36 @@ impl Shares {
     pub fn add(self: &Arc<Self>, new: NewShare) -> Result<(), RegistryError> {
         let name = new.name.clone();
         let failed = |error| RegistryError::Share(name.clone(), error);
-        let root = rustix::io::fcntl_dupfd_cloexec(&new.root, 3);
-        let root = root.map_err(|errno| {
-            failed(ShareError::Io {
-                action: "duplicate the directory",
-                cause: errno.into(),
-            })
-        })?;
         let span = match self.many {
-            true => tracing::error_span!("share", name = %new.name),
+            true => tracing::error_span!("share", name = %name),
             false => Span::none(),
         };
-        let (share, config) = Share::open(&self.config, &new, root, span).map_err(failed)?;
+        let (share, config, socket) = Share::open(&self.config, new, span).map_err(failed)?;
         let share = Arc::new(share);
-        self.enter(&new.name, &share)?;
-        let (served, home) = (Arc::clone(&share), Arc::downgrade(self));
+        self.enter(&name, &share)?;
+        let (served, leave) = (
+            Arc::clone(&share),
+            Leave(Arc::downgrade(self), name.clone()),
+        );
         let thread = std::thread::Builder::new()
-            .name(format!("share {}", new.name))
+            .name(format!("share {name}"))
             .spawn(move || {
-                let leave = Leave(home, new.name);
-                served.run(&config, &new.socket);
+                served.run(&config, &socket);
                 // The file goes before the name is free again.
-                drop(new.socket);
+                drop(socket);
                 drop(leave);
             });
         match thread {
-            Ok(thread) => *share.thread.lock() = Some(thread),
-            Err(cause) => {
-                self.forget(&name);
-                let action = "start a thread";
-                return Err(failed(ShareError::Io { action, cause }));
+            Ok(thread) => {
+                *share.thread.lock() = Some(thread);
+                Ok(())
             }
+            // The closure is gone, and the share with it.
+            Err(cause) => Err(failed(ShareError::Io {
+                action: "start a thread",
+                cause,
+            })),
         }
-        Ok(())
     }
 
     fn enter(&self, name: &ShareName, share: &Arc<Share>) -> Result<(), RegistryError> {

@@ -94,12 +94,11 @@ impl Share {
     /// yet. `span` is where its log belongs.
     pub(super) fn open(
         config: &Config,
-        new: &NewShare,
-        root: OwnedFd,
+        new: NewShare,
         span: Span,
-    ) -> Result<(Share, Config), ShareError> {
+    ) -> Result<(Share, Config, Socket), ShareError> {
         let config = new.changes.apply(config)?;
-        let fs = SharedDir::of(root, config.share.clone());
+        let fs = SharedDir::of(new.root, config.share.clone());
         let fs = fs.map_err(|cause| ShareError::Directory {
             path: new.directory.clone(),
             cause,
@@ -124,7 +123,7 @@ impl Share {
             span,
             thread: Mutex::default(),
         };
-        Ok((share, config))
+        Ok((share, config, new.socket))
     }
 
     /// What the status document says of it.

@@ -14,7 +14,7 @@ fn config(extra: &[&str]) -> Config {
     flags.config(1024).expect("a configuration")
 }
 
-fn share(dir: &std::path::Path) -> (Share, Config) {
+fn share(dir: &std::path::Path) -> Share {
     let new = NewShare {
         name: "a".parse().expect("a name"),
         root: open_directory(dir).expect("there"),
@@ -22,14 +22,15 @@ fn share(dir: &std::path::Path) -> (Share, Config) {
         socket: Socket::bind("test", &dir.join("a.sock")).expect("bound"),
         changes: Changes::default(),
     };
-    let root = open_directory(dir).expect("there");
-    Share::open(&config(&[]), &new, root, Span::none()).expect("a share")
+    Share::open(&config(&[]), new, Span::none())
+        .expect("a share")
+        .0
 }
 
 #[test]
 fn a_panic_and_a_failure_cost_a_moment_and_not_the_share() {
     let dir = tempfile::tempdir().expect("a directory");
-    let (share, _) = share(dir.path());
+    let share = share(dir.path());
     let rounds = AtomicU32::new(0);
     share.keep_on(|| {
         assert!(share.seat.take(), "the last guest has left");
@@ -85,8 +86,7 @@ fn descriptors_are_divided_among_the_shares_that_may_be() {
         let base = ["daxwindowd", "--shared-dir", "/d"];
         let flags = Flags::try_parse_from(base.iter().chain(extra)).expect("flags");
         let share = flags.config(8192).expect("a configuration").share;
-        let inodes = share.max_held_descriptors + share.max_cached_descriptors;
-        (inodes, share.max_handles)
+        (share.max_inode_descriptors, share.max_handles)
     };
     assert_eq!(of(&["--socket-path", "/a"]), (4096, 2048));
     assert_eq!(

@@ -187,6 +187,15 @@ impl Daemon {
         dir.map_or(0, Iterator::count)
     }
 
+    /// What its descriptors are open on.
+    pub(crate) fn open_targets(&self) -> Vec<PathBuf> {
+        let dir = std::fs::read_dir(format!("/proc/{}/fd", self.pid())).expect("procfs");
+        let targets = dir.filter_map(|entry| std::fs::read_link(entry.ok()?.path()).ok());
+        let mut targets: Vec<PathBuf> = targets.collect();
+        targets.sort();
+        targets
+    }
+
     /// Descriptors it has open on the share, which is all it sees of the
     /// host's files, or otherwise on files whose path contains `part`.
     pub(crate) fn open_files_on(&self, part: &str) -> usize {

@@ -19,7 +19,10 @@ fn everything_that_changes_is_erofs_and_everything_that_reads_goes_on() {
     let disk = Tmpfs::new("size=16m");
     make_file(&disk.path().join("file"), 1, SIZE);
     std::fs::create_dir(disk.path().join("dir")).expect("made");
-    let daemon = Daemon::start(disk.path(), &["--dax", "always", "--dax-window", "16M"]);
+    let daemon = Daemon::start(
+        disk.path(),
+        &["--dax", "always", "--dax-window", "16M", "--xattr"],
+    );
     let session = attach(&daemon);
     let node = walk(&session, "file").expect("there").nodeid;
     disk.remount(true).expect("nobody writes");

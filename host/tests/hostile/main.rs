@@ -10,6 +10,7 @@ mod driver;
 mod descriptors;
 mod front_end;
 mod mutated;
+mod neighbours;
 mod requests;
 mod samples;
 mod socket;

@@ -8,7 +8,7 @@
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
@@ -30,7 +30,11 @@ pub(in crate::fs) struct Descriptors {
     shards: Box<[Mutex<Ring>]>,
     /// Places in a shard.
     places: usize,
+    /// Descriptors in the cache.
+    cached: AtomicUsize,
     held: Arc<Budget>,
+    /// Of both kinds together.
+    total: usize,
 }
 
 #[derive(Debug, Default)]
@@ -38,7 +42,6 @@ struct Ring {
     places: Vec<Place>,
     free: Vec<u16>,
     hand: usize,
-    live: usize,
 }
 
 #[derive(Debug, Default)]
@@ -50,18 +53,38 @@ struct Place {
 }
 
 impl Descriptors {
-    /// At most `cached` descriptors in the cache and `held` outside of it.
-    pub(super) fn new(cached: usize, held: usize) -> Arc<Descriptors> {
+    /// At most `total` descriptors, `cached` of them in the cache, which gives
+    /// way to those that are held.
+    pub(super) fn new(cached: usize, total: usize) -> Arc<Descriptors> {
         Arc::new(Descriptors {
             shards: (0..SHARDS).map(|_| Mutex::default()).collect(),
             places: (cached / SHARDS).min(MAX_PLACES),
-            held: Budget::new(held),
+            cached: AtomicUsize::new(0),
+            held: Budget::new(total),
+            total,
         })
     }
 
     /// The right to hold one descriptor for as long as a node lives.
     pub(super) fn hold(&self) -> Option<Unit> {
-        self.held.take_one()
+        let unit = self.held.take_one()?;
+        if self.held() + self.cached() > self.total {
+            let start = self.held();
+            let evict = |at: usize| {
+                let mut ring = self.shards.get((start + at) % SHARDS)?.lock();
+                let (place, fd) = ring.evict()?;
+                ring.free.push(place);
+                Some(fd)
+            };
+            // Closed with no lock held.
+            let gone = (0..SHARDS).find_map(evict);
+            self.uncount(gone.iter().len());
+        }
+        Some(unit)
+    }
+
+    fn uncount(&self, gone: usize) {
+        self.cached.fetch_sub(gone, Ordering::Relaxed);
     }
 
     /// Whether no more may be held.
@@ -76,7 +99,7 @@ impl Descriptors {
 
     /// Descriptors in the cache.
     pub(super) fn cached(&self) -> usize {
-        self.shards.iter().map(|shard| shard.lock().live).sum()
+        self.cached.load(Ordering::Relaxed)
     }
 
     fn shard(&self, id: u64) -> &Mutex<Ring> {
@@ -102,7 +125,14 @@ impl Descriptors {
         if self.places == 0 {
             return;
         }
-        let (number, evicted) = self.shard(id).lock().put(self.places, fd);
+        // Counted first, so that two who come together do not pass the limit.
+        let before = self.cached.fetch_add(1, Ordering::Relaxed);
+        let has_room = self.held() + before < self.total;
+        let most = if has_room { self.places } else { 0 };
+        let (number, evicted) = self.shard(id).lock().put(most, fd);
+        if number == 0 || evicted.is_some() {
+            self.uncount(1);
+        }
         // Closed with no lock held.
         drop(evicted);
         let before = ticket.0.swap(number, Ordering::Relaxed);
@@ -122,8 +152,8 @@ impl Descriptors {
         let place = ring.places.get_mut(at).filter(|place| place.turn == turn)?;
         let fd = place.fd.take()?;
         place.used = false;
-        ring.live -= 1;
         ring.free.push(at as u16);
+        self.uncount(1);
         Some(fd)
     }
 
@@ -131,27 +161,29 @@ impl Descriptors {
     pub(super) fn shed(&self) {
         for shard in &self.shards {
             let mut ring = shard.lock();
-            let gone: Vec<_> = (0..ring.live / 2).filter_map(|_| ring.evict()).collect();
+            let live = ring.places.len() - ring.free.len();
+            let gone: Vec<_> = (0..live / 2).filter_map(|_| ring.evict()).collect();
             ring.free.extend(gone.iter().map(|(at, _)| *at));
-            ring.live -= gone.len();
             drop(ring);
+            self.uncount(gone.len());
             drop(gone);
         }
     }
 }
 
 impl Ring {
-    /// The ticket's number, and what had to go.
+    /// The ticket's number, and what had to go. With `most` places, or in the
+    /// place of another.
     fn put(&mut self, most: usize, fd: &Arc<OwnedFd>) -> (u64, Option<Arc<OwnedFd>>) {
         let mut evicted = None;
-        let at = if let Some(free) = self.free.pop() {
+        let free = if most > 0 { self.free.pop() } else { None };
+        let at = if let Some(free) = free {
             usize::from(free)
         } else if self.places.len() < most {
             self.places.push(Place::default());
             self.places.len() - 1
         } else if let Some((at, fd)) = self.evict() {
             evicted = Some(fd);
-            self.live -= 1;
             usize::from(at)
         } else {
             // No place at all.
@@ -163,7 +195,6 @@ impl Ring {
         place.turn += 1;
         place.used = false;
         place.fd = Some(Arc::clone(fd));
-        self.live += 1;
         (place.turn << 16 | at as u64, evicted)
     }
 
@@ -205,7 +236,7 @@ mod tests {
 
     #[test]
     fn the_cache_keeps_what_is_used_and_never_more_than_it_may() {
-        let cache = Descriptors::new(SHARDS * 4, 0);
+        let cache = Descriptors::new(SHARDS * 4, 1000);
         let nodes: Vec<(u64, Ticket, Arc<OwnedFd>)> = (0..40)
             .map(|n| (n * SHARDS as u64, Ticket::default(), fd()))
             .collect();
@@ -237,7 +268,7 @@ mod tests {
 
     #[test]
     fn a_second_descriptor_of_a_node_takes_the_place_of_the_first() {
-        let cache = Descriptors::new(SHARDS * 4, 0);
+        let cache = Descriptors::new(SHARDS * 4, 1000);
         let (ticket, first, second) = (Ticket::default(), fd(), fd());
         cache.put(1, &ticket, &first);
         cache.put(1, &ticket, &second);
@@ -249,7 +280,7 @@ mod tests {
 
     #[test]
     fn shedding_halves_and_no_places_is_no_cache() {
-        let cache = Descriptors::new(SHARDS * 8, 0);
+        let cache = Descriptors::new(SHARDS * 8, 1000);
         let nodes: Vec<_> = (0..8).map(|_| (Ticket::default(), fd())).collect();
         for (ticket, fd) in &nodes {
             cache.put(0, ticket, fd);
@@ -268,5 +299,29 @@ mod tests {
         assert!(none.is_spent() && none.hold().is_none());
         drop(held);
         assert_eq!(none.held(), 0);
+    }
+
+    #[test]
+    fn the_cache_gives_way_to_what_is_held() {
+        let both = Descriptors::new(SHARDS * 8, 6);
+        let nodes: Vec<_> = (0..9).map(|_| (Ticket::default(), fd())).collect();
+        for (id, (ticket, fd)) in (0..).zip(&nodes) {
+            both.put(id, ticket, fd);
+        }
+        assert_eq!(both.cached(), 6);
+        let held: Vec<_> = (0..4).map(|_| both.hold().unwrap()).collect();
+        assert_eq!((both.held(), both.cached()), (4, 2));
+        let open = nodes.iter().filter(|n| Arc::strong_count(&n.1) > 1);
+        assert_eq!(open.count(), 2);
+        for (id, (ticket, fd)) in (0..).zip(&nodes) {
+            both.put(id, ticket, fd);
+            assert_eq!(both.cached(), 2);
+        }
+        let more: Vec<_> = (0..2).map(|_| both.hold().unwrap()).collect();
+        assert_eq!((both.held(), both.cached()), (6, 0));
+        assert!(both.hold().is_none());
+        drop((held, more));
+        both.put(0, &nodes[0].0, &nodes[0].1);
+        assert_eq!((both.held(), both.cached()), (0, 1));
     }
 }

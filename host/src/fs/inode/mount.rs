@@ -44,6 +44,9 @@ const BIRTHS: [FsWord; 5] = [
     magic::F2FS,
 ];
 
+/// How often a handle is tried again when that may help.
+const TRIES: usize = 3;
+
 /// A mount with a node on it.
 #[derive(Debug)]
 pub(in crate::fs) struct Mount {
@@ -122,13 +125,17 @@ impl Mount {
     pub(super) fn open(&self, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
         let way = self.by_handle.as_ref().ok_or(Errno::STALE)?;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
-        match super::sys::open(way.fd.as_fd(), handle.raw(), flags) {
-            Err(Errno::MFILE | Errno::NFILE) => {
-                self.descriptors.shed();
-                super::sys::open(way.fd.as_fd(), handle.raw(), flags)
+        let open = || super::sys::open(way.fd.as_fd(), handle.raw(), flags);
+        for _ in 0..TRIES {
+            match open() {
+                Err(Errno::MFILE | Errno::NFILE) => self.descriptors.shed(),
+                // What Linux says too while the number of an inode that is
+                // gone is being given to a new one.
+                Err(Errno::NOMEM) => std::thread::yield_now(),
+                done => return done,
             }
-            done => done,
         }
+        open()
     }
 }
 

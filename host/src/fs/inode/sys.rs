@@ -1,4 +1,5 @@
-//! `name_to_handle_at` and `open_by_handle_at`, which no library here offers.
+//! `name_to_handle_at`, `open_by_handle_at` and `malloc_trim`, which no library
+//! here offers.
 
 #![allow(unsafe_code)]
 
@@ -103,6 +104,19 @@ pub(super) fn open(
     // owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
+
+/// Gives memory that was freed back to the kernel, as far as the C library
+/// has kept it.
+#[cfg(target_env = "gnu")]
+pub(super) fn trim_heap() {
+    // SAFETY: it may be called at any time by any thread, and touches no
+    // memory that is in use.
+    unsafe { libc::malloc_trim(0) };
+}
+
+/// Other C libraries give it back by themselves or not at all.
+#[cfg(not(target_env = "gnu"))]
+pub(super) fn trim_heap() {}
 
 fn last_error() -> Errno {
     Errno::from_io_error(&io::Error::last_os_error()).unwrap_or(Errno::IO)

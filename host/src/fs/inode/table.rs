@@ -12,7 +12,7 @@
 use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use daxwindow_shared::fuse::ROOT_ID;
@@ -31,7 +31,10 @@ use super::file_handle::FileHandle;
 use super::identity::{Birth, Key, Moment};
 use super::ids::{IdShards, SHARDS, is_sparse};
 use super::mount::{Mount, MountTable};
-use super::{Held, Inode};
+use super::{Held, Inode, sys};
+
+/// Nodes whose memory is worth giving back.
+const MANY: usize = 1 << 13;
 
 /// Node id, whether it has DAX if that is decided, and whether the guest knew
 /// the node before.
@@ -46,7 +49,7 @@ pub(in crate::fs) struct Known {
 #[derive(Clone, Copy, Debug)]
 pub(in crate::fs) struct NodeLimits {
     pub(in crate::fs) inodes: usize,
-    pub(in crate::fs) held_descriptors: usize,
+    pub(in crate::fs) inode_descriptors: usize,
     pub(in crate::fs) cached_descriptors: usize,
     pub(in crate::fs) handles: InodeFileHandles,
 }
@@ -74,6 +77,8 @@ pub(in crate::fs) struct InodeTable {
     next_id: AtomicU64,
     session: Arc<AtomicU64>,
     budget: Arc<Budget>,
+    /// Most nodes at a time since memory was given back.
+    peak: AtomicUsize,
     mounts: MountTable,
     root: Root,
 }
@@ -94,7 +99,7 @@ impl InodeTable {
         limits: NodeLimits,
     ) -> Result<InodeTable, Errno> {
         let stat = attr::stat(&root)?;
-        let descriptors = Descriptors::new(limits.cached_descriptors, limits.held_descriptors);
+        let descriptors = Descriptors::new(limits.cached_descriptors, limits.inode_descriptors);
         let mounts = MountTable::new(limits.handles, descriptors);
         let mount = mounts.of(proc, root.as_fd(), &stat)?;
         // One descriptor does for both.
@@ -108,6 +113,7 @@ impl InodeTable {
             next_id: AtomicU64::new(ROOT_ID + 1),
             session,
             budget: Budget::new(limits.inodes),
+            peak: AtomicUsize::new(0),
             mounts,
             root: Root {
                 key: attr::key_of(&stat),
@@ -244,6 +250,7 @@ impl InodeTable {
             return Err(Errno::STALE);
         }
         let unit = Some(unit.ok_or(Errno::NFILE)?);
+        self.peak.fetch_max(self.live(), Ordering::Relaxed);
         let kind = attr::kind_of(seen.stat);
         let fd = seen.fd.map(Arc::new);
         let inode = Arc::new(Inode {
@@ -311,8 +318,22 @@ impl InodeTable {
             shard.shrink_to(keep, |inode| self.hash(&inode.key()));
         }
         drop(shard);
-        // `inode` is dropped last, so no lock is held while it closes.
         self.by_id.remove(id);
+        // No lock is held while it closes.
+        drop(inode);
+        self.give_back();
+    }
+
+    /// Gives memory back to the host when most nodes are gone.
+    fn give_back(&self) {
+        let (peak, live) = (self.peak.load(Ordering::Relaxed), self.live());
+        let (ok, relaxed) = (Ordering::Relaxed, Ordering::Relaxed);
+        if peak >= MANY
+            && live < peak / 4
+            && self.peak.compare_exchange(peak, live, ok, relaxed).is_ok()
+        {
+            sys::trim_heap();
+        }
     }
 
     /// Drops all nodes but the root. The caller has begun a new session.
@@ -323,6 +344,7 @@ impl InodeTable {
         }
         self.by_id.clear();
         self.put_root();
+        self.give_back();
     }
 
     fn put_root(&self) {

@@ -111,7 +111,7 @@ fn a_file_with_a_name_left_is_not_held() {
 #[test]
 fn without_a_descriptor_for_it_an_unlinked_file_goes_when_it_is_closed() {
     let share = Share::with(ShareOptions {
-        max_held_descriptors: 1,
+        max_inode_descriptors: 1,
         ..bare()
     });
     let fs = &share.fs;
@@ -303,8 +303,8 @@ fn a_file_system_without_handles_gets_descriptors_or_is_refused() {
     let refused = SharedDir::open(&dir("share"), bare()).unwrap_err();
     assert_eq!(refused.kind(), std::io::ErrorKind::Unsupported, "{refused}");
 
-    let options = |max_held_descriptors| ShareOptions {
-        max_held_descriptors,
+    let options = |max_inode_descriptors| ShareOptions {
+        max_inode_descriptors,
         ..ShareOptions::default()
     };
     let fs = SharedDir::open(&dir("share"), options(2)).unwrap();

@@ -274,7 +274,7 @@ proptest! {
         let session = Arc::new(AtomicU64::new(0));
         let limits = NodeLimits {
             inodes: MAX,
-            held_descriptors: MAX,
+            inode_descriptors: MAX,
             cached_descriptors: 32,
             handles: match by_handle {
                 true => InodeFileHandles::Mandatory,

@@ -13,6 +13,7 @@ use super::*;
 use crate::dax::{DaxMode, DaxOptions};
 use crate::fs::ShareOptions;
 
+mod extensions;
 mod hostile;
 mod newer;
 mod semantics;
