@@ -78,6 +78,12 @@ fn many_inodes_take_few_descriptors_and_little_memory_and_give_it_back() {
     grow(share.path(), DIRECTORIES, EACH);
     let daemon = start(share.path(), &["--inode-file-handles", "mandatory"]);
     let session = attach(&daemon);
+    // What the daemon needs for the first of each kind of request is not the
+    // inodes'.
+    let warm = session.lookup(ROOT_ID, b"d0").expect("d0").nodeid;
+    for (_, id, _) in learn(&session, warm) {
+        session.forget(id, u64::MAX);
+    }
     let before = own_memory(&daemon);
     let mut known = Vec::new();
     for directory in 0..DIRECTORIES {
@@ -116,7 +122,7 @@ fn many_inodes_take_few_descriptors_and_little_memory_and_give_it_back() {
         }
     }
     eventually("the memory comes back", || {
-        own_memory(&daemon) < before + count * BYTES_EACH / 5
+        own_memory(&daemon).saturating_sub(before) < (full - before) / 2
     });
     let (_, _, files) = &known[0];
     let refused = session.getattr(files[0].1, None).expect_err("forgotten");

@@ -29,7 +29,7 @@ fn is_data(load: &Load, bytes: usize) -> bool {
     matches!(load.operation, Operation::Read(n) | Operation::Write(n) if n == bytes)
 }
 
-const SUMS: [Sum; 11] = [
+const SUMS: [Sum; 12] = [
     Sum {
         name: "metadata_d1",
         what: "metadata operations, depth 1",
@@ -37,6 +37,15 @@ const SUMS: [Sum; 11] = [
         goal: Some(Goal::AtLeast(1.5)),
         field: RATE,
         better: Better::Higher,
+        takes: |load| is_metadata(load, 1, 1),
+    },
+    Sum {
+        name: "metadata_p50_d1",
+        what: "metadata operations, depth 1, p50",
+        unit: "us",
+        goal: None,
+        field: |sample| sample.p50_us,
+        better: Better::Lower,
         takes: |load| is_metadata(load, 1, 1),
     },
     Sum {
@@ -197,12 +206,12 @@ mod tests {
         ];
         let figures = summary(&planned, &outcomes);
         let names: Vec<_> = figures.iter().map(|f| f.name.as_str()).collect();
-        assert_eq!(names, ["metadata_d1", "metadata_cpu_d1"]);
+        assert_eq!(names, ["metadata_d1", "metadata_p50_d1", "metadata_cpu_d1"]);
         let ratio = figures[0].ratio.expect("a ratio");
         assert!((ratio - 4.0).abs() < 1e-9, "{ratio}");
         assert_eq!(figures[0].met, Some(true));
-        assert!((figures[1].ratio.expect("a ratio") - 0.25).abs() < 1e-9);
-        assert_eq!((figures[0].n, figures[1].met), (2, Some(true)));
+        assert!((figures[2].ratio.expect("a ratio") - 0.25).abs() < 1e-9);
+        assert_eq!((figures[0].n, figures[2].met), (2, Some(true)));
     }
 
     #[test]

@@ -108,7 +108,6 @@ fn measure(binary: &Path, forest: &Forest, args: &Args) -> Result<Vec<Figure>> {
         args.descriptors,
     )?;
     let session = watched.attach()?;
-    let before = watched.memory()?;
 
     let few = 0..FEW;
     for number in few.clone() {
@@ -118,6 +117,8 @@ fn measure(binary: &Path, forest: &Forest, args: &Args) -> Result<Vec<Figure>> {
         .map(|seed| watched.look_up(&session, forest, &few, args.lookups as usize, seed))
         .collect::<Result<Vec<_>>>()?;
 
+    // What the first requests of a kind take is not the inodes'.
+    let before = watched.memory()?;
     let began = Instant::now();
     let known = forest.learn(&session)?;
     let directories = forest.enter(&session)?;
@@ -146,7 +147,7 @@ fn measure(binary: &Path, forest: &Forest, args: &Args) -> Result<Vec<Figure>> {
     }
     let count = f64::from(args.count);
     let mut memory = Paired::default();
-    memory.push((full - before) / count, ALLOWED_BYTES);
+    memory.push((full - before) / (count - FEW as f64), ALLOWED_BYTES);
     let mut returned = Paired::default();
     returned.push(after - before, full - before);
     let mean = |of: fn(&Cost) -> f64, costs: &[Cost]| {

@@ -7,6 +7,7 @@
 mod basics;
 mod buffers;
 mod counted;
+mod databases;
 mod exercisers;
 mod forest;
 mod full;
