@@ -62,15 +62,16 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
         files: outside.take_files(),
         logs,
     })?;
-    serve(config, &inside, outside)
+    serve(config, inside, outside)
 }
 
 /// The rest of a life, with nothing to be seen but what is shared.
-fn serve(config: Config, inside: &Inside, outside: Outside) -> Result<(), Box<dyn Error>> {
+fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box<dyn Error>> {
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
     SharedDir::prepare()?;
-    let fixed = fixed_shares(&config, inside, outside.sockets)?;
+    let fixed = fixed_shares(&config, &inside, outside.sockets)?;
+    inside.close_trees();
     let shares = Shares::new(config);
     let stop = Stop::new()?;
     heed_signals(stop.clone(), shares.clone())?;

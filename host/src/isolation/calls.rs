@@ -15,6 +15,7 @@ const RUNTIME: &[i64] = &[
     libc::SYS_exit_group,
     libc::SYS_fcntl,
     libc::SYS_futex,
+    libc::SYS_getcwd,
     libc::SYS_getpid,
     libc::SYS_getrandom,
     libc::SYS_gettid,

@@ -68,6 +68,11 @@ impl Inside {
         self.trees.get(index).ok_or(Errno::NOENT)?.try_clone()
     }
 
+    /// Closes the directories; who serves one has a descriptor of its own.
+    pub fn close_trees(&mut self) {
+        self.trees.clear();
+    }
+
     /// Signals are heeded from now on.
     pub fn heeds_signals(&self) {
         self.tell(Word::Heeding, "");

@@ -15,9 +15,9 @@ use std::thread::JoinHandle;
 use std::time::Duration;
 
 use daxwindow_shared::window::RANGE_BYTES;
+use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
-use rustix::net::sockopt::socket_peercred;
 
 use crate::dax::DaxMode;
 use crate::device::serve::{Stop, Wake, wait};
@@ -142,8 +142,10 @@ fn hear(client: &UnixStream, shares: &Arc<Shares>) -> io::Result<()> {
 }
 
 fn is_trusted(client: &UnixStream) -> io::Result<bool> {
-    let peer = socket_peercred(client)?.uid;
-    Ok(peer.is_root() || peer == rustix::process::geteuid())
+    // Not by rustix: to it a process of another namespace, which has no number
+    // here, is an error.
+    let peer = getsockopt(client, PeerCredentials)?.uid();
+    Ok(peer == 0 || peer == rustix::process::geteuid().as_raw())
 }
 
 fn obey(line: &[u8], descriptors: Vec<OwnedFd>, shares: &Arc<Shares>) -> Answer {
