@@ -15,15 +15,15 @@ use super::{CacheFlag, Flags, WhenFlag};
 #[command(next_help_heading = "For command lines of virtiofsd")]
 pub struct CompatFlags {
     /// Options in the old manner: source=DIR, xattr, cache=auto and so on;
-    /// each sets the flag of today [deprecated]
+    /// each sets the flag of today (deprecated)
     #[arg(short = 'o', value_name = "OPTION,...")]
     pub compat_options: Vec<String>,
 
-    /// As --log-level debug [deprecated]
+    /// As --log-level debug (deprecated)
     #[arg(short = 'd')]
     pub compat_debug: bool,
 
-    /// No effect: the daemon always stays in the foreground [deprecated]
+    /// No effect: the daemon always stays in the foreground (deprecated)
     #[arg(short = 'f')]
     pub compat_foreground: bool,
 }
