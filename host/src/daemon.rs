@@ -54,6 +54,8 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
         tracing::warn!("{warning}");
     }
     config.dax.padding = padding(&config, &logs);
+    // Who sees a socket may already end the daemon in order.
+    isolation::hold_signals()?;
     let mut outside = Outside::open(&config)?;
     let inside = isolation::launch(Plan {
         options: &config.isolation,
@@ -75,7 +77,7 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     let shares = Shares::new(config);
     let stop = Stop::new()?;
     heed_signals(stop.clone(), shares.clone())?;
-    inside.heeds_signals();
+    inside.heeds_signals()?;
     let status = outside.status;
     let _status = status
         .map(|socket| StatusSocket::attend(socket, &shares))

@@ -261,6 +261,8 @@ fn without_syslog_the_log_is_on_standard_error() {
     let mut daemon = Started(command.spawn().expect("it starts"));
     let mut stderr = daemon.0.stderr.take().expect("piped");
     eventually("it listens", || UnixStream::connect(&socket).is_ok());
+    // Who is served is sure that signals are heeded.
+    assert_serves(&connect(&socket));
     daemon.end();
     let mut text = String::new();
     std::io::Read::read_to_string(&mut stderr, &mut text).expect("read");

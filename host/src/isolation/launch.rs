@@ -17,7 +17,7 @@ use super::root::Root;
 use super::seccomp::Seccomp;
 use super::supervisor::{self, Word};
 use super::sys::{self, Fork};
-use super::{IsolationError, Options, Sandbox, calls, caps, landlock, namespaces, root};
+use super::{IsolationError, Options, Sandbox, calls, caps, landlock, namespaces, root, signals};
 use crate::device::socket::SocketFile;
 use crate::fs::ProcFd;
 
@@ -73,9 +73,15 @@ impl Inside {
         self.trees.clear();
     }
 
-    /// Signals are heeded from now on.
-    pub fn heeds_signals(&self) {
+    /// Signals have handlers: they are heeded from now on.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn heeds_signals(&self) -> Result<(), IsolationError> {
+        signals::release()?;
         self.tell(Word::Heeding, "");
+        Ok(())
     }
 
     /// Guests may come; `summary` says in a line how things are.

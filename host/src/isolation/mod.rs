@@ -7,6 +7,7 @@
 //! | `idmap` | which users a user namespace has |
 //! | [`root`] | what is at `/` |
 //! | `supervisor` | the process that stays outside |
+//! | `signals` | what comes before anybody heeds it |
 //! | `helper` | a process that keeps one privilege for one purpose |
 //! | [`caps`] | capabilities |
 //! | `landlock` | a second fence around the share |
@@ -29,6 +30,7 @@ mod limits;
 mod namespaces;
 pub mod root;
 pub mod seccomp;
+mod signals;
 mod supervisor;
 mod sys;
 
@@ -41,6 +43,7 @@ use self::seccomp::{Seccomp, SeccompError};
 pub use idmap::{IdMap, IdMapError};
 pub use launch::{Inside, Plan, launch, main_pid};
 pub use limits::{NofileError, set_nofile};
+pub use signals::hold as hold_signals;
 pub use sys::{close_inherited, opened_by};
 
 pub(crate) use helper::{Alone, spawn};

@@ -19,7 +19,7 @@ use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use super::launch::Plan;
-use super::{IsolationError, calls, caps, sys};
+use super::{IsolationError, calls, caps, signals as held, sys};
 
 /// Handed on to the serving process.
 const HANDED_ON: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1];
@@ -114,6 +114,7 @@ fn attend(pid: Pid, mut line: UnixStream, plan: &Plan<'_>) -> Result<End, Isolat
     }
     let mut signals =
         SignalDelivery::with_pipe(read, write, SignalOnly, HANDED_ON).map_err(looking_after)?;
+    held::release()?;
     // What dies of a signal is the serving process, and this one only says so.
     let none = Rlimit {
         current: Some(0),

@@ -60,10 +60,7 @@ pub(crate) const FEATURES: [(&str, Try); 26] = [
     ("copy_file_range", copy),
     ("times of a nanosecond", times),
     ("user.* attributes (--xattr)", user_attribute),
-    (
-        "trusted.* attributes (--xattr --modcaps=+sys_admin)",
-        trusted_attribute,
-    ),
+    ("trusted.* attributes (--xattr)", trusted_attribute),
     ("POSIX ACLs (--posix-acl)", acl),
     ("locks (--locks)", lock),
     ("directories: cookies, d_type", list),

@@ -14,13 +14,12 @@ const WRITE: &str = "DAXWINDOW_WRITE_DOCS";
 const DOCUMENT: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/../docs/lower-file-systems.md");
 const BEGIN: &str = "<!-- the table begins -->\n";
 const END: &str = "<!-- the table ends -->\n";
-const FLAGS: [&str; 7] = [
+const FLAGS: [&str; 6] = [
     "--dax",
     "always",
     "--dax-window",
     "32M",
     "--xattr",
-    "--modcaps=+sys_admin",
     "--locks",
 ];
 
