@@ -268,6 +268,8 @@ fn reasons_have_a_name_each() {
         NoDax::NotIncluded,
         NoDax::ReadOnlyShare,
         NoDax::PastEndOfFile,
+        NoDax::NotWritable,
+        NoDax::CopiesUp,
     ];
     let indices: Vec<usize> = all.iter().map(|reason| reason.reason()).collect();
     assert_eq!(indices, (0..NoDax::REASONS.len()).collect::<Vec<_>>());

@@ -31,12 +31,18 @@ fn share(folder: &Path, name: &str) -> ShareOptions {
     share.tag = name.into();
     share.mount_at = Some(format!("/{name}"));
     share.window_bytes = 64 << 20;
+    // Immutable files, `trusted.*` and labels take capabilities of the host.
     let flags: &[&str] = match name {
-        "inode" => &["--dax-min-size", "1M", "--xattr"],
+        "inode" => &[
+            "--dax-min-size",
+            "1M",
+            "--xattr",
+            "--modcaps=+sys_admin:+linux_immutable",
+        ],
         "always" => &["--cache", "always", "--writeback", "--allow-direct-io"],
         "metadata" => &["--cache", "metadata", "--allow-mmap"],
         "never" => &["--cache", "never"],
-        _ => &["--security-label"],
+        _ => &["--security-label", "--modcaps=+sys_admin"],
     };
     share.daemon_arguments = flags.iter().map(|flag| (*flag).to_owned()).collect();
     // Flags DAX inodes one by one, which is what such a mount asks for.
