@@ -111,20 +111,21 @@ pub(super) fn direct(scene: &mut Scene) {
     let pid = scene.vm.daemon_pid(ALWAYS).expect("runs");
     let hold = "mkfifo /tmp/hold; dd if=/always/direct iflag=direct of=/tmp/hold >/dev/null 2>&1 &";
     scene.run(&format!("{hold} sleep 1"));
-    let path = scene.host("always/direct").canonicalize().expect("there");
-    let flags = open_flags(pid, &path);
+    let flags = open_flags(pid, &scene.host("always/direct"));
     scene.run("cat /tmp/hold >/dev/null");
     let direct = rustix::fs::OFlags::DIRECT.bits();
     assert!(flags.iter().any(|flags| flags & direct != 0), "{flags:?}");
 }
 
 /// open(2) flags of all descriptors that a process has of a file, `O_PATH`
-/// aside.
+/// aside. By number, since the process may have a root of its own.
 fn open_flags(pid: i32, path: &Path) -> Vec<u32> {
+    let number = |path: &Path| std::fs::metadata(path).map(|found| (found.dev(), found.ino()));
+    let wanted = number(path).expect("there");
     let mut found = Vec::new();
     for entry in std::fs::read_dir(format!("/proc/{pid}/fd")).expect("list") {
         let entry = entry.expect("an entry");
-        if !std::fs::read_link(entry.path()).is_ok_and(|target| target == path) {
+        if !number(&entry.path()).is_ok_and(|number| number == wanted) {
             continue;
         }
         let info = format!("/proc/{pid}/fdinfo/{}", entry.file_name().to_string_lossy());
