@@ -13,7 +13,7 @@
 //! | `files` | test files that can be checked |
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | `placement` | on which processors a measurement runs |
-//! | `report` | figures, JSON, tables |
+//! | `figures` | figures with goals, JSON, tables |
 //! | `host_memory` | page cache by file, memory by process |
 //! | `raw` | all unsafe code |
 
@@ -25,6 +25,7 @@ mod cleanup;
 mod compare;
 mod daemon;
 mod demo;
+mod figures;
 mod files;
 mod guests;
 mod host_memory;
@@ -36,7 +37,6 @@ mod processes;
 mod raw;
 #[cfg(test)]
 mod readme_test;
-mod report;
 mod stats;
 pub mod vm;
 

@@ -32,9 +32,9 @@ use anyhow::{Context, Result};
 
 use crate::cleanup::{self, Scratch};
 use crate::daemon;
+use crate::figures::{Report, table};
 use crate::machine::{COMMIT, Machine, Versions};
 use crate::placement::Placement;
-use crate::report::{Report, table};
 use contender::{Contender, Peers};
 use contest::{Outcome, Setting, hold};
 use measure::{Load, Times};

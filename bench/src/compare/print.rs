@@ -6,7 +6,7 @@ use serde::Serialize;
 
 use super::contest::{Better, Field, Outcome, column};
 use super::memory::Memory;
-use crate::report::{Report, table};
+use crate::figures::{Report, table};
 use crate::stats::{Series, median};
 
 /// One load, as `--json` prints it. Values are medians over the repetitions.

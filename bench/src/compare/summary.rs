@@ -5,7 +5,7 @@
 use super::contest::{Better, Field, Outcome};
 use super::measure::{Load, Sample};
 use super::operations::Operation;
-use crate::report::{Figure, Goal};
+use crate::figures::{Figure, Goal};
 use crate::stats::Paired;
 
 struct Sum {

@@ -8,9 +8,9 @@ use daxwindow_guest::file::MapperStats;
 use super::Demo;
 use super::passes::Lap;
 use super::select::{Candidate, Selection};
+use crate::figures::table::{bytes, bytes_added, micros, short, table};
+use crate::figures::{Figure, Report};
 use crate::host_memory::ProcessMemory;
-use crate::report::table::{bytes, bytes_added, micros, short, table};
-use crate::report::{Figure, Report};
 use crate::stats::Paired;
 
 /// First and hot pass.

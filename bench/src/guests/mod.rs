@@ -13,7 +13,7 @@ use anyhow::{Result, ensure};
 use serde::Serialize;
 
 use crate::daemon;
-use crate::report::table::table;
+use crate::figures::table::table;
 
 use idle::{Cost, measure};
 

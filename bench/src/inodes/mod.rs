@@ -19,8 +19,8 @@ use rustix::process::{Resource, Rlimit, setrlimit};
 
 use crate::cleanup::Scratch;
 use crate::daemon::{self, Dax, Share};
+use crate::figures::{Figure, Goal, Report, table};
 use crate::machine::{COMMIT, Machine, Versions};
-use crate::report::{Figure, Goal, Report, table};
 use crate::stats::{Paired, median};
 use forest::Forest;
 use watched::{Cost, Watched};

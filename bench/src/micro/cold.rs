@@ -14,8 +14,8 @@ use super::parts::{
 use super::{Bench, Cell};
 use crate::attach::Attached;
 use crate::daemon::{Dax, Share};
+use crate::figures::Figure;
 use crate::raw::Source;
-use crate::report::Figure;
 use crate::stats::{Paired, Random, median};
 
 /// Medians of the parts, in microseconds, one entry a repetition.

@@ -13,8 +13,8 @@ use super::parts::p50_micros;
 use super::{Bench, Cell};
 use crate::attach::Attached;
 use crate::daemon::{Dax, Share};
+use crate::figures::Figure;
 use crate::files::{TestFile, mark};
-use crate::report::Figure;
 use crate::stats::Paired;
 
 /// Twice what gets mapped, so that no reclaim starts.

@@ -19,10 +19,10 @@ use anyhow::{Context, Result};
 
 use crate::cleanup::{self, Scratch};
 use crate::daemon;
+use crate::figures::{Figure, Goal, Report, table};
 use crate::files::TestFile;
 use crate::machine::{COMMIT, Machine, Versions};
 use crate::placement::Placement;
-use crate::report::{Figure, Goal, Report, table};
 
 /// Measure the window's figures, each against its denominator from the same run
 ///

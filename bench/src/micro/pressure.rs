@@ -13,9 +13,9 @@ use daxwindow_shared::window::RANGE_BYTES;
 use super::{Bench, Cell};
 use crate::attach::Attached;
 use crate::daemon::{Dax, Share};
+use crate::figures::Figure;
 use crate::files::{TestFile, is_pattern};
 use crate::host_memory::mapped_below;
-use crate::report::Figure;
 use crate::stats::{Paired, Random};
 
 const WINDOW_BYTES: u64 = 16 << 20;

@@ -10,9 +10,9 @@ use super::{Bench, Cell, interleaved, seconds};
 use crate::attach::Attached;
 use crate::buffer::Buffer;
 use crate::daemon::{Dax, Share};
+use crate::figures::Figure;
 use crate::files::is_pattern;
 use crate::raw::{Source, page_bytes};
-use crate::report::Figure;
 use crate::stats::{Paired, Random};
 
 /// Bytes copied at a time.

@@ -11,9 +11,9 @@ use super::parts::{p50_micros, queue_round_trips};
 use super::{Bench, Cell, interleaved, seconds};
 use crate::attach;
 use crate::daemon::{Daemon, Dax, Share};
+use crate::figures::Figure;
 use crate::files::is_pattern;
 use crate::host_memory::bytes_read_by;
-use crate::report::Figure;
 use crate::stats::{Paired, Random, median};
 
 const ROOT: u64 = 1;

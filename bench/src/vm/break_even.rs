@@ -13,7 +13,7 @@ use anyhow::{Context, Result, bail, ensure};
 use super::guest::Vm;
 use super::options::{AccelChoice, Dax, ShareOptions, VmOptions, parse_window};
 use crate::cleanup::Scratch;
-use crate::report::table;
+use crate::figures::table;
 use crate::stats::{Paired, Random};
 
 /// Files of each size: enough for the guest's clock, and few enough that the

@@ -22,8 +22,8 @@ use serde_json::Value;
 use super::options::{AccelChoice, Dax, ShareOptions, VmOptions, parse_window};
 use super::program::example;
 use super::{Vm, daemon_status};
+use crate::figures::table::{bytes, short, table};
 use crate::machine::Machine;
-use crate::report::table::{bytes, short, table};
 
 const FILE_BYTES: u64 = 1 << 30;
 /// A setup may be slow where hundreds live.

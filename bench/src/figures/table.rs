@@ -89,7 +89,7 @@ pub(crate) fn micros(ns: u64) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::report::Goal;
+    use crate::figures::Goal;
 
     #[test]
     fn numbers_read_well() {
