@@ -14,6 +14,7 @@
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | `placement` | on which processors a measurement runs |
 //! | `figures` | figures with goals, JSON, tables |
+//! | `report` | results as a page with pictures, and as files |
 //! | `runs` | results on disk, cell by cell: progress, resume, reading |
 //! | `host_memory` | page cache by file, memory by process |
 //! | `raw` | all unsafe code |
@@ -38,6 +39,7 @@ mod processes;
 mod raw;
 #[cfg(test)]
 mod readme_test;
+mod report;
 #[allow(dead_code, unused_imports)]
 mod runs;
 mod stats;
@@ -65,6 +67,7 @@ enum Command {
     Compare(compare::Args),
     Inodes(inodes::Args),
     Guests(guests::Args),
+    Report(report::Args),
     Vm(Box<vm::Args>),
 }
 
@@ -84,6 +87,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args).map(verdict),
         Command::Inodes(args) => inodes::run(&args).map(verdict),
         Command::Guests(args) => guests::run(&args).map(verdict),
+        Command::Report(args) => report::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
     });
     cleanup::end_everything();
@@ -102,6 +106,7 @@ impl Command {
             | Command::Micro(_)
             | Command::Compare(_)
             | Command::Guests(_)
+            | Command::Report(_)
             | Command::Inodes(_) => ExitCode::FAILURE,
         }
     }
