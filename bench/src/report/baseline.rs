@@ -145,8 +145,10 @@ mod tests {
             cell.values = values.to_vec();
             cell
         };
-        let mut header = Header::default();
-        header.study = "fio".into();
+        let header = Header {
+            study: "fio".into(),
+            ..Header::default()
+        };
         Study {
             header,
             cells: cells.iter().map(cell).collect(),

@@ -60,10 +60,10 @@ fn table(document: &Document) -> Result<Vec<u8>> {
             let of = |get: fn(&Range) -> f64| range.as_ref().map(get).map_or(String::new(), exact);
             let at = |quantile: f64| {
                 let points = cell.latency.iter().flat_map(|l| &l.percentiles);
-                let found = points
+                let mut found = points
                     .filter(|p| (p.0 - quantile).abs() < 1e-9)
                     .map(|p| p.1);
-                found.last().map_or(String::new(), exact)
+                found.next().map_or(String::new(), exact)
             };
             let values: Vec<String> = cell.values.iter().copied().map(exact).collect();
             out.write_record([

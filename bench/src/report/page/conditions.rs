@@ -120,10 +120,11 @@ mod tests {
 
     #[test]
     fn a_command_line_can_be_typed_again() {
-        let mut header = Header::default();
-        header.command = ["/x/daxwindow-bench", "fio", "--job", "a b", "it's"]
-            .map(String::from)
-            .to_vec();
+        let words = ["/x/daxwindow-bench", "fio", "--job", "a b", "it's"];
+        let header = Header {
+            command: words.map(String::from).to_vec(),
+            ..Header::default()
+        };
         let typed = "target/release/daxwindow-bench fio --job 'a b' 'it'\\''s'";
         assert_eq!(command(&header), typed);
     }
