@@ -21,7 +21,11 @@ fn data() -> PathBuf {
 /// Runs `report`; returns what it said.
 fn report(arguments: &[&Path]) -> (bool, String) {
     let mut command = Command::new(env!("CARGO_BIN_EXE_daxwindow-bench"));
-    let output = command.arg("report").args(arguments).output().expect("starts");
+    let output = command
+        .arg("report")
+        .args(arguments)
+        .output()
+        .expect("starts");
     let mut said = String::from_utf8_lossy(&output.stdout).into_owned();
     said += &String::from_utf8_lossy(&output.stderr);
     (output.status.success(), said)
@@ -78,7 +82,9 @@ fn measured(browser: &Browser, page: &Path, size: (u32, u32)) -> Value {
     let probe = page.with_file_name("probe.html");
     let text = text.replace("</body>", &format!("<script>{PROBE}</script></body>"));
     std::fs::write(&probe, text).expect("written");
-    let output = browser.open(&probe, &[window(size), "--dump-dom".into()]).expect("opened");
+    let output = browser
+        .open(&probe, &[window(size), "--dump-dom".into()])
+        .expect("opened");
     assert_eq!(complaints(&output.stderr), Vec::<String>::new());
     let dom = String::from_utf8_lossy(&output.stdout).into_owned();
     let (_, rest) = dom.split_once("data-found=\"").expect("the probe ran");
@@ -90,7 +96,12 @@ fn measured(browser: &Browser, page: &Path, size: (u32, u32)) -> Value {
 fn chart_files(out: &Path, extension: &str) -> Vec<String> {
     let entries = std::fs::read_dir(out.join("charts")).expect("charts");
     let paths = entries.map(|e| e.expect("an entry").path());
-    let stem = |p: PathBuf| p.file_stem().expect("a name").to_string_lossy().into_owned();
+    let stem = |p: PathBuf| {
+        p.file_stem()
+            .expect("a name")
+            .to_string_lossy()
+            .into_owned()
+    };
     let of = paths.filter(|p| p.extension().is_some_and(|e| e == extension));
     let mut names: Vec<String> = of.map(stem).collect();
     names.sort();
@@ -109,7 +120,11 @@ fn the_page_is_whole_on_a_desktop_and_on_a_phone() {
         assert_eq!(found["inner"], size.0, "{found}");
         assert_eq!(found["scroll"], size.0, "no scrolling sideways: {found}");
         assert_eq!(found["loaded"], 0, "nothing is loaded: {found}");
-        assert_eq!(found["texts"], serde_json::json!([]), "text out of its chart");
+        assert_eq!(
+            found["texts"],
+            serde_json::json!([]),
+            "text out of its chart"
+        );
         let charts = found["charts"].as_array().expect("charts");
         let mut ids: Vec<&str> = charts.iter().filter_map(|c| c[0].as_str()).collect();
         ids.sort_unstable();
@@ -120,7 +135,14 @@ fn the_page_is_whole_on_a_desktop_and_on_a_phone() {
             assert!(side(3) >= 0.0 && side(4) <= f64::from(size.0), "{chart}");
         }
     }
-    for kind in ["throughput", "latency", "host-memory", "rate", "median-time", "mappings"] {
+    for kind in [
+        "throughput",
+        "latency",
+        "host-memory",
+        "rate",
+        "median-time",
+        "mappings",
+    ] {
         assert!(files.iter().any(|f| f.contains(kind)), "{kind}: {files:?}");
     }
 }
@@ -132,7 +154,9 @@ fn looks_like_something(png: &Path, size: (u32, u32)) {
     assert_eq!((picture.width(), picture.height()), size);
     let mut colors = std::collections::HashMap::new();
     for p in picture.pixels() {
-        *colors.entry((p.red(), p.green(), p.blue())).or_insert(0usize) += 1;
+        *colors
+            .entry((p.red(), p.green(), p.blue()))
+            .or_insert(0usize) += 1;
     }
     let most = colors.values().max().copied().unwrap_or(0);
     let whole = (size.0 * size.1) as usize;
@@ -170,7 +194,11 @@ fn it_is_seen_on_screens_and_on_paper() {
     ];
     browser.open(&page, &arguments).expect("printed");
     let bytes = std::fs::read(&paper).expect("a PDF");
-    assert!(bytes.starts_with(b"%PDF") && bytes.len() > 20_000, "{} bytes", bytes.len());
+    assert!(
+        bytes.starts_with(b"%PDF") && bytes.len() > 20_000,
+        "{} bytes",
+        bytes.len()
+    );
     let text = String::from_utf8_lossy(&bytes);
     let pages = text.matches("/Type /Page\n").count() + text.matches("/Type /Page/").count();
     assert!((2..40).contains(&pages), "{pages} pages");
@@ -200,7 +228,10 @@ fn the_page_and_its_files_say_everything() {
     let json = std::fs::read(out.path().join("report.json")).expect("JSON");
     let json: Value = serde_json::from_slice(&json).expect("parses");
     let studies = json["studies"].as_array().expect("studies");
-    let cells = studies.iter().filter_map(|s| s["cells"].as_array()).map(Vec::len);
+    let cells = studies
+        .iter()
+        .filter_map(|s| s["cells"].as_array())
+        .map(Vec::len);
     let cells: usize = cells.sum();
     let table = std::fs::read(out.path().join("cells.csv")).expect("CSV");
     let mut table = csv::Reader::from_reader(&table[..]);
@@ -229,7 +260,10 @@ fn a_baseline_shows_what_changed() {
     let out = tempfile::tempdir().expect("directory");
     let page = drawn(out.path(), &[Path::new("--baseline"), &path]);
     let page = std::fs::read_to_string(page).expect("the page");
-    assert!(page.contains("<b>1 are worse</b>, <b>0 are better</b>"), "counted");
+    assert!(
+        page.contains("<b>1 are worse</b>, <b>0 are better</b>"),
+        "counted"
+    );
     assert!(page.contains("▼ worse") && !page.contains("▲ better"));
 
     let (good, said) = report(&[Path::new("--from"), out.path()]);

@@ -68,15 +68,12 @@ impl Bars {
                 .map_err(failed)?;
             let at = |value: f64| chart.backend_coord(&(value, 0)).0;
             let bottom = height - AXIS;
+            let small = Font::new(SMALL, MUTED).middle();
             for tick in ticks(most) {
-                let x = at(tick);
                 let words = number(tick);
-                text(
-                    area,
-                    Font::new(SMALL, MUTED).middle(),
-                    (x, bottom + 20),
-                    &words,
-                )?;
+                // The last one stays within the picture.
+                let x = at(tick).min(WIDTH - small.width(&words) / 2 - 4);
+                text(area, small, (x, bottom + 20), &words)?;
             }
             let mut y = top;
             for panel in &self.panels {
