@@ -15,6 +15,7 @@
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | `placement` | on which processors a measurement runs |
 //! | `figures` | figures with goals, JSON, tables |
+//! | `report` | results as a page with pictures, and as files |
 //! | `runs` | results on disk, cell by cell: progress, resume, reading |
 //! | `host_memory` | page cache by file, memory by process |
 //! | `raw` | all unsafe code |
@@ -40,6 +41,7 @@ mod processes;
 mod raw;
 #[cfg(test)]
 mod readme_test;
+mod report;
 #[allow(dead_code, unused_imports)]
 mod runs;
 mod stats;
@@ -68,6 +70,7 @@ enum Command {
     Inodes(inodes::Args),
     Guests(guests::Args),
     Fio(Box<fio::Args>),
+    Report(report::Args),
     Vm(Box<vm::Args>),
 }
 
@@ -88,6 +91,7 @@ pub fn main() -> ExitCode {
         Command::Inodes(args) => inodes::run(&args).map(verdict),
         Command::Guests(args) => guests::run(&args).map(verdict),
         Command::Fio(args) => fio::run(&args).map(verdict),
+        Command::Report(args) => report::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
     });
     cleanup::end_everything();
@@ -107,6 +111,7 @@ impl Command {
             | Command::Compare(_)
             | Command::Guests(_)
             | Command::Fio(_)
+            | Command::Report(_)
             | Command::Inodes(_) => ExitCode::FAILURE,
         }
     }

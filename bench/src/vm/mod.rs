@@ -23,6 +23,7 @@
 //! | [`agent`], `console` | commands into it, and what its kernel says |
 //! | `daemon_status` | what a daemon says of itself |
 //! | `mapping_cost` | what a mapping costs |
+//! | [`browser`] | a browser for looking at pages |
 //! | `commands`, `doctor`, `terminal` | the command line |
 //! | `break_even` | from which size files gain by the window |
 //!
@@ -33,6 +34,7 @@ pub mod accel;
 pub mod agent;
 mod apt;
 mod break_even;
+pub mod browser;
 mod commands;
 mod console;
 mod crates;
