@@ -14,6 +14,7 @@
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | `placement` | on which processors a measurement runs |
 //! | `figures` | figures with goals, JSON, tables |
+//! | `runs` | results on disk, cell by cell: progress, resume, reading |
 //! | `host_memory` | page cache by file, memory by process |
 //! | `raw` | all unsafe code |
 
@@ -37,6 +38,8 @@ mod processes;
 mod raw;
 #[cfg(test)]
 mod readme_test;
+#[allow(dead_code, unused_imports)]
+mod runs;
 mod stats;
 pub mod vm;
 

@@ -2,13 +2,13 @@
 
 use std::path::Path;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// Commit this binary was built from.
 pub(crate) const COMMIT: &str = env!("DAXWINDOW_COMMIT");
 
 /// The machine.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Machine {
     /// Processor model.
     pub cpu: String,
@@ -19,7 +19,7 @@ pub(crate) struct Machine {
     /// Kernel release.
     pub kernel: String,
     /// Architecture.
-    pub arch: &'static str,
+    pub arch: String,
     /// File system of the files measured.
     pub file_system: String,
 }
@@ -44,7 +44,7 @@ impl Machine {
                 .release()
                 .to_string_lossy()
                 .into_owned(),
-            arch: std::env::consts::ARCH,
+            arch: std::env::consts::ARCH.into(),
             file_system: file_system(files),
         }
     }

@@ -7,7 +7,7 @@ pub(crate) mod table;
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::machine::{Machine, Versions};
 use crate::stats::Paired;
@@ -22,7 +22,8 @@ pub(crate) enum Goal {
 }
 
 impl Goal {
-    fn met(self, ratio: f64) -> bool {
+    /// Whether the ratio keeps it.
+    pub(crate) fn met(self, ratio: f64) -> bool {
         match self {
             Goal::AtLeast(bound) => ratio >= bound,
             Goal::AtMost(bound) => ratio <= bound,
@@ -42,6 +43,19 @@ impl std::fmt::Display for Goal {
 impl Serialize for Goal {
     fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.collect_str(self)
+    }
+}
+
+impl<'de> Deserialize<'de> for Goal {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let (way, bound) = text.split_once(' ').unwrap_or_default();
+        let goal = match (way, bound.parse()) {
+            (">=", Ok(bound)) => Some(Goal::AtLeast(bound)),
+            ("<=", Ok(bound)) => Some(Goal::AtMost(bound)),
+            _ => None,
+        };
+        goal.ok_or_else(|| serde::de::Error::custom(format!("no goal: {text:?}")))
     }
 }
 

@@ -20,8 +20,8 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenFlags, ReplyAttr, ReplyEmpty, ReplyEntry,
-    ReplyOpen, Request, SessionACL,
+    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyEmpty,
+    ReplyEntry, ReplyOpen, Request, SessionACL,
 };
 use parking_lot::Mutex;
 use rustix::fs::{Mode, OFlags};
@@ -49,8 +49,9 @@ impl std::fmt::Debug for PaddedView {
     }
 }
 
-/// Files on their way through an open of the view, by inode number there.
-type Waiting = Mutex<HashMap<u64, Arc<OwnedFd>>>;
+/// Files on their way through an open of the view, by inode number there, and
+/// whether that open is for writing.
+type Waiting = Mutex<HashMap<u64, (Arc<OwnedFd>, bool)>>;
 
 /// The file system, mounted nowhere and not served yet.
 pub struct Mount {
@@ -86,7 +87,7 @@ impl Mount {
             waiting: waiting.clone(),
             backings: Mutex::default(),
         };
-        let session = fuser::Session::from_fd(files, device, SessionACL::Owner, Config::default())?;
+        let session = fuser::Session::from_fd(files, device, SessionACL::All, Config::default())?;
         let session = session.spawn()?;
         Ok(PaddedView {
             root,
@@ -119,7 +120,7 @@ impl PaddedView {
         // An inode of the view has one backing file for life, so every
         // descriptor gets an inode of its own.
         let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.waiting.lock().insert(number, file.clone());
+        self.waiting.lock().insert(number, (file.clone(), writable));
         let access = if writable {
             OFlags::RDWR
         } else {
@@ -157,6 +158,10 @@ fn mount(device: &OwnedFd) -> Result<OwnedFd, Errno> {
         "group_id",
         rustix::process::getegid().as_raw().to_string(),
     )?;
+    // The VMM that is given a descriptor may be another user's than the daemon,
+    // and looks at the size. Whoever is given none finds no way in: the mount
+    // is nowhere, and an open is answered once.
+    m::fsconfig_set_flag(&context, "allow_other")?;
     m::fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
@@ -231,13 +236,23 @@ impl Filesystem for Files {
         reply.attr(&FOREVER, &attributes(inode));
     }
 
-    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let file = self.waiting.lock().get(&inode.0).cloned();
-        let Some(file) = file.filter(|_| self.is_file(inode)) else {
-            // Only the descriptor that `pad` asks for is ever opened.
+    /// Once for each: only the descriptor that `pad` asks for is ever opened,
+    /// and with the access that it asks for, since the kernel opens the file
+    /// behind it with the same.
+    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
+        let waiting = self.waiting.lock().remove(&inode.0);
+        let Some((file, writable)) = waiting.filter(|_| self.is_file(inode)) else {
             reply.error(fuser::Errno::ENOENT);
             return;
         };
+        let allowed = match writable {
+            true => OpenAccMode::O_RDWR,
+            false => OpenAccMode::O_RDONLY,
+        };
+        if flags.acc_mode() != allowed {
+            reply.error(fuser::Errno::EACCES);
+            return;
+        }
         match reply.open_backing(&*file) {
             Ok(backing) => {
                 reply.opened_passthrough(FileHandle(inode.0), FopenFlags::empty(), &backing);

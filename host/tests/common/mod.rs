@@ -221,6 +221,12 @@ impl Daemon {
             .count()
     }
 
+    /// How many of its descriptors are open on `path`.
+    pub(crate) fn open_targets_of(&self, path: &str) -> usize {
+        let targets = self.open_targets().into_iter();
+        targets.filter(|target| target == Path::new(path)).count()
+    }
+
     /// Lines of its memory map that contain `part`.
     pub(crate) fn maps_of(&self, part: &str) -> usize {
         let maps = std::fs::read_to_string(format!("/proc/{}/maps", self.pid()));

@@ -1,78 +1,24 @@
-//! What a daemon that somebody has taken over could do: seen from outside, in
-//! procfs. Needs root.
-
-mod common;
+//! What the processes of a daemon have, in procfs.
 
 use std::collections::BTreeSet;
 use std::fs::read_link;
-use std::io::Read;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
-use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use common::{
-    DAEMON, Daemon, assert_serves_next, attach, children_of, eventually, in_memory, make_file,
-    name_of, on_disk, open, pattern, read_by_request, serving, walk, write_by_request,
-};
 use daxwindow_shared::fuse::ROOT_ID;
 use rustix::io::Errno;
 use rustix::process::Signal;
 
-/// CHOWN, DAC_OVERRIDE, FOWNER, FSETID, SETGID, SETUID, MKNOD, SETFCAP, as
-/// docs/isolation.md lists them; by number in linux/capability.h.
-const KEPT: [u32; 8] = [0, 1, 3, 4, 6, 7, 27, 31];
-/// With file handles.
-const DAC_READ_SEARCH: u32 = 2;
-const DAC_OVERRIDE: u32 = 1;
-const KILL: u32 = 5;
-const SYS_ADMIN: u32 = 21;
-
-fn mask(capabilities: &[u32]) -> u64 {
-    capabilities.iter().map(|number| 1 << number).sum()
-}
-
-/// A field of `/proc/PID/status`.
-fn field(pid: u32, name: &str) -> String {
-    let status = std::fs::read_to_string(format!("/proc/{pid}/status")).expect("it runs");
-    let mut lines = status.lines();
-    let found = lines.find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
-    found.expect("a field").trim().to_owned()
-}
-
-fn capabilities(pid: u32, set: &str) -> u64 {
-    u64::from_str_radix(&field(pid, set), 16).expect("hexadecimal")
-}
-
-/// Every thread has exactly these, and cannot get others.
-fn assert_capabilities(pid: u32, kept: u64) {
-    for thread in std::fs::read_dir(format!("/proc/{pid}/task")).expect("it runs") {
-        let thread = thread.expect("an entry").file_name();
-        let thread = thread
-            .to_str()
-            .expect("a number")
-            .parse()
-            .expect("a number");
-        for set in ["CapPrm", "CapEff", "CapBnd"] {
-            assert_eq!(
-                capabilities(thread, set),
-                kept,
-                "{set} of {}",
-                name_of(thread)
-            );
-        }
-        for set in ["CapInh", "CapAmb"] {
-            assert_eq!(capabilities(thread, set), 0, "{set}");
-        }
-        assert_eq!(field(thread, "NoNewPrivs"), "1");
-        assert_eq!(field(thread, "Seccomp"), "2", "{}", name_of(thread));
-    }
-}
-
-fn namespace(pid: u32, which: &str) -> String {
-    let link = read_link(format!("/proc/{pid}/ns/{which}")).expect("it runs");
-    link.to_str().expect("UTF-8").to_owned()
-}
+use crate::common::{
+    DAEMON, Daemon, assert_serves_next, attach, eventually, in_memory, make_file, name_of, on_disk,
+    open, pattern, read_by_request, walk, write_by_request,
+};
+use crate::{
+    DAC_OVERRIDE, DAC_READ_SEARCH, KEPT, KILL, SYS_ADMIN, assert_capabilities, capabilities, field,
+    mask, namespace, padding_of,
+};
 
 /// Names of network interfaces, and whether one is up, as `pid` sees them.
 fn interfaces(pid: u32) -> Vec<String> {
@@ -82,15 +28,6 @@ fn interfaces(pid: u32) -> Vec<String> {
         .filter_map(|line| line.split(':').next())
         .map(|name| name.trim().to_owned())
         .collect()
-}
-
-/// The process that pads files for a daemon.
-fn padding_of(daemon: &Daemon) -> u32 {
-    let children = children_of(daemon.main_pid());
-    let mut padding = children
-        .into_iter()
-        .filter(|pid| name_of(*pid) == "daxwindowd-pad");
-    padding.next().expect("a process that pads")
 }
 
 /// Kinds of what a process has open, a number each left out.
@@ -250,99 +187,6 @@ fn assert_serves_next_after(
 ) {
     drop(session);
     assert_serves_next(daemon);
-}
-
-/// The ids of a guest are those of the map, and no others.
-#[test]
-fn users_of_a_user_namespace_are_those_of_the_map() {
-    let share = in_memory();
-    chown(share.path(), Some(200_000), Some(200_000)).expect("given away");
-    let maps = ["--uid-map=/0/200000/1000/", "--gid-map=/0/200000/1000/"];
-    let daemon = Daemon::start(share.path(), &maps);
-    let pid = daemon.pid();
-    assert_ne!(
-        namespace(pid, "user"),
-        namespace(std::process::id(), "user")
-    );
-    assert_eq!(field(pid, "Uid").split_whitespace().next(), Some("200000"));
-    let map = std::fs::read_to_string(format!("/proc/{pid}/uid_map")).expect("runs");
-    let map: Vec<_> = map.split_whitespace().collect();
-    assert_eq!(map, ["0", "200000", "1000"]);
-    let session = attach(&daemon);
-    session.mkdir(ROOT_ID, b"made", 0o755).expect("made");
-    let made = share.path().join("made").metadata().expect("there");
-    assert_eq!((made.uid(), made.gid()), (200_000, 200_000));
-}
-
-/// As anybody: a user namespace with themselves alone.
-#[test]
-fn who_is_not_root_is_isolated_as_well() {
-    let share = in_memory();
-    let sockets = in_memory();
-    for dir in [share.path(), sockets.path()] {
-        chown(dir, Some(65_534), Some(65_534)).expect("given away");
-        std::fs::set_permissions(dir, PermissionsExt::from_mode(0o755)).expect("set");
-    }
-    // Where that user can execute it.
-    let program = sockets.path().join("daxwindowd");
-    std::fs::copy(DAEMON, &program).expect("copied");
-    let socket = sockets.path().join("s");
-    let start = |extra: &[&str]| {
-        let mut command = Command::new(&program);
-        command.arg("--socket-path").arg(&socket);
-        command.arg("--shared-dir").arg(share.path()).args(extra);
-        command.uid(65_534).gid(65_534).stderr(Stdio::piped());
-        command
-    };
-    let mut daemon = start(&["--dax", "always"]).spawn().expect("starts");
-    eventually("it listens", || socket.exists());
-    let options = daxwindow_guest::session::SessionOptions {
-        memory_bytes: 16 << 20,
-        ..daxwindow_guest::session::SessionOptions::new(&socket)
-    };
-    // Only root may, besides its user; this is root.
-    let session = daxwindow_guest::session::Session::connect(options).expect("a session");
-    session.mkdir(ROOT_ID, b"made", 0o755).expect("made");
-    let made = share.path().join("made").metadata().expect("there");
-    assert_eq!((made.uid(), made.gid()), (65_534, 65_534));
-    let pid = serving(daemon.id());
-    assert_ne!(pid, daemon.id());
-    for which in ["user", "mnt", "pid", "net", "ipc"] {
-        assert_ne!(namespace(pid, which), namespace(std::process::id(), which));
-    }
-    assert_eq!(field(pid, "Seccomp"), "2");
-    assert_eq!(
-        children_of(daemon.id()),
-        [pid],
-        "nobody pads without the privilege"
-    );
-    drop(session);
-    let main = rustix::process::Pid::from_child(&daemon);
-    rustix::process::kill_process(main, Signal::TERM).expect("runs");
-    assert!(daemon.wait().expect("our child").success());
-    assert!(!socket.exists(), "cleaned up");
-    let mut log = String::new();
-    let stderr = daemon.stderr.take().expect("piped");
-    std::io::BufReader::new(stderr)
-        .read_to_string(&mut log)
-        .expect("UTF-8");
-    assert!(log.contains("isolated"), "{log}");
-
-    // chroot is not for them, and says what is.
-    let refused = start(&["--sandbox", "chroot"]).output().expect("runs");
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(said.contains("--sandbox namespace"), "{said}");
-    // Nor are others' ids, without the program that gives them.
-    let refused = start(&["--uid-map", ":0:100000:10:"])
-        .output()
-        .expect("runs");
-    let said = String::from_utf8_lossy(&refused.stderr);
-    assert_eq!(refused.status.code(), Some(1));
-    assert!(
-        said.contains("--uid-map") && said.contains("newuidmap"),
-        "{said}"
-    );
 }
 
 /// Where namespaces are refused, as in many containers, the error names the
