@@ -177,6 +177,9 @@ impl Round {
             desk.settle();
         }
         lane.tally.served(taken);
+        if at > 0 {
+            lane.tally.minded(taken);
+        }
         result.map(|()| taken)
     }
 
