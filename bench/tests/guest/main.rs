@@ -23,3 +23,4 @@ mod sqlite;
 mod together;
 mod traps;
 mod trees;
+mod work;
