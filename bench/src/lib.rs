@@ -10,6 +10,7 @@
 //! | `attach` | a daemon with a guest, and the proof of whether DAX was in use |
 //! | `buffer` | copy targets at a chosen place in a page |
 //! | `daemon` | the daemon as a process of its own |
+//! | `fio` | fio in real guests, on every way to a file of the host |
 //! | `files` | test files that can be checked |
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | `placement` | on which processors a measurement runs |
@@ -29,6 +30,7 @@ mod daemon;
 mod demo;
 mod figures;
 mod files;
+mod fio;
 mod guests;
 mod host_memory;
 mod inodes;
@@ -67,6 +69,7 @@ enum Command {
     Compare(compare::Args),
     Inodes(inodes::Args),
     Guests(guests::Args),
+    Fio(Box<fio::Args>),
     Report(report::Args),
     Vm(Box<vm::Args>),
 }
@@ -87,6 +90,7 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args).map(verdict),
         Command::Inodes(args) => inodes::run(&args).map(verdict),
         Command::Guests(args) => guests::run(&args).map(verdict),
+        Command::Fio(args) => fio::run(&args).map(verdict),
         Command::Report(args) => report::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
     });
@@ -106,6 +110,7 @@ impl Command {
             | Command::Micro(_)
             | Command::Compare(_)
             | Command::Guests(_)
+            | Command::Fio(_)
             | Command::Report(_)
             | Command::Inodes(_) => ExitCode::FAILURE,
         }

@@ -69,8 +69,10 @@ pub use debian::Debian;
 pub use guest::Vm;
 pub use kit::Kit;
 pub use modules::kernel_module;
+pub(crate) use modules::module_of;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
 pub use program::example;
+pub(crate) use userland::package_version;
 pub use userland::{host_command, package_root};
 
 /// Exit status when the guest itself failed, not the command in it.
