@@ -290,7 +290,7 @@ impl Args {
     }
 
     fn accelerator(&self, kit: &Kit) -> Result<Accel> {
-        let (qemu, kernel) = (Qemu::find(kit)?, Kernel::find(kit, Flavour::Generic)?);
+        let (qemu, kernel) = (Qemu::find(kit)?, Kernel::of_flavour(kit, Flavour::Generic)?);
         accel::choose(kit, self.accel, &qemu, &kernel)
     }
 
@@ -317,7 +317,10 @@ impl Args {
         header.version("daxwindowd", crate::daemon::version(&daemon));
         header.version("virtiofsd", Peer::virtiofsd(kit)?.version);
         header.version("qemu", Qemu::find(kit)?.version);
-        header.version("guest kernel", Kernel::find(kit, Flavour::Generic)?.version);
+        header.version(
+            "guest kernel",
+            Kernel::of_flavour(kit, Flavour::Generic)?.version,
+        );
         let fio = package_version(kit, "fio")?;
         header.version("fio", fio);
         Ok(header)

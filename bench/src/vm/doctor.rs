@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::accel;
 use super::apt::{self, MIRROR_VARIABLE};
-use super::kernel::{self, Flavour, Kernel};
+use super::kernel::{self, Kernel};
 use super::kit::{HOME_VARIABLE, Kit};
 use super::peers::{Peer, VIRTIOFSD};
 use super::qemu::{self, QEMU_VARIABLE, Qemu};
@@ -85,7 +85,7 @@ fn look(kit: &Kit, fetch: bool) -> Vec<Finding> {
         kit,
         kernel::SET,
         fetch,
-        || Kernel::find(kit, Flavour::default()),
+        || Kernel::find(kit),
         Kernel::in_set,
     );
     let user = part(

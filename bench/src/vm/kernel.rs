@@ -67,7 +67,12 @@ impl Kernel {
     /// # Errors
     ///
     /// When it cannot be fetched.
-    pub fn find(kit: &Kit, flavour: Flavour) -> Result<Kernel> {
+    pub fn find(kit: &Kit) -> Result<Kernel> {
+        Kernel::of_flavour(kit, Flavour::default())
+    }
+
+    /// The same of that flavour.
+    pub(crate) fn of_flavour(kit: &Kit, flavour: Flavour) -> Result<Kernel> {
         let recipe = Recipe {
             name: flavour.set(),
             wanted: &[flavour.package()],

@@ -22,7 +22,7 @@ pub fn kernel_module(kit: &Kit, name: &str) -> Result<PathBuf> {
 
 /// The same of another kernel: 110 MB for the generic one.
 pub(crate) fn module_of(kit: &Kit, flavour: Flavour, name: &str) -> Result<PathBuf> {
-    let release = Kernel::find(kit, flavour)?.release()?;
+    let release = Kernel::of_flavour(kit, flavour)?.release()?;
     let package = format!("linux-modules-{release}");
     let recipe = Recipe {
         name: &format!("modules-{release}"),

@@ -32,6 +32,7 @@ use crate::server::Server;
 
 use super::desk::Desk;
 use super::lane::{Lane, Office};
+use super::minding::Minding;
 use super::parking::Parking;
 use super::pool::Pool;
 use super::ring::{Memory, Ring};
@@ -85,6 +86,8 @@ impl Device {
             parking: Parking::new(desk.clone()),
             desk,
             pool: Pool::new(limits.stand_ins),
+            minding: Minding::default(),
+            lanes: OnceLock::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
             span: Span::current(),
         };
@@ -108,10 +111,13 @@ impl Device {
         let lanes: Vec<Arc<Lane>> = lanes
             .map(|(index, (ring, tally))| Lane::new(index, ring, self.office.clone(), tally))
             .collect();
-        let started = lanes.iter().filter(|_| serve).try_for_each(Lane::start);
-        if self.lanes.set(lanes).is_err() {
+        let known = lanes.iter().map(Arc::downgrade).collect();
+        if self.office.lanes.set(known).is_err() {
             return Err(io::Error::other("a device has its rings once"));
         }
+        let started = lanes.iter().filter(|_| serve).try_for_each(Lane::start);
+        // Set once, as the office's.
+        let _ = self.lanes.set(lanes);
         started
     }
 
@@ -136,10 +142,13 @@ impl Device {
             let _ = thread.join();
         }
         let deadline = Instant::now() + END_PATIENCE;
-        for (queue, lane) in self.lanes().iter().enumerate() {
-            let stuck = lane.join(deadline);
+        let stuck: Vec<usize> = self.lanes().iter().map(|l| l.join(deadline)).collect();
+        for (queue, &stuck) in stuck.iter().enumerate() {
             if stuck > 0 {
-                lane.ring().drain(Duration::ZERO);
+                // In whatever request of whichever queue.
+                self.lanes().iter().for_each(|lane| {
+                    lane.ring().drain(Duration::ZERO);
+                });
                 self.server.queues().given_up(stuck as u64);
                 tracing::warn!(
                     queue,

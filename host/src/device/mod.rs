@@ -3,6 +3,10 @@
 //! - [`backend`]: features, configuration space, memory table, reset.
 //! - `lane`: one queue and the threads that serve it.
 //! - `lead`: which of them does just now.
+//! - `leader`: how it takes and leaves the lead.
+//! - `round`: what it does meanwhile.
+//! - `minding`: whether it serves other queues as well.
+//! - `processors`: how many threads serve, and on how many processors.
 //! - `watchman`: who notices that it is stuck.
 //! - `pool`: how many there may be.
 //! - `doorbell`: what they sleep on.
@@ -28,10 +32,14 @@ mod heap;
 mod inherited;
 mod lane;
 mod lead;
+mod leader;
+mod minding;
 mod parking;
 mod patience;
 mod pool;
+mod processors;
 mod ring;
+mod round;
 pub mod seat;
 pub mod serve;
 pub mod socket;

@@ -44,7 +44,7 @@ impl Ratios {
         let names = names.unwrap_or(0).min(NAMES_AT_MOST) + 16;
         let words = |dots: &[Dot]| {
             let all = dots.iter().map(|d| number(d.ratio.median));
-            all.collect::<Vec<_>>().join("  ")
+            all.collect::<Vec<_>>().join(" · ")
         };
         let values = self
             .rows
@@ -155,7 +155,7 @@ mod tests {
             "getattr",
             "rename",
             "against virtiofsd",
-            "2.10  0.500",
+            "2.10 · 0.500",
             "10",
         ] {
             assert!(svg.contains(words), "{words}: {svg}");
