@@ -69,6 +69,8 @@ pub(super) struct Limits {
     pub(super) front_end_timeout: Duration,
     /// Threads beside one for each queue.
     pub(super) stand_ins: usize,
+    /// Requests that may wait for locks.
+    pub(super) parked: usize,
 }
 
 impl Device {
@@ -82,7 +84,7 @@ impl Device {
     ) -> Device {
         let desk = Arc::new(Desk::new(server.clone(), memory.clone()));
         let office = Office {
-            parking: Parking::new(desk.clone()),
+            parking: Parking::new(desk.clone(), limits.parked),
             desk,
             pool: Pool::new(limits.stand_ins),
             complaints: Throttle::new(Duration::from_secs(10)),

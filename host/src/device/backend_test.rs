@@ -43,6 +43,7 @@ impl Machine {
         let limits = Limits {
             front_end_timeout: Duration::from_secs(1),
             stand_ins: 4,
+            parked: 64,
         };
         let device = Device::new(server, config, memory.clone(), limits);
         let driver = Driver::new(mem, 0);

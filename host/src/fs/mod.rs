@@ -66,13 +66,13 @@ use daxwindow_shared::fuse::Attr;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use budget::Budget;
 use handle::HandleTable;
 use inode::{Inode, InodeTable, NodeLimits};
 use locks::LockTable;
 use xattrmap::XattrNames;
 
 pub(crate) use attr::decode_dev;
+pub(crate) use budget::{Budget, Unit as BudgetUnit};
 pub use creator::{Creator, Label};
 pub use dir::DirItem;
 pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids};

@@ -18,7 +18,7 @@
 //! | `locks` | GETLK, SETLK, SETLKW |
 //! | `mapping` | SETUPMAPPING, REMOVEMAPPING |
 //!
-//! `extensions` has what may follow the requests that create, `caching` what
+//! `in_flight` bounds how many are under way; `extensions` has what may follow the requests that create, `caching` what
 //! guests may keep.
 //!
 //! Laws: every request with room for a reply gets exactly one, of the length
@@ -30,6 +30,7 @@ mod caching;
 pub mod chain;
 mod dirs;
 mod extensions;
+mod in_flight;
 mod init;
 mod io;
 mod ioctl;
@@ -61,6 +62,7 @@ use crate::observe::queues::QueueTallies;
 
 pub use caching::{CacheMode, Caching};
 use chain::{ChainError, Hole, Reader, Sides};
+use in_flight::InFlight;
 use init::Session;
 pub use init::{Began, DaxWish, MAX_WRITE_BYTES};
 pub use locks::{IfBlocked, Parked, Served};
@@ -83,6 +85,8 @@ pub struct ServerOptions {
     pub security_labels: bool,
     /// What a guest must offer to be served at all.
     pub required: InitFlags,
+    /// Requests that the guest may have under way at a time. Beyond: `EBUSY`.
+    pub max_in_flight: Option<usize>,
 }
 
 impl Default for ServerOptions {
@@ -94,6 +98,7 @@ impl Default for ServerOptions {
             submounts: true,
             security_labels: false,
             required: InitFlags::empty(),
+            max_in_flight: None,
         }
     }
 }
@@ -120,6 +125,7 @@ pub struct Server {
     session: Session,
     counters: Counters,
     queues: QueueTallies,
+    in_flight: InFlight,
     complaints: Throttle,
     vanishings: Throttle,
     /// Since when the client that is served is connected.
@@ -153,6 +159,7 @@ impl Server {
             session: Session::default(),
             counters: Counters::new(),
             queues: QueueTallies::default(),
+            in_flight: InFlight::new(options.max_in_flight),
             complaints: Throttle::new(Duration::from_secs(10)),
             vanishings: Throttle::new(Duration::from_secs(10)),
             client: Mutex::new(None),
@@ -201,6 +208,11 @@ impl Server {
     /// What was counted of its queues.
     pub fn queues(&self) -> &QueueTallies {
         &self.queues
+    }
+
+    /// Requests under way now, where they have a budget.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.now()
     }
 
     /// Logs everything counted, and what is live now.
@@ -319,9 +331,14 @@ impl Server {
         };
         let opcode = Opcode::from_u32(header.opcode);
         let mut reply = Reply::new(writer);
-        let result = match hole {
-            Some(_) => Err(Errno::FAULT),
-            None => self.run(header, opcode, &mut reader, &mut reply, (if_blocked, pace)),
+        let admitted = self.in_flight.admit(opcode);
+        let result = match (&admitted, hole) {
+            (_, Some(_)) => Err(Errno::FAULT),
+            (Err(errno), None) => {
+                self.queues.refused_in_flight();
+                Err(*errno)
+            }
+            (Ok(_), None) => self.run(header, opcode, &mut reader, &mut reply, (if_blocked, pace)),
         };
         let result = match result {
             Ok(None) => Ok(()),
@@ -332,6 +349,7 @@ impl Server {
                     unique,
                     started,
                     wait,
+                    _admitted: admitted.unwrap_or_default(),
                 });
             }
         };
