@@ -4,7 +4,7 @@ use std::error::Error;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -74,6 +74,7 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     SharedDir::prepare()?;
     let fixed = fixed_shares(&config, &inside, outside.sockets)?;
     inside.close_trees();
+    let once = config.doors.once;
     let shares = Shares::new(config);
     let stop = Stop::new()?;
     heed_signals(stop.clone(), shares.clone())?;
@@ -90,12 +91,29 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
         shares.add(share)?;
     }
     inside.is_ready(&shares.summary());
+    let inside = Arc::new(inside);
+    let (told, over) = (inside.clone(), stop.clone());
+    let left_alone = Arc::new(AtomicBool::new(false));
+    let alone = left_alone.clone();
+    let had_guest = AtomicBool::new(shares.guests() > 0);
+    shares.observe(move |shares| {
+        told.has_changed(&shares.summary());
+        let guests = shares.guests();
+        had_guest.fetch_or(guests > 0, Ordering::SeqCst);
+        if once && guests == 0 && had_guest.load(Ordering::SeqCst) {
+            tracing::info!("the last guest has gone, and with --once the daemon ends");
+            alone.store(true, Ordering::SeqCst);
+            over.request();
+        }
+    });
     stop.wait();
     inside.is_stopping();
     // Nothing is added any more.
     drop(control);
     shares.end();
-    tracing::info!("ended by a signal");
+    if !left_alone.load(Ordering::SeqCst) {
+        tracing::info!("ended by a signal");
+    }
     Ok(())
 }
 

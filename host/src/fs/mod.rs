@@ -60,7 +60,7 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use daxwindow_shared::fuse::Attr;
 use rustix::fs::{CWD, Mode, OFlags};
@@ -189,6 +189,8 @@ pub struct SharedDir {
     locks: LockTable,
     proc: ProcFd,
     xattr_names: XattrNames,
+    /// The guest knows POSIX ACLs; of use only where they are offered.
+    acls: AtomicBool,
     /// Bytes of directory listings read but not yet asked for.
     listing: Arc<Budget>,
 }
@@ -239,6 +241,7 @@ impl SharedDir {
             locks: LockTable::new(Arc::clone(&session)),
             proc,
             xattr_names: XattrNames::new(options.xattr_map.clone()),
+            acls: AtomicBool::new(true),
             listing: Budget::new(dir::MAX_LISTING_BYTES),
             session,
             options,

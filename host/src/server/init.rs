@@ -247,6 +247,7 @@ impl Server {
         let accepted = negotiate(&request, offer, wanted, self.options.kill_priv);
         self.warn_of_refusals(wanted - accepted, offered(&request));
         call.reply.value(&answer(&request, accepted, offer))?;
+        self.fs.agree_acls(accepted.contains(InitFlags::POSIX_ACL));
         self.session.begin(accepted, wish);
         tracing::info!(
             minor = request.minor,
@@ -266,7 +267,7 @@ impl Server {
         wanted.set(locks, self.fs.serves_locks());
         // The guest leaves the umask to us, since a default ACL suspends it.
         let acls = InitFlags::POSIX_ACL | InitFlags::DONT_MASK;
-        wanted.set(acls, self.fs.serves_acls());
+        wanted.set(acls, self.fs.offers_acls());
         let plus = InitFlags::DO_READDIRPLUS | InitFlags::READDIRPLUS_AUTO;
         wanted.set(plus, options.caching.lists_attributes());
         wanted.set(InitFlags::WRITEBACK_CACHE, options.caching.writeback);
