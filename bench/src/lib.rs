@@ -10,10 +10,12 @@
 //! | `attach` | a daemon with a guest, and the proof of whether DAX was in use |
 //! | `buffer` | copy targets at a chosen place in a page |
 //! | `daemon` | the daemon as a process of its own |
+//! | `fio` | fio in real guests, on every way to a file of the host |
 //! | `files` | test files that can be checked |
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | `placement` | on which processors a measurement runs |
 //! | `figures` | figures with goals, JSON, tables |
+//! | `report` | results as a page with pictures, and as files |
 //! | `runs` | results on disk, cell by cell: progress, resume, reading |
 //! | `host_memory` | page cache by file, memory by process |
 //! | `raw` | all unsafe code |
@@ -28,6 +30,7 @@ mod daemon;
 mod demo;
 mod figures;
 mod files;
+mod fio;
 mod guests;
 mod host_memory;
 mod inodes;
@@ -38,6 +41,7 @@ mod processes;
 mod raw;
 #[cfg(test)]
 mod readme_test;
+mod report;
 #[allow(dead_code, unused_imports)]
 mod runs;
 mod stats;
@@ -65,6 +69,8 @@ enum Command {
     Compare(compare::Args),
     Inodes(inodes::Args),
     Guests(guests::Args),
+    Fio(Box<fio::Args>),
+    Report(report::Args),
     Vm(Box<vm::Args>),
 }
 
@@ -84,6 +90,8 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args).map(verdict),
         Command::Inodes(args) => inodes::run(&args).map(verdict),
         Command::Guests(args) => guests::run(&args).map(verdict),
+        Command::Fio(args) => fio::run(&args).map(verdict),
+        Command::Report(args) => report::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
     });
     cleanup::end_everything();
@@ -102,6 +110,8 @@ impl Command {
             | Command::Micro(_)
             | Command::Compare(_)
             | Command::Guests(_)
+            | Command::Fio(_)
+            | Command::Report(_)
             | Command::Inodes(_) => ExitCode::FAILURE,
         }
     }

@@ -83,10 +83,25 @@ impl Paired {
         median(&self.denominators)
     }
 
+    /// All numerators, in order.
+    pub(crate) fn numerators(&self) -> &[f64] {
+        &self.numerators
+    }
+
+    /// All denominators, in order.
+    pub(crate) fn denominators(&self) -> &[f64] {
+        &self.denominators
+    }
+
+    /// The paired ratios, in order.
+    pub(crate) fn ratios(&self) -> Vec<f64> {
+        let pairs = self.numerators.iter().zip(&self.denominators);
+        pairs.map(|(n, d)| n / d).collect()
+    }
+
     /// The paired ratios, summarised.
     pub(crate) fn ratio(&self) -> Option<Series> {
-        let pairs = self.numerators.iter().zip(&self.denominators);
-        series(&pairs.map(|(n, d)| n / d).collect::<Vec<_>>())
+        series(&self.ratios())
     }
 }
 

@@ -22,8 +22,8 @@ use crate::isolation::{self, Inside, Plan};
 use crate::observe::ask::print_session;
 use crate::observe::capabilities::Capabilities;
 use crate::observe::logs;
-use crate::observe::status_socket::StatusSocket;
-use crate::shares::control::ControlSocket;
+use crate::observe::status_socket;
+use crate::shares::control;
 use crate::shares::name::NameError;
 use crate::shares::share::Changes;
 use crate::shares::{self, NewShare, ShareName, Shares};
@@ -81,11 +81,11 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     inside.heeds_signals()?;
     let status = outside.status;
     let _status = status
-        .map(|socket| StatusSocket::attend(socket, &shares))
+        .map(|socket| status_socket::attend(socket, &shares))
         .transpose()?;
     let control = outside.control;
     let control = control
-        .map(|socket| ControlSocket::attend(socket, &shares))
+        .map(|socket| control::attend(socket, &shares))
         .transpose()?;
     for share in fixed {
         shares.add(share)?;
@@ -138,12 +138,12 @@ impl Outside {
             }
             sockets.push(socket);
         }
-        let status = config.status_socket.as_deref().map(StatusSocket::bind);
+        let status = config.status_socket.as_deref().map(status_socket::bind);
         let directory = config.doors.socket_dir.as_deref();
         Ok(Outside {
             sockets,
             status: status.transpose()?,
-            control: directory.map(ControlSocket::bind).transpose()?,
+            control: directory.map(control::bind).transpose()?,
         })
     }
 

@@ -230,3 +230,29 @@ fn an_inherited_socket_is_served_and_the_service_manager_told() {
     let flags = ["--fd", "3", "--socket-path", "/s", "--shared-dir", "/"];
     assert_refused(&flags, 2, &["--fd", "--socket-path"]);
 }
+
+/// As virtiofsd, for who waits for the process to end; else the next guest is
+/// served.
+#[test]
+fn with_once_the_daemon_ends_with_its_last_guest() {
+    let share = on_disk();
+    let place = tempfile::tempdir().expect("a directory");
+    let second = place.path().join("second");
+    let flags = ["--once", "--socket-path", text(&second)];
+    let mut daemon = Daemon::start(share.path(), &flags);
+    daemon.expect_log("waiting for a client", 2);
+    let one = common::attach(&daemon);
+    let options = daxwindow_guest::session::SessionOptions {
+        memory_bytes: 16 << 20,
+        ..daxwindow_guest::session::SessionOptions::new(&second)
+    };
+    let two = daxwindow_guest::session::Session::connect(options).expect("a session");
+    drop(one);
+    daemon.expect_log("client disconnected", 1);
+    common::assert_serves(&two);
+    assert!(daemon.is_running(), "one is still there");
+    drop(two);
+    assert!(daemon.wait().success());
+    assert!(daemon.log().contains("--once"), "{}", daemon.log());
+    assert!(!daemon.socket().exists() && !second.exists(), "cleaned up");
+}

@@ -63,6 +63,12 @@ impl Latency {
         self.histogram.len()
     }
 
+    /// The value in nanoseconds that so large a part of the samples, 0 to 1,
+    /// does not exceed; zero when nothing was recorded.
+    pub fn quantile_ns(&self, quantile: f64) -> u64 {
+        self.histogram.value_at_quantile(quantile)
+    }
+
     /// Upper bound in nanoseconds and number of samples of each bucket that
     /// has any; buckets widen by 10 % from one microsecond on. Two such lists
     /// differ by the samples between them.
@@ -106,6 +112,8 @@ mod tests {
         assert_eq!(s.count, 1001);
         assert!(s.p50_ns.abs_diff(500_000) < 2_000, "{}", s.p50_ns);
         assert!(s.max_ns >= HIGHEST_NS);
+        assert_eq!(latency.quantile_ns(0.5), s.p50_ns);
+        assert_eq!(Latency::new().quantile_ns(0.5), 0);
         let buckets = latency.buckets();
         assert_eq!(buckets.iter().map(|&(_, n)| n).sum::<u64>(), 1001);
         assert!(buckets.is_sorted() && buckets.len() < 100, "{buckets:?}");

@@ -2,7 +2,7 @@
 //! session attached.
 //!
 //! Law: every contender is reached by the same front end with the same
-//! settings, and none has a window.
+//! settings, and either all have a window or none has.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -11,10 +11,11 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use daxwindow_guest::session::{Session, SessionOptions};
 
+use super::flags::flag_sets;
 use crate::attach;
 use crate::daemon::{self, Daemon, Dax, Share};
 use crate::vm::Kit;
-use crate::vm::peers::Peer;
+use crate::vm::peers::{ALIOTH, Peer};
 
 /// Guest memory: 16 requests of 1 MiB, each in a buffer of its own, and room.
 const MEMORY_BYTES: u64 = 128 << 20;
@@ -24,21 +25,29 @@ const MEMORY_BYTES: u64 = 128 << 20;
 pub(super) enum Dialect {
     Daxwindowd,
     Virtiofsd,
+    Alioth,
 }
 
 impl Dialect {
     /// Asks the program what it is.
     fn of(program: &Path) -> Result<Dialect> {
         let version = daemon::version(program);
-        if version.starts_with("daxwindowd") {
-            Ok(Dialect::Daxwindowd)
-        } else if version.starts_with("virtiofsd") {
-            Ok(Dialect::Virtiofsd)
-        } else {
-            bail!(
-                "{} is neither virtiofsd nor daxwindowd: its --version says {version:?}",
+        let all = [Dialect::Daxwindowd, Dialect::Virtiofsd, Dialect::Alioth];
+        match all.into_iter().find(|d| version.starts_with(d.name())) {
+            Some(dialect) => Ok(dialect),
+            None => bail!(
+                "{} is neither virtiofsd nor alioth nor daxwindowd: its --version says {version:?}",
                 program.display()
-            )
+            ),
+        }
+    }
+
+    /// What such a program is called.
+    pub(super) fn name(self) -> &'static str {
+        match self {
+            Dialect::Daxwindowd => "daxwindowd",
+            Dialect::Virtiofsd => "virtiofsd",
+            Dialect::Alioth => ALIOTH,
         }
     }
 
@@ -46,15 +55,28 @@ impl Dialect {
     pub(super) fn queues(self, wanted: usize) -> usize {
         match self {
             Dialect::Daxwindowd => wanted,
-            Dialect::Virtiofsd => 1,
+            Dialect::Virtiofsd | Dialect::Alioth => 1,
         }
+    }
+
+    /// Whether it can have a window.
+    pub(super) fn has_window(self) -> bool {
+        self != Dialect::Virtiofsd
+    }
+
+    /// Whether it is a daemon that serves a part of the requests only, so
+    /// that it is no failure of the comparison when it does not do one.
+    pub(super) fn is_partial(self) -> bool {
+        self == Dialect::Alioth
     }
 }
 
 /// A program and the flags it is started with.
 #[derive(Clone, Debug)]
 pub(super) struct Contender {
-    /// What tables call it.
+    /// Who it is of those that `--peer` names; empty for ours.
+    pub rival: String,
+    /// What tables call this set of flags.
     pub name: String,
     pub program: PathBuf,
     pub dialect: Dialect,
@@ -62,37 +84,19 @@ pub(super) struct Contender {
     pub flags: Vec<String>,
 }
 
-/// What virtiofsd is fastest with: no sandbox and no filter of system calls,
-/// nodes as descriptors.
-const LEAN: [&str; 3] = [
-    "--sandbox=none",
-    "--seccomp=none",
-    "--inode-file-handles=never",
-];
-
-/// Sizes of virtiofsd's thread pool that are tried: which is best depends on
-/// the operation.
-const POOLS: [&str; 3] = [
-    "--thread-pool-size=0",
-    "--thread-pool-size=1",
-    "--thread-pool-size=4",
-];
-
-/// Flags that were found to make nothing faster, on request: added to the
-/// lean ones, or in their place.
-const OTHERS: [&str; 6] = [
-    "--cache=always",
-    "--cache=metadata",
-    "--cache=never",
-    "--seccomp=kill",
-    "--inode-file-handles=prefer",
-    "--sandbox=namespace",
-];
+/// How the front end reaches everybody.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct FrontEnd {
+    /// Chains as a Linux guest lays them out: some daemon understands no
+    /// others.
+    pub separate_headers: bool,
+}
 
 impl Contender {
     /// Ours.
     pub(super) fn ours(program: PathBuf, flags: &[String]) -> Contender {
         Contender {
+            rival: String::new(),
             name: "ours".into(),
             program,
             dialect: Dialect::Daxwindowd,
@@ -100,24 +104,27 @@ impl Contender {
         }
     }
 
-    /// The peer in each set of flags it is tried with. `told` is the name of
+    /// A peer in each set of flags it is tried with. `told` is the name of
     /// one in the kit or a path.
     pub(super) fn peers(told: &Path, offline: bool, all: bool) -> Result<Peers> {
         let kit = Kit::open(offline)?;
-        let (program, version) = match Peer::named(&kit, told)? {
-            Some(peer) => (peer.program, format!("virtiofsd {}", peer.version)),
-            None => {
-                let program = daemon::find(Some(told))?;
-                let version = daemon::version(&program);
-                (program, version)
-            }
+        let (program, version) = if told == Path::new(ALIOTH) {
+            let peer = Peer::alioth(&kit)?;
+            (peer.program, format!("{ALIOTH} {}", peer.version))
+        } else if let Some(peer) = Peer::named(&kit, told)? {
+            (peer.program, format!("virtiofsd {}", peer.version))
+        } else {
+            let program = daemon::find(Some(told))?;
+            let version = daemon::version(&program);
+            (program, version)
         };
         let dialect = Dialect::of(&program)?;
         let sets = match dialect {
-            Dialect::Daxwindowd => vec![("as built".to_string(), vec![])],
+            Dialect::Daxwindowd | Dialect::Alioth => vec![("as built".to_string(), vec![])],
             Dialect::Virtiofsd => flag_sets(all),
         };
         let contenders = sets.into_iter().map(|(name, flags)| Contender {
+            rival: dialect.name().into(),
             name,
             program: program.clone(),
             dialect,
@@ -129,14 +136,44 @@ impl Contender {
         })
     }
 
-    fn arguments(&self, directory: &Path, queues: usize, socket: &Path) -> Vec<OsString> {
+    /// What tables call it.
+    pub(super) fn title(&self) -> String {
+        match self.dialect {
+            Dialect::Alioth => self.rival.clone(),
+            _ => self.name.clone(),
+        }
+    }
+
+    /// What results call it: who, and with which flags.
+    pub(super) fn stack(&self, window: bool) -> String {
+        let dax = if window { "always" } else { "never" };
+        match (self.rival.as_str(), self.dialect) {
+            ("", _) => format!("daxwindow dax={dax}"),
+            (rival, Dialect::Virtiofsd) => format!("{rival} {}", self.name),
+            (rival, _) => format!("{rival} dax={dax}"),
+        }
+    }
+
+    fn arguments(
+        &self,
+        directory: &Path,
+        queues: usize,
+        window_bytes: u64,
+        socket: &Path,
+    ) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = match self.dialect {
-            Dialect::Daxwindowd => Share {
-                readonly: false,
-                request_queues: queues,
-                ..Share::readonly(directory, Dax::Never, 0)
+            Dialect::Daxwindowd => {
+                let dax = match window_bytes {
+                    0 => Dax::Never,
+                    _ => Dax::Always,
+                };
+                Share {
+                    readonly: false,
+                    request_queues: queues,
+                    ..Share::readonly(directory, dax, window_bytes)
+                }
+                .arguments(socket)
             }
-            .arguments(socket),
             Dialect::Virtiofsd => vec![
                 "--socket-path".into(),
                 socket.into(),
@@ -145,82 +182,108 @@ impl Contender {
                 "--log-level".into(),
                 "error".into(),
             ],
+            Dialect::Alioth => {
+                let mut shared = OsString::from("tag=compare,path=");
+                shared.push(directory);
+                vec![
+                    // An error is a line on stderr for it, also where a
+                    // request is refused in order.
+                    "--log-spec".into(),
+                    "off".into(),
+                    "vu".into(),
+                    "--socket".into(),
+                    socket.into(),
+                    "fs".into(),
+                    "--param".into(),
+                    shared,
+                ]
+            }
         };
         arguments.extend(self.flags.iter().map(OsString::from));
         arguments
     }
 
-    /// Starts it on `directory` and attaches.
-    pub(super) fn start(&self, directory: &Path, queues: usize) -> Result<Running> {
+    /// Starts it on `directory` and attaches; with a window of so many bytes,
+    /// or none.
+    pub(super) fn start(
+        &self,
+        directory: &Path,
+        queues: usize,
+        window_bytes: u64,
+        front_end: FrontEnd,
+    ) -> Result<Running> {
         let queues = self.dialect.queues(queues);
         let daemon = Daemon::launch(&self.program, |socket| {
-            self.arguments(directory, queues, socket)
+            self.arguments(directory, queues, window_bytes, socket)
         })?;
         let options = SessionOptions {
             memory_bytes: MEMORY_BYTES,
             request_queues: queues,
-            dax: false,
+            dax: window_bytes > 0,
+            legacy_window_bytes: window_bytes,
+            separate_headers: front_end.separate_headers,
             ..SessionOptions::new(daemon.socket())
         };
-        let session = attach::patiently(|| Session::connect(options.clone()))
-            .with_context(|| format!("open a session{}", daemon.last_words()))?;
-        ensure!(session.window().is_none(), "there is a window");
+        let session = connect(&daemon, &options)?;
         Ok(Running {
-            session,
+            session: Some(session),
+            options,
             daemon,
+            dialect: self.dialect,
             queues,
         })
     }
 }
 
-/// The peer, once for each set of flags.
+fn connect(daemon: &Daemon, options: &SessionOptions) -> Result<Arc<Session>> {
+    let session = attach::patiently(|| Session::connect(options.clone()))
+        .with_context(|| format!("open a session{}", daemon.last_words()))?;
+    match options.dax {
+        true => ensure!(session.window().is_some(), "there is no window"),
+        false => ensure!(session.window().is_none(), "there is a window"),
+    }
+    Ok(session)
+}
+
+/// A peer, once for each set of flags.
 pub(super) struct Peers {
     pub version: String,
     pub contenders: Vec<Contender>,
 }
 
-fn flag_sets(all: bool) -> Vec<(String, Vec<String>)> {
-    let lean = |last: &str| -> Vec<String> {
-        let (key, _) = last.split_once('=').unwrap_or((last, ""));
-        let kept = LEAN.iter().filter(|flag| !flag.starts_with(key));
-        kept.copied().chain([last]).map(String::from).collect()
-    };
-    let others = if all { &OTHERS[..] } else { &[] };
-    let sets = POOLS.iter().chain(others);
-    sets.map(|flag| (flag.trim_start_matches("--").to_string(), lean(flag)))
-        .collect()
-}
-
 /// A daemon with a session. The session goes first on drop.
 pub(super) struct Running {
-    pub session: Arc<Session>,
+    session: Option<Arc<Session>>,
+    options: SessionOptions,
     pub daemon: Daemon,
+    pub dialect: Dialect,
     /// Request queues in use.
     pub queues: usize,
+}
+
+impl Running {
+    /// The session.
+    pub(super) fn session(&self) -> Result<&Arc<Session>> {
+        self.session.as_ref().context("the session has ended")
+    }
+
+    /// The options it was opened with.
+    pub(super) fn options(&self) -> &SessionOptions {
+        &self.options
+    }
+
+    /// Ends the connection and makes a new one, as a guest that is started
+    /// anew.
+    pub(super) fn reconnect(&mut self) -> Result<()> {
+        self.session = None;
+        self.session = Some(connect(&self.daemon, &self.options)?);
+        Ok(())
+    }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_flag_on_trial_takes_the_place_of_the_lean_one() {
-        let sets = flag_sets(true);
-        assert_eq!(sets.len(), POOLS.len() + OTHERS.len());
-        let of = |name: &str| {
-            let set = sets.iter().find(|(n, _)| n == name);
-            set.expect("there").1.join(" ")
-        };
-        assert_eq!(
-            of("thread-pool-size=4"),
-            "--sandbox=none --seccomp=none --inode-file-handles=never --thread-pool-size=4"
-        );
-        assert_eq!(
-            of("seccomp=kill"),
-            "--sandbox=none --inode-file-handles=never --seccomp=kill"
-        );
-        assert_eq!(flag_sets(false).len(), 3);
-    }
 
     #[test]
     fn a_stranger_is_refused() {
@@ -231,8 +294,31 @@ mod tests {
     }
 
     #[test]
-    fn virtiofsd_has_one_queue() {
+    fn only_ours_has_more_than_one_queue() {
         assert_eq!(Dialect::Virtiofsd.queues(2), 1);
+        assert_eq!(Dialect::Alioth.queues(2), 1);
         assert_eq!(Dialect::Daxwindowd.queues(2), 2);
+    }
+
+    #[test]
+    fn stacks_are_told_apart() {
+        let ours = Contender::ours("x".into(), &[]);
+        let peer = |dialect: Dialect| Contender {
+            rival: dialect.name().into(),
+            name: "cache=always".into(),
+            dialect,
+            ..ours.clone()
+        };
+        assert_eq!(ours.stack(false), "daxwindow dax=never");
+        assert_eq!(ours.stack(true), "daxwindow dax=always");
+        assert_eq!(
+            peer(Dialect::Virtiofsd).stack(false),
+            "virtiofsd cache=always"
+        );
+        assert_eq!(peer(Dialect::Alioth).stack(true), "alioth dax=always");
+        assert_eq!(
+            peer(Dialect::Daxwindowd).stack(false),
+            "daxwindowd dax=never"
+        );
     }
 }

@@ -1,17 +1,20 @@
 //! All contenders under one load, repetition by repetition.
 //!
 //! Law: in each repetition everybody is measured once, one right after the
-//! other, in an order drawn anew; ratios are of such pairs. The peer counts
-//! with the flags that are best for the figure in question.
+//! other, in an order drawn anew; ratios are of such pairs. A peer counts
+//! with the flags that are best for the figure in question. Who fails is out
+//! of that contest, and if it is ours there is none.
 
 use std::path::PathBuf;
 
-use anyhow::{Result, ensure};
+use anyhow::{Result, bail, ensure};
 
-use super::contender::Contender;
+use super::contender::{Contender, FrontEnd, Running};
+use super::dax::window_bytes;
 use super::measure::{Load, Sample, Times, measure};
 use super::share::Files;
 use crate::placement::Placement;
+pub(super) use crate::runs::Better;
 use crate::stats::{Paired, Random, median, mix};
 
 /// What all contests have in common.
@@ -19,6 +22,7 @@ use crate::stats::{Paired, Random, median, mix};
 pub(super) struct Setting {
     pub ours: Contender,
     pub peers: Vec<Contender>,
+    pub front_end: FrontEnd,
     pub files: Files,
     pub repetitions: usize,
     pub times: Times,
@@ -30,81 +34,125 @@ impl Setting {
     pub(super) fn directory(&self) -> PathBuf {
         self.files.directory.clone()
     }
+
+    /// Who takes part in a contest: ours first.
+    pub(super) fn contenders(&self, load: Load) -> Vec<&Contender> {
+        let fits = |c: &&Contender| !load.operation.needs_window() || c.dialect.has_window();
+        let peers = self.peers.iter().filter(fits);
+        [&self.ours].into_iter().chain(peers).collect()
+    }
 }
 
-/// Samples of one load: ours first, then each peer's, one a repetition.
+/// Samples of one load: ours, and each rival's, one a repetition.
 #[derive(Clone, Debug)]
 pub(super) struct Outcome {
     pub load: Load,
     pub ours: Vec<Sample>,
+    pub rivals: Vec<Rival>,
+}
+
+/// A peer in all its sets of flags.
+#[derive(Clone, Debug)]
+pub(super) struct Rival {
+    pub name: String,
     /// Flags and samples.
-    pub peers: Vec<(String, Vec<Sample>)>,
+    pub flags: Vec<(String, Vec<Sample>)>,
 }
 
 /// A number of a sample.
 pub(super) type Field = fn(&Sample) -> f64;
 
-/// Which of two values is the better one.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Better {
-    Higher,
-    Lower,
-}
+/// What a contest gave for each of [`Setting::contenders`], or why nothing.
+pub(super) type Held = Vec<Result<Vec<Sample>, String>>;
 
 /// Holds the contest.
-pub(super) fn hold(setting: &Setting, load: Load) -> Result<Outcome> {
-    let everybody: Vec<&Contender> = [&setting.ours].into_iter().chain(&setting.peers).collect();
-    let start = |one: &&Contender| one.start(&setting.directory(), load.queues);
-    let running = everybody.iter().map(start).collect::<Result<Vec<_>>>()?;
+pub(super) fn hold(setting: &Setting, load: Load) -> Result<Held> {
+    let contenders = setting.contenders(load);
+    ensure!(contenders.len() > 1, "nobody to compare with");
+    let window = match load.operation.needs_window() {
+        true => window_bytes(&setting.files),
+        false => 0,
+    };
+    let start = |one: &&Contender| {
+        one.start(&setting.directory(), load.queues, window, setting.front_end)
+            .map_err(|e| format!("{e:#}"))
+    };
+    let mut running: Vec<Result<Running, String>> = contenders.iter().map(start).collect();
     let mut random = Random::new(mix(load.name().bytes().map(u64::from).sum()));
     let mut samples = vec![Vec::new(); running.len()];
+    let once = |one: &mut Result<Running, String>, seed| -> Option<Sample> {
+        let measured = measure(
+            one.as_mut().ok()?,
+            &setting.files,
+            load,
+            setting.times,
+            seed,
+        );
+        measured.map_err(|e| *one = Err(format!("{e:#}"))).ok()
+    };
     if load.operation.is_one_pass() {
         // The host's caches are warm from here on, for everybody alike.
-        for one in &running {
-            measure(one, &setting.files, load, setting.times, random.next())?;
+        for one in &mut running {
+            once(one, random.next());
         }
     }
     for _ in 0..setting.repetitions {
         for index in random.permutation(running.len()) {
             let seed = random.next();
-            let sample = measure(&running[index], &setting.files, load, setting.times, seed)?;
-            samples[index].push(sample);
+            samples[index].extend(once(&mut running[index], seed));
+        }
+        if let Err(error) = &running[0] {
+            bail!("{error}");
         }
     }
-    let mut samples = samples.into_iter();
-    let ours = samples.next().unwrap_or_default();
-    let names = setting.peers.iter().map(|peer| peer.name.clone());
-    let outcome = Outcome {
-        load,
-        ours,
-        peers: names.zip(samples).collect(),
-    };
-    ensure!(!outcome.peers.is_empty(), "nobody to compare with");
-    Ok(outcome)
+    let both = running.into_iter().zip(samples);
+    Ok(both.map(|(one, samples)| one.map(|_| samples)).collect())
 }
 
 impl Outcome {
-    /// The peer whose median is best.
-    pub(super) fn best(&self, field: Field, better: Better) -> Option<&(String, Vec<Sample>)> {
-        let value = |samples: &[Sample]| median(&column(samples, field));
-        let ranked = self.peers.iter().filter_map(|p| Some((value(&p.1)?, p)));
-        let best = match better {
-            Better::Higher => ranked.max_by(|a, b| a.0.total_cmp(&b.0)),
-            Better::Lower => ranked.min_by(|a, b| a.0.total_cmp(&b.0)),
-        };
-        best.map(|(_, peer)| peer)
+    /// What was measured of a contest; none unless ours and another were.
+    pub(super) fn of(load: Load, contenders: &[&Contender], held: &Held) -> Option<Outcome> {
+        let mut measured = contenders.iter().zip(held);
+        let ours = measured.next()?.1.as_ref().ok()?.clone();
+        let mut rivals: Vec<Rival> = Vec::new();
+        for (contender, samples) in measured {
+            let Ok(samples) = samples else { continue };
+            let flags = (contender.name.clone(), samples.clone());
+            match rivals.iter_mut().find(|r| r.name == contender.rival) {
+                Some(rival) => rival.flags.push(flags),
+                None => rivals.push(Rival {
+                    name: contender.rival.clone(),
+                    flags: vec![flags],
+                }),
+            }
+        }
+        let outcome = Outcome { load, ours, rivals };
+        (!outcome.rivals.is_empty()).then_some(outcome)
     }
 
-    /// Ours against the best peer, repetition by repetition.
-    pub(super) fn pairs(&self, field: Field, better: Better) -> Paired {
+    /// Ours against a rival at its best, repetition by repetition.
+    pub(super) fn pairs(&self, rival: &Rival, field: Field, better: Better) -> Paired {
         let mut pairs = Paired::default();
-        if let Some((_, theirs)) = self.best(field, better) {
+        if let Some((_, theirs)) = rival.best(field, better) {
             let both = column(&self.ours, field)
                 .into_iter()
                 .zip(column(theirs, field));
             both.for_each(|(ours, theirs)| pairs.push(ours, theirs));
         }
         pairs
+    }
+}
+
+impl Rival {
+    /// The flags whose median is best.
+    pub(super) fn best(&self, field: Field, better: Better) -> Option<&(String, Vec<Sample>)> {
+        let value = |samples: &[Sample]| median(&column(samples, field));
+        let ranked = self.flags.iter().filter_map(|p| Some((value(&p.1)?, p)));
+        let best = match better {
+            Better::Higher => ranked.max_by(|a, b| a.0.total_cmp(&b.0)),
+            Better::Lower => ranked.min_by(|a, b| a.0.total_cmp(&b.0)),
+        };
+        best.map(|(_, peer)| peer)
     }
 }
 
@@ -115,6 +163,9 @@ pub(super) fn column(samples: &[Sample], field: Field) -> Vec<f64> {
 
 #[cfg(test)]
 pub(super) mod tests {
+    use daxwindow_shared::latency::Latency;
+
+    use super::super::contender::Dialect;
     use super::super::operations::Operation;
     use super::*;
 
@@ -127,6 +178,7 @@ pub(super) mod tests {
                 p50_us: 1e6 / rate,
                 p99_us: 2e6 / rate,
                 front_end_us: 0.5,
+                latency: Latency::new(),
             };
             rates.iter().map(sample).collect()
         };
@@ -135,7 +187,10 @@ pub(super) mod tests {
         Outcome {
             load,
             ours: samples(ours),
-            peers: names.zip(peers).collect(),
+            rivals: vec![Rival {
+                name: "peer".into(),
+                flags: names.zip(peers).collect(),
+            }],
         }
     }
 
@@ -147,12 +202,49 @@ pub(super) mod tests {
             queues: 1,
         };
         let outcome = outcome(load, &[30.0, 40.0, 30.0], &[&[10.0; 3], &[20.0, 20.0, 5.0]]);
-        let (name, _) = outcome.best(|s| s.rate, Better::Higher).expect("two");
+        let rival = &outcome.rivals[0];
+        let (name, _) = rival.best(|s| s.rate, Better::Higher).expect("two");
         assert_eq!(name, "b");
-        let (name, _) = outcome.best(|s| s.cpu_us, Better::Lower).expect("two");
+        let (name, _) = rival.best(|s| s.cpu_us, Better::Lower).expect("two");
         assert_eq!(name, "b");
-        let pairs = outcome.pairs(|s| s.rate, Better::Higher);
+        let pairs = outcome.pairs(rival, |s| s.rate, Better::Higher);
         let ratio = pairs.ratio().expect("three pairs");
         assert!((ratio.median - 2.0).abs() < 1e-9 && ratio.n == 3);
+    }
+
+    #[test]
+    fn rivals_keep_their_flags_together_and_who_failed_is_out() {
+        let ours = Contender::ours("x".into(), &[]);
+        let peer = |rival: &str, name: &str, dialect| Contender {
+            rival: rival.into(),
+            name: name.into(),
+            dialect,
+            ..ours.clone()
+        };
+        let a = peer("virtiofsd", "pool=0", Dialect::Virtiofsd);
+        let b = peer("virtiofsd", "pool=1", Dialect::Virtiofsd);
+        let c = peer("alioth", "as built", Dialect::Alioth);
+        let load = Load {
+            operation: Operation::Getattr,
+            depth: 1,
+            queues: 1,
+        };
+        let sample = || Ok(vec![Sample::default()]);
+        let everybody = [&ours, &a, &b, &c];
+        let all = vec![sample(), sample(), sample(), Err("ENOSYS".into())];
+        let outcome = Outcome::of(load, &everybody, &all).expect("measured");
+        let [rival] = &outcome.rivals[..] else {
+            panic!("{outcome:?}");
+        };
+        assert_eq!((rival.name.as_str(), rival.flags.len()), ("virtiofsd", 2));
+        let alone = vec![
+            sample(),
+            Err("no".into()),
+            Err("no".into()),
+            Err("no".into()),
+        ];
+        assert!(Outcome::of(load, &everybody, &alone).is_none());
+        let without = vec![Err("no".into()), sample(), sample(), sample()];
+        assert!(Outcome::of(load, &everybody, &without).is_none());
     }
 }

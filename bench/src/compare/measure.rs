@@ -10,8 +10,10 @@ use anyhow::{Context, Result, ensure};
 use daxwindow_guest::Error;
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::ROOT_ID;
+use daxwindow_shared::latency::Latency;
 
-use super::contender::Running;
+use super::contender::{Dialect, Running};
+use super::dax;
 use super::driver::{Actor, Driven, drive};
 use super::operations::{Operation, Stage};
 use super::share::Files;
@@ -34,7 +36,7 @@ impl Load {
 }
 
 /// What one measurement gave.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Sample {
     /// Units of work a second.
     pub rate: f64,
@@ -46,6 +48,14 @@ pub(super) struct Sample {
     /// Time of the front end that it did not wait in, for one unit,
     /// microseconds.
     pub front_end_us: f64,
+    /// All operations; empty where the sample was read back.
+    pub latency: Latency,
+}
+
+/// What was done, and the daemon's processor time for it.
+pub(super) struct Measured {
+    pub driven: Driven,
+    pub cpu: Duration,
 }
 
 /// How long to measure what has no end of its own.
@@ -57,23 +67,34 @@ pub(super) struct Times {
 
 /// Measures once. `seed` is different for each measurement.
 pub(super) fn measure(
-    running: &Running,
+    running: &mut Running,
     files: &Files,
     load: Load,
     times: Times,
     seed: u64,
 ) -> Result<Sample> {
-    let what = || format!("{}{}", load.name(), running.daemon.last_words());
-    once(running, files, load, times, seed).with_context(what)
+    let measured = match load.operation.needs_window() {
+        true => dax::measure(running, files, load.operation, times, seed),
+        false => once(running, files, load, times, seed),
+    };
+    let measured =
+        measured.with_context(|| format!("{}{}", load.name(), running.daemon.last_words()))?;
+    Ok(sample(measured))
 }
 
-fn once(running: &Running, files: &Files, load: Load, times: Times, seed: u64) -> Result<Sample> {
+fn once(
+    running: &mut Running,
+    files: &Files,
+    load: Load,
+    times: Times,
+    seed: u64,
+) -> Result<Measured> {
     let operation = load.operation;
     files.restore()?;
-    let session = &running.session;
     if operation.needs_fresh_session() {
-        forget_everything(session)?;
+        forget_everything(running)?;
     }
+    let session = running.session()?;
     let queues = load.queues.min(running.queues);
     let mut pipeline = session.pipeline(queues, load.depth, operation.buffer_bytes())?;
     let stage = Stage {
@@ -92,12 +113,24 @@ fn once(running: &Running, files: &Files, load: Load, times: Times, seed: u64) -
     let cpu = cpu_time(pid)?.saturating_sub(cpu_before);
     let read = bytes_read(pid)?.saturating_sub(read_before);
     prove(&driven, operation, read, &actors)?;
-    Ok(sample(&driven, cpu))
+    Ok(Measured { driven, cpu })
 }
 
 /// Begins a new session, so that the daemon knows no node but the root.
-fn forget_everything(session: &Session) -> Result<()> {
-    let known = session.lookup(ROOT_ID, b"flat").context("look flat up")?;
+fn forget_everything(running: &mut Running) -> Result<()> {
+    let known = running.session()?.lookup(ROOT_ID, b"flat");
+    let known = known.context("look flat up")?;
+    match running.dialect {
+        // It has no DESTROY, and makes a new device for each connection.
+        Dialect::Alioth => running.reconnect()?,
+        Dialect::Daxwindowd | Dialect::Virtiofsd => begin_anew(running.session()?)?,
+    }
+    let still = running.session()?.getattr(known.nodeid, None);
+    ensure!(still.is_err(), "the daemon knows nodes of an ended session");
+    Ok(())
+}
+
+fn begin_anew(session: &Session) -> Result<()> {
     // virtiofsd gives DESTROY back without an answer, so the proof is that an
     // old node is gone.
     if let Err(error) = session.destroy()
@@ -107,8 +140,6 @@ fn forget_everything(session: &Session) -> Result<()> {
     }
     session.reinit().context("begin a session")?;
     ensure!(session.window().is_none(), "there is a window");
-    let still = session.getattr(known.nodeid, None);
-    ensure!(still.is_err(), "the daemon knows nodes of an ended session");
     Ok(())
 }
 
@@ -126,7 +157,7 @@ fn prove(
     actors.iter().try_for_each(|actor| actor.check())
 }
 
-fn sample(driven: &Driven, cpu: Duration) -> Sample {
+fn sample(Measured { driven, cpu }: Measured) -> Sample {
     let units = driven.units as f64;
     let latency = driven.latency.summary();
     Sample {
@@ -135,13 +166,13 @@ fn sample(driven: &Driven, cpu: Duration) -> Sample {
         p99_us: latency.p99_ns as f64 / 1e3,
         cpu_us: cpu.as_secs_f64() * 1e6 / units,
         front_end_us: driven.front_end.as_secs_f64() * 1e6 / units,
+        latency: driven.latency,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use daxwindow_shared::latency::Latency;
 
     #[test]
     fn a_sample_is_per_unit() {
@@ -153,14 +184,16 @@ mod tests {
             latency,
             front_end: Duration::from_millis(1),
         };
-        let sample = sample(&driven, Duration::from_millis(4));
-        assert!((sample.rate - 100_000.0).abs() < 1.0);
-        assert!((sample.cpu_us - 4.0).abs() < 1e-9);
-        assert!((sample.front_end_us - 1.0).abs() < 1e-9);
-        assert!((sample.p50_us - 20.0).abs() < 0.1);
         let read = Operation::Read(4096);
         assert!(prove(&driven, read, 4096 * 1000, &[]).is_ok());
         let error = prove(&driven, read, 4096 * 999, &[]).expect_err("one is missing");
         assert!(error.to_string().contains("DAX"), "{error}");
+        let cpu = Duration::from_millis(4);
+        let sample = sample(Measured { driven, cpu });
+        assert!((sample.rate - 100_000.0).abs() < 1.0);
+        assert!((sample.cpu_us - 4.0).abs() < 1e-9);
+        assert!((sample.front_end_us - 1.0).abs() < 1e-9);
+        assert!((sample.p50_us - 20.0).abs() < 0.1);
+        assert_eq!(sample.latency.count(), 100);
     }
 }

@@ -26,18 +26,21 @@ pub(super) struct Memory {
 pub(super) fn memory(setting: &Setting) -> Result<Vec<Memory>> {
     let everybody = [&setting.ours].into_iter().chain(&setting.peers);
     let one = |contender: &super::contender::Contender| {
-        let running = contender.start(&setting.directory(), 1)?;
-        for (operation, depth) in [(Operation::SmallFiles, 16), (Operation::ReaddirplusCold, 1)] {
+        let mut running = contender.start(&setting.directory(), 1, 0, setting.front_end)?;
+        let mut loads = vec![(Operation::SmallFiles, 16), (Operation::ReaddirplusCold, 1)];
+        // Who cannot list is measured without.
+        loads.truncate(if contender.dialect.is_partial() { 1 } else { 2 });
+        for (operation, depth) in loads {
             let load = Load {
                 operation,
                 depth,
                 queues: 1,
             };
-            measure(&running, &setting.files, load, setting.times, 1)?;
+            measure(&mut running, &setting.files, load, setting.times, 1)?;
         }
         let (peak_bytes, own_bytes) = peak_memory(running.daemon.pid())?;
         Ok(Memory {
-            name: contender.name.clone(),
+            name: contender.title(),
             peak_bytes,
             own_bytes,
         })

@@ -1,45 +1,52 @@
-//! `compare`: our daemon against another one, operation by operation, with
-//! the same front end and without DAX.
+//! `compare`: our daemon against others, operation by operation, with the
+//! same front end: requests without DAX, and against those that have a window
+//! also the window.
 //!
 //! | file | owns |
 //! | --- | --- |
-//! | `contender` | who is compared, with which flags |
+//! | `contender`, `flags` | who is compared, with which flags |
 //! | `plan` | operations and loads |
 //! | `operations` | what each operation does |
 //! | `driver` | many of them in flight from one thread |
-//! | `measure` | one measurement, and the proof that it is one |
+//! | `measure`, `dax` | one measurement, and the proof that it is one |
 //! | `contest` | everybody under one load, interleaved |
 //! | `memory`, `usage` | what a daemon uses |
 //! | `share` | the files |
+//! | `record` | contests on disk |
 //! | `summary`, `print` | figures with goals, tables, JSON |
 
 mod contender;
 mod contest;
+mod dax;
 mod driver;
+mod flags;
 mod measure;
 mod memory;
 mod operations;
 mod plan;
 mod print;
+mod record;
 mod share;
 mod summary;
 mod usage;
 
 use std::path::PathBuf;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use anyhow::{Context, Result};
 
 use crate::cleanup::{self, Scratch};
 use crate::daemon;
-use crate::figures::{Report, table};
+use crate::figures::Report;
 use crate::machine::{COMMIT, Machine, Versions};
 use crate::placement::Placement;
-use contender::{Contender, Peers};
-use contest::{Outcome, Setting, hold};
+use crate::runs::{self, Header, Run};
+use contender::{Contender, FrontEnd};
+use contest::{Setting, hold};
 use measure::{Load, Times};
 use memory::Memory;
 use print::{Comparison, Row};
+use record::Results;
 use share::Files;
 
 /// How long one load may take with all contenders.
@@ -47,19 +54,22 @@ const LIMIT: Duration = Duration::from_secs(180);
 /// What `--only` calls the memory measurement.
 const MEMORY: &str = "memory";
 
-/// Measure our daemon against another, operation by operation, without DAX
+/// Measure our daemon against others, operation by operation
 ///
-/// Both serve the same directory to the same front end. In each repetition
-/// everybody is measured once, in random order; ratios are medians over the
-/// repetitions of such pairs, spread is (max - min) / median of the ratios.
-/// The peer counts, for each figure, with the flags that are best for it.
-/// Exits with failure when something could not be measured.
+/// All serve the same directory to the same front end: requests without DAX,
+/// and those that have a window also with it. In each repetition everybody is
+/// measured once, in random order; ratios are medians over the repetitions of
+/// such pairs, spread is (max - min) / median of the ratios. A peer counts,
+/// for each figure, with the flags that are best for it. Each finished load
+/// is written down, and a run that was interrupted goes on. Exits with failure
+/// when something could not be measured.
 #[derive(clap::Args)]
 pub(crate) struct Args {
     /// Whom to compare with: virtiofsd (from Debian's packages, fetched if
-    /// need be), or the path of a virtiofsd or another daxwindowd
-    #[arg(long)]
-    peer: PathBuf,
+    /// need be), alioth (from the crates registry, built if need be), or the
+    /// path of one of them or of another daxwindowd; repeatable
+    #[arg(long, required = true)]
+    peer: Vec<PathBuf>,
     /// Print one JSON object
     #[arg(long)]
     json: bool,
@@ -86,19 +96,24 @@ pub(crate) struct Args {
     /// A flag for our daemon; repeatable
     #[arg(long, value_name = "FLAG", allow_hyphen_values = true)]
     daemon_flag: Vec<String>,
-    /// Try also those flags of virtiofsd that were found to make nothing
-    /// faster
+    /// Try virtiofsd with six further flags
     #[arg(long)]
     all_flags: bool,
     /// Fetch nothing
     #[arg(long)]
     offline: bool,
+    /// Results directory; a run that was interrupted goes on there
+    #[arg(long, value_name = "DIR", default_value = runs::DIRECTORY)]
+    out: PathBuf,
+    /// Drop earlier results of this command in the results directory
+    #[arg(long)]
+    fresh: bool,
 }
 
 /// Compares; true when everything was measured.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let binary = daemon::find(args.daemon.as_deref())?;
-    let peers = Contender::peers(&args.peer, args.offline, args.all_flags)?;
+    let (peers, versions) = args.peers()?;
     let parent = match &args.dir {
         Some(directory) => directory.clone(),
         None => std::env::current_dir()
@@ -106,28 +121,9 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             .join("target"),
     };
     let scratch = Scratch::below(&parent)?;
-    let (entries, bytes) = match args.quick {
-        true => (2_000, 16 << 20),
-        false => (10_000, 64 << 20),
-    };
-    say(args, &format!("writing {} test files", 2 * entries));
-    let setting = Setting {
-        files: Files::write(&scratch.path().join("share"), entries, bytes)?,
-        ours: Contender::ours(binary.clone(), &args.daemon_flag),
-        peers: peers.contenders.clone(),
-        repetitions: args
-            .repetitions
-            .map_or(args.default_repetitions(), usize::from),
-        times: args.times(),
-        placement: match args.one_cpu {
-            true => Placement::OneCpu,
-            false => Placement::Free,
-        },
-    };
-    let (outcomes, memory, failures) = measure_all(args, &setting);
     let report = Report {
         command: "compare",
-        figures: summary::summary(&plan::loads(), &outcomes),
+        figures: Vec::new(),
         machine: Machine::detect(scratch.path()),
         versions: Versions {
             daxwindow_bench: env!("CARGO_PKG_VERSION").into(),
@@ -135,16 +131,96 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         },
         commit: COMMIT,
     };
-    print(args, &report, &peers, (&outcomes, &memory, &failures))
+    let mut run = Run::open(&args.out, args.header(&report, &versions), args.fresh)?;
+    let windows = peers.iter().any(|peer| peer.dialect.has_window());
+    let (entries, bytes, dax_bytes) = args.sizes(windows);
+    run.say(&format!("writing {} test files", 2 * entries));
+    let setting = Setting {
+        files: Files::write(&scratch.path().join("share"), entries, bytes, dax_bytes)?,
+        ours: Contender::ours(binary, &args.daemon_flag),
+        front_end: FrontEnd {
+            separate_headers: peers.iter().any(|peer| peer.dialect.is_partial()),
+        },
+        peers,
+        repetitions: args.repetitions(),
+        times: args.times(),
+        placement: match args.one_cpu {
+            true => Placement::OneCpu,
+            false => Placement::Free,
+        },
+    };
+    let loads: Vec<Load> = plan::loads()
+        .into_iter()
+        .filter(|load| args.wants(&load.name()) && setting.contenders(*load).len() > 1)
+        .collect();
+    let planned = loads.iter().map(|load| setting.contenders(*load).len());
+    run.plan(planned.sum());
+    let mut results = Results::default();
+    for &load in &loads {
+        contest(&mut run, &setting, load, &mut results)?;
+    }
+    let memory = args.measure_memory(&setting, &mut results);
+    let sums = summary::summary(&plan::loads(), &results.outcomes);
+    record::record_sums(&mut run, &sums)?;
+    let report = Report {
+        figures: sums.iter().map(summary::Summed::figure).collect(),
+        ..report
+    };
+    drop(run);
+    print(args, &report, &versions.join(", "), &results, &memory)
 }
 
 impl Args {
+    /// The contenders beside ours, and the peers' versions.
+    fn peers(&self) -> Result<(Vec<Contender>, Vec<String>)> {
+        let (mut contenders, mut versions) = (Vec::new(), Vec::new());
+        for told in &self.peer {
+            let peers = Contender::peers(told, self.offline, self.all_flags)?;
+            contenders.extend(peers.contenders);
+            versions.push(peers.version);
+        }
+        Ok((contenders, versions))
+    }
+
+    fn header(&self, report: &Report, peers: &[String]) -> Header {
+        let study = if self.one_cpu {
+            "compare-one-cpu"
+        } else {
+            "compare"
+        };
+        let mut header = Header::new(study, report.machine.clone());
+        header.option("repetitions", self.repetitions());
+        header.option("quick", self.quick);
+        header.option("all_flags", self.all_flags);
+        header.option("daemon_flags", self.daemon_flag.join(" "));
+        header.version("daxwindowd", &report.versions.daxwindowd);
+        for version in peers {
+            let (name, number) = version.split_once(' ').unwrap_or((version, ""));
+            let name = match name {
+                "daxwindowd" => "daxwindowd, the peer",
+                name => name,
+            };
+            header.version(name, number);
+        }
+        header
+    }
+
     fn wants(&self, name: &str) -> bool {
         self.only.is_empty() || self.only.iter().any(|only| name.contains(only.as_str()))
     }
 
-    fn default_repetitions(&self) -> usize {
-        if self.quick { 3 } else { 7 }
+    fn repetitions(&self) -> usize {
+        let default = if self.quick { 3 } else { 7 };
+        self.repetitions.map_or(default, usize::from)
+    }
+
+    /// Entries of a directory, bytes of a file, bytes of the mapped one.
+    fn sizes(&self, windows: bool) -> (usize, u64, u64) {
+        let (entries, bytes) = match self.quick {
+            true => (2_000, 16 << 20),
+            false => (10_000, 64 << 20),
+        };
+        (entries, bytes, if windows { 4 * bytes } else { 0 })
     }
 
     fn times(&self) -> Times {
@@ -154,79 +230,75 @@ impl Args {
             measure,
         }
     }
+
+    fn measure_memory(&self, setting: &Setting, results: &mut Results) -> Vec<Memory> {
+        if !self.wants(MEMORY) {
+            return Vec::new();
+        }
+        let measured = bounded(setting, |setting| memory::memory(&setting));
+        measured.unwrap_or_else(|error| {
+            results.failures.push((MEMORY.into(), format!("{error:#}")));
+            Vec::new()
+        })
+    }
 }
 
-type Failures = Vec<(String, String)>;
-
-fn measure_all(args: &Args, setting: &Setting) -> (Vec<Outcome>, Vec<Memory>, Failures) {
-    let (mut outcomes, mut failures) = (Vec::new(), Vec::new());
-    let wanted = |load: &Load| args.wants(&load.name());
-    for load in plan::loads().into_iter().filter(wanted) {
-        let held = timed(args, &load.name(), || {
-            let setting = setting.clone();
-            cleanup::bounded(LIMIT, move || {
-                setting.placement.apply()?;
-                hold(&setting, load)
-            })
-        });
-        match held {
-            Ok(outcome) => outcomes.push(outcome),
-            Err(error) => failures.push((load.name(), format!("{error:#}"))),
+/// One load with all contenders, unless an earlier run has it.
+fn contest(run: &mut Run, setting: &Setting, load: Load, results: &mut Results) -> Result<()> {
+    if let Some(held) = record::recall(run, setting, load) {
+        results.add(setting, load, &held);
+        return Ok(());
+    }
+    match bounded(setting, move |setting| hold(&setting, load)) {
+        Ok(held) => {
+            record::record(run, setting, load, &held)?;
+            results.add(setting, load, &held);
+        }
+        Err(error) => {
+            let told = format!("{error:#}");
+            record::record_failure(run, setting, load, &told)?;
+            results.failures.push((load.name(), told));
         }
     }
-    let mut memory = Vec::new();
-    if args.wants(MEMORY) {
-        let measured = timed(args, MEMORY, || {
-            let setting = setting.clone();
-            cleanup::bounded(LIMIT, move || {
-                setting.placement.apply()?;
-                memory::memory(&setting)
-            })
-        });
-        match measured {
-            Ok(measured) => memory = measured,
-            Err(error) => failures.push((MEMORY.into(), format!("{error:#}"))),
-        }
-    }
-    (outcomes, memory, failures)
+    Ok(())
 }
 
-fn timed<T>(args: &Args, name: &str, work: impl FnOnce() -> Result<T>) -> Result<T> {
-    let started = Instant::now();
-    let done = work();
+fn bounded<T: Send + 'static>(
+    setting: &Setting,
+    work: impl FnOnce(Setting) -> Result<T> + Send + 'static,
+) -> Result<T> {
+    let setting = setting.clone();
+    let done = cleanup::bounded(LIMIT, move || {
+        setting.placement.apply()?;
+        work(setting)
+    });
     if done.is_err() {
         // What hangs still holds its daemons.
         cleanup::end_daemons();
     }
-    let seconds = table::short(started.elapsed().as_secs_f64());
-    say(args, &format!("{name} took {seconds} s"));
     done
-}
-
-fn say(args: &Args, what: &str) {
-    if !args.json {
-        eprintln!("{what}");
-    }
 }
 
 fn print(
     args: &Args,
     report: &Report,
-    peers: &Peers,
-    (outcomes, memory, failures): (&[Outcome], &[Memory], &[(String, String)]),
+    peers: &str,
+    results: &Results,
+    memory: &[Memory],
 ) -> Result<bool> {
-    let rows: Vec<Row> = outcomes.iter().filter_map(Row::of).collect();
+    let rows: Vec<Row> = results.outcomes.iter().flat_map(Row::of).collect();
     let comparison = Comparison {
         report,
-        peer: &peers.version,
+        peer: peers,
         one_cpu: args.one_cpu,
         loads: &rows,
         memory,
-        failures,
+        failures: &results.failures,
+        not_served: &results.not_served,
     };
     match args.json {
         true => println!("{}", comparison.to_json()?),
         false => comparison.print(),
     }
-    Ok(failures.is_empty())
+    Ok(results.failures.is_empty())
 }

@@ -1,4 +1,5 @@
-//! Which operations are measured under which loads.
+//! Which operations are measured under which loads; those of the window at
+//! the end, if a peer has one.
 
 use super::measure::Load;
 use super::operations::Operation::{self, *};
@@ -39,6 +40,9 @@ pub(super) fn loads() -> Vec<Load> {
         for (depth, queues) in [(1, 1), (4, 1), (16, 1), (16, 2)] {
             loads.push(load(operation, depth, queues));
         }
+    }
+    for operation in [DaxMap, DaxUnmap, DaxFirstRead, DaxHotRead] {
+        loads.push(load(operation, 1, 1));
     }
     loads
 }

@@ -1,10 +1,12 @@
 //! The comparison for people and as JSON.
 
+use std::collections::BTreeSet;
+
 use anyhow::Result;
 use comfy_table::{Cell, Table};
 use serde::Serialize;
 
-use super::contest::{Better, Field, Outcome, column};
+use super::contest::{Better, Field, Outcome, Rival, column};
 use super::memory::Memory;
 use crate::figures::{Report, table};
 use crate::stats::{Series, median};
@@ -14,14 +16,17 @@ use crate::stats::{Series, median};
 pub(super) struct Row {
     /// Operation, depth and queues.
     pub name: String,
+    /// Whom it is against.
+    pub peer: String,
     /// Unit of `rate`.
     pub unit: &'static str,
     pub rate: Versus,
     /// Of whole operations, microseconds.
     pub p50_us: Versus,
     pub p99_us: Versus,
-    /// Processor time of the daemon for one unit of work, microseconds.
-    pub cpu_us: Versus,
+    /// Processor time of the daemon for one unit of work, microseconds; none
+    /// where it has nothing to do.
+    pub cpu_us: Option<Versus>,
     /// What the front end itself took for one unit, microseconds, of ours.
     pub front_end_us: f64,
 }
@@ -40,29 +45,36 @@ pub(super) struct Versus {
 }
 
 impl Row {
-    /// Sums an outcome up; none without repetitions.
-    pub(super) fn of(outcome: &Outcome) -> Option<Row> {
+    /// Sums an outcome up, once for each rival; none without repetitions.
+    pub(super) fn of(outcome: &Outcome) -> Vec<Row> {
+        let row = |rival: &Rival| Row::against(outcome, rival);
+        outcome.rivals.iter().filter_map(row).collect()
+    }
+
+    fn against(outcome: &Outcome, rival: &Rival) -> Option<Row> {
+        let versus = |field, better| versus(outcome, rival, field, better);
         Some(Row {
             name: outcome.load.name(),
+            peer: rival.name.clone(),
             unit: outcome.load.operation.unit(),
-            rate: versus(outcome, |s| s.rate, Better::Higher)?,
-            p50_us: versus(outcome, |s| s.p50_us, Better::Lower)?,
-            p99_us: versus(outcome, |s| s.p99_us, Better::Lower)?,
-            cpu_us: versus(outcome, |s| s.cpu_us, Better::Lower)?,
+            rate: versus(|s| s.rate, Better::Higher)?,
+            p50_us: versus(|s| s.p50_us, Better::Lower)?,
+            p99_us: versus(|s| s.p99_us, Better::Lower)?,
+            cpu_us: versus(|s| s.cpu_us, Better::Lower),
             front_end_us: median(&column(&outcome.ours, |s| s.front_end_us))?,
         })
     }
 }
 
-fn versus(outcome: &Outcome, field: Field, better: Better) -> Option<Versus> {
-    let pairs = outcome.pairs(field, better);
+fn versus(outcome: &Outcome, rival: &Rival, field: Field, better: Better) -> Option<Versus> {
+    let pairs = outcome.pairs(rival, field, better);
     let Series { median, spread, .. } = pairs.ratio()?;
     Some(Versus {
         ours: pairs.value()?,
         peer: pairs.base()?,
         ratio: median,
         spread,
-        flag: outcome.best(field, better)?.0.clone(),
+        flag: rival.best(field, better)?.0.clone(),
     })
 }
 
@@ -82,6 +94,9 @@ pub(super) struct Comparison<'a> {
     pub memory: &'a [Memory],
     /// Loads that could not be measured, and why.
     pub failures: &'a [(String, String)],
+    /// What a peer that serves a part of the requests does not do, and what
+    /// it says.
+    pub not_served: &'a [(String, String)],
 }
 
 impl Comparison<'_> {
@@ -94,8 +109,10 @@ impl Comparison<'_> {
     pub(super) fn print(&self) {
         let placed = if self.one_cpu { ", all on one CPU" } else { "" };
         println!("{}\nagainst {}{placed}", self.report.machine, self.peer);
-        if !self.loads.is_empty() {
-            println!("{}", loads(self.loads));
+        let peers: BTreeSet<&str> = self.loads.iter().map(|row| row.peer.as_str()).collect();
+        for peer in peers {
+            let of = |row: &&Row| row.peer == peer;
+            println!("{}", loads(peer, self.loads.iter().filter(of)));
         }
         if !self.memory.is_empty() {
             println!("{}", memory(self.memory));
@@ -103,32 +120,33 @@ impl Comparison<'_> {
         if !self.report.figures.is_empty() {
             println!("{}", table::figures(&self.report.figures));
         }
-        for (name, why) in self.failures {
+        for (name, why) in self.failures.iter().chain(self.not_served) {
             println!("{name}: {why}");
         }
     }
 }
 
-fn loads(rows: &[Row]) -> Table {
+fn loads<'a>(peer: &str, rows: impl Iterator<Item = &'a Row>) -> Table {
     let mut out = table::table(&[
-        "load", "ours", "peer", "ratio", "spread", "p50 us", "p99 us", "CPU us", "ratio", "peer's",
+        "load", "ours", peer, "ratio", "spread", "p50 us", "p99 us", "CPU us", "ratio", "peer's",
     ]);
     let both = |versus: &Versus| {
         let (ours, peer) = (table::short(versus.ours), table::short(versus.peer));
         format!("{ours} / {peer}")
     };
+    let ratio = |versus: &Versus| format!("{:.2}", versus.ratio);
     for row in rows {
         let rate = |value| format!("{} {}", table::short(value), row.unit);
         out.add_row(vec![
             Cell::new(&row.name),
             Cell::new(rate(row.rate.ours)),
             Cell::new(table::short(row.rate.peer)),
-            Cell::new(format!("{:.2}", row.rate.ratio)),
+            Cell::new(ratio(&row.rate)),
             Cell::new(format!("{:.0} %", row.rate.spread * 100.0)),
             Cell::new(both(&row.p50_us)),
             Cell::new(both(&row.p99_us)),
-            Cell::new(both(&row.cpu_us)),
-            Cell::new(format!("{:.2}", row.cpu_us.ratio)),
+            Cell::new(row.cpu_us.as_ref().map_or("-".into(), both)),
+            Cell::new(row.cpu_us.as_ref().map_or("-".into(), ratio)),
             Cell::new(&row.rate.flag),
         ]);
     }
@@ -162,9 +180,10 @@ mod tests {
             queues: 2,
         };
         let outcome = outcome(load, &[200.0], &[&[50.0], &[100.0]]);
-        let row = Row::of(&outcome).expect("a row");
+        let rows = Row::of(&outcome);
+        let [row] = &rows[..] else { panic!("{rows:?}") };
         assert_eq!((row.rate.flag.as_str(), row.rate.ratio), ("b", 2.0));
-        let text = loads(&[row]).to_string();
+        let text = loads("virtiofsd", rows.iter()).to_string();
         assert!(
             text.contains("getattr_d16_q2") && text.contains("200 ops/s"),
             "{text}"

@@ -24,15 +24,23 @@ pub(super) struct Files {
     pub entries: usize,
     /// Bytes of `data` and `out`.
     pub bytes: u64,
+    /// Bytes of the file that is mapped, whole ranges; zero without one.
+    pub dax_bytes: u64,
 }
 
 impl Files {
     /// Writes them, durably and into the page cache.
-    pub(super) fn write(directory: &Path, entries: usize, bytes: u64) -> Result<Files> {
+    pub(super) fn write(
+        directory: &Path,
+        entries: usize,
+        bytes: u64,
+        dax_bytes: u64,
+    ) -> Result<Files> {
         let files = Files {
             directory: directory.to_path_buf(),
             entries,
             bytes,
+            dax_bytes,
         };
         files
             .fill()
@@ -61,6 +69,10 @@ impl Files {
         for (name, seed) in [("data", DATA_SEED), ("out", DATA_SEED + 1)] {
             TestFile::write(&self.directory.join(name), self.bytes, seed)?;
         }
+        if self.dax_bytes > 0 {
+            let path = self.directory.join(DAX_FILE);
+            TestFile::write(&path, self.dax_bytes, DAX_SEED)?;
+        }
         rustix::fs::syncfs(fs::File::open(&self.directory)?)?;
         Ok(())
     }
@@ -87,6 +99,9 @@ impl Files {
 
 /// Seed of `data`.
 pub(super) const DATA_SEED: u64 = 11;
+/// The file that is mapped.
+pub(super) const DAX_FILE: &str = "mapped";
+pub(super) const DAX_SEED: u64 = 17;
 
 /// Name in `flat`.
 pub(super) fn entry(index: usize) -> String {
@@ -129,7 +144,7 @@ mod tests {
     #[test]
     fn a_share_is_written_and_put_back() -> Result<()> {
         let directory = tempfile::tempdir()?;
-        let files = Files::write(directory.path(), 101, 1 << 20)?;
+        let files = Files::write(directory.path(), 101, 1 << 20, 2 << 20)?;
         assert_eq!(fs::read_dir(directory.path().join("flat"))?.count(), 101);
         assert_eq!(fs::read_dir(directory.path().join("tree"))?.count(), 2);
         let small = fs::read(directory.path().join("tree/d001/file-00100"))?;

@@ -3,10 +3,11 @@
 //! Law: a figure is there only if every load it is made of was measured.
 
 use super::contest::{Better, Field, Outcome};
-use super::measure::{Load, Sample};
+use super::measure::Load;
 use super::operations::Operation;
 use crate::figures::{Figure, Goal};
 use crate::stats::Paired;
+use crate::vm::peers::ALIOTH;
 
 struct Sum {
     name: &'static str,
@@ -18,148 +19,245 @@ struct Sum {
     takes: fn(&Load) -> bool,
 }
 
-const RATE: Field = |sample: &Sample| sample.rate;
-const CPU: Field = |sample: &Sample| sample.cpu_us;
+impl Sum {
+    const fn rate(name: &'static str, what: &'static str, takes: fn(&Load) -> bool) -> Sum {
+        Sum {
+            name,
+            what,
+            unit: "ops/s",
+            goal: None,
+            field: |sample| sample.rate,
+            better: Better::Higher,
+            takes,
+        }
+    }
+
+    const fn time(
+        name: &'static str,
+        what: &'static str,
+        field: Field,
+        takes: fn(&Load) -> bool,
+    ) -> Sum {
+        Sum {
+            unit: "us",
+            field,
+            better: Better::Lower,
+            ..Sum::rate(name, what, takes)
+        }
+    }
+
+    const fn at_least(self, ratio: f64) -> Sum {
+        Sum {
+            goal: Some(Goal::AtLeast(ratio)),
+            ..self
+        }
+    }
+
+    const fn at_most(self, ratio: f64) -> Sum {
+        Sum {
+            goal: Some(Goal::AtMost(ratio)),
+            ..self
+        }
+    }
+
+    const fn of(self, unit: &'static str) -> Sum {
+        Sum { unit, ..self }
+    }
+}
+
+const CPU: Field = |sample| sample.cpu_us;
+const P50: Field = |sample| sample.p50_us;
+const P99: Field = |sample| sample.p99_us;
 
 fn is_metadata(load: &Load, depth: usize, queues: usize) -> bool {
     load.operation.is_metadata() && (load.depth, load.queues) == (depth, queues)
+}
+
+fn is_4k(load: &Load, queues: usize) -> bool {
+    is_data(load, 4 << 10) && (load.depth, load.queues) == (16, queues)
+}
+
+fn is_1m(load: &Load, queues: usize) -> bool {
+    is_data(load, 1 << 20) && load.queues == queues
 }
 
 fn is_data(load: &Load, bytes: usize) -> bool {
     matches!(load.operation, Operation::Read(n) | Operation::Write(n) if n == bytes)
 }
 
+fn is_tree(load: &Load, depth: usize) -> bool {
+    load.operation == Operation::SmallFiles && load.depth == depth
+}
+
+fn is_map(load: &Load) -> bool {
+    load.operation == Operation::DaxMap
+}
+
+/// Against a daemon that serves all requests.
 const SUMS: [Sum; 12] = [
-    Sum {
-        name: "metadata_d1",
-        what: "metadata operations, depth 1",
-        unit: "ops/s",
-        goal: Some(Goal::AtLeast(1.5)),
-        field: RATE,
-        better: Better::Higher,
-        takes: |load| is_metadata(load, 1, 1),
-    },
-    Sum {
-        name: "metadata_p50_d1",
-        what: "metadata operations, depth 1, p50",
-        unit: "us",
-        goal: None,
-        field: |sample| sample.p50_us,
-        better: Better::Lower,
-        takes: |load| is_metadata(load, 1, 1),
-    },
-    Sum {
-        name: "metadata_d16_q1",
-        what: "metadata operations, depth 16, 1 queue",
-        unit: "ops/s",
-        goal: None,
-        field: RATE,
-        better: Better::Higher,
-        takes: |load| is_metadata(load, 16, 1),
-    },
-    Sum {
-        name: "metadata_d16_q2",
-        what: "metadata operations, depth 16, 2 queues",
-        unit: "ops/s",
-        goal: Some(Goal::AtLeast(2.0)),
-        field: RATE,
-        better: Better::Higher,
-        takes: |load| is_metadata(load, 16, 2),
-    },
-    Sum {
-        name: "data_4k_d16_q1",
-        what: "READ and WRITE 4 KiB, depth 16, 1 queue",
-        unit: "ops/s",
-        goal: None,
-        field: RATE,
-        better: Better::Higher,
-        takes: |load| is_data(load, 4 << 10) && (load.depth, load.queues) == (16, 1),
-    },
-    Sum {
-        name: "data_4k_d16_q2",
-        what: "READ and WRITE 4 KiB, depth 16, 2 queues",
-        unit: "ops/s",
-        goal: Some(Goal::AtLeast(2.0)),
-        field: RATE,
-        better: Better::Higher,
-        takes: |load| is_data(load, 4 << 10) && (load.depth, load.queues) == (16, 2),
-    },
-    Sum {
-        name: "data_1m",
-        what: "READ and WRITE 1 MiB, depths 1, 4, 16, 1 queue",
-        unit: "ops/s",
-        goal: Some(Goal::AtLeast(1.1)),
-        field: RATE,
-        better: Better::Higher,
-        takes: |load| is_data(load, 1 << 20) && load.queues == 1,
-    },
-    Sum {
-        name: "data_1m_q2",
-        what: "READ and WRITE 1 MiB, depth 16, 2 queues",
-        unit: "ops/s",
-        goal: Some(Goal::AtLeast(1.1)),
-        field: RATE,
-        better: Better::Higher,
-        takes: |load| is_data(load, 1 << 20) && load.queues == 2,
-    },
-    Sum {
-        name: "metadata_cpu_d1",
-        what: "daemon CPU time per metadata operation, depth 1",
-        unit: "us",
-        goal: Some(Goal::AtMost(0.8)),
-        field: CPU,
-        better: Better::Lower,
-        takes: |load| is_metadata(load, 1, 1),
-    },
-    Sum {
-        name: "metadata_cpu_d16_q2",
-        what: "daemon CPU time per metadata operation, depth 16, 2 queues",
-        unit: "us",
-        goal: Some(Goal::AtMost(0.8)),
-        field: CPU,
-        better: Better::Lower,
-        takes: |load| is_metadata(load, 16, 2),
-    },
-    Sum {
-        name: "small_files_d1",
-        what: "small-file read of a tree, depth 1",
-        unit: "files/s",
-        goal: Some(Goal::AtLeast(1.5)),
-        field: RATE,
-        better: Better::Higher,
-        takes: |load| load.operation == Operation::SmallFiles && load.depth == 1,
-    },
-    Sum {
-        name: "small_files_d16_q2",
-        what: "small-file read of a tree, depth 16, 2 queues",
-        unit: "files/s",
-        goal: Some(Goal::AtLeast(1.5)),
-        field: RATE,
-        better: Better::Higher,
-        takes: |load| load.operation == Operation::SmallFiles && load.depth == 16,
-    },
+    Sum::rate("metadata_d1", "metadata operations, depth 1", |l| {
+        is_metadata(l, 1, 1)
+    })
+    .at_least(1.5),
+    Sum::time(
+        "metadata_p50_d1",
+        "metadata operations, depth 1, p50",
+        P50,
+        |l| is_metadata(l, 1, 1),
+    ),
+    Sum::rate(
+        "metadata_d16_q1",
+        "metadata operations, depth 16, 1 queue",
+        |l| is_metadata(l, 16, 1),
+    ),
+    Sum::rate(
+        "metadata_d16_q2",
+        "metadata operations, depth 16, 2 queues",
+        |l| is_metadata(l, 16, 2),
+    )
+    .at_least(2.0),
+    Sum::rate(
+        "data_4k_d16_q1",
+        "READ and WRITE 4 KiB, depth 16, 1 queue",
+        |l| is_4k(l, 1),
+    ),
+    Sum::rate(
+        "data_4k_d16_q2",
+        "READ and WRITE 4 KiB, depth 16, 2 queues",
+        |l| is_4k(l, 2),
+    )
+    .at_least(2.0),
+    Sum::rate(
+        "data_1m",
+        "READ and WRITE 1 MiB, depths 1, 4, 16, 1 queue",
+        |l| is_1m(l, 1),
+    )
+    .at_least(1.1),
+    Sum::rate(
+        "data_1m_q2",
+        "READ and WRITE 1 MiB, depth 16, 2 queues",
+        |l| is_1m(l, 2),
+    )
+    .at_least(1.1),
+    Sum::time(
+        "metadata_cpu_d1",
+        "daemon CPU time per metadata operation, depth 1",
+        CPU,
+        |l| is_metadata(l, 1, 1),
+    )
+    .at_most(0.8),
+    Sum::time(
+        "metadata_cpu_d16_q2",
+        "daemon CPU time per metadata operation, depth 16, 2 queues",
+        CPU,
+        |l| is_metadata(l, 16, 2),
+    )
+    .at_most(0.8),
+    Sum::rate(
+        "small_files_d1",
+        "small-file read of a tree, depth 1",
+        |l| is_tree(l, 1),
+    )
+    .of("files/s")
+    .at_least(1.5),
+    Sum::rate(
+        "small_files_d16_q2",
+        "small-file read of a tree, depth 16, 2 queues",
+        |l| is_tree(l, 16),
+    )
+    .of("files/s")
+    .at_least(1.5),
 ];
 
-/// The sums whose loads among `planned` were all measured.
-pub(super) fn summary(planned: &[Load], outcomes: &[Outcome]) -> Vec<Figure> {
-    let figure = |sum: &Sum| {
-        let wanted: Vec<_> = planned.iter().filter(|load| (sum.takes)(load)).collect();
-        let of = |load: &&Load| outcomes.iter().find(|outcome| outcome.load == **load);
-        let parts: Option<Vec<_>> = wanted.iter().map(of).collect();
-        let parts = parts.filter(|parts| !parts.is_empty())?;
-        let pairs: Vec<_> = parts
-            .iter()
-            .map(|outcome| outcome.pairs(sum.field, sum.better))
-            .collect();
-        Some(Figure::paired(
-            sum.name,
-            sum.what,
-            sum.unit,
-            sum.goal,
-            &geometric_means(&pairs),
-        ))
+/// Against a daemon with a window.
+const WINDOW_SUMS: [Sum; 6] = [
+    Sum::time(
+        "dax_map_p50",
+        "mapping of 2 MiB, the front end's mmap included, p50",
+        P50,
+        is_map,
+    )
+    .at_most(1.0),
+    Sum::time("dax_map_p99", "the same, p99", P99, is_map),
+    Sum::time("dax_map_cpu", "daemon CPU time per mapping", CPU, is_map),
+    Sum::time("dax_unmap_p50", "removal of a mapping, p50", P50, |l| {
+        l.operation == Operation::DaxUnmap
+    }),
+    Sum::rate("dax_first_read", "first read through the window", |l| {
+        l.operation == Operation::DaxFirstRead
+    })
+    .of("MB/s"),
+    Sum::rate("dax_hot_read", "hot read through the window", |l| {
+        l.operation == Operation::DaxHotRead
+    })
+    .of("MB/s"),
+];
+
+/// The sums, each against each rival, whose loads among `planned` were all
+/// measured.
+pub(super) fn summary(planned: &[Load], outcomes: &[Outcome]) -> Vec<Summed> {
+    let mut rivals: Vec<&str> = Vec::new();
+    for rival in outcomes.iter().flat_map(|o| &o.rivals) {
+        if !rivals.contains(&rival.name.as_str()) {
+            rivals.push(&rival.name);
+        }
+    }
+    let against = |rival: &&str| {
+        let all = SUMS.iter().map(|sum| (sum, true));
+        let windows = WINDOW_SUMS.iter().map(|sum| (sum, false));
+        let summed = |(sum, of_requests)| {
+            let mut summed = summed(sum, rival, planned, outcomes)?;
+            if of_requests && *rival == ALIOTH {
+                // The goals are about daemons that serve everything.
+                summed.goal = None;
+                summed.name = format!("{rival}_{}", sum.name);
+            }
+            Some(summed)
+        };
+        all.chain(windows).filter_map(summed).collect::<Vec<_>>()
     };
-    SUMS.iter().filter_map(figure).collect()
+    rivals.iter().flat_map(against).collect()
+}
+
+/// A sum against one rival.
+pub(super) struct Summed {
+    pub name: String,
+    pub what: &'static str,
+    pub unit: &'static str,
+    pub goal: Option<Goal>,
+    pub better: Better,
+    pub rival: String,
+    pub pairs: Paired,
+}
+
+impl Summed {
+    /// As a figure.
+    pub(super) fn figure(&self) -> Figure {
+        let what = format!("{}, against {}", self.what, self.rival);
+        Figure::paired(&self.name, &what, self.unit, self.goal, &self.pairs)
+    }
+}
+
+fn summed(sum: &Sum, rival: &str, planned: &[Load], outcomes: &[Outcome]) -> Option<Summed> {
+    let wanted = planned.iter().filter(|load| (sum.takes)(load));
+    let pairs = |load: &Load| {
+        let outcome = outcomes.iter().find(|outcome| outcome.load == *load)?;
+        let rival = outcome.rivals.iter().find(|r| r.name == rival)?;
+        Some(outcome.pairs(rival, sum.field, sum.better))
+    };
+    let parts: Vec<Paired> = wanted.map(pairs).collect::<Option<_>>()?;
+    if parts.is_empty() {
+        return None;
+    }
+    Some(Summed {
+        name: sum.name.into(),
+        what: sum.what,
+        unit: sum.unit,
+        goal: sum.goal,
+        better: sum.better,
+        rival: rival.into(),
+        pairs: geometric_means(&parts),
+    })
 }
 
 /// Repetition by repetition the geometric means over all figures.
@@ -204,7 +302,10 @@ mod tests {
             outcome(planned[1], &[20.0, 10.0], &[&[10.0, 5.0]]),
             outcome(planned[2], &[1.0, 1.0], &[&[100.0, 100.0]]),
         ];
-        let figures = summary(&planned, &outcomes);
+        let figures: Vec<_> = summary(&planned, &outcomes)
+            .iter()
+            .map(Summed::figure)
+            .collect();
         let names: Vec<_> = figures.iter().map(|f| f.name.as_str()).collect();
         assert_eq!(names, ["metadata_d1", "metadata_p50_d1", "metadata_cpu_d1"]);
         let ratio = figures[0].ratio.expect("a ratio");
@@ -212,6 +313,26 @@ mod tests {
         assert_eq!(figures[0].met, Some(true));
         assert!((figures[2].ratio.expect("a ratio") - 0.25).abs() < 1e-9);
         assert_eq!((figures[0].n, figures[2].met), (2, Some(true)));
+    }
+
+    #[test]
+    fn goals_about_requests_are_not_for_a_daemon_that_serves_some() {
+        let planned = [
+            load(Operation::SmallFiles, 1, 1),
+            load(Operation::DaxMap, 1, 1),
+        ];
+        let mut outcomes = [
+            outcome(planned[0], &[80.0], &[&[10.0]]),
+            outcome(planned[1], &[20.0], &[&[10.0]]),
+        ];
+        for outcome in &mut outcomes {
+            outcome.rivals[0].name = ALIOTH.into();
+        }
+        let sums = summary(&planned, &outcomes);
+        let of = |name: &str| sums.iter().find(|sum| sum.name == name).expect("there");
+        assert_eq!(of("alioth_small_files_d1").goal, None);
+        assert_eq!(of("dax_map_p50").goal, Some(Goal::AtMost(1.0)));
+        assert_eq!(of("dax_map_p50").figure().met, Some(true));
     }
 
     #[test]
@@ -227,7 +348,7 @@ mod tests {
     #[test]
     fn every_sum_has_loads_in_the_plan() {
         let plan = super::super::plan::loads();
-        for sum in &SUMS {
+        for sum in SUMS.iter().chain(&WINDOW_SUMS) {
             assert!(plan.iter().any(|load| (sum.takes)(load)), "{}", sum.name);
         }
     }

@@ -90,6 +90,9 @@ pub(crate) struct Figure {
     /// Why there is no value.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub error: Option<String>,
+    /// The repetitions that the ratio is of.
+    #[serde(skip)]
+    pub pairs: Paired,
 }
 
 impl Figure {
@@ -111,6 +114,7 @@ impl Figure {
             spread: Some(ratio.spread),
             base: pairs.base(),
             value: Some(value),
+            pairs: pairs.clone(),
             ..Figure::empty(name, what, unit, goal)
         }
     }
@@ -158,6 +162,7 @@ impl Figure {
             base: None,
             detail: BTreeMap::new(),
             error: None,
+            pairs: Paired::default(),
         }
     }
 }

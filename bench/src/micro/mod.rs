@@ -9,6 +9,7 @@ mod growth;
 mod parts;
 mod pressure;
 mod reads;
+mod record;
 mod requests;
 
 use std::path::PathBuf;
@@ -47,6 +48,13 @@ pub(crate) struct Args {
     /// Measure only figures whose name contains this
     #[arg(long)]
     only: Option<String>,
+    /// Write each figure into this results directory when it is finished, for
+    /// `report`; what is there already is not measured again
+    #[arg(long, value_name = "DIR")]
+    out: Option<PathBuf>,
+    /// Drop the results that --out has
+    #[arg(long)]
+    fresh: bool,
 }
 
 /// What every cell needs. Cheap to clone: a cell runs on its own thread.
@@ -229,10 +237,19 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             .as_ref()
             .is_none_or(|o| cell.name.contains(o.as_str()))
     };
+    let wanted: Vec<&'static Cell> = CELLS.iter().filter(wanted).collect();
+    let mut run = record::open(args, &bench, wanted.len())?;
     let mut figures = Vec::new();
-    for cell in CELLS.iter().filter(wanted) {
+    for cell in wanted {
+        if run.as_ref().is_some_and(|run| record::has(run, cell)) {
+            continue;
+        }
         let started = Instant::now();
-        figures.push(cell.run(&bench));
+        let figure = cell.run(&bench);
+        if let Some(run) = &mut run {
+            record::record(run, &figure, cell.goal)?;
+        }
+        figures.push(figure);
         say(
             args,
             &format!(

@@ -60,7 +60,7 @@ impl Header {
 
     /// How this run differs from that one, in what the cells depend on: when
     /// it began and how its command line is spelled do not count.
-    pub(super) fn differences(&self, other: &Header) -> Vec<String> {
+    pub(crate) fn differences(&self, other: &Header) -> Vec<String> {
         let plain = |header: &Header| {
             let same = Header {
                 started: String::new(),

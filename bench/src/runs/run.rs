@@ -101,9 +101,16 @@ impl Run {
     /// Writes a finished cell; it takes the place of an earlier one of its
     /// name.
     pub(crate) fn record(&mut self, cell: Cell) -> Result<()> {
+        self.record_part(cell.clone())?;
+        self.progress.record(&cell);
+        Ok(())
+    }
+
+    /// The same without a step of the progress: for cells beside those that
+    /// were planned.
+    pub(crate) fn record_part(&mut self, cell: Cell) -> Result<()> {
         cell.check().map_err(|e| anyhow!(e))?;
         self.write(serde_json::to_vec(&cell)?)?;
-        self.progress.record(&cell);
         self.study.put(cell);
         Ok(())
     }

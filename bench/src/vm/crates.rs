@@ -29,15 +29,34 @@ const TARGET: &str = "x86_64-unknown-linux-gnu";
 ///
 /// When it is not there and may not be fetched, or does not build.
 pub fn crate_program(kit: &Kit, spec: &str) -> Result<PathBuf> {
-    let found = Crate::parse(&format!("{PREFIX}{spec}"));
-    found.context("no crate is named")??.find(kit)
+    named(spec)?.find(kit)
 }
 
-/// A crate whose program, of the same name, the guest gets.
+/// As [`crate_program`], of a crate whose program has another name than it.
+///
+/// # Errors
+///
+/// As [`crate_program`].
+pub(crate) fn program_of_crate(kit: &Kit, spec: &str, program: &str) -> Result<PathBuf> {
+    let found = Crate {
+        program: program.to_owned(),
+        ..named(spec)?
+    };
+    found.find(kit)
+}
+
+fn named(spec: &str) -> Result<Crate> {
+    let found = Crate::parse(&format!("{PREFIX}{spec}"));
+    found.context("no crate is named")?
+}
+
+/// A crate whose program, of the same name unless told otherwise, the guest
+/// gets.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Crate {
     name: String,
     version: Option<String>,
+    program: String,
 }
 
 impl Crate {
@@ -54,6 +73,7 @@ impl Crate {
         Some(match is_word(name) && version.is_none_or(is_word) {
             true => Ok(Crate {
                 name: name.to_owned(),
+                program: name.to_owned(),
                 version: version.map(str::to_owned),
             }),
             false => Err(anyhow::anyhow!("{tool:?} is not {PREFIX}NAME@VERSION")),
@@ -80,11 +100,11 @@ impl Crate {
                 .with_context(|| format!("build {self} for the guest"))?;
         }
         self.built(kit)
-            .with_context(|| format!("{self} has no program {}", self.name))
+            .with_context(|| format!("{self} has no program {}", self.program))
     }
 
     fn built(&self, kit: &Kit) -> Option<PathBuf> {
-        let program = self.place(kit).join("bin").join(&self.name);
+        let program = self.place(kit).join("bin").join(&self.program);
         program.is_file().then_some(program)
     }
 

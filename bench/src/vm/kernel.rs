@@ -12,10 +12,35 @@ use anyhow::{Context, Result, bail};
 use super::kit::{Kit, Recipe, Set};
 
 pub(crate) const SET: &str = "kernel";
-const PACKAGE: &str = "linux-image-cloud-amd64";
 /// The unpacked kernel in its set's folder.
 const UNPACKED: &str = "vmlinux";
 const MOST_BYTES: u64 = 512 << 20;
+
+/// Which of the distribution's kernels.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Flavour {
+    /// For virtual machines: smaller, and without 9p.
+    #[default]
+    Cloud,
+    /// For all machines: has modules for everything.
+    Generic,
+}
+
+impl Flavour {
+    fn set(self) -> &'static str {
+        match self {
+            Flavour::Cloud => SET,
+            Flavour::Generic => "kernel-generic",
+        }
+    }
+
+    fn package(self) -> &'static str {
+        match self {
+            Flavour::Cloud => "linux-image-cloud-amd64",
+            Flavour::Generic => "linux-image-amd64",
+        }
+    }
+}
 
 /// A kernel image.
 #[derive(Clone, Debug)]
@@ -43,9 +68,14 @@ impl Kernel {
     ///
     /// When it cannot be fetched.
     pub fn find(kit: &Kit) -> Result<Kernel> {
+        Kernel::of_flavour(kit, Flavour::default())
+    }
+
+    /// The same of that flavour.
+    pub(crate) fn of_flavour(kit: &Kit, flavour: Flavour) -> Result<Kernel> {
         let recipe = Recipe {
-            name: SET,
-            wanted: &[PACKAGE],
+            name: flavour.set(),
+            wanted: &[flavour.package()],
             keep: &has_image,
         };
         Kernel::in_set(&kit.set(&recipe, unpack_image)?)
@@ -58,7 +88,9 @@ impl Kernel {
             true => unpacked,
             false => find_image(&set.root())?,
         };
-        let version = set.version(PACKAGE).or_else(|| {
+        let packages = [Flavour::Cloud, Flavour::Generic].map(Flavour::package);
+        let named = packages.iter().find_map(|package| set.version(package));
+        let version = named.or_else(|| {
             let first = set.contents.packages.first()?;
             first.split_once(' ').map(|(_, version)| version)
         });

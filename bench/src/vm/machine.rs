@@ -65,7 +65,7 @@ impl Machine {
         scratch: Scratch,
     ) -> Result<Machine> {
         let qemu = Qemu::find(kit)?;
-        let kernel = Kernel::find(kit)?;
+        let kernel = Kernel::of_flavour(kit, options.kernel)?;
         let accel = accel::choose(kit, options.accel, &qemu, &kernel)?;
         let emulated_root = accel == Accel::Tcg && matches!(purpose, Purpose::Root(_));
         let (daemons, devices) = start_daemons(kit, options, scratch.path(), emulated_root)?;

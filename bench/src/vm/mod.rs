@@ -23,6 +23,7 @@
 //! | [`agent`], `console` | commands into it, and what its kernel says |
 //! | `daemon_status` | what a daemon says of itself |
 //! | `mapping_cost` | what a mapping costs |
+//! | [`browser`] | a browser for looking at pages |
 //! | `commands`, `doctor`, `terminal` | the command line |
 //! | `break_even` | from which size files gain by the window |
 //!
@@ -33,6 +34,7 @@ pub mod accel;
 pub mod agent;
 mod apt;
 mod break_even;
+pub mod browser;
 mod commands;
 mod console;
 mod crates;
@@ -67,8 +69,10 @@ pub use debian::Debian;
 pub use guest::Vm;
 pub use kit::Kit;
 pub use modules::kernel_module;
+pub(crate) use modules::module_of;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
 pub use program::example;
+pub(crate) use userland::package_version;
 pub use userland::{host_command, package_root};
 
 /// Exit status when the guest itself failed, not the command in it.

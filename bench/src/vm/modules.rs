@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
 
-use super::kernel::Kernel;
+use super::kernel::{Flavour, Kernel};
 use super::kit::{Kit, Recipe};
 
 /// The module's file, as the kernel's package has it (`overlay.ko.xz`), for
@@ -17,7 +17,12 @@ use super::kit::{Kit, Recipe};
 ///
 /// When it cannot be fetched, or there is none of that name.
 pub fn kernel_module(kit: &Kit, name: &str) -> Result<PathBuf> {
-    let release = Kernel::find(kit)?.release()?;
+    module_of(kit, Flavour::default(), name)
+}
+
+/// The same of another kernel: 110 MB for the generic one.
+pub(crate) fn module_of(kit: &Kit, flavour: Flavour, name: &str) -> Result<PathBuf> {
+    let release = Kernel::of_flavour(kit, flavour)?.release()?;
     let package = format!("linux-modules-{release}");
     let recipe = Recipe {
         name: &format!("modules-{release}"),

@@ -7,6 +7,8 @@ use clap::ValueEnum;
 use daxwindow_shared::size::parse_bytes;
 use daxwindow_shared::window::RANGE_BYTES;
 
+use super::kernel::Flavour;
+
 /// The guest's mount option, and the daemon's policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Dax {
@@ -121,6 +123,8 @@ pub struct VmOptions {
     pub cpus: usize,
     /// What runs them.
     pub accel: AccelChoice,
+    /// Which kernel.
+    pub kernel: Flavour,
     /// Programs from Debian packages: `fio`, `strace`, `package:program`; and
     /// of the crates registry: `crate:name@version`.
     pub tools: Vec<String>,
@@ -149,6 +153,7 @@ impl VmOptions {
             memory_bytes: 512 << 20,
             cpus: 1,
             accel: AccelChoice::Auto,
+            kernel: Flavour::default(),
             tools: Vec::new(),
             programs: Vec::new(),
             files: Vec::new(),

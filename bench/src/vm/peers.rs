@@ -11,10 +11,15 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 
 use super::apt::Release;
+use super::crates::program_of_crate;
 use super::kit::{Kit, Recipe, Set};
 
-/// The name of the one peer.
+/// The name of the one peer that takes our flags.
 pub const VIRTIOFSD: &str = "virtiofsd";
+/// The other daemon with a DAX window, of the crates registry.
+pub(crate) const ALIOTH: &str = "alioth";
+const ALIOTH_CRATE: &str = "alioth-cli";
+const ALIOTH_VERSION: &str = "0.12.0";
 /// Older ones differ in what they answer.
 const OLDEST: (u32, u32) = (1, 14);
 const PROGRAM: &str = "usr/libexec/virtiofsd";
@@ -69,6 +74,17 @@ impl Peer {
             keep: &|name| name == VIRTIOFSD || name.starts_with("lib"),
         };
         Peer::in_set(&kit.with_release(Release::Unstable).set(&recipe, wrap)?)
+    }
+
+    /// alioth's, built from the crates registry if need be. It speaks other
+    /// flags and another protocol, so no name of [`Peer::named`] stands for
+    /// it.
+    pub(crate) fn alioth(kit: &Kit) -> Result<Peer> {
+        let spec = format!("{ALIOTH_CRATE}@{ALIOTH_VERSION}");
+        Ok(Peer {
+            program: program_of_crate(kit, &spec, ALIOTH)?,
+            version: ALIOTH_VERSION.into(),
+        })
     }
 
     /// The one in this set.

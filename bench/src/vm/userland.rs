@@ -127,14 +127,7 @@ impl Tool {
         if !is_name(package) || !is_name(program) {
             bail!("{spec:?} is no package, nor package:program");
         }
-        let set = format!("tool-{package}");
-        // Scripts and services of the closure are not run.
-        let recipe = Recipe {
-            name: &set,
-            wanted: &[package],
-            keep: &|name| name == package || is_library(name),
-        };
-        Tool::resolve(&kit.set(&recipe, |_| Ok(()))?.root(), program)
+        Tool::resolve(&tool_set(kit, package)?.root(), program)
     }
 
     fn resolve(root: &Path, program: &str) -> Result<Tool> {
@@ -163,6 +156,24 @@ impl Tool {
             loader,
         })
     }
+}
+
+/// A package with its libraries; fetched if need be.
+fn tool_set(kit: &Kit, package: &str) -> Result<Set> {
+    // Scripts and services of the closure are not run.
+    let recipe = Recipe {
+        name: &format!("tool-{package}"),
+        wanted: &[package],
+        keep: &|name| name == package || is_library(name),
+    };
+    kit.set(&recipe, |_| Ok(()))
+}
+
+/// The version of a package that guests get as a tool; fetched if need be.
+pub(crate) fn package_version(kit: &Kit, package: &str) -> Result<String> {
+    let set = tool_set(kit, package)?;
+    let version = set.version(package);
+    Ok(version.context("the package has no version")?.to_owned())
 }
 
 /// Where `packages` and the libraries they need are unpacked, to be laid under

@@ -9,8 +9,9 @@ use daxwindow_shared::fuse::{
 use zerocopy::IntoBytes;
 
 use super::Session;
-use super::call::{Data, Request, bytes};
+use super::call::{Request, bytes};
 use super::names::check_name;
+use super::parts::Data;
 use crate::error::{Error, Result};
 
 /// Room for a link target (`PATH_MAX`).

@@ -14,48 +14,17 @@ use daxwindow_shared::virtiofs::FIRST_REQUEST_QUEUE;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::lane::{Halt, Lane, Outcome, REPLY_BYTES, REQUEST_BYTES, segment};
+use super::lane::{Halt, Lane, Outcome, REPLY_BYTES, REQUEST_BYTES};
+use super::parts::{Data, Parts};
 use super::spin::Watch;
 use crate::error::{Error, Result};
 use crate::transport::memory::Lent;
-use crate::transport::{Chain, DmaBuf, Segment, Transport};
+use crate::transport::{Chain, Transport};
 
 const IN_HEADER: usize = size_of::<InHeader>();
 const OUT_HEADER: usize = size_of::<OutHeader>();
 /// Largest errno in a reply; Linux has none above.
 const MAX_ERRNO: i32 = 4095;
-
-/// A part of a buffer that belongs to a request.
-#[derive(Clone, Copy)]
-pub(super) struct Data<'a> {
-    pub(super) buf: &'a DmaBuf,
-    pub(super) at: usize,
-    pub(super) len: usize,
-}
-
-impl<'a> Data<'a> {
-    /// Checks the range.
-    pub(super) fn new(buf: &'a DmaBuf, at: usize, len: usize) -> Result<Data<'a>> {
-        if at.checked_add(len).is_none_or(|end| end > buf.len()) {
-            let what = format!("{len} bytes at {at} are outside a buffer of {}", buf.len());
-            return Err(Error::Invalid(what));
-        }
-        if buf.is_lent() {
-            let what = "the buffer still belongs to a request that timed out";
-            return Err(Error::Invalid(what.into()));
-        }
-        Ok(Data { buf, at, len })
-    }
-
-    /// All of `buf`.
-    pub(super) fn all(buf: &'a DmaBuf) -> Result<Data<'a>> {
-        Data::new(buf, 0, buf.len())
-    }
-
-    fn segment(&self) -> Segment {
-        segment(self.buf.addr().plus(self.at as u64), self.len)
-    }
-}
 
 /// What to send.
 pub(super) struct Request<'a> {
@@ -104,6 +73,8 @@ pub(super) struct Core {
     caller: Caller,
     pub(super) timeout: Duration,
     pub(super) spin: Duration,
+    /// A descriptor for each of header, arguments and data.
+    pub(super) separate_headers: bool,
 }
 
 impl Core {
@@ -112,7 +83,7 @@ impl Core {
         caller: Caller,
         timeout: Duration,
         spin: Duration,
-    ) -> Result<Arc<Core>> {
+    ) -> Result<Core> {
         let lanes = (0..transport.queues())
             .map(|queue| Lane::new(transport.as_ref(), queue, spin))
             .collect::<Option<Vec<_>>>();
@@ -121,14 +92,15 @@ impl Core {
         if lanes.len() <= FIRST_REQUEST_QUEUE {
             return Err(Error::Invalid("the device has no request queue".into()));
         }
-        Ok(Arc::new(Core {
+        Ok(Core {
             transport,
             lanes,
             unique: AtomicU64::new(2),
             caller,
             timeout,
             spin,
-        }))
+            separate_headers: false,
+        })
     }
 
     /// Request queues there are.
@@ -211,20 +183,18 @@ impl Core {
                 "{operation}: the arguments are too long"
             )));
         };
-        let mut readable = [segment(lane.request_addr(slot), len); 2];
-        let mut writable = [segment(lane.reply_addr(slot), OUT_HEADER + request.reply_bytes); 2];
-        let (mut reads, mut writes) = (1, usize::from(!request.opcode.is_oneway()));
-        if let Some(payload) = request.payload.filter(|payload| payload.len > 0) {
-            readable[1] = payload.segment();
-            reads = 2;
-        }
-        if let Some(room) = request.room.filter(|room| room.len > 0) {
-            writable[1] = room.segment();
-            writes = 2;
+        let mut readable = Parts::default();
+        readable.push_struct(lane.request_addr(slot), self.header(IN_HEADER, len), len);
+        readable.push_data(request.payload);
+        let mut writable = Parts::default();
+        if !request.opcode.is_oneway() {
+            let len = OUT_HEADER + request.reply_bytes;
+            writable.push_struct(lane.reply_addr(slot), self.header(OUT_HEADER, len), len);
+            writable.push_data(request.room);
         }
         let chain = Chain {
-            readable: &readable[..reads],
-            writable: &writable[..writes],
+            readable: readable.segments(),
+            writable: writable.segments(),
         };
         lane.send(self.transport.as_ref(), slot, chain, deadline)
             .map_err(halted)?;
@@ -244,6 +214,15 @@ impl Core {
             timeout,
             held: None,
         })
+    }
+
+    /// Bytes that come first in a descriptor of their own, of a header and
+    /// what follows it.
+    fn header(&self, header: usize, all: usize) -> usize {
+        match self.separate_headers {
+            true => header,
+            false => all,
+        }
     }
 
     /// Writes header and arguments into the slot; the bytes written, or

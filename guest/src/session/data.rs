@@ -10,7 +10,8 @@ use daxwindow_shared::fuse::{
 };
 
 use super::Session;
-use super::call::{Data, Request, bytes};
+use super::call::{Request, bytes};
+use super::parts::Data;
 use super::pending::Pending;
 use crate::error::{Error, Result};
 use crate::transport::DmaBuf;

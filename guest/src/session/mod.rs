@@ -3,6 +3,7 @@
 //!
 //! - `lane`: slots, completions, who waits; `spin`: and how.
 //! - `call`: one request from encoding to checked reply.
+//! - `parts`: a request's descriptors.
 //! - `negotiate`: INIT.
 //! - `names`, `attributes`, `data`, `directory`, `mapping`: the requests, by
 //!   family.
@@ -22,6 +23,7 @@ mod lane;
 mod mapping;
 mod names;
 mod negotiate;
+mod parts;
 mod pending;
 mod pipeline;
 mod raw;
@@ -68,6 +70,15 @@ pub struct SessionOptions {
     pub timeout: Duration,
     /// Whether to ask for a window at all.
     pub dax: bool,
+    /// Bytes of window for a daemon that asks for maps as was done before
+    /// shared memory regions were specified (`FS_MAP`): it cannot say how
+    /// large its window is. Zero, the default, takes no such messages; a
+    /// daemon with a shared memory region is not touched by this.
+    pub legacy_window_bytes: u64,
+    /// Gives header, arguments and data a descriptor each, as a Linux guest
+    /// does. Some daemons understand nothing else; the default, header and
+    /// arguments in one, is a little cheaper.
+    pub separate_headers: bool,
 }
 
 impl SessionOptions {
@@ -81,6 +92,8 @@ impl SessionOptions {
             queue_size: 256,
             timeout: Duration::from_secs(30),
             dax: true,
+            legacy_window_bytes: 0,
+            separate_headers: false,
         }
     }
 }
@@ -139,11 +152,14 @@ impl Session {
             } else {
                 0
             },
+            legacy_window_bytes: options.legacy_window_bytes,
             control_timeout: tuning.control_timeout,
             hook: tuning.hook,
         })?);
         let transport: Arc<dyn Transport> = device.clone();
-        Session::over(transport, Some(device), options.timeout, tuning.spin)
+        let mut core = Core::new(transport, caller(), options.timeout, tuning.spin)?;
+        core.separate_headers = options.separate_headers;
+        Session::begin(core, Some(device))
     }
 
     /// A session over any transport.
@@ -153,7 +169,11 @@ impl Session {
         timeout: Duration,
         spin: Duration,
     ) -> Result<Arc<Session>> {
-        let core = Core::new(transport, caller(), timeout, spin)?;
+        Session::begin(Core::new(transport, caller(), timeout, spin)?, device)
+    }
+
+    fn begin(core: Core, device: Option<Arc<VhostUser>>) -> Result<Arc<Session>> {
+        let core = Arc::new(core);
         let reply = negotiate::init(&core, core.transport.window().is_some())?;
         let negotiated = RwLock::new((reply, Limits::from_reply(&reply)));
         Ok(Arc::new(Session {

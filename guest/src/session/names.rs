@@ -10,8 +10,9 @@ use daxwindow_shared::fuse::{
 use daxwindow_shared::virtiofs::HIPRIO_QUEUE;
 
 use super::Session;
-use super::call::{Data, Request, bytes};
+use super::call::{Request, bytes};
 use super::lane::REQUEST_BYTES;
+use super::parts::Data;
 use crate::error::{Error, Result};
 
 /// Ends a name on the wire.

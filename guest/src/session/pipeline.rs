@@ -13,7 +13,8 @@ use daxwindow_shared::virtiofs::FIRST_REQUEST_QUEUE;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Session;
-use super::call::{Core, Data, Reply, Request, Ticket};
+use super::call::{Core, Reply, Request, Ticket};
+use super::parts::Data;
 use super::spin::{Spin, Watch};
 use crate::error::{Error, Result};
 use crate::transport::{Calls, DmaBuf, Wake};

@@ -30,8 +30,10 @@ use crate::guard;
 use crate::observe::logs::Throttle;
 use crate::server::Server;
 
+use super::defect::Defects;
 use super::desk::Desk;
 use super::lane::{Lane, Office};
+use super::minding::Minding;
 use super::parking::Parking;
 use super::pool::Pool;
 use super::ring::{Memory, Ring};
@@ -83,10 +85,14 @@ impl Device {
         limits: Limits,
     ) -> Device {
         let desk = Arc::new(Desk::new(server.clone(), memory.clone()));
+        let defects = Arc::new(Defects::default());
         let office = Office {
-            parking: Parking::new(desk.clone(), limits.parked),
+            parking: Parking::new(desk.clone(), defects.clone(), limits.parked),
+            defects,
             desk,
             pool: Pool::new(limits.stand_ins),
+            minding: Minding::default(),
+            lanes: OnceLock::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
             span: Span::current(),
         };
@@ -102,6 +108,11 @@ impl Device {
         }
     }
 
+    /// Has `hang_up` end the client if a thread of its queues meets a defect.
+    pub(super) fn end_by(&self, hang_up: impl Fn() + Send + Sync + 'static) {
+        self.office.defects.end_by(hang_up);
+    }
+
     /// Takes over the rings that the framework has made, in their order, and
     /// starts a thread for each if `serve`.
     pub(super) fn adopt(&self, rings: Vec<Ring>, serve: bool) -> io::Result<()> {
@@ -110,10 +121,13 @@ impl Device {
         let lanes: Vec<Arc<Lane>> = lanes
             .map(|(index, (ring, tally))| Lane::new(index, ring, self.office.clone(), tally))
             .collect();
-        let started = lanes.iter().filter(|_| serve).try_for_each(Lane::start);
-        if self.lanes.set(lanes).is_err() {
+        let known = lanes.iter().map(Arc::downgrade).collect();
+        if self.office.lanes.set(known).is_err() {
             return Err(io::Error::other("a device has its rings once"));
         }
+        let started = lanes.iter().filter(|_| serve).try_for_each(Lane::start);
+        // Set once, as the office's.
+        let _ = self.lanes.set(lanes);
         started
     }
 
@@ -138,10 +152,13 @@ impl Device {
             let _ = thread.join();
         }
         let deadline = Instant::now() + END_PATIENCE;
-        for (queue, lane) in self.lanes().iter().enumerate() {
-            let stuck = lane.join(deadline);
+        let stuck: Vec<usize> = self.lanes().iter().map(|l| l.join(deadline)).collect();
+        for (queue, &stuck) in stuck.iter().enumerate() {
             if stuck > 0 {
-                lane.ring().drain(Duration::ZERO);
+                // In whatever request of whichever queue.
+                self.lanes().iter().for_each(|lane| {
+                    lane.ring().drain(Duration::ZERO);
+                });
                 self.server.queues().given_up(stuck as u64);
                 tracing::warn!(
                     queue,

@@ -14,26 +14,27 @@
 //! leaves the lead looks at the ring once more afterwards, so that a kick that
 //! found somebody in the lead is not lost.
 
-use std::cell::Cell;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 use tracing::Span;
-use vm_memory::GuestAddressSpace;
 
 use crate::observe::logs::Throttle;
 use crate::observe::queues::QueueTally;
-use crate::server::{Pace, Parked};
 
-use super::desk::{Desk, Handled};
-use super::lead::{Lead, Sight, Turn};
-use super::parking::{Parking, Waiting};
+use super::defect::Defects;
+use super::desk::Desk;
+use super::lead::{Lead, Sight};
+use super::minding::{Minding, Queues};
+use super::parking::Parking;
 use super::patience::Patience;
 use super::pool::Pool;
-use super::ring::{Done, Ring, Taken, Ticket};
-use super::watchman::{self, Watch, Watched};
+use super::processors::Counted;
+use super::ring::Ring;
+use super::round::Round;
+use super::watchman::{Watch, Watched};
 
 /// A stand-in that is not called for so long ends.
 const IDLE: Duration = Duration::from_secs(5);
@@ -43,24 +44,46 @@ pub(super) struct Office {
     pub(super) desk: Arc<Desk>,
     pub(super) parking: Parking,
     pub(super) pool: Pool,
+    pub(super) defects: Arc<Defects>,
+    pub(super) minding: Minding,
+    /// The queues by number, once they are known.
+    pub(super) lanes: OnceLock<Vec<Weak<Lane>>>,
     pub(super) complaints: Throttle,
     /// Where the log of its threads belongs.
     pub(super) span: Span,
 }
 
+impl Office {
+    /// One of its queues.
+    pub(super) fn lane(&self, queue: usize) -> Option<Arc<Lane>> {
+        self.lanes.get()?.get(queue)?.upgrade()
+    }
+
+    /// Wakes a thread of each of these queues.
+    pub(super) fn wake(&self, queues: Queues) {
+        let lanes = queues.filter_map(|queue| self.lane(queue));
+        lanes.for_each(|lane| lane.ring.bell().ring());
+    }
+}
+
 /// One queue.
 pub(super) struct Lane {
-    index: usize,
+    pub(super) index: usize,
     ring: Ring,
-    office: Arc<Office>,
-    tally: Arc<QueueTally>,
-    lead: Lead,
+    pub(super) office: Arc<Office>,
+    pub(super) tally: Arc<QueueTally>,
+    pub(super) lead: Lead,
     watch: Watch,
-    patience: Patience,
+    /// Of the thread whose own queue it is, while it serves.
+    pub(super) counted: Counted,
+    pub(super) patience: Patience,
     crew: Mutex<Crew>,
     /// A thread has ended.
     ended: Condvar,
     closing: AtomicBool,
+    /// A defect, for tests.
+    #[cfg(test)]
+    pub(super) struck: AtomicBool,
 }
 
 /// The threads of a queue.
@@ -86,10 +109,13 @@ impl Lane {
             tally,
             lead: Lead::default(),
             watch: Watch::default(),
+            counted: Counted::default(),
             patience: Patience::default(),
             crew: Mutex::default(),
             ended: Condvar::new(),
             closing: AtomicBool::new(false),
+            #[cfg(test)]
+            struck: AtomicBool::new(false),
         })
     }
 
@@ -109,7 +135,7 @@ impl Lane {
         self.ring.bell().ring();
     }
 
-    fn is_closing(&self) -> bool {
+    pub(super) fn is_closing(&self) -> bool {
         self.closing.load(Ordering::Acquire)
     }
 
@@ -130,9 +156,12 @@ impl Lane {
         let name = format!("queue {}", self.index);
         std::thread::Builder::new().name(name).spawn(move || {
             let _in_span = span.enter();
-            while lane.sleep() {
-                lane.serve();
-            }
+            let whose = format!("queue {}", lane.index);
+            lane.office.defects.survive(&whose, || {
+                while lane.sleep() {
+                    lane.serve();
+                }
+            });
             lane.leave();
         })?;
         crew.threads += 1;
@@ -171,7 +200,7 @@ impl Lane {
     }
 
     /// Sees to it that somebody sleeps who can be woken.
-    fn call(self: &Arc<Lane>) -> bool {
+    pub(super) fn call(self: &Arc<Lane>) -> bool {
         let mut crew = self.crew.lock();
         if crew.asleep > 0 {
             return true;
@@ -199,6 +228,8 @@ impl Lane {
     /// Leads the queue, if nobody does, until the guest has nothing more for
     /// it or somebody else has the lead.
     pub(super) fn serve(self: &Arc<Lane>) {
+        #[cfg(test)]
+        assert!(!self.struck.swap(false, Ordering::SeqCst), "struck");
         if self.office.desk.has_stale_rings(&self.ring) {
             if let Some(held_back) = self.office.complaints.pass() {
                 tracing::warn!(
@@ -212,12 +243,16 @@ impl Lane {
         // One idle round may be a request that came between the last look and
         // `listen`. A ring that claims more and yields nothing again is broken.
         while idle_rounds < 2 && !self.is_closing() {
-            // Who has the lead will find what we were called for.
-            let Some(leader) = Leader::of(self) else {
+            // Who has the lead will find what we were called for, and so will
+            // who minds the queue.
+            if self.lead.look().is_led() || self.office.minding.entrust(self.index) {
+                return;
+            }
+            let Some(mut round) = Round::of(self) else {
                 return;
             };
-            let result = leader.empty_and_watch();
-            let led_to_the_end = leader.resign();
+            let result = round.serve();
+            let led_to_the_end = round.end();
             match result {
                 Ok(0) => idle_rounds += 1,
                 Ok(_) => idle_rounds = 0,
@@ -232,7 +267,7 @@ impl Lane {
 
     /// Lets the guest kick, and answers whether there is something that no
     /// kick will announce.
-    fn has_more(&self) -> bool {
+    pub(super) fn has_more(&self) -> bool {
         let more = self.ring.listen();
         self.office.desk.settle();
         more.unwrap_or_else(|error| {
@@ -241,7 +276,7 @@ impl Lane {
         })
     }
 
-    fn complain(&self, error: &virtio_queue::Error) {
+    pub(super) fn complain(&self, error: &virtio_queue::Error) {
         if let Some(held_back) = self.office.complaints.pass() {
             tracing::warn!(queue = self.index, held_back, %error, "the guest's ring is broken");
         }
@@ -258,10 +293,13 @@ impl Watched for Lane {
     }
 
     fn relieve(self: Arc<Self>, seen: Sight) -> bool {
+        // Whoever it is that minds: those it minds for had better look.
+        self.office.wake(self.office.minding.depose());
         if !self.call() {
             return false;
         }
         if self.lead.depose(seen) {
+            self.counted.end();
             self.tally.found_stuck();
             self.ring.bell().ring();
         }
@@ -270,150 +308,5 @@ impl Watched for Lane {
 
     fn is_over(&self) -> bool {
         self.is_closing()
-    }
-}
-
-/// The thread that leads a queue.
-struct Leader<'l> {
-    lane: &'l Arc<Lane>,
-    turn: Cell<Option<Turn>>,
-    /// The request under way gave up the lead by itself.
-    gave_up: Cell<bool>,
-}
-
-impl<'l> Leader<'l> {
-    fn of(lane: &'l Arc<Lane>) -> Option<Leader<'l>> {
-        let turn = lane.lead.take()?;
-        watchman::report(lane);
-        Some(Leader {
-            lane,
-            turn: Cell::new(Some(turn)),
-            gave_up: Cell::new(false),
-        })
-    }
-
-    /// Gives the lead up; false if it was lost before.
-    fn resign(self) -> bool {
-        let Some(turn) = self.turn.take() else {
-            return false;
-        };
-        let resigned = self.lane.lead.resign(turn);
-        if !resigned {
-            // Between two requests, for want of a processor.
-            self.lane.tally.came_back(Duration::ZERO);
-        }
-        resigned
-    }
-
-    /// Whether this thread goes on after a request, which began at `began`.
-    fn goes_on(&self, began: Instant) -> bool {
-        let lead = &self.lane.lead;
-        let kept = self.turn.take().and_then(|turn| lead.step(turn));
-        let turn = match kept {
-            Some(turn) => Some(turn),
-            None => {
-                self.lane.tally.came_back(began.elapsed());
-                // Who gave it up takes it again if it is free.
-                let again = self.gave_up.take().then(|| lead.take()).flatten();
-                if again.is_some() {
-                    watchman::report(self.lane);
-                }
-                again
-            }
-        };
-        let goes_on = turn.is_some();
-        self.turn.set(turn);
-        goes_on
-    }
-
-    /// Empties the ring, again and again while the guest comes at once.
-    /// Answers how many requests were taken.
-    fn empty_and_watch(&self) -> Result<u64, virtio_queue::Error> {
-        let lane = self.lane;
-        lane.ring.hush()?;
-        let mut taken = self.empty()?;
-        while taken > 0 && self.is_leading() && lane.patience.watch(|| lane.ring.is_waiting()) {
-            match self.empty()? {
-                0 => break,
-                more => taken += more,
-            }
-        }
-        Ok(taken)
-    }
-
-    fn is_leading(&self) -> bool {
-        let turn = self.turn.take();
-        let leading = turn.is_some();
-        self.turn.set(turn);
-        leading
-    }
-
-    fn empty(&self) -> Result<u64, virtio_queue::Error> {
-        let (lane, desk) = (self.lane, &self.lane.office.desk);
-        let (mut taken, mut done) = (0, None);
-        let mut clock = Instant::now();
-        let result = loop {
-            if lane.is_closing() {
-                break Ok(());
-            }
-            let memory = desk.memory.memory();
-            // To tell late, somebody else must be able to tell instead.
-            let at_once = !lane.office.pool.has_room();
-            let (chain, ticket) = match lane.ring.turn(&memory, done.take(), at_once) {
-                Taken::Request(chain, ticket) => (chain, ticket),
-                Taken::Nothing => break Ok(()),
-                Taken::Broken(error) => break Err(error),
-            };
-            taken += 1;
-            let began = clock;
-            match desk.handle(&memory, chain, self, &mut clock) {
-                Handled::Used(used) => done = Some(Done { ticket, used }),
-                Handled::Waits(reply_at, parked) => self.park(ticket, reply_at, parked),
-            }
-            desk.settle();
-            if !self.goes_on(began) {
-                break Ok(());
-            }
-        };
-        if let Some(done) = done {
-            lane.ring.hand_back(done);
-            desk.settle();
-        }
-        lane.tally.served(taken);
-        result.map(|()| taken)
-    }
-
-    fn park(&self, ticket: Ticket, reply_at: u64, parked: Parked) {
-        let lane = self.lane;
-        lane.office.parking.park(Waiting {
-            queue: lane.index,
-            ring_size: lane.ring.size(),
-            reply_at,
-            parked,
-            completion: lane.ring.completion(ticket),
-        });
-        // Who stops a ring marks it and then cancels: it has found this
-        // request, or here is its mark.
-        if !lane.ring.is_running() {
-            lane.office.parking.cancel(Some(lane.index));
-        }
-    }
-}
-
-impl Pace for Leader<'_> {
-    /// Gives up the lead, if there is anybody to take it.
-    fn takes_long(&self) {
-        if !self.is_leading() || !self.lane.call() {
-            return;
-        }
-        let resigned = self.turn.take().is_some_and(|t| self.lane.lead.resign(t));
-        self.gave_up.set(resigned);
-        if resigned {
-            self.lane.tally.gave_way();
-            self.lane.ring.tell_rest();
-            if self.lane.has_more() {
-                self.lane.ring.bell().ring();
-            }
-        }
     }
 }

@@ -3,16 +3,22 @@
 //! - [`backend`]: features, configuration space, memory table, reset.
 //! - `lane`: one queue and the threads that serve it.
 //! - `lead`: which of them does just now.
+//! - `leader`: how it takes and leaves the lead.
+//! - `round`: what it does meanwhile.
+//! - `minding`: whether it serves other queues as well.
+//! - `processors`: how many threads serve, and on how many processors.
 //! - `watchman`: who notices that it is stuck.
 //! - `pool`: how many there may be.
 //! - `doorbell`: what they sleep on.
 //! - `ring`: one queue's way from available to used.
 //! - `desk`: one request's way from descriptors to an answer.
+//! - `defect`: what comes of one in a thread of a queue.
 //! - `parking`: requests that wait for a lock.
 //! - `inherited`: a listening socket from whoever started the daemon.
 //! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
+//! - [`attended`]: another socket, and who attends to it.
 //! - [`seat`]: room for one client, and an end to it.
 //! - [`serve`]: one client after the other, until told to stop.
 //!
@@ -21,17 +27,23 @@
 //! may need an answer from the message thread before it answers the request's
 //! question.
 
+pub mod attended;
 pub mod backend;
+mod defect;
 mod desk;
 mod doorbell;
 mod heap;
 mod inherited;
 mod lane;
 mod lead;
+mod leader;
+mod minding;
 mod parking;
 mod patience;
 mod pool;
+mod processors;
 mod ring;
+mod round;
 pub mod seat;
 pub mod serve;
 pub mod socket;

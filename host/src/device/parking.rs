@@ -19,6 +19,7 @@ use rustix::io::Errno;
 
 use crate::server::Parked;
 
+use super::defect::Defects;
 use super::desk::Desk;
 use super::ring::Completion;
 
@@ -50,6 +51,7 @@ pub(super) struct Waiting {
 pub(super) struct Parking {
     state: Arc<Mutex<State>>,
     desk: Arc<Desk>,
+    defects: Arc<Defects>,
     /// How many there may be.
     most: usize,
 }
@@ -85,10 +87,11 @@ impl State {
 
 impl Parking {
     /// Nobody waits yet, and never more than `most`.
-    pub(super) fn new(desk: Arc<Desk>, most: usize) -> Parking {
+    pub(super) fn new(desk: Arc<Desk>, defects: Arc<Defects>, most: usize) -> Parking {
         Parking {
             state: Arc::default(),
             desk,
+            defects,
             most,
         }
     }
@@ -114,10 +117,13 @@ impl Parking {
             return true;
         }
         let (shared, desk) = (Arc::clone(&self.state), Arc::clone(&self.desk));
+        let defects = Arc::clone(&self.defects);
         let span = tracing::Span::current();
         let thread = std::thread::Builder::new()
             .name("parked".into())
-            .spawn(move || span.in_scope(|| attend(&shared, &desk)));
+            .spawn(move || {
+                span.in_scope(|| defects.survive("locks", || attend(&shared, &desk)));
+            });
         if let Err(error) = &thread {
             tracing::warn!(%error, "no thread to wait for locks");
         }

@@ -197,6 +197,9 @@ fn serve_client(
     let served = match daemon.start(listener) {
         Ok(()) => {
             server.set_client(true);
+            if let Some(handle) = daemon.shutdown_handle() {
+                device.end_by(move || handle.shutdown());
+            }
             attend(&mut daemon, socket, stop)
         }
         // The client was gone before it was let in.

@@ -253,16 +253,14 @@ fn inodes_and_descriptors_are_spent_up_to_an_equal_part() {
             Err(_) => errors += 1,
         }
     }
-    let after = scene.daemon.open_files() as u64;
     assert!(
         known > 0 && open_files > 0 && errors > 0,
         "{known}, {open_files}, {errors}"
     );
-    assert!(
-        after - before <= part,
-        "{} descriptors more, where its part is {part}",
-        after - before
-    );
+    // Others have files open for a moment.
+    eventually("no more descriptors are held than its part", || {
+        scene.daemon.open_files() as u64 <= before + part
+    });
     scene.good.goes_on();
     drop(hostile);
     eventually("what it held is given back", || {

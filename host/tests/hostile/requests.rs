@@ -395,6 +395,7 @@ fn requests_before_init_are_enotconn() {
         queue_size: 16,
         request_queues: 1,
         window_limit_bytes: 1 << 30,
+        legacy_window_bytes: 0,
         control_timeout: PATIENCE,
         hook: None,
     })

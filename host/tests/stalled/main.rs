@@ -16,11 +16,13 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daxwindow_guest::Result;
-use daxwindow_guest::session::{Session, SessionOptions, Tuning};
+use daxwindow_guest::session::{Order, Pipeline, Session, SessionOptions, Tuning};
 use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
 use daxwindow_host::observe::document::{Queue, Queues, Status};
+use daxwindow_shared::fuse::{AttrOut, GetattrIn, Opcode, ROOT_ID};
 use daxwindow_shared::shmem::MapRequest;
 use rustix::process::Signal;
+use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
 
 use common::{
@@ -44,6 +46,10 @@ struct Scene {
 
 impl Scene {
     fn new(flags: &[&str]) -> Scene {
+        Scene::with_queues(1, flags)
+    }
+
+    fn with_queues(request_queues: usize, flags: &[&str]) -> Scene {
         let (share, place) = (in_memory(), tempfile::tempdir().expect("a directory"));
         make_file(&share.path().join("file"), 5, 64 << 10);
         std::fs::create_dir(share.path().join("below")).expect("a mount point");
@@ -57,7 +63,7 @@ impl Scene {
         ];
         let daemon = Daemon::start(share.path(), &[&told, flags].concat());
         let session = Session::connect(SessionOptions {
-            request_queues: 1,
+            request_queues,
             ..options(&daemon)
         });
         Scene {
@@ -195,6 +201,77 @@ fn stalled_attributes_and_fsyncs_hold_up_nobody() {
 
 /// A VMM that takes its time over a map, and one over an fsync of all that was
 /// just written.
+/// Two queues full of short requests on one processor, served by one thread,
+/// until that is stuck in a request of either.
+#[test]
+fn queues_that_one_thread_minds_are_not_held_up() {
+    let scene = on_one_processor(|| Scene::with_queues(2, &["--num-request-queues", "2"]));
+    let minded = || -> u64 { scene.queues().by_number.iter().map(|q| q.minded).sum() };
+    let mut pipeline = scene.session().pipeline(2, 16, 0).expect("a pipeline");
+    for held in 0..3 {
+        let reads = match held {
+            0 => Vec::new(),
+            _ => {
+                scene.lower.stall();
+                let reads = scene.slow_reads(held);
+                scene.lower.expect_held(held);
+                reads
+            }
+        };
+        let before = minded();
+        let began = Instant::now();
+        // A few rounds may pass before the two threads meet.
+        while minded() == before {
+            assert!(began.elapsed() < PATIENCE, "{:?}", scene.queues());
+            get_attributes(&mut pipeline, 2000);
+        }
+        assert_eq!(scene.lower.held(), held);
+        scene.others_go_on(20);
+        scene.lower.release();
+        finish(reads);
+    }
+    let queues = scene.queues();
+    assert!(queues.by_number.iter().all(|q| q.under_way == 0));
+}
+
+/// So many GETATTRs of the root, as many in flight as there are places.
+fn get_attributes(pipeline: &mut Pipeline, count: usize) {
+    let args = [0u8; size_of::<GetattrIn>()];
+    let args: [&[u8]; 1] = [&args];
+    let order = Order {
+        reply_bytes: size_of::<AttrOut>(),
+        ..Order::new(Opcode::Getattr, ROOT_ID, &args)
+    };
+    let places = pipeline.depth();
+    (0..places).for_each(|place| pipeline.submit(place, &order).expect("sent"));
+    let mut left = count.saturating_sub(places);
+    while pipeline.in_flight() > 0 {
+        let mut free = Vec::new();
+        let collected = pipeline.collect(|place, answer| {
+            let attributes: AttrOut = answer.expect("answered").fixed();
+            assert!(attributes.attr.ino > 0);
+            free.push(place);
+        });
+        collected.expect("in time");
+        for place in free.into_iter().take(left) {
+            pipeline.submit(place, &order).expect("sent");
+            left -= 1;
+        }
+    }
+}
+
+/// Starts what `start` starts on one of the processors.
+fn on_one_processor<T>(start: impl FnOnce() -> T) -> T {
+    let all = sched_getaffinity(None).expect("known");
+    let mut one = CpuSet::new();
+    let first = (0..CpuSet::MAX_CPU).find(|cpu| all.is_set(*cpu));
+    one.set(first.expect("a processor"));
+    sched_setaffinity(None, &one).expect("bound");
+    let started = start();
+    sched_setaffinity(None, &all).expect("free");
+    started
+}
+
 #[test]
 fn slow_maps_and_large_fsyncs_hold_up_nobody() {
     let share = on_disk();

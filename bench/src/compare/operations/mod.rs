@@ -18,7 +18,7 @@ mod tree;
 
 use std::sync::Arc;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use daxwindow_guest::session::{Pipeline, Session};
 use daxwindow_shared::fuse::ROOT_ID;
 
@@ -54,6 +54,14 @@ pub(super) enum Operation {
     /// At random offsets, of so many bytes.
     Read(usize),
     Write(usize),
+    /// SETUPMAPPING of a range, until the front end has it.
+    DaxMap,
+    /// REMOVEMAPPING of a range.
+    DaxUnmap,
+    /// A file read through the window, of which nothing is mapped yet.
+    DaxFirstRead,
+    /// And with everything mapped.
+    DaxHotRead,
 }
 
 use Operation::*;
@@ -79,6 +87,10 @@ impl Operation {
             SmallFiles => "small_files".into(),
             Read(bytes) => format!("read_{}", size(bytes)),
             Write(bytes) => format!("write_{}", size(bytes)),
+            DaxMap => "dax_map".into(),
+            DaxUnmap => "dax_unmap".into(),
+            DaxFirstRead => "dax_first_read".into(),
+            DaxHotRead => "dax_hot_read".into(),
         }
     }
 
@@ -87,13 +99,43 @@ impl Operation {
         match self {
             ReaddirplusCold | ReaddirplusHot => "entries/s",
             SmallFiles => "files/s",
+            DaxFirstRead | DaxHotRead => "MB/s",
             _ => "ops/s",
         }
     }
 
     /// Whether it is about names and attributes, not data.
     pub(super) fn is_metadata(self) -> bool {
-        !matches!(self, Fsync | SmallFiles | Read(_) | Write(_))
+        !matches!(self, Fsync | SmallFiles | Read(_) | Write(_)) && !self.needs_window()
+    }
+
+    /// Whether it is about the window; the others are measured without one.
+    pub(super) fn needs_window(self) -> bool {
+        matches!(self, DaxMap | DaxUnmap | DaxFirstRead | DaxHotRead)
+    }
+
+    /// In words.
+    pub(super) fn what(self) -> String {
+        let size = |bytes: usize| format!("{} KiB at random offsets", bytes >> 10);
+        match self {
+            LookupHot => "LOOKUP of known names".into(),
+            LookupCold => "LOOKUP of unknown names".into(),
+            Getattr => "GETATTR".into(),
+            OpenRelease => "OPEN and RELEASE".into(),
+            CreateUnlink => "CREATE, RELEASE, UNLINK and FORGET".into(),
+            ReaddirplusCold => "READDIRPLUS of unknown nodes".into(),
+            ReaddirplusHot => "READDIRPLUS of known nodes".into(),
+            Rename => "RENAME".into(),
+            Setattr => "SETATTR of a mode".into(),
+            Fsync => "FSYNC of a clean file".into(),
+            SmallFiles => "a tree of files of 4 KiB read whole".into(),
+            Read(bytes) => format!("READ of {}", size(bytes)),
+            Write(bytes) => format!("WRITE of {}", size(bytes)),
+            DaxMap => "SETUPMAPPING of 2 MiB, the front end's mmap included".into(),
+            DaxUnmap => "REMOVEMAPPING of 2 MiB".into(),
+            DaxFirstRead => "a file read through the window, nothing mapped yet".into(),
+            DaxHotRead => "a file read through the window, all mapped".into(),
+        }
     }
 
     /// Whether the daemon must know no node but the root at the start.
@@ -202,6 +244,9 @@ impl Operation {
                     let own = (place, depth, stamps[place]);
                     Ok(data::Writer::new(file, own, stage))
                 })
+            }
+            DaxMap | DaxUnmap | DaxFirstRead | DaxHotRead => {
+                bail!("{} is no matter of requests alone", self.name())
             }
         }
     }

@@ -1,5 +1,6 @@
-//! The server for `SHMEM_MAP` and `SHMEM_UNMAP`: a back end asks on its
-//! channel, this maps into a [`Window`].
+//! The server for `SHMEM_MAP` and `SHMEM_UNMAP`, or what some back ends send
+//! in their place: a back end asks on its channel, this maps into a
+//! [`Window`].
 //!
 //! A VMM can lift it out: [`WindowServer::start`] needs a stream whose other
 //! end was sent with `SET_BACKEND_REQ_FD`, and a window.
@@ -14,8 +15,7 @@
 //! leaves the body of a message with a wrong descriptor count unread and so
 //! loses the channel.
 
-use std::io::{self, IoSliceMut};
-use std::mem::MaybeUninit;
+use std::io;
 use std::net::Shutdown;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -24,34 +24,25 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use daxwindow_shared::shmem::{MapMessage, MapRequest, SHMEM_MAP, SHMEM_UNMAP};
+use daxwindow_shared::window::WindowRange;
 use parking_lot::Mutex;
 use rustix::fs::FileType;
 use rustix::io::Errno;
-use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags, SendFlags};
-use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+use zerocopy::FromBytes;
 
+use super::framing::{self, F_NEED_REPLY, F_REPLY, Message, VERSION, VERSION_MASK};
 use super::mapped::Mapped;
 use crate::window::Window;
 
-/// Header of every vhost-user message.
-#[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-struct Header {
-    request: u32,
-    flags: u32,
-    size: u32,
+/// Which messages a back end maps with. Their numbers mean other things
+/// elsewhere, so a channel has one language.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Language {
+    /// `SHMEM_MAP` and `SHMEM_UNMAP`, of the specification.
+    Shmem,
+    /// `FS_MAP` and `FS_UNMAP`, from before; see [`daxwindow_shared::fs_map`].
+    FsMap,
 }
-const _: () = assert!(size_of::<Header>() == 12);
-
-/// Version in the low two bits of `flags`.
-const VERSION: u32 = 1;
-const VERSION_MASK: u32 = 3;
-const F_REPLY: u32 = 1 << 2;
-const F_NEED_REPLY: u32 = 1 << 3;
-/// Largest body that is read; a longer one closes the channel.
-const MAX_BODY: usize = 4096;
-/// Descriptors taken with one message; more is refused anyhow.
-const MAX_FDS: usize = 8;
 
 /// What a hook wants done with a message that passed every check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -117,6 +108,7 @@ impl WindowServer {
     pub fn start(
         channel: UnixStream,
         window: Arc<Window>,
+        language: Language,
         reply_ack: bool,
         hook: Option<Arc<dyn WindowHook>>,
     ) -> io::Result<WindowServer> {
@@ -124,6 +116,7 @@ impl WindowServer {
         let worker = Worker {
             channel: channel.try_clone()?,
             window,
+            language,
             reply_ack,
             hook: hook.unwrap_or_else(|| Arc::new(ServeAll)),
             mapped: Mutex::new(Mapped::default()),
@@ -166,16 +159,10 @@ struct ServeAll;
 
 impl WindowHook for ServeAll {}
 
-/// A message as received, complete but not checked.
-struct Message {
-    header: Header,
-    body: Vec<u8>,
-    fds: Vec<OwnedFd>,
-}
-
 struct Worker {
     channel: UnixStream,
     window: Arc<Window>,
+    language: Language,
     reply_ack: bool,
     hook: Arc<dyn WindowHook>,
     mapped: Mutex<Mapped>,
@@ -192,9 +179,9 @@ enum Served {
 
 impl Worker {
     fn run(&self) {
-        let mut body = Vec::with_capacity(MAX_BODY);
+        let mut body = Vec::new();
         loop {
-            match self.receive(std::mem::take(&mut body)) {
+            match framing::receive(&self.channel, std::mem::take(&mut body)) {
                 Ok(Some(message)) => {
                     if let Err(error) = self.answer(&message) {
                         tracing::debug!(%error, "the window channel broke");
@@ -212,52 +199,6 @@ impl Worker {
         }
     }
 
-    /// The next message, or `None` at end of file. `body` is storage to use.
-    fn receive(&self, mut body: Vec<u8>) -> io::Result<Option<Message>> {
-        let mut header = Header::default();
-        let mut fds = Vec::new();
-        if !self.receive_all(header.as_mut_bytes(), &mut fds)? {
-            return Ok(None);
-        }
-        let size = header.size as usize;
-        if size > MAX_BODY {
-            let what = format!("a message of {size} bytes");
-            return Err(io::Error::new(io::ErrorKind::InvalidData, what));
-        }
-        body.clear();
-        body.resize(size, 0);
-        let complete = self.receive_all(&mut body, &mut fds)?;
-        Ok(complete.then_some(Message { header, body, fds }))
-    }
-
-    /// Fills `out`; false at end of file.
-    fn receive_all(&self, out: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<bool> {
-        let mut filled = 0;
-        while filled < out.len() {
-            let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
-            let mut control = RecvAncillaryBuffer::new(&mut space);
-            let rest = &mut out[filled..];
-            let mut iov = [IoSliceMut::new(rest)];
-            let flags = RecvFlags::CMSG_CLOEXEC;
-            let received = match rustix::net::recvmsg(&self.channel, &mut iov, &mut control, flags)
-            {
-                Ok(received) => received,
-                Err(Errno::INTR) => continue,
-                Err(error) => return Err(error.into()),
-            };
-            for message in control.drain() {
-                if let RecvAncillaryMessage::ScmRights(rights) = message {
-                    fds.extend(rights);
-                }
-            }
-            if received.bytes == 0 {
-                return Ok(false);
-            }
-            filled += received.bytes;
-        }
-        Ok(true)
-    }
-
     fn answer(&self, message: &Message) -> io::Result<()> {
         let value = match self.serve(message) {
             Ok(Served::Done) => 0,
@@ -271,32 +212,16 @@ impl Worker {
         if !self.reply_ack || message.header.flags & F_NEED_REPLY == 0 {
             return Ok(());
         }
-        let header = Header {
-            request: message.header.request,
-            flags: VERSION | F_REPLY,
-            size: size_of::<u64>() as u32,
-        };
-        let mut reply = [0; size_of::<Header>() + size_of::<u64>()];
-        reply[..size_of::<Header>()].copy_from_slice(header.as_bytes());
-        reply[size_of::<Header>()..].copy_from_slice(&value.to_ne_bytes());
-        self.send_all(&reply)
-    }
-
-    fn send_all(&self, mut bytes: &[u8]) -> io::Result<()> {
-        while !bytes.is_empty() {
-            match rustix::net::send(&self.channel, bytes, SendFlags::NOSIGNAL) {
-                Ok(sent) => bytes = bytes.get(sent..).unwrap_or_default(),
-                Err(Errno::INTR) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
-        Ok(())
+        framing::send_number(&self.channel, message.header.request, F_REPLY, value)
     }
 
     fn serve(&self, message: &Message) -> Result<Served, Errno> {
         let header = message.header;
         if header.flags & VERSION_MASK != VERSION || header.flags & F_REPLY != 0 {
             return Err(Errno::PROTO);
+        }
+        if self.language == Language::FsMap {
+            return self.serve_fs_map(message);
         }
         if header.request != SHMEM_MAP && header.request != SHMEM_UNMAP {
             return Err(Errno::NOSYS);
@@ -322,6 +247,11 @@ impl Worker {
             Verdict::Serve => {}
             other => return other.answer(),
         }
+        self.map_range(request, fd)?;
+        Ok(Served::Done)
+    }
+
+    fn map_range(&self, request: &MapRequest, fd: &OwnedFd) -> Result<(), Errno> {
         let mut mapped = self.mapped.lock();
         self.window
             .map(*request, fd.as_fd())
@@ -331,15 +261,14 @@ impl Worker {
         self.counters
             .live
             .store(mapped.len() as u64, Ordering::Relaxed);
-        Ok(Served::Done)
+        Ok(())
     }
 
     fn unmap(&self, request: &MapRequest, fds: &[OwnedFd]) -> Result<Served, Errno> {
         if !fds.is_empty() {
             return Err(Errno::BADF);
         }
-        let mut mapped = self.mapped.lock();
-        if !mapped.covers(request.range) {
+        if !self.mapped.lock().covers(request.range) {
             tracing::warn!(range = %request.range, "an unmap of what is not mapped is refused");
             return Err(Errno::NOENT);
         }
@@ -347,15 +276,21 @@ impl Worker {
             Verdict::Serve => {}
             other => return other.answer(),
         }
+        self.unmap_range(request.range)?;
+        Ok(Served::Done)
+    }
+
+    fn unmap_range(&self, range: WindowRange) -> Result<(), Errno> {
+        let mut mapped = self.mapped.lock();
         self.window
-            .unmap(request.range)
+            .unmap(range)
             .map_err(|error| self.failed("unmap", &error))?;
-        mapped.remove(request.range);
+        mapped.remove(range);
         self.counters.unmaps.fetch_add(1, Ordering::Relaxed);
         self.counters
             .live
             .store(mapped.len() as u64, Ordering::Relaxed);
-        Ok(Served::Done)
+        Ok(())
     }
 
     fn failed(&self, operation: &str, error: &io::Error) -> Errno {
@@ -385,6 +320,8 @@ fn check_file(fd: &OwnedFd) -> Result<(), Errno> {
     }
 }
 
+#[path = "fs_map.rs"]
+mod fs_map;
 #[cfg(test)]
 #[path = "back_requests_test.rs"]
 mod tests;

@@ -1,14 +1,21 @@
 use std::fs::File;
 use std::io::{IoSlice, Read, Write};
+use std::mem::MaybeUninit;
 use std::os::fd::BorrowedFd;
 use std::time::Duration;
 
 use daxwindow_shared::shmem::MAP_WRITABLE;
 use daxwindow_shared::window::RANGE_BYTES;
 use rustix::fs::{Mode, OFlags};
-use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage};
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
+use zerocopy::IntoBytes;
+
+use super::super::framing::{Header, MAX_FDS};
 use super::*;
+
+#[path = "fs_map_test.rs"]
+mod fs_map;
 
 const WINDOW: u64 = 4 * RANGE_BYTES;
 
@@ -24,12 +31,16 @@ impl Peer {
     }
 
     fn with(hook: Option<Arc<dyn WindowHook>>) -> Peer {
+        Peer::speaking(Language::Shmem, hook)
+    }
+
+    fn speaking(language: Language, hook: Option<Arc<dyn WindowHook>>) -> Peer {
         let (ours, stream) = UnixStream::pair().expect("pair");
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
             .expect("timeout");
         let window = Arc::new(Window::reserve(WINDOW).expect("window"));
-        let server = WindowServer::start(ours, window, true, hook).expect("server");
+        let server = WindowServer::start(ours, window, language, true, hook).expect("server");
         Peer { stream, server }
     }
 

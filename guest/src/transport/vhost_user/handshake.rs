@@ -1,8 +1,14 @@
 //! Negotiation with the back end and the set-up of memory and rings.
 //!
 //! Law: a feature is used only if the back end offered it. A back end
-//! without CONFIG, BACKEND_REQ or SHMEM is served too, without a window.
+//! without CONFIG, BACKEND_REQ or SHMEM is served too, without a window;
+//! where the caller said how large it may be, a back end without SHMEM gets
+//! one by the messages from before.
+//!
+//! A back end with STATUS begins at DRIVER_OK (see `status`), and gets its
+//! memory region by region, as from the front ends that know STATUS.
 
+use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
@@ -19,6 +25,7 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use zerocopy::FromBytes;
 
 use super::VhostUserOptions;
+use super::back_requests::Language;
 use crate::error::{Error, Result};
 use crate::transport::GuestMemory;
 use crate::transport::memory::MEMORY_BASE;
@@ -39,6 +46,10 @@ const WANTED: u64 = 1 << VIRTIO_F_VERSION_1
 const FOR_WINDOW: VhostUserProtocolFeatures =
     VhostUserProtocolFeatures::SHMEM.union(VhostUserProtocolFeatures::BACKEND_REQ);
 
+/// What a window by `FS_MAP` needs.
+const FOR_LEGACY_WINDOW: VhostUserProtocolFeatures =
+    VhostUserProtocolFeatures::BACKEND_REQ.union(VhostUserProtocolFeatures::BACKEND_SEND_FD);
+
 /// Protocol features this front end can use.
 const WANTED_PROTOCOL: VhostUserProtocolFeatures = FOR_WINDOW
     .union(VhostUserProtocolFeatures::BACKEND_SEND_FD)
@@ -46,6 +57,7 @@ const WANTED_PROTOCOL: VhostUserProtocolFeatures = FOR_WINDOW
     .union(VhostUserProtocolFeatures::CONFIG)
     .union(VhostUserProtocolFeatures::REPLY_ACK)
     .union(VhostUserProtocolFeatures::RESET_DEVICE)
+    .union(VhostUserProtocolFeatures::STATUS)
     .union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS);
 
 /// What both sides agreed on.
@@ -57,8 +69,12 @@ pub struct Agreed {
     pub protocol: u64,
     /// Queues in use, hiprio included.
     pub queues: usize,
+    /// Queues the device has.
+    pub device_queues: usize,
     /// Entries of each queue.
     pub queue_size: u16,
+    /// How the back end asks for maps.
+    pub language: Language,
     /// Bytes of the window; zero without one. A multiple of 2 MiB.
     pub window_bytes: u64,
     /// The share's tag, if the device has a configuration space.
@@ -84,6 +100,13 @@ impl Agreed {
         self.has(VhostUserProtocolFeatures::RESET_DEVICE)
     }
 
+    /// Whether the device waits for DRIVER_OK, and takes memory regions.
+    fn begins_at_driver_ok(&self) -> bool {
+        self.has(
+            VhostUserProtocolFeatures::STATUS.union(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS),
+        )
+    }
+
     fn has(&self, feature: VhostUserProtocolFeatures) -> bool {
         self.protocol & feature.bits() == feature.bits()
     }
@@ -91,16 +114,19 @@ impl Agreed {
 
 /// The control channel to the back end.
 pub struct Handshake {
-    front: Frontend,
+    pub(super) front: Frontend,
+    /// The same socket, for what the vhost crate cannot say.
+    pub(super) socket: UnixStream,
 }
 
 impl Handshake {
     /// Talks over `stream`; nothing is sent yet.
-    pub fn new(stream: UnixStream, request_queues: usize) -> Handshake {
+    pub fn new(stream: UnixStream, request_queues: usize) -> io::Result<Handshake> {
         let queues = (FIRST_REQUEST_QUEUE + request_queues) as u64;
-        Handshake {
+        Ok(Handshake {
+            socket: stream.try_clone()?,
             front: Frontend::from_stream(stream, queues),
-        }
+        })
     }
 
     /// Agrees on features, queues and the size of the window.
@@ -114,38 +140,39 @@ impl Handshake {
                 "the device does not offer VERSION_1",
             ));
         }
-        let protocol = self.negotiate_protocol(features, options.window_limit_bytes > 0)?;
+        let protocol = self.negotiate_protocol(features, options)?;
         let mut agreed = Agreed {
             features,
             protocol: protocol.bits(),
             queues: FIRST_REQUEST_QUEUE + 1,
+            device_queues: 0,
             queue_size: options.queue_size,
+            language: match protocol.contains(FOR_WINDOW) {
+                true => Language::Shmem,
+                false => Language::FsMap,
+            },
             window_bytes: 0,
             tag: None,
         };
         let config = self.config(&agreed)?;
         agreed.tag = config.and_then(|c| c.tag().map(str::to_owned));
-        agreed.queues = self.queue_count(&agreed, config, options.request_queues)?;
-        agreed.window_bytes = self.window_bytes(&agreed, options.window_limit_bytes)?;
+        (agreed.queues, agreed.device_queues) =
+            self.queue_count(&agreed, config, options.request_queues)?;
+        agreed.window_bytes = self.window_bytes(&agreed, options)?;
         Ok(agreed)
     }
 
     fn negotiate_protocol(
         &mut self,
         features: u64,
-        window: bool,
+        options: &VhostUserOptions,
     ) -> Result<VhostUserProtocolFeatures> {
         if features & F_PROTOCOL_FEATURES == 0 {
             return Ok(VhostUserProtocolFeatures::empty());
         }
         let offered = self.front.get_protocol_features();
         let offered = offered.map_err(failed("GET_PROTOCOL_FEATURES"))?;
-        let mut wanted = WANTED_PROTOCOL;
-        if !window || !offered.contains(FOR_WINDOW) {
-            let channel = FOR_WINDOW | VhostUserProtocolFeatures::BACKEND_SEND_FD;
-            wanted.remove(channel);
-        }
-        let agreed = offered & wanted;
+        let agreed = offered & wanted_protocol(offered, options);
         let set = self.front.set_protocol_features(agreed);
         set.map_err(failed("SET_PROTOCOL_FEATURES"))?;
         if agreed.contains(VhostUserProtocolFeatures::REPLY_ACK) {
@@ -177,7 +204,8 @@ impl Handshake {
         agreed: &Agreed,
         config: Option<Config>,
         wanted: usize,
-    ) -> Result<usize> {
+    ) -> Result<(usize, usize)> {
+        let mut device_queues = FIRST_REQUEST_QUEUE + 1;
         let mut queues = FIRST_REQUEST_QUEUE.saturating_add(wanted);
         if let Some(config) = config {
             let has = usize::try_from(config.num_request_queues.get()).unwrap_or(usize::MAX);
@@ -188,19 +216,23 @@ impl Handshake {
                 .front
                 .get_queue_num()
                 .map_err(failed("GET_QUEUE_NUM"))?;
-            queues = queues.min(usize::try_from(has).unwrap_or(usize::MAX));
-        } else {
-            queues = queues.min(FIRST_REQUEST_QUEUE + 1);
+            device_queues = usize::try_from(has).unwrap_or(usize::MAX);
         }
+        queues = queues.min(device_queues);
         if queues <= FIRST_REQUEST_QUEUE {
             return Err(broken("GET_QUEUE_NUM", "the device has no request queue"));
         }
-        Ok(queues)
+        Ok((queues, device_queues))
     }
 
-    fn window_bytes(&mut self, agreed: &Agreed, limit: u64) -> Result<u64> {
+    fn window_bytes(&mut self, agreed: &Agreed, options: &VhostUserOptions) -> Result<u64> {
+        let limit = options.window_limit_bytes;
         if !agreed.has(FOR_WINDOW) {
-            return Ok(0);
+            let wanted = match agreed.has(FOR_LEGACY_WINDOW) {
+                true => options.legacy_window_bytes.min(limit),
+                false => 0,
+            };
+            return Ok(wanted - wanted % RANGE_BYTES);
         }
         let config = self
             .front
@@ -232,9 +264,13 @@ impl Handshake {
             mmap_offset: 0,
             mmap_handle: memory.file().as_raw_fd(),
         };
-        self.front
-            .set_mem_table(&[region])
-            .map_err(failed("SET_MEM_TABLE"))?;
+        if agreed.begins_at_driver_ok() {
+            let added = self.front.add_mem_region(&region);
+            added.map_err(failed("ADD_MEM_REG"))?;
+        } else {
+            let set = self.front.set_mem_table(&[region]);
+            set.map_err(failed("SET_MEM_TABLE"))?;
+        }
         for (index, queue) in queues.iter().enumerate() {
             self.start_ring(index, agreed, memory, queue)?;
         }
@@ -244,7 +280,10 @@ impl Handshake {
                 enabled.map_err(failed("SET_VRING_ENABLE"))?;
             }
         }
-        Ok(())
+        match agreed.begins_at_driver_ok() {
+            true => self.begin(agreed),
+            false => Ok(()),
+        }
     }
 
     fn start_ring(
@@ -294,6 +333,24 @@ impl Handshake {
     }
 }
 
+/// What to agree to of what is offered: the channel only for a window.
+fn wanted_protocol(
+    offered: VhostUserProtocolFeatures,
+    options: &VhostUserOptions,
+) -> VhostUserProtocolFeatures {
+    let mut wanted = WANTED_PROTOCOL;
+    let window = options.window_limit_bytes > 0;
+    let shmem = window && offered.contains(FOR_WINDOW);
+    let legacy = window && options.legacy_window_bytes > 0 && offered.contains(FOR_LEGACY_WINDOW);
+    if !shmem {
+        wanted.remove(VhostUserProtocolFeatures::SHMEM);
+    }
+    if !shmem && !legacy {
+        wanted.remove(FOR_LEGACY_WINDOW);
+    }
+    wanted
+}
+
 /// Bytes of region 0 that are used: whole ranges, at most `limit`.
 fn usable_window(config: &VhostUserShMemConfig, limit: u64) -> u64 {
     let (regions, sizes) = (config.nregions, config.memory_sizes);
@@ -319,7 +376,7 @@ fn usable_window(config: &VhostUserShMemConfig, limit: u64) -> u64 {
 }
 
 /// Turns a failure of the control channel into this crate's error.
-fn failed(operation: &'static str) -> impl Fn(vhost::Error) -> Error {
+pub(super) fn failed(operation: &'static str) -> impl Fn(vhost::Error) -> Error {
     use vhost::vhost_user::Error as Vu;
     move |error| match error {
         vhost::Error::VhostUserProtocol(
@@ -335,7 +392,7 @@ fn failed(operation: &'static str) -> impl Fn(vhost::Error) -> Error {
     }
 }
 
-fn broken(operation: &'static str, what: &str) -> Error {
+pub(super) fn broken(operation: &'static str, what: &str) -> Error {
     Error::Protocol {
         operation,
         what: what.into(),
@@ -345,6 +402,37 @@ fn broken(operation: &'static str, what: &str) -> Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_channel_is_agreed_to_only_for_a_window_of_its_language() {
+        let options = |limit, legacy| VhostUserOptions {
+            socket: "none".into(),
+            memory_bytes: 1 << 20,
+            queue_size: 16,
+            request_queues: 1,
+            window_limit_bytes: limit,
+            legacy_window_bytes: legacy,
+            control_timeout: std::time::Duration::ZERO,
+            hook: None,
+        };
+        let agreed = |offered: VhostUserProtocolFeatures, limit, legacy| {
+            let wanted = wanted_protocol(offered, &options(limit, legacy)) & offered;
+            (
+                wanted.contains(VhostUserProtocolFeatures::SHMEM),
+                wanted.contains(VhostUserProtocolFeatures::BACKEND_REQ),
+            )
+        };
+        let all = VhostUserProtocolFeatures::all();
+        let old = all - VhostUserProtocolFeatures::SHMEM;
+        assert_eq!(agreed(all, 1, 0), (true, true));
+        assert_eq!(agreed(all, 1, 1), (true, true));
+        assert_eq!(agreed(all, 0, 1), (false, false));
+        assert_eq!(agreed(old, 1, 0), (false, false));
+        assert_eq!(agreed(old, 1, 1), (false, true));
+        assert_eq!(agreed(old, 0, 1), (false, false));
+        let no_files = old - VhostUserProtocolFeatures::BACKEND_SEND_FD;
+        assert_eq!(agreed(no_files, 1, 1), (false, false));
+    }
 
     #[test]
     fn any_shmem_config_gives_a_sane_window() {

@@ -3,12 +3,16 @@
 //!
 //! - [`handshake`]: negotiation, memory table, rings.
 //! - [`back_requests`]: the server that maps and unmaps the window.
+//! - `framing`: messages as bytes.
 //! - `mapped`: which bytes of the window are mapped.
+//! - `status`: the start of a back end that waits for DRIVER_OK.
 //! - `watch`: the thread that notices a dead back end.
 
 pub mod back_requests;
+mod framing;
 pub mod handshake;
 mod mapped;
+mod status;
 mod watch;
 
 use std::os::unix::net::UnixStream;
@@ -41,6 +45,9 @@ pub struct VhostUserOptions {
     /// Bytes of window to reserve at most; of a larger region only the start
     /// is used. Zero asks for no window at all.
     pub window_limit_bytes: u64,
+    /// Bytes of window for a back end that maps with `FS_MAP`, which cannot
+    /// say how much it wants; zero takes no such messages.
+    pub legacy_window_bytes: u64,
     /// How long the back end may take for a whole handshake.
     pub control_timeout: Duration,
     /// Decides about map and unmap requests, for tests; `None` serves all.
@@ -103,7 +110,11 @@ impl VhostUser {
             operation: "allocate guest memory",
             source,
         })?;
-        let mut handshake = Handshake::new(stream, options.request_queues);
+        let handshake = Handshake::new(stream, options.request_queues);
+        let mut handshake = handshake.map_err(|source| Error::Local {
+            operation: "set the device up",
+            source,
+        })?;
         let agreed = handshake.negotiate(&options)?;
         let queues = (0..agreed.queues)
             .map(|_| Queue::new(&memory, options.queue_size, agreed.queue_features()))
@@ -196,9 +207,9 @@ fn open_window(
         source,
     };
     let (ours, theirs) = UnixStream::pair().map_err(starting)?;
-    let reply_ack = agreed.reply_ack();
-    let server =
-        WindowServer::start(ours, Arc::clone(&window), reply_ack, hook).map_err(starting)?;
+    let (language, reply_ack) = (agreed.language, agreed.reply_ack());
+    let server = WindowServer::start(ours, Arc::clone(&window), language, reply_ack, hook)
+        .map_err(starting)?;
     handshake.offer_channel(&theirs)?;
     Ok((Some(window), Some(server)))
 }
@@ -307,6 +318,7 @@ mod tests {
             queue_size: 16,
             request_queues: 1,
             window_limit_bytes: 1 << 30,
+            legacy_window_bytes: 0,
             control_timeout: Duration::from_millis(100),
             hook: None,
         }

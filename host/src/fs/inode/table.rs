@@ -9,14 +9,13 @@
 //! Both maps are sharded, and no shard is locked across a system call. Lock
 //! order: a key shard before an id shard, either before a descriptor shard.
 
-use std::collections::hash_map::RandomState;
 use std::hash::BuildHasher;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use daxwindow_shared::fuse::ROOT_ID;
-use hashbrown::HashTable;
+use hashbrown::{DefaultHashBuilder, HashTable};
 use parking_lot::RwLock;
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
@@ -73,7 +72,7 @@ pub(super) type KeyShard = RwLock<HashTable<Arc<Inode>>>;
 pub(in crate::fs) struct InodeTable {
     pub(super) by_id: IdShards<Arc<Inode>>,
     pub(super) by_key: Box<[KeyShard]>,
-    hasher: RandomState,
+    hasher: DefaultHashBuilder,
     next_id: AtomicU64,
     session: Arc<AtomicU64>,
     budget: Arc<Budget>,
@@ -109,7 +108,7 @@ impl InodeTable {
         let table = InodeTable {
             by_id: IdShards::new(),
             by_key: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            hasher: RandomState::new(),
+            hasher: DefaultHashBuilder::default(),
             next_id: AtomicU64::new(ROOT_ID + 1),
             session,
             budget: Budget::new(limits.inodes),

@@ -1,171 +1,30 @@
-//! `vm mapping-cost`: what a mapping costs on this VMM as more of them live.
-//!
-//! For each setting of `--memory-slots` one guest touches range after range of
-//! a sparse file, is timed at some numbers of live ranges, and unmounts with
-//! all of them live; others then read the file through windows that it does
-//! not fit in. The guest's times are those of a fault in a mapped file; the
-//! daemon's are from SETUPMAPPING to its reply, by the difference of two
-//! status documents.
-//!
-//! Law: a point counts only if the daemon set up as many ranges as the guest
-//! touched, and has as many live.
+//! The guests that mapping-cost measures in.
 
 use std::path::PathBuf;
-use std::process::ExitCode;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use daxwindow_shared::window::RANGE_BYTES;
-use serde::Serialize;
 use serde_json::Value;
 
-use super::options::{AccelChoice, Dax, ShareOptions, VmOptions, parse_window};
-use super::program::example;
-use super::{Vm, daemon_status};
-use crate::figures::table::{bytes, short, table};
-use crate::machine::Machine;
+use super::{Args, Point, Pressure, Unmount};
+use crate::vm::options::{Dax, ShareOptions, VmOptions};
+use crate::vm::program::example;
+use crate::vm::{Vm, daemon_status};
 
 const FILE_BYTES: u64 = 1 << 30;
 /// A setup may be slow where hundreds live.
 const LIMIT: Duration = Duration::from_secs(300);
 
-/// Measures what mapping a range costs in a guest, with few ranges live and
-/// with many, what an unmount costs, and mappings a second in a window that is
-/// too small.
-#[derive(clap::Args)]
-pub(super) struct Args {
-    /// Settings of the daemon's --memory-slots to compare
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "auto,off"
-    )]
-    memory_slots: Vec<String>,
-
-    /// Numbers of live ranges at which a first touch is timed; a guest keeps a
-    /// fifth of the window's ranges free, so at most 400 with 1G
-    #[arg(
-        long,
-        value_name = "LIST",
-        value_delimiter = ',',
-        default_value = "16,128,192,400"
-    )]
-    live: Vec<u64>,
-
-    /// Window for that, offered whole whatever its slots
-    #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_window)]
-    window: u64,
-
-    /// Windows to read a file of 1G through
-    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "64M,128M,256M,512M",
-        value_parser = parse_window)]
-    pressure: Vec<u64>,
-
-    /// The daemon
-    #[arg(long, value_name = "PATH")]
-    daemon: Option<PathBuf>,
-
-    /// What runs the guest's code
-    #[arg(long, value_name = "KIND", default_value = "auto")]
-    accel: AccelChoice,
-
-    /// One JSON object instead of tables
-    #[arg(long)]
-    json: bool,
-}
-
-/// Everything measured.
-#[derive(Debug, Serialize)]
-struct Outcome {
-    machine: Machine,
-    commit: &'static str,
-    accelerator: &'static str,
-    guest_kernel: String,
-    settings: Vec<Setting>,
-}
-
-/// One setting of `--memory-slots`.
-#[derive(Debug, Serialize)]
-struct Setting {
-    memory_slots: String,
-    points: Vec<Point>,
-    unmount: Unmount,
-    pressure: Vec<Pressure>,
-}
-
-/// A first touch with so many ranges live.
-#[derive(Debug, Serialize)]
-struct Point {
-    live: u64,
-    samples: usize,
-    guest_p50_us: f64,
-    guest_p90_us: f64,
-    daemon_p50_us: f64,
-    daemon_p90_us: f64,
-}
-
-/// The end of a mount.
-#[derive(Debug, Serialize)]
-struct Unmount {
-    live: u64,
-    seconds: f64,
-}
-
-/// A file read through a window that it does not fit in.
-#[derive(Debug, Serialize)]
-struct Pressure {
-    window_bytes: u64,
-    mappings_per_second: f64,
-    bytes_per_second: f64,
-}
-
-/// Measures and prints.
-pub(super) fn run(args: &Args) -> Result<ExitCode> {
-    let scene = Scene::new(args)?;
-    let mut outcome = Outcome {
-        machine: Machine::detect(&scene.share()),
-        commit: crate::machine::COMMIT,
-        accelerator: "",
-        guest_kernel: String::new(),
-        settings: Vec::new(),
-    };
-    for slots in &args.memory_slots {
-        let mut guest = scene.boot(slots, args.window, &["--no-slot-limit"])?;
-        outcome.accelerator = guest.vm.accel().name();
-        outcome.guest_kernel = guest.vm.release().to_owned();
-        let points: Result<Vec<Point>> = args.live.iter().map(|&n| guest.point(n)).collect();
-        let (points, unmount) = (points?, guest.unmount()?);
-        guest.end()?;
-        let pressure = |&window: &u64| {
-            let mut guest = scene.boot(slots, window, &["--no-slot-limit"])?;
-            let found = guest.pressure(window)?;
-            guest.end().map(|()| found)
-        };
-        let pressure: Result<Vec<Pressure>> = args.pressure.iter().map(pressure).collect();
-        outcome.settings.push(Setting {
-            memory_slots: slots.clone(),
-            points,
-            unmount,
-            pressure: pressure?,
-        });
-    }
-    match args.json {
-        true => println!("{}", serde_json::to_string_pretty(&outcome)?),
-        false => print(&outcome),
-    }
-    Ok(ExitCode::SUCCESS)
-}
-
 /// A directory with a sparse file, and what boots guests on it.
-struct Scene<'a> {
+pub(super) struct Scene<'a> {
     args: &'a Args,
     folder: tempfile::TempDir,
     probe: PathBuf,
 }
 
 impl Scene<'_> {
-    fn new(args: &Args) -> Result<Scene<'_>> {
+    pub(super) fn new(args: &Args) -> Result<Scene<'_>> {
         let most = args.window / RANGE_BYTES * 4 / 5;
         if let Some(n) = args.live.iter().find(|&&n| n > most || n < 8) {
             bail!("--live {n}: a guest keeps between 8 and {most} ranges of this window");
@@ -183,24 +42,25 @@ impl Scene<'_> {
         Ok(scene)
     }
 
-    fn share(&self) -> PathBuf {
+    pub(super) fn share(&self) -> PathBuf {
         self.folder.path().join("share")
     }
 
-    fn boot(&self, slots: &str, window: u64, flags: &[&str]) -> Result<Guest> {
+    /// A guest with a window of this size.
+    pub(super) fn boot(&self, slots: &str, window: u64) -> Result<Guest> {
         let status = self.folder.path().join("status");
         let mut share = ShareOptions::new(self.share(), Dax::Always);
         share.window_bytes = window;
         share.daemon = self.args.daemon.clone();
-        let told = ["--memory-slots", slots, "--status-socket"];
-        share.daemon_arguments = [&told, flags]
-            .concat()
-            .iter()
-            .map(|s| (*s).into())
-            .collect();
-        share
-            .daemon_arguments
-            .insert(3, status.to_string_lossy().into_owned());
+        let told = [
+            "--no-slot-limit",
+            "--memory-slots",
+            slots,
+            "--status-socket",
+        ];
+        share.daemon_arguments = told.iter().map(|s| (*s).into()).collect();
+        let place = status.to_string_lossy().into_owned();
+        share.daemon_arguments.push(place);
         let options = VmOptions {
             cpus: 2,
             accel: self.args.accel,
@@ -224,12 +84,31 @@ impl Scene<'_> {
     }
 }
 
-struct Guest {
+/// One that has DAX.
+pub(super) struct Guest {
     vm: Vm,
     status: PathBuf,
 }
 
 impl Guest {
+    /// Accelerator and kernel.
+    pub(super) fn about(&self) -> (&'static str, String) {
+        (self.vm.accel().name(), self.vm.release().to_owned())
+    }
+
+    /// From few live ranges to many, and then none.
+    pub(super) fn with_many_ranges(mut self, live: &[u64]) -> Result<(Vec<Point>, Unmount)> {
+        let points: Result<Vec<Point>> = live.iter().map(|&n| self.point(n)).collect();
+        let found = (points?, self.unmount()?);
+        self.end().map(|()| found)
+    }
+
+    /// Thrashes, and ends.
+    pub(super) fn with_a_small_window(mut self, window: u64) -> Result<Pressure> {
+        let found = self.pressure(window)?;
+        self.end().map(|()| found)
+    }
+
     fn ask(&self) -> Result<Value> {
         daemon_status(&self.status)
     }
@@ -362,52 +241,6 @@ fn quantile(values: &mut [f64], q: f64) -> f64 {
     values.sort_by(f64::total_cmp);
     let rank = (values.len() as f64 * q).ceil() as usize;
     values.get(rank.saturating_sub(1)).copied().unwrap_or(0.0)
-}
-
-fn print(outcome: &Outcome) {
-    println!(
-        "{}\nguest: Linux {}, {}; commit {}",
-        outcome.machine, outcome.guest_kernel, outcome.accelerator, outcome.commit
-    );
-    let ms = |us: f64| format!("{} ms", short(us / 1e3));
-    let mut points = table(&[
-        "--memory-slots, live ranges",
-        "first touch p50",
-        "p90",
-        "of it the daemon p50",
-        "p90",
-    ]);
-    let mut others = table(&["--memory-slots", "measured", "value"]);
-    for setting in &outcome.settings {
-        let slots = &setting.memory_slots;
-        for p in &setting.points {
-            points.add_row([
-                format!("{slots}, {}", p.live),
-                ms(p.guest_p50_us),
-                ms(p.guest_p90_us),
-                ms(p.daemon_p50_us),
-                ms(p.daemon_p90_us),
-            ]);
-        }
-        let unmount = &setting.unmount;
-        others.add_row([
-            slots.clone(),
-            format!("unmount with {} ranges live", unmount.live),
-            format!("{} s", short(unmount.seconds)),
-        ]);
-        for p in &setting.pressure {
-            others.add_row([
-                slots.clone(),
-                format!("1G through a window of {}", bytes(p.window_bytes)),
-                format!(
-                    "{} mappings/s, {}/s",
-                    short(p.mappings_per_second),
-                    bytes(p.bytes_per_second as u64)
-                ),
-            ]);
-        }
-    }
-    println!("{points}\n{others}");
 }
 
 #[cfg(test)]

@@ -1,0 +1,577 @@
+//! Which charts show which cells.
+//!
+//! Law: every cell is in some chart, or in the summary, or in the table of
+//! failures; none is left out because it does not fit.
+
+use std::collections::BTreeSet;
+
+use anyhow::Result;
+
+use super::chart::{Bars, Dot, Line, Lines, Palette, Panel, Quantiles, Range, Ratios, Row, number};
+use super::studies::known;
+use crate::runs::{Better, Cell, Study};
+
+/// Rows of one chart, about as many as a screen holds.
+const MOST_BARS: usize = 14;
+const MOST_RATIOS: usize = 18;
+/// Between the largest bars of two panels on one scale.
+const MOST_APART: f64 = 6.0;
+
+/// What may be on the lower axis of a line: the name in a cell's details, and
+/// what it is called.
+const AXES: [(&str, &str, &str); 3] = [
+    ("guests", "guests", "a guest"),
+    ("live_ranges", "live ranges", "a range"),
+    ("window_mib", "window, MiB", "a MiB"),
+];
+
+/// One study's part of a report.
+pub(super) struct Section<'a> {
+    pub study: &'a Study,
+    pub heading: String,
+    pub about: &'static str,
+    pub groups: Vec<Group>,
+}
+
+/// Charts that belong together.
+pub(super) struct Group {
+    pub heading: String,
+    pub charts: Vec<Chart>,
+    /// For those who want to know more.
+    pub more: Vec<Chart>,
+}
+
+/// One picture.
+pub(super) struct Chart {
+    /// Name of its files, and of its place in the page.
+    pub id: String,
+    /// What it shows, in words.
+    pub name: String,
+    pub svg: String,
+}
+
+/// Draws everything.
+pub(super) fn sections(studies: &[Study]) -> Result<Vec<Section<'_>>> {
+    studies.iter().map(section).collect()
+}
+
+fn section(study: &Study) -> Result<Section<'_>> {
+    let about = known(&study.header.study);
+    let name = &study.header.study;
+    let mut groups = Vec::new();
+    // The summed figures are the summary's.
+    let drawn: Vec<&Cell> = study.cells.iter().filter(|c| c.goal.is_none()).collect();
+    let palette = Palette::of(drawn.iter().map(|c| c.stack.as_str()));
+    for group in in_order(drawn.iter().map(|c| c.group.as_str())) {
+        let cells: Vec<&Cell> = drawn.iter().copied().filter(|c| c.group == group).collect();
+        let heading = pretty(name, group);
+        let mut maker = Maker {
+            palette: &palette,
+            prefix: slug(&format!("{name} {heading}")),
+            charts: Vec::new(),
+        };
+        for (metric, unit) in in_order(cells.iter().map(|c| (&*c.metric, &*c.unit))) {
+            let same = |c: &&Cell| c.metric == metric && c.unit == unit;
+            let cells: Vec<&Cell> = cells.iter().copied().filter(same).collect();
+            if let Some(axis) = AXES.iter().find(|a| is_line(&cells, a.0)) {
+                maker.lines(&heading, &cells, axis)?;
+            } else if about.is_some_and(|k| k.ratios) && maker.ratios(&heading, &cells)? {
+                // The ratios say it.
+            } else {
+                maker.bars(&heading, &cells)?;
+            }
+        }
+        let mut charts = std::mem::take(&mut maker.charts);
+        maker.latencies(&cells)?;
+        let mut more = maker.charts;
+        if !about.is_some_and(|k| k.ratios) {
+            charts.append(&mut more);
+        }
+        groups.push(Group {
+            heading,
+            charts,
+            more,
+        });
+    }
+    Ok(Section {
+        study,
+        heading: about.map_or_else(|| name.clone(), |k| k.heading.to_owned()),
+        about: about.map_or("", |k| k.about),
+        groups,
+    })
+}
+
+struct Maker<'a> {
+    palette: &'a Palette,
+    prefix: String,
+    charts: Vec<Chart>,
+}
+
+impl Maker<'_> {
+    fn add(&mut self, what: &str, name: String, svg: String) {
+        let taken = |id: &str| self.charts.iter().any(|c| c.id == id);
+        let plain = format!("{}-{}", self.prefix, slug(what));
+        let numbered = (2..).map(|n| format!("{plain}-{n}"));
+        let mut ids = std::iter::once(plain.clone()).chain(numbered);
+        let id = ids.find(|id| !taken(id)).unwrap_or_else(|| plain.clone());
+        self.charts.push(Chart { id, name, svg });
+    }
+
+    fn bars(&mut self, group: &str, cells: &[&Cell]) -> Result<()> {
+        let Some(first) = cells.first() else {
+            return Ok(());
+        };
+        let under = measured_in(first);
+        let mut panels = Vec::new();
+        for id in in_order(cells.iter().map(|c| c.id.as_str())) {
+            let mut of: Vec<&Cell> = cells.iter().copied().filter(|c| c.id == id).collect();
+            of.sort_by_key(|c| self.palette.rank(&c.stack));
+            panels.push(Panel {
+                name: of.first().map_or(id, |c| words(c)).to_owned(),
+                rows: of.iter().map(|c| row(c)).collect(),
+            });
+        }
+        for mut panels in in_parts(panels) {
+            shorten(&mut panels);
+            let mut title = format!("{group}: {}", first.metric);
+            if let [only] = &mut panels[..] {
+                title = std::mem::take(&mut only.name);
+            }
+            let name = format!("Bars: {title} ({under})");
+            let bars = Bars {
+                title,
+                under: under.clone(),
+                panels,
+            };
+            let svg = bars.draw(self.palette)?;
+            self.add(&first.metric, name, svg);
+        }
+        Ok(())
+    }
+
+    fn lines(&mut self, group: &str, cells: &[&Cell], axis: &(&str, &str, &str)) -> Result<()> {
+        let Some(first) = cells.first() else {
+            return Ok(());
+        };
+        let mut stacks = in_order(cells.iter().map(|c| c.stack.as_str()));
+        stacks.sort_by_key(|s| self.palette.rank(s));
+        let line = |stack: &str| {
+            let of = cells.iter().filter(|c| c.stack == stack);
+            let point = |c: &&Cell| Some((*c.detail.get(axis.0)?, range(c)?));
+            let mut points: Vec<(f64, Range)> = of.filter_map(point).collect();
+            points.sort_by(|a, b| a.0.total_cmp(&b.0));
+            let slope = slope(&points);
+            let note = slope.map(|s| {
+                let sign = if s < 0.0 { "" } else { "+" };
+                format!("{sign}{} {} {}", number(s), first.unit, axis.2)
+            });
+            Line {
+                stack: stack.to_owned(),
+                note: note.unwrap_or_default(),
+                points,
+            }
+        };
+        let title = match group.is_empty() {
+            true => first.metric.clone(),
+            false => format!("{group}: {}", first.metric),
+        };
+        let lines = Lines {
+            under: measured_in(first),
+            across: axis.1.to_owned(),
+            lines: stacks.into_iter().map(line).collect(),
+            title: title.clone(),
+        };
+        let svg = lines.draw(self.palette)?;
+        let name = format!("Lines: {title} ({}) by {}", measured_in(first), axis.1);
+        self.add(&first.metric, name, svg);
+        Ok(())
+    }
+
+    /// Ours over every other, where both were measured; false when nothing was.
+    fn ratios(&mut self, group: &str, cells: &[&Cell]) -> Result<bool> {
+        let ours = |stack: &str| stack.starts_with("daxwindow");
+        let mut rows: Vec<(String, Vec<Dot>)> = Vec::new();
+        for id in in_order(cells.iter().map(|c| c.id.as_str())) {
+            let of = || cells.iter().copied().filter(|c| c.id == id);
+            let Some(mine) = of().find(|c| ours(&c.stack)) else {
+                continue;
+            };
+            let dots = of().filter(|c| !ours(&c.stack)).filter_map(|theirs| {
+                let ratio = paired(mine, theirs)?;
+                let peer = theirs.stack.clone();
+                Some(Dot { peer, ratio })
+            });
+            let mut dots: Vec<Dot> = dots.collect();
+            dots.sort_by_key(|d| self.palette.rank(&d.peer));
+            if !dots.is_empty() {
+                rows.push((short_name(mine).to_owned(), dots));
+            }
+        }
+        let Some(first) = cells.first().filter(|_| !rows.is_empty()) else {
+            return Ok(false);
+        };
+        let mut peers = in_order(rows.iter().flat_map(|r| &r.1).map(|d| d.peer.as_str()));
+        peers.sort_by_key(|p| self.palette.rank(p));
+        let peers: Vec<String> = peers.into_iter().map(str::to_owned).collect();
+        let way = match first.better {
+            Better::Higher => "right of 1 ours is better",
+            Better::Lower => "left of 1 ours is better",
+        };
+        let under = format!("ours / theirs, {}: {way}", first.unit);
+        for rows in rows.chunks(MOST_RATIOS) {
+            let title = format!("{group}: {}", first.metric);
+            let name = format!("Ratios: {title} ({under})");
+            let chart = Ratios {
+                title,
+                under: under.clone(),
+                peers: peers.clone(),
+                rows: rows.to_vec(),
+            };
+            let svg = chart.draw(self.palette)?;
+            self.add(&first.metric, name, svg);
+        }
+        Ok(true)
+    }
+
+    fn latencies(&mut self, cells: &[&Cell]) -> Result<()> {
+        let with = || cells.iter().filter(|c| c.latency.is_some());
+        for id in in_order(with().map(|c| c.id.as_str())) {
+            let mut of: Vec<&&Cell> = with().filter(|c| c.id == id).collect();
+            of.sort_by_key(|c| self.palette.rank(&c.stack));
+            let title = of.first().map_or(id, |c| words(c));
+            let curve = |c: &&&Cell| {
+                let points = c.latency.as_ref().map(|l| l.percentiles.clone());
+                (c.stack.clone(), points.unwrap_or_default())
+            };
+            let chart = Quantiles {
+                title: format!("Latency: {title}"),
+                under: "by quantile, both axes logarithmic, less is better".into(),
+                curves: of.iter().map(curve).collect(),
+            };
+            let svg = chart.draw(self.palette)?;
+            let name = format!("Latency curves: {title} (less is better)");
+            self.add(&format!("latency {id}"), name, svg);
+        }
+        Ok(())
+    }
+}
+
+fn words(cell: &Cell) -> &str {
+    match cell.what.is_empty() {
+        true => &cell.id,
+        false => &cell.what,
+    }
+}
+
+/// What a row has room for.
+fn short_name(cell: &Cell) -> &str {
+    match cell.what.chars().count() {
+        1..=30 => &cell.what,
+        _ => &cell.id,
+    }
+}
+
+fn measured_in(cell: &Cell) -> String {
+    let way = match cell.better {
+        Better::Higher => "more is better",
+        Better::Lower => "less is better",
+    };
+    match cell.unit.is_empty() {
+        true => way.to_owned(),
+        false => format!("{}, {way}", cell.unit),
+    }
+}
+
+/// A group's name for people: some are words, some names.
+fn pretty(study: &str, group: &str) -> String {
+    let rest = group.strip_prefix(study).unwrap_or(group);
+    let mut words = rest.trim_start_matches([':', '-', ' ']).to_owned();
+    if !words.contains(' ') {
+        words = words.replace('-', " ");
+    }
+    let mut chars = words.chars();
+    let first = chars.next().map(|c| c.to_uppercase().to_string());
+    first.unwrap_or_default() + chars.as_str()
+}
+
+fn range(cell: &Cell) -> Option<Range> {
+    cell.series().and_then(|_| Range::of(&cell.values))
+}
+
+fn row(cell: &Cell) -> Row {
+    let why = || cell.error.clone().unwrap_or_else(|| "no value".into());
+    Row {
+        stack: cell.stack.clone(),
+        value: range(cell).ok_or_else(why),
+    }
+}
+
+/// Round by round.
+pub(super) fn paired(ours: &Cell, theirs: &Cell) -> Option<Range> {
+    ours.series().and(theirs.series())?;
+    let pairs = ours.values.iter().zip(&theirs.values);
+    let ratios: Vec<f64> = pairs.map(|(a, b)| a / b).collect();
+    match ratios.iter().all(|r| r.is_finite() && *r > 0.0) {
+        true => Range::of(&ratios),
+        false => None,
+    }
+}
+
+/// Whether some stack has several places on this axis, and all cells have one.
+fn is_line(cells: &[&Cell], axis: &str) -> bool {
+    let place = |c: &&Cell| Some((c.stack.clone(), c.detail.get(axis)?.to_bits()));
+    let places: Option<BTreeSet<_>> = cells
+        .iter()
+        .filter(|c| c.error.is_none())
+        .map(place)
+        .collect();
+    let Some(places) = places else {
+        return false;
+    };
+    let stacks: BTreeSet<_> = places.iter().map(|p| &p.0).collect();
+    let whole = cells.iter().filter(|c| c.error.is_none()).count();
+    places.len() > stacks.len() && places.len() == whole
+}
+
+/// Least squares through the medians, where there are at least three.
+fn slope(points: &[(f64, Range)]) -> Option<f64> {
+    let n = points.len() as f64;
+    if points.len() < 3 {
+        return None;
+    }
+    let mean_x = points.iter().map(|p| p.0).sum::<f64>() / n;
+    let mean_y = points.iter().map(|p| p.1.median).sum::<f64>() / n;
+    let up: f64 = (points.iter())
+        .map(|p| (p.0 - mean_x) * (p.1.median - mean_y))
+        .sum();
+    let across: f64 = points.iter().map(|p| (p.0 - mean_x).powi(2)).sum();
+    (across > 0.0).then(|| up / across)
+}
+
+/// Panels in charts of bearable height.
+fn in_parts(panels: Vec<Panel>) -> Vec<Vec<Panel>> {
+    let mut parts: Vec<Vec<Panel>> = Vec::new();
+    let mut rows = 0;
+    let largest = |panel: &Panel| {
+        let values = panel.rows.iter().filter_map(|r| r.value.as_ref().ok());
+        values.map(|v| v.high).fold(0.0, f64::max)
+    };
+    // On one scale, none so small that its bars cannot be seen.
+    let alike = |part: &[Panel], panel: &Panel| {
+        let one = part.iter().map(largest).fold(0.0, f64::max);
+        let other = largest(panel);
+        one.max(other) <= MOST_APART * one.min(other)
+    };
+    for panel in panels {
+        rows += panel.rows.len();
+        match parts.last_mut() {
+            Some(part) if rows <= MOST_BARS && alike(part, &panel) => part.push(panel),
+            _ => {
+                rows = panel.rows.len();
+                parts.push(vec![panel]);
+            }
+        }
+    }
+    parts
+}
+
+/// What all names begin or end with, the title says.
+fn shorten(panels: &mut [Panel]) {
+    let Some((first, others)) = panels.split_first().filter(|(_, o)| !o.is_empty()) else {
+        return;
+    };
+    let words = |name: &str| name.split(' ').map(str::to_owned).collect::<Vec<String>>();
+    let first = words(&first.name);
+    let others: Vec<Vec<String>> = others.iter().map(|p| words(&p.name)).collect();
+    let least = others
+        .iter()
+        .map(Vec::len)
+        .chain([first.len()])
+        .min()
+        .unwrap_or(0);
+    let same = |n: &usize| others.iter().all(|o| o[*n] == first[*n]);
+    let start = (0..least).take_while(same).count();
+    let same_end = |n: &usize| {
+        let last = |words: &[String]| words[words.len() - 1 - n].clone();
+        others.iter().all(|o| last(o) == last(&first))
+    };
+    let end = (0..least - start).take_while(same_end).count();
+    for panel in panels {
+        let all = words(&panel.name);
+        let middle = all[start..all.len() - end].join(" ");
+        let middle = middle.trim_matches([',', ' ', ':']);
+        if !middle.is_empty() {
+            panel.name = middle.to_owned();
+        }
+    }
+}
+
+/// Each once, in order of appearance.
+pub(super) fn in_order<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
+    let mut found = Vec::new();
+    for one in all {
+        if !found.contains(&one) {
+            found.push(one);
+        }
+    }
+    found
+}
+
+/// For names of files and places: letters, digits, single hyphens.
+pub(super) fn slug(text: &str) -> String {
+    let mut out = String::new();
+    for c in text.to_lowercase().chars() {
+        match c {
+            'a'..='z' | '0'..='9' => out.push(c),
+            _ if out.ends_with('-') || out.is_empty() => {}
+            _ => out.push('-'),
+        }
+    }
+    out.trim_end_matches('-').to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runs::{Header, Latency};
+
+    fn cell(id: &str, stack: &str, group: &str, values: &[f64]) -> Cell {
+        let mut cell = Cell::new(id, stack, "MB/s", Better::Higher);
+        cell.group = group.into();
+        cell.metric = "throughput".into();
+        cell.values = values.to_vec();
+        cell
+    }
+
+    fn study(name: &str, cells: Vec<Cell>) -> Study {
+        let header = Header {
+            study: name.into(),
+            ..Header::default()
+        };
+        Study { header, cells }
+    }
+
+    fn charts(studies: &[Study]) -> Vec<(String, String)> {
+        let sections = sections(studies).expect("drawn");
+        let groups = sections.iter().flat_map(|s| &s.groups);
+        let all = groups.flat_map(|g| g.charts.iter().chain(&g.more));
+        all.map(|c| (c.id.clone(), c.name.clone())).collect()
+    }
+
+    #[test]
+    fn cells_are_drawn_by_what_they_are() {
+        let mut slow = cell("a", "9p", "Sequential", &[1.0]);
+        slow.latency = Some(Latency {
+            percentiles: vec![(0.5, 2.0)],
+            count: 1,
+        });
+        let mut failed = cell("b", "9p", "Sequential", &[]);
+        failed.error = Some("hung".into());
+        let at = |guests: f64, stack: &str| {
+            let mut cell = cell(&format!("m/{guests}"), stack, "fio-memory", &[guests * 3.0]);
+            cell.detail.insert("guests".into(), guests);
+            cell
+        };
+        let mut summed = cell("sum", "x", "figures", &[3.0]);
+        summed.goal = Some(crate::figures::Goal::AtLeast(1.0));
+        let ours = cell("a", "daxwindow dax=always", "Sequential", &[9.0, 8.0]);
+        let points = [at(1.0, "dax"), at(2.0, "dax"), at(4.0, "dax")];
+        let cells = [vec![slow, failed, summed, ours], points.to_vec()].concat();
+        let found = charts(&[study("fio", cells)]);
+        let ids: Vec<_> = found.iter().map(|c| c.0.as_str()).collect();
+        assert_eq!(
+            ids,
+            [
+                "fio-sequential-throughput",
+                "fio-sequential-throughput-2",
+                "fio-sequential-latency-a",
+                "fio-memory-throughput"
+            ]
+        );
+        assert!(
+            found[3].1.starts_with("Lines: Memory: throughput"),
+            "{found:?}"
+        );
+    }
+
+    #[test]
+    fn ratios_are_of_the_same_round() {
+        let ours = cell("getattr", "daxwindow", "compare: metadata", &[10.0, 30.0]);
+        let theirs = cell("getattr", "virtiofsd", "compare: metadata", &[5.0, 10.0]);
+        let ratio = paired(&ours, &theirs).expect("pairs");
+        assert_eq!((ratio.low, ratio.median, ratio.high), (2.0, 2.5, 3.0));
+        let nothing = cell("getattr", "x", "g", &[0.0]);
+        assert_eq!(paired(&ours, &nothing), None);
+        let found = charts(&[study("compare", vec![ours, theirs])]);
+        assert_eq!(found[0].0, "compare-metadata-throughput");
+        assert!(found[0].1.starts_with("Ratios: Metadata"), "{found:?}");
+    }
+
+    #[test]
+    fn slopes_want_three_points() {
+        let point = |x: f64, y: f64| (x, Range::of(&[y]).expect("value"));
+        let line = [point(1.0, 10.0), point(2.0, 12.0), point(4.0, 16.0)];
+        assert!((slope(&line).expect("a slope") - 2.0).abs() < 1e-9);
+        assert_eq!(slope(&line[..2]), None);
+    }
+
+    #[test]
+    fn a_chart_is_neither_too_high_nor_of_two_scales() {
+        let panel = |rows: usize, value: f64| Panel {
+            name: String::new(),
+            rows: vec![
+                Row {
+                    stack: "x".into(),
+                    value: Range::of(&[value]).ok_or_else(String::new),
+                };
+                rows
+            ],
+        };
+        let panels = vec![
+            panel(7, 10.0),
+            panel(7, 12.0),
+            panel(7, 9.0),
+            panel(2, 900.0),
+        ];
+        let parts: Vec<usize> = in_parts(panels).iter().map(Vec::len).collect();
+        assert_eq!(parts, [2, 1, 1]);
+    }
+
+    #[test]
+    fn what_names_have_in_common_is_said_once() {
+        let of = |names: &[&str]| {
+            let panel = |name: &&str| Panel {
+                name: (*name).into(),
+                rows: Vec::new(),
+            };
+            let mut panels: Vec<Panel> = names.iter().map(panel).collect();
+            shorten(&mut panels);
+            panels.into_iter().map(|p| p.name).collect::<Vec<_>>()
+        };
+        let names = ["read of 4 KiB, first pass", "read of 1 MiB, first pass"];
+        assert_eq!(
+            of(&names),
+            ["4 KiB,", "1 MiB,"].map(|n| n.trim_matches(','))
+        );
+        assert_eq!(of(&["alone it stays"]), ["alone it stays"]);
+        assert_eq!(of(&["same", "same"]), ["same", "same"]);
+        assert_eq!(of(&["read", "read of much"]), ["read", "of much"]);
+    }
+
+    #[test]
+    fn groups_are_named_for_people() {
+        assert_eq!(
+            pretty("density", "density-userspace-zipf"),
+            "Userspace zipf"
+        );
+        assert_eq!(pretty("compare", "compare: metadata"), "Metadata");
+        assert_eq!(
+            pretty("fio", "Random read, first pass"),
+            "Random read, first pass"
+        );
+        assert_eq!(
+            (pretty("x", "x"), slug("A  b/1M!")),
+            (String::new(), "a-b-1m".into())
+        );
+    }
+}

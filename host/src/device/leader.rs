@@ -1,0 +1,141 @@
+//! A thread in the lead of a queue: how it takes the lead, keeps it from one
+//! request to the next, and leaves it.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use super::lane::Lane;
+use super::lead::Turn;
+use super::watchman;
+
+/// Whose queue it is that a thread leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Whose {
+    /// The thread's own.
+    Own,
+    /// Another's, whose thread sleeps.
+    Minded,
+}
+
+/// The lead of a queue, in the hands of a thread.
+pub(super) struct Leader {
+    pub(super) lane: Arc<Lane>,
+    whose: Whose,
+    turn: Cell<Option<Turn>>,
+    /// The request under way gave up the lead by itself.
+    gave_up: Cell<bool>,
+}
+
+impl Leader {
+    /// Takes the lead if nobody has it.
+    pub(super) fn of(lane: &Arc<Lane>, whose: Whose) -> Option<Leader> {
+        let leader = Leader {
+            lane: Arc::clone(lane),
+            whose,
+            turn: Cell::new(None),
+            gave_up: Cell::new(false),
+        };
+        leader.take().then_some(leader)
+    }
+
+    fn take(&self) -> bool {
+        let Some(turn) = self.lane.lead.take() else {
+            return false;
+        };
+        if self.whose == Whose::Own {
+            self.lane.counted.begin();
+        }
+        watchman::report(&self.lane);
+        self.turn.set(Some(turn));
+        true
+    }
+
+    pub(super) fn is_leading(&self) -> bool {
+        let turn = self.turn.take();
+        let leading = turn.is_some();
+        self.turn.set(turn);
+        leading
+    }
+
+    /// Gives the lead up; false if it was lost before.
+    pub(super) fn resign(&self) -> bool {
+        let Some(turn) = self.turn.take() else {
+            return false;
+        };
+        let resigned = self.lane.lead.resign(turn);
+        match resigned {
+            true => self.lane.counted.end(),
+            // Between two requests, for want of a processor.
+            false => self.lane.tally.came_back(Duration::ZERO),
+        }
+        resigned
+    }
+
+    /// Gives the lead up, and wakes somebody else if there is something to do.
+    pub(super) fn hand_over(&self) {
+        if self.resign() && self.lane.has_more() {
+            self.lane.ring().bell().ring();
+        }
+    }
+
+    /// The same, if there is somebody else.
+    pub(super) fn hand_over_if_possible(&self) {
+        // The thread of a queue that is minded sleeps, or is about to.
+        if self.is_leading() && (self.whose == Whose::Minded || self.lane.call()) {
+            self.hand_over();
+        }
+    }
+
+    /// The request under way takes long.
+    pub(super) fn give_way(&self) {
+        if !self.is_leading() || !self.lane.call() {
+            return;
+        }
+        let resigned = self
+            .turn
+            .take()
+            .is_some_and(|turn| self.lane.lead.resign(turn));
+        self.gave_up.set(resigned);
+        if resigned {
+            self.lane.counted.end();
+            self.lane.tally.gave_way();
+            self.lane.ring().tell_rest();
+            if self.lane.has_more() {
+                self.lane.ring().bell().ring();
+            }
+        }
+    }
+
+    /// Shows the watchman that nobody is stuck; false if the lead was lost.
+    pub(super) fn show(&self) -> bool {
+        let Some(turn) = self.turn.take() else {
+            return false;
+        };
+        let kept = self.lane.lead.step(turn);
+        if kept.is_none() {
+            self.lane.tally.came_back(Duration::ZERO);
+        }
+        let keeps = kept.is_some();
+        self.turn.set(kept);
+        keeps
+    }
+
+    /// Whether this thread goes on after a request, which began at `began`.
+    pub(super) fn goes_on(&self, began: Instant) -> bool {
+        let kept = self.turn.take().and_then(|turn| self.lane.lead.step(turn));
+        if kept.is_some() {
+            self.turn.set(kept);
+            return true;
+        }
+        self.lane.tally.came_back(began.elapsed());
+        // Who gave it up takes it again if it is free.
+        self.gave_up.take() && self.take()
+    }
+}
+
+impl Drop for Leader {
+    fn drop(&mut self) {
+        self.hand_over();
+    }
+}

@@ -1,0 +1,225 @@
+//! What a thread does from when it takes the lead of its queue until it leaves
+//! it: it empties the ring again and again while the guest comes at once, and
+//! the rings of queues that it minds in turn with it.
+//!
+//! Laws: whoever ends a round or is stuck in one leaves no queue without
+//! somebody who serves it or will be woken; each ring has its turn after a
+//! bounded number of another's requests.
+
+use std::cell::Cell;
+use std::sync::Arc;
+use std::time::Instant;
+
+use virtio_queue::Error;
+use vm_memory::GuestAddressSpace;
+
+use crate::server::{Pace, Parked};
+
+use super::desk::Handled;
+use super::lane::{Lane, Office};
+use super::leader::{Leader, Whose};
+use super::minding::Stint;
+use super::parking::Waiting;
+use super::processors;
+use super::ring::{Done, Taken, Ticket};
+
+/// Requests of one ring until another has its turn.
+const VISIT: u64 = 32;
+
+/// One thread's round.
+pub(super) struct Round {
+    office: Arc<Office>,
+    /// Its own queue first.
+    leaders: Vec<Leader>,
+    stint: Cell<Option<Stint>>,
+}
+
+impl Round {
+    /// Takes the lead of a thread's own queue, if nobody has it.
+    pub(super) fn of(lane: &Arc<Lane>) -> Option<Round> {
+        let leader = Leader::of(lane, Whose::Own)?;
+        Some(Round {
+            office: Arc::clone(&lane.office),
+            leaders: vec![leader],
+            stint: Cell::new(None),
+        })
+    }
+
+    /// Serves until the guest has nothing more for a while or the lead of the
+    /// thread's own queue is lost. Answers how many requests were taken.
+    pub(super) fn serve(&mut self) -> Result<u64, Error> {
+        self.leaders[0].lane.ring().hush()?;
+        let mut taken = self.visit_all()?;
+        let mut total = taken;
+        while taken > 0 && self.leads_its_own() && (self.is_wanted() || self.watch()) {
+            taken = self.visit_all()?;
+            total += taken;
+        }
+        Ok(total)
+    }
+
+    /// Leaves everything to others; false if the lead of the thread's own
+    /// queue was lost before.
+    pub(super) fn end(mut self) -> bool {
+        self.leaders.truncate(1);
+        self.end_stint();
+        self.leaders[0].resign()
+    }
+
+    fn leads_its_own(&self) -> bool {
+        self.leaders[0].is_leading()
+    }
+
+    /// Whether there is something to do.
+    fn is_wanted(&self) -> bool {
+        let is_waiting = |leader: &Leader| leader.is_leading() && leader.lane.ring().is_waiting();
+        self.leaders.iter().any(is_waiting) || self.office.minding.has_entrusted()
+    }
+
+    fn watch(&self) -> bool {
+        let patience = &self.leaders[0].lane.patience;
+        processors::suffice() && patience.watch(|| self.is_wanted())
+    }
+
+    fn visit_all(&mut self) -> Result<u64, Error> {
+        self.mind();
+        let mut taken = self.visit(0)?;
+        for at in 1..self.leaders.len() {
+            if !self.leads_its_own() {
+                break;
+            }
+            let minded = &self.leaders[at];
+            if !minded.show() || !minded.lane.ring().is_waiting() {
+                continue;
+            }
+            match self.visit(at) {
+                Ok(more) => taken += more,
+                Err(error) => {
+                    minded.lane.complain(&error);
+                    minded.resign();
+                }
+            }
+        }
+        self.leaders[0].show();
+        Ok(taken)
+    }
+
+    /// Takes over what was entrusted, or gives back what is minded, whichever
+    /// pays.
+    fn mind(&mut self) {
+        let minding = &self.office.minding;
+        if !minding.pays() {
+            self.leaders.truncate(1);
+            self.end_stint();
+            return;
+        }
+        self.stint.set(minding.renew(self.stint.take()));
+        let mut own = true;
+        self.leaders
+            .retain(|leader| std::mem::take(&mut own) || leader.is_leading());
+        for queue in minding.take() {
+            let Some(lane) = self.office.lane(queue) else {
+                continue;
+            };
+            // Led: by ourselves, or by somebody who will find what there is.
+            let Some(leader) = Leader::of(&lane, Whose::Minded) else {
+                continue;
+            };
+            match lane.ring().hush() {
+                Ok(()) => self.leaders.push(leader),
+                Err(error) => {
+                    lane.complain(&error);
+                    leader.resign();
+                }
+            }
+        }
+    }
+
+    fn end_stint(&self) {
+        if let Some(stint) = self.stint.take() {
+            self.office.wake(self.office.minding.end(stint));
+        }
+    }
+
+    /// Serves what is in one ring.
+    fn visit(&self, at: usize) -> Result<u64, Error> {
+        let (office, leader) = (&self.office, &self.leaders[at]);
+        let (lane, desk) = (&leader.lane, &office.desk);
+        let pace = Visit { round: self, at };
+        let (mut taken, mut done) = (0, None);
+        let mut clock = Instant::now();
+        let result = loop {
+            if lane.is_closing() || (taken >= VISIT && self.others_wait()) {
+                break Ok(());
+            }
+            let memory = desk.memory.memory();
+            // To tell late, somebody else must be able to tell instead.
+            let at_once = !office.pool.has_room();
+            let (chain, ticket) = match lane.ring().turn(&memory, done.take(), at_once) {
+                Taken::Request(chain, ticket) => (chain, ticket),
+                Taken::Nothing => break Ok(()),
+                Taken::Broken(error) => break Err(error),
+            };
+            taken += 1;
+            let began = clock;
+            match desk.handle(&memory, chain, &pace, &mut clock) {
+                Handled::Used(used) => done = Some(Done { ticket, used }),
+                Handled::Waits(reply_at, parked) => park(lane, ticket, reply_at, parked),
+            }
+            desk.settle();
+            office.minding.note(clock.saturating_duration_since(began));
+            if !leader.goes_on(began) {
+                break Ok(());
+            }
+        };
+        if let Some(done) = done {
+            lane.ring().hand_back(done);
+            desk.settle();
+        }
+        lane.tally.served(taken);
+        if at > 0 {
+            lane.tally.minded(taken);
+        }
+        result.map(|()| taken)
+    }
+
+    fn others_wait(&self) -> bool {
+        self.leaders.len() > 1 || self.office.minding.has_entrusted()
+    }
+}
+
+/// A round at one of its queues.
+struct Visit<'r> {
+    round: &'r Round,
+    at: usize,
+}
+
+impl Pace for Visit<'_> {
+    /// Gives up all leads, where there is anybody to take them.
+    fn takes_long(&self) {
+        let leaders = &self.round.leaders;
+        self.round.end_stint();
+        for (at, leader) in leaders.iter().enumerate() {
+            if at == self.at {
+                leader.give_way();
+            } else {
+                leader.hand_over_if_possible();
+            }
+        }
+    }
+}
+
+fn park(lane: &Lane, ticket: Ticket, reply_at: u64, parked: Parked) {
+    lane.office.parking.park(Waiting {
+        queue: lane.index,
+        ring_size: lane.ring().size(),
+        reply_at,
+        parked,
+        completion: lane.ring().completion(ticket),
+    });
+    // Who stops a ring marks it and then cancels: it has found this request,
+    // or here is its mark.
+    if !lane.ring().is_running() {
+        lane.office.parking.cancel(Some(lane.index));
+    }
+}
