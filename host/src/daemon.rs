@@ -90,22 +90,8 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     for share in fixed {
         shares.add(share)?;
     }
-    inside.is_ready(&shares.summary());
     let inside = Arc::new(inside);
-    let (told, over) = (inside.clone(), stop.clone());
-    let left_alone = Arc::new(AtomicBool::new(false));
-    let alone = left_alone.clone();
-    let had_guest = AtomicBool::new(shares.guests() > 0);
-    shares.observe(move |shares| {
-        told.has_changed(&shares.summary());
-        let guests = shares.guests();
-        had_guest.fetch_or(guests > 0, Ordering::SeqCst);
-        if once && guests == 0 && had_guest.load(Ordering::SeqCst) {
-            tracing::info!("the last guest has gone, and with --once the daemon ends");
-            alone.store(true, Ordering::SeqCst);
-            over.request();
-        }
-    });
+    let left_alone = tell_changes(&inside, &shares, &stop, once);
     stop.wait();
     inside.is_stopping();
     // Nothing is added any more.
@@ -115,6 +101,42 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
         tracing::info!("ended by a signal");
     }
     Ok(())
+}
+
+/// Says that guests may come, and from then on what changes. With `once` the
+/// end of the last guest is that of the daemon; whether it was is what the
+/// answer will tell.
+fn tell_changes(
+    inside: &Arc<Inside>,
+    shares: &Arc<Shares>,
+    stop: &Stop,
+    once: bool,
+) -> Arc<AtomicBool> {
+    let left_alone = Arc::new(AtomicBool::new(false));
+    let is_ready = Arc::new(AtomicBool::new(false));
+    let had_guest = AtomicBool::new(false);
+    let (told, over, alone) = (inside.clone(), stop.clone(), left_alone.clone());
+    let ready = is_ready.clone();
+    shares.observe(move |shares| {
+        if ready.load(Ordering::SeqCst) {
+            told.has_changed(&shares.summary());
+        }
+        let guests = shares.guests();
+        let had = had_guest.fetch_or(guests > 0, Ordering::SeqCst);
+        if once && guests == 0 && had {
+            tracing::info!("the last guest has gone, and with --once the daemon ends");
+            alone.store(true, Ordering::SeqCst);
+            over.request();
+        }
+    });
+    let said = shares.summary();
+    inside.is_ready(&said);
+    is_ready.store(true, Ordering::SeqCst);
+    let now = shares.summary();
+    if now != said {
+        inside.has_changed(&now);
+    }
+    left_alone
 }
 
 /// Sockets that listen, made where they can be seen.

@@ -312,7 +312,7 @@ fn the_service_manager_is_told_of_shares_that_come_and_go() {
     assert_eq!(hear(), "STATUS=1 shares, 1 guests\n");
     drop(session);
     assert_eq!(hear(), "STATUS=1 shares, 0 guests\n");
-    ctl(&["remove", "one"]);
+    ctl(&["remove", "--name", "one"]);
     assert_eq!(hear(), "STATUS=0 shares, 0 guests\n");
     daemon.end();
     assert_eq!(hear(), "STOPPING=1\n");
