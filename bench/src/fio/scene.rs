@@ -221,6 +221,10 @@ impl Counted {
         let grown = |key: &str| -> Result<u64> {
             Ok(number(after, key)?.saturating_sub(number(before, key)?))
         };
+        let setup_us = |document: &Value| {
+            let of = |key: &str| document.pointer(key).and_then(Value::as_f64).unwrap_or(0.0);
+            of("/mappings/setup/count") * of("/mappings/setup/mean_us")
+        };
         // Kinds of requests that never came are not named.
         let requests = |kind: &str| {
             let key = format!("/requests/by_opcode/{kind}/count");
@@ -233,6 +237,7 @@ impl Counted {
             setups: grown("/mappings/setups")?,
             fuse_reads: requests("Read"),
             fuse_writes: requests("Write"),
+            setup_us: (setup_us(after) - setup_us(before)).max(0.0) as u64,
         }))
     }
 }
@@ -323,7 +328,10 @@ mod tests {
         let document = |live: u64, setups: u64, reads: Value| Counted {
             served_bytes: 0,
             window: Some(json!({
-                "mappings": {"live_ranges": live, "setups": setups},
+                "mappings": {
+                    "live_ranges": live, "setups": setups,
+                    "setup": {"count": setups, "mean_us": 50.0},
+                },
                 "requests": {"by_opcode": {"Read": {"count": reads}}},
             })),
         };
@@ -335,6 +343,7 @@ mod tests {
             setups: 4,
             fuse_reads: 7,
             fuse_writes: 0,
+            setup_us: 200,
         };
         assert_eq!(window, Some(wanted));
         let nothing = Counted {
