@@ -14,16 +14,21 @@ use crate::runs::{Better, Cell, Study};
 /// Rows of one chart, about as many as a screen holds.
 const MOST_BARS: usize = 14;
 const MOST_RATIOS: usize = 18;
+/// Letters of a row's name.
+const MOST_NAME: usize = 26;
 /// Between the largest bars of two panels on one scale.
 const MOST_APART: f64 = 6.0;
 
 /// What may be on the lower axis of a line: the name in a cell's details, and
 /// what it is called.
-const AXES: [(&str, &str, &str); 3] = [
-    ("guests", "guests", "a guest"),
-    ("live_ranges", "live ranges", "a range"),
-    ("window_mib", "window, MiB", "a MiB"),
+const AXES: [Axis; 3] = [
+    ("guests", "guests", Some("a guest")),
+    ("live_ranges", "live ranges", None),
+    ("window_mib", "window, MiB", None),
 ];
+
+/// With what a slope is by, where a straight line is expected.
+type Axis = (&'static str, &'static str, Option<&'static str>);
 
 /// One study's part of a report.
 pub(super) struct Section<'a> {
@@ -132,8 +137,12 @@ impl Maker<'_> {
             });
         }
         for mut panels in in_parts(panels) {
-            shorten(&mut panels);
             let mut title = format!("{group}: {}", first.metric);
+            let mut names: Vec<String> = panels.iter().map(|p| p.name.clone()).collect();
+            shorten(&mut names, &title);
+            for (panel, name) in panels.iter_mut().zip(names) {
+                panel.name = name;
+            }
             if let [only] = &mut panels[..] {
                 title = std::mem::take(&mut only.name);
             }
@@ -149,7 +158,7 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn lines(&mut self, group: &str, cells: &[&Cell], axis: &(&str, &str, &str)) -> Result<()> {
+    fn lines(&mut self, group: &str, cells: &[&Cell], axis: &Axis) -> Result<()> {
         let Some(first) = cells.first() else {
             return Ok(());
         };
@@ -160,10 +169,9 @@ impl Maker<'_> {
             let point = |c: &&Cell| Some((*c.detail.get(axis.0)?, range(c)?));
             let mut points: Vec<(f64, Range)> = of.filter_map(point).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let slope = slope(&points);
-            let note = slope.map(|s| {
+            let note = slope(&points).zip(axis.2).map(|(s, step)| {
                 let sign = if s < 0.0 { "" } else { "+" };
-                format!("{sign}{} {} {}", number(s), first.unit, axis.2)
+                format!("{sign}{} {} {step}", number(s), first.unit)
             });
             Line {
                 stack: stack.to_owned(),
@@ -191,6 +199,7 @@ impl Maker<'_> {
     fn ratios(&mut self, group: &str, cells: &[&Cell]) -> Result<bool> {
         let ours = |stack: &str| stack.starts_with("daxwindow");
         let mut rows: Vec<(String, Vec<Dot>)> = Vec::new();
+        let mut names = Vec::new();
         for id in in_order(cells.iter().map(|c| c.id.as_str())) {
             let of = || cells.iter().copied().filter(|c| c.id == id);
             let Some(mine) = of().find(|c| ours(&c.stack)) else {
@@ -204,12 +213,19 @@ impl Maker<'_> {
             let mut dots: Vec<Dot> = dots.collect();
             dots.sort_by_key(|d| self.palette.rank(&d.peer));
             if !dots.is_empty() {
-                rows.push((short_name(mine).to_owned(), dots));
+                names.push(words(mine).to_owned());
+                rows.push((mine.id.clone(), dots));
             }
         }
         let Some(first) = cells.first().filter(|_| !rows.is_empty()) else {
             return Ok(false);
         };
+        // What a row has room for, or all by the cell's name.
+        if names.iter().all(|name| name.chars().count() <= MOST_NAME) {
+            for (row, name) in rows.iter_mut().zip(names) {
+                row.0 = name;
+            }
+        }
         let mut peers = in_order(rows.iter().flat_map(|r| &r.1).map(|d| d.peer.as_str()));
         peers.sort_by_key(|p| self.palette.rank(p));
         let peers: Vec<String> = peers.into_iter().map(str::to_owned).collect();
@@ -217,7 +233,7 @@ impl Maker<'_> {
             Better::Higher => "right of 1 ours is better",
             Better::Lower => "left of 1 ours is better",
         };
-        let under = format!("ours / theirs, {}: {way}", first.unit);
+        let under = format!("ours / theirs: {way}");
         for rows in rows.chunks(MOST_RATIOS) {
             let title = format!("{group}: {}", first.metric);
             let name = format!("Ratios: {title} ({under})");
@@ -260,14 +276,6 @@ fn words(cell: &Cell) -> &str {
     match cell.what.is_empty() {
         true => &cell.id,
         false => &cell.what,
-    }
-}
-
-/// What a row has room for.
-fn short_name(cell: &Cell) -> &str {
-    match cell.what.chars().count() {
-        1..=30 => &cell.what,
-        _ => &cell.id,
     }
 }
 
@@ -375,33 +383,31 @@ fn in_parts(panels: Vec<Panel>) -> Vec<Vec<Panel>> {
     parts
 }
 
-/// What all names begin or end with, the title says.
-fn shorten(panels: &mut [Panel]) {
-    let Some((first, others)) = panels.split_first().filter(|(_, o)| !o.is_empty()) else {
+/// Takes away what all names begin or end with, as far as the title says it.
+fn shorten(names: &mut [String], title: &str) {
+    let bare = |word: &str| word.trim_matches([',', ':', ';', '.']).to_lowercase();
+    let said: Vec<String> = title.split(' ').map(bare).collect();
+    let split: Vec<Vec<&str>> = names.iter().map(|n| n.split(' ').collect()).collect();
+    let Some((first, others)) = split.split_first().filter(|(_, o)| !o.is_empty()) else {
         return;
     };
-    let words = |name: &str| name.split(' ').map(str::to_owned).collect::<Vec<String>>();
-    let first = words(&first.name);
-    let others: Vec<Vec<String>> = others.iter().map(|p| words(&p.name)).collect();
-    let least = others
-        .iter()
-        .map(Vec::len)
-        .chain([first.len()])
-        .min()
-        .unwrap_or(0);
-    let same = |n: &usize| others.iter().all(|o| o[*n] == first[*n]);
-    let start = (0..least).take_while(same).count();
-    let same_end = |n: &usize| {
-        let last = |words: &[String]| words[words.len() - 1 - n].clone();
-        others.iter().all(|o| last(o) == last(&first))
+    let least = split.iter().map(Vec::len).min().unwrap_or(0);
+    let from_start =
+        |n: &usize| said.contains(&bare(first[*n])) && others.iter().all(|o| o[*n] == first[*n]);
+    let start = (0..least).take_while(from_start).count();
+    let from_end = |n: &usize| {
+        let last = |words: &Vec<&str>| words[words.len() - 1 - n].to_owned();
+        said.contains(&bare(&last(first))) && others.iter().all(|o| last(o) == last(first))
     };
-    let end = (0..least - start).take_while(same_end).count();
-    for panel in panels {
-        let all = words(&panel.name);
-        let middle = all[start..all.len() - end].join(" ");
-        let middle = middle.trim_matches([',', ' ', ':']);
-        if !middle.is_empty() {
-            panel.name = middle.to_owned();
+    let end = (0..least - start).take_while(from_end).count();
+    let middle = |words: &Vec<&str>| {
+        let middle = words[start..words.len() - end].join(" ");
+        middle.trim_matches([',', ' ', ':']).to_owned()
+    };
+    let shorter: Vec<String> = split.iter().map(middle).collect();
+    for (name, shorter) in names.iter_mut().zip(shorter) {
+        if !shorter.is_empty() {
+            *name = shorter;
         }
     }
 }
@@ -539,23 +545,19 @@ mod tests {
 
     #[test]
     fn what_names_have_in_common_is_said_once() {
-        let of = |names: &[&str]| {
-            let panel = |name: &&str| Panel {
-                name: (*name).into(),
-                rows: Vec::new(),
-            };
-            let mut panels: Vec<Panel> = names.iter().map(panel).collect();
-            shorten(&mut panels);
-            panels.into_iter().map(|p| p.name).collect::<Vec<_>>()
+        let of = |title: &str, names: &[&str]| {
+            let mut names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
+            shorten(&mut names, title);
+            names
         };
-        let names = ["read of 4 KiB, first pass", "read of 1 MiB, first pass"];
+        let names = ["Read of 4 KiB, first pass", "Read of 1 MiB, first pass"];
         assert_eq!(
-            of(&names),
-            ["4 KiB,", "1 MiB,"].map(|n| n.trim_matches(','))
+            of("Read, first pass: rate", &names),
+            ["of 4 KiB", "of 1 MiB"]
         );
-        assert_eq!(of(&["alone it stays"]), ["alone it stays"]);
-        assert_eq!(of(&["same", "same"]), ["same", "same"]);
-        assert_eq!(of(&["read", "read of much"]), ["read", "of much"]);
+        assert_eq!(of("Something else", &names), names);
+        assert_eq!(of("alone", &["alone it stays"]), ["alone it stays"]);
+        assert_eq!(of("same", &["same", "same"]), ["same", "same"]);
     }
 
     #[test]
