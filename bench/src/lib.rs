@@ -44,7 +44,6 @@ mod raw;
 #[cfg(test)]
 mod readme_test;
 mod report;
-#[allow(dead_code, unused_imports)]
 mod runs;
 mod stats;
 pub mod vm;

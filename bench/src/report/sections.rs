@@ -14,6 +14,8 @@ use crate::runs::{Better, Cell, Study};
 /// Rows of one chart, about as many as a screen holds.
 const MOST_BARS: usize = 14;
 const MOST_RATIOS: usize = 18;
+/// Letters of a row's name.
+const MOST_NAME: usize = 26;
 /// Between the largest bars of two panels on one scale.
 const MOST_APART: f64 = 6.0;
 
@@ -135,12 +137,12 @@ impl Maker<'_> {
             });
         }
         for mut panels in in_parts(panels) {
+            let mut title = format!("{group}: {}", first.metric);
             let mut names: Vec<String> = panels.iter().map(|p| p.name.clone()).collect();
-            shorten(&mut names);
+            shorten(&mut names, &title);
             for (panel, name) in panels.iter_mut().zip(names) {
                 panel.name = name;
             }
-            let mut title = format!("{group}: {}", first.metric);
             if let [only] = &mut panels[..] {
                 title = std::mem::take(&mut only.name);
             }
@@ -218,10 +220,9 @@ impl Maker<'_> {
         let Some(first) = cells.first().filter(|_| !rows.is_empty()) else {
             return Ok(false);
         };
-        shorten(&mut names);
-        for (row, name) in rows.iter_mut().zip(names) {
-            // What a row has room for; else the cell's name.
-            if name.chars().count() <= 30 {
+        // What a row has room for, or all by the cell's name.
+        if names.iter().all(|name| name.chars().count() <= MOST_NAME) {
+            for (row, name) in rows.iter_mut().zip(names) {
                 row.0 = name;
             }
         }
@@ -382,20 +383,23 @@ fn in_parts(panels: Vec<Panel>) -> Vec<Vec<Panel>> {
     parts
 }
 
-/// What all names begin or end with, the title says.
-fn shorten(names: &mut [String]) {
+/// Takes away what all names begin or end with, as far as the title says it.
+fn shorten(names: &mut [String], title: &str) {
+    let bare = |word: &str| word.trim_matches([',', ':', ';', '.']).to_lowercase();
+    let said: Vec<String> = title.split(' ').map(bare).collect();
     let split: Vec<Vec<&str>> = names.iter().map(|n| n.split(' ').collect()).collect();
     let Some((first, others)) = split.split_first().filter(|(_, o)| !o.is_empty()) else {
         return;
     };
     let least = split.iter().map(Vec::len).min().unwrap_or(0);
-    let same = |n: &usize| others.iter().all(|o| o[*n] == first[*n]);
-    let start = (0..least).take_while(same).count();
-    let same_end = |n: &usize| {
+    let from_start =
+        |n: &usize| said.contains(&bare(first[*n])) && others.iter().all(|o| o[*n] == first[*n]);
+    let start = (0..least).take_while(from_start).count();
+    let from_end = |n: &usize| {
         let last = |words: &Vec<&str>| words[words.len() - 1 - n].to_owned();
-        others.iter().all(|o| last(o) == last(first))
+        said.contains(&bare(&last(first))) && others.iter().all(|o| last(o) == last(first))
     };
-    let end = (0..least - start).take_while(same_end).count();
+    let end = (0..least - start).take_while(from_end).count();
     let middle = |words: &Vec<&str>| {
         let middle = words[start..words.len() - end].join(" ");
         middle.trim_matches([',', ' ', ':']).to_owned()
@@ -541,19 +545,19 @@ mod tests {
 
     #[test]
     fn what_names_have_in_common_is_said_once() {
-        let of = |names: &[&str]| {
+        let of = |title: &str, names: &[&str]| {
             let mut names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-            shorten(&mut names);
+            shorten(&mut names, title);
             names
         };
-        let names = ["read of 4 KiB, first pass", "read of 1 MiB, first pass"];
+        let names = ["Read of 4 KiB, first pass", "Read of 1 MiB, first pass"];
         assert_eq!(
-            of(&names),
-            ["4 KiB,", "1 MiB,"].map(|n| n.trim_matches(','))
+            of("Read, first pass: rate", &names),
+            ["of 4 KiB", "of 1 MiB"]
         );
-        assert_eq!(of(&["alone it stays"]), ["alone it stays"]);
-        assert_eq!(of(&["same", "same"]), ["same", "same"]);
-        assert_eq!(of(&["read", "read of much"]), ["read", "of much"]);
+        assert_eq!(of("Something else", &names), names);
+        assert_eq!(of("alone", &["alone it stays"]), ["alone it stays"]);
+        assert_eq!(of("same", &["same", "same"]), ["same", "same"]);
     }
 
     #[test]

@@ -8,7 +8,7 @@ use super::canvas::{
     title_height, title_lines,
 };
 use super::palette::{Palette, bar};
-use super::{Range, number, round_up};
+use super::{Range, number, round, round_up};
 
 const ROW: i32 = 44;
 const BAR: i32 = 26;
@@ -70,7 +70,7 @@ impl Bars {
             let bottom = height - AXIS;
             let small = Font::new(SMALL, MUTED).middle();
             for tick in ticks(most) {
-                let words = number(tick);
+                let words = round(tick);
                 // The last one stays within the picture.
                 let x = at(tick).min(WIDTH - small.width(&words) / 2 - 4);
                 text(area, small, (x, bottom + 20), &words)?;

@@ -90,7 +90,7 @@ impl Quantiles {
             for ((stack, _), points) in self.curves.iter().zip(&curves) {
                 let look = palette.look(stack);
                 let places: Vec<At> = points.iter().map(|p| at(p.0, p.1)).collect();
-                dashed(area, &places, look.color, 4, look.dash)?;
+                dashed(area, &places, look.color, look.dash)?;
                 for &place in &places {
                     marker(area, place, look, 7)?;
                 }
