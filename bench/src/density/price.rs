@@ -104,7 +104,7 @@ impl Price {
     pub(super) fn cells(&self, none: &Inside) -> [Cell; CELLS] {
         let gib = self.counters.live_bytes as f64 / (1u64 << 30) as f64;
         let regions = self.counters.regions.saturating_sub(self.regions_before);
-        // Two boots differ by a MiB or so, the kernel's own count by nothing.
+        // Two boots differ by some MiB, the kernel's own count by nothing.
         let less_free = mib(none.free) - mib(self.idle.free);
         let mut memory = self.cell(
             GUEST_MEMORY,
