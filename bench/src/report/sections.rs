@@ -12,13 +12,10 @@ use super::names::{in_order, pretty, shorten, slug};
 use super::studies::known;
 use crate::runs::{Better, Cell, Study};
 
-/// Rows of one chart, about as many as a screen holds.
-const MOST_BARS: usize = 14;
+/// Rows of one chart.
 const MOST_RATIOS: usize = 18;
 /// Letters of a row's name.
 const MOST_NAME: usize = 26;
-/// Between the largest bars of two panels on one scale.
-const MOST_APART: f64 = 6.0;
 
 /// What may be on the lower axis of a line: the name in a cell's details, and
 /// what it is called.
@@ -137,7 +134,7 @@ impl Maker<'_> {
                 rows: of.iter().map(|c| row(c)).collect(),
             });
         }
-        for mut panels in in_parts(panels) {
+        for mut panels in Panel::in_parts(panels) {
             let mut title = format!("{group}: {}", first.metric);
             let mut names: Vec<String> = panels.iter().map(|p| p.name.clone()).collect();
             shorten(&mut names, &title);
@@ -345,33 +342,6 @@ fn slope(points: &[(f64, Range)]) -> Option<f64> {
     (across > 0.0).then(|| up / across)
 }
 
-/// Panels in charts of bearable height.
-fn in_parts(panels: Vec<Panel>) -> Vec<Vec<Panel>> {
-    let mut parts: Vec<Vec<Panel>> = Vec::new();
-    let mut rows = 0;
-    let largest = |panel: &Panel| {
-        let values = panel.rows.iter().filter_map(|r| r.value.as_ref().ok());
-        values.map(|v| v.high).fold(0.0, f64::max)
-    };
-    // On one scale, none so small that its bars cannot be seen.
-    let alike = |part: &[Panel], panel: &Panel| {
-        let one = part.iter().map(largest).fold(0.0, f64::max);
-        let other = largest(panel);
-        one.max(other) <= MOST_APART * one.min(other)
-    };
-    for panel in panels {
-        rows += panel.rows.len();
-        match parts.last_mut() {
-            Some(part) if rows <= MOST_BARS && alike(part, &panel) => part.push(panel),
-            _ => {
-                rows = panel.rows.len();
-                parts.push(vec![panel]);
-            }
-        }
-    }
-    parts
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -455,27 +425,5 @@ mod tests {
         let line = [point(1.0, 10.0), point(2.0, 12.0), point(4.0, 16.0)];
         assert!((slope(&line).expect("a slope") - 2.0).abs() < 1e-9);
         assert_eq!(slope(&line[..2]), None);
-    }
-
-    #[test]
-    fn a_chart_is_neither_too_high_nor_of_two_scales() {
-        let panel = |rows: usize, value: f64| Panel {
-            name: String::new(),
-            rows: vec![
-                Row {
-                    stack: "x".into(),
-                    value: Range::of(&[value]).ok_or_else(String::new),
-                };
-                rows
-            ],
-        };
-        let panels = vec![
-            panel(7, 10.0),
-            panel(7, 12.0),
-            panel(7, 9.0),
-            panel(2, 900.0),
-        ];
-        let parts: Vec<usize> = in_parts(panels).iter().map(Vec::len).collect();
-        assert_eq!(parts, [2, 1, 1]);
     }
 }
