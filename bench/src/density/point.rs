@@ -135,6 +135,7 @@ impl Point {
         for (name, count) in [
             ("setupmappings", self.counters.setups),
             ("live_ranges", self.counters.live_ranges),
+            ("live_bytes", self.counters.live_bytes),
             ("fuse_reads", self.counters.reads),
             ("daemon_read_bytes", self.counters.read_bytes),
         ] {
