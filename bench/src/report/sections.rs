@@ -8,16 +8,14 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 
 use super::chart::{Bars, Dot, Line, Lines, Palette, Panel, Quantiles, Range, Ratios, Row, number};
+use super::names::{in_order, pretty, shorten, slug};
 use super::studies::known;
 use crate::runs::{Better, Cell, Study};
 
-/// Rows of one chart, about as many as a screen holds.
-const MOST_BARS: usize = 14;
+/// Rows of one chart.
 const MOST_RATIOS: usize = 18;
 /// Letters of a row's name.
 const MOST_NAME: usize = 26;
-/// Between the largest bars of two panels on one scale.
-const MOST_APART: f64 = 6.0;
 
 /// What may be on the lower axis of a line: the name in a cell's details, and
 /// what it is called.
@@ -136,7 +134,7 @@ impl Maker<'_> {
                 rows: of.iter().map(|c| row(c)).collect(),
             });
         }
-        for mut panels in in_parts(panels) {
+        for mut panels in Panel::in_parts(panels) {
             let mut title = format!("{group}: {}", first.metric);
             let mut names: Vec<String> = panels.iter().map(|p| p.name.clone()).collect();
             shorten(&mut names, &title);
@@ -290,18 +288,6 @@ fn measured_in(cell: &Cell) -> String {
     }
 }
 
-/// A group's name for people: some are words, some names.
-fn pretty(study: &str, group: &str) -> String {
-    let rest = group.strip_prefix(study).unwrap_or(group);
-    let mut words = rest.trim_start_matches([':', '-', ' ']).to_owned();
-    if !words.contains(' ') {
-        words = words.replace('-', " ");
-    }
-    let mut chars = words.chars();
-    let first = chars.next().map(|c| c.to_uppercase().to_string());
-    first.unwrap_or_default() + chars.as_str()
-}
-
 fn range(cell: &Cell) -> Option<Range> {
     cell.series().and_then(|_| Range::of(&cell.values))
 }
@@ -354,86 +340,6 @@ fn slope(points: &[(f64, Range)]) -> Option<f64> {
         .sum();
     let across: f64 = points.iter().map(|p| (p.0 - mean_x).powi(2)).sum();
     (across > 0.0).then(|| up / across)
-}
-
-/// Panels in charts of bearable height.
-fn in_parts(panels: Vec<Panel>) -> Vec<Vec<Panel>> {
-    let mut parts: Vec<Vec<Panel>> = Vec::new();
-    let mut rows = 0;
-    let largest = |panel: &Panel| {
-        let values = panel.rows.iter().filter_map(|r| r.value.as_ref().ok());
-        values.map(|v| v.high).fold(0.0, f64::max)
-    };
-    // On one scale, none so small that its bars cannot be seen.
-    let alike = |part: &[Panel], panel: &Panel| {
-        let one = part.iter().map(largest).fold(0.0, f64::max);
-        let other = largest(panel);
-        one.max(other) <= MOST_APART * one.min(other)
-    };
-    for panel in panels {
-        rows += panel.rows.len();
-        match parts.last_mut() {
-            Some(part) if rows <= MOST_BARS && alike(part, &panel) => part.push(panel),
-            _ => {
-                rows = panel.rows.len();
-                parts.push(vec![panel]);
-            }
-        }
-    }
-    parts
-}
-
-/// Takes away what all names begin or end with, as far as the title says it.
-fn shorten(names: &mut [String], title: &str) {
-    let bare = |word: &str| word.trim_matches([',', ':', ';', '.']).to_lowercase();
-    let said: Vec<String> = title.split(' ').map(bare).collect();
-    let split: Vec<Vec<&str>> = names.iter().map(|n| n.split(' ').collect()).collect();
-    let Some((first, others)) = split.split_first().filter(|(_, o)| !o.is_empty()) else {
-        return;
-    };
-    let least = split.iter().map(Vec::len).min().unwrap_or(0);
-    let from_start =
-        |n: &usize| said.contains(&bare(first[*n])) && others.iter().all(|o| o[*n] == first[*n]);
-    let start = (0..least).take_while(from_start).count();
-    let from_end = |n: &usize| {
-        let last = |words: &Vec<&str>| words[words.len() - 1 - n].to_owned();
-        said.contains(&bare(&last(first))) && others.iter().all(|o| last(o) == last(first))
-    };
-    let end = (0..least - start).take_while(from_end).count();
-    let middle = |words: &Vec<&str>| {
-        let middle = words[start..words.len() - end].join(" ");
-        middle.trim_matches([',', ' ', ':']).to_owned()
-    };
-    let shorter: Vec<String> = split.iter().map(middle).collect();
-    for (name, shorter) in names.iter_mut().zip(shorter) {
-        if !shorter.is_empty() {
-            *name = shorter;
-        }
-    }
-}
-
-/// Each once, in order of appearance.
-pub(super) fn in_order<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
-    let mut found = Vec::new();
-    for one in all {
-        if !found.contains(&one) {
-            found.push(one);
-        }
-    }
-    found
-}
-
-/// For names of files and places: letters, digits, single hyphens.
-pub(super) fn slug(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.to_lowercase().chars() {
-        match c {
-            'a'..='z' | '0'..='9' => out.push(c),
-            _ if out.ends_with('-') || out.is_empty() => {}
-            _ => out.push('-'),
-        }
-    }
-    out.trim_end_matches('-').to_owned()
 }
 
 #[cfg(test)]
@@ -519,61 +425,5 @@ mod tests {
         let line = [point(1.0, 10.0), point(2.0, 12.0), point(4.0, 16.0)];
         assert!((slope(&line).expect("a slope") - 2.0).abs() < 1e-9);
         assert_eq!(slope(&line[..2]), None);
-    }
-
-    #[test]
-    fn a_chart_is_neither_too_high_nor_of_two_scales() {
-        let panel = |rows: usize, value: f64| Panel {
-            name: String::new(),
-            rows: vec![
-                Row {
-                    stack: "x".into(),
-                    value: Range::of(&[value]).ok_or_else(String::new),
-                };
-                rows
-            ],
-        };
-        let panels = vec![
-            panel(7, 10.0),
-            panel(7, 12.0),
-            panel(7, 9.0),
-            panel(2, 900.0),
-        ];
-        let parts: Vec<usize> = in_parts(panels).iter().map(Vec::len).collect();
-        assert_eq!(parts, [2, 1, 1]);
-    }
-
-    #[test]
-    fn what_names_have_in_common_is_said_once() {
-        let of = |title: &str, names: &[&str]| {
-            let mut names: Vec<String> = names.iter().map(|n| (*n).to_owned()).collect();
-            shorten(&mut names, title);
-            names
-        };
-        let names = ["Read of 4 KiB, first pass", "Read of 1 MiB, first pass"];
-        assert_eq!(
-            of("Read, first pass: rate", &names),
-            ["of 4 KiB", "of 1 MiB"]
-        );
-        assert_eq!(of("Something else", &names), names);
-        assert_eq!(of("alone", &["alone it stays"]), ["alone it stays"]);
-        assert_eq!(of("same", &["same", "same"]), ["same", "same"]);
-    }
-
-    #[test]
-    fn groups_are_named_for_people() {
-        assert_eq!(
-            pretty("density", "density-userspace-zipf"),
-            "Userspace zipf"
-        );
-        assert_eq!(pretty("compare", "compare: metadata"), "Metadata");
-        assert_eq!(
-            pretty("fio", "Random read, first pass"),
-            "Random read, first pass"
-        );
-        assert_eq!(
-            (pretty("x", "x"), slug("A  b/1M!")),
-            (String::new(), "a-b-1m".into())
-        );
     }
 }

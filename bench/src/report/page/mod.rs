@@ -12,7 +12,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{Range, inline, number};
 use super::document::Document;
-use super::sections::{Chart, Group, Section, slug};
+use super::names::slug;
+use super::sections::{Chart, Group, Section};
 use super::summary::{Figure, accel_words, failures, figures, headline};
 use crate::report::baseline::Comparison;
 
