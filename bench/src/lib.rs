@@ -6,6 +6,7 @@
 //! | `micro` | the figures, each with its denominator from the same run |
 //! | `compare` | our daemon and another one, operation by operation |
 //! | `inodes` | what very many inodes cost a daemon |
+//! | `density` | what guests that read the same files cost the host |
 //! | `guests` | what idle guests cost one daemon |
 //! | `attach` | a daemon with a guest, and the proof of whether DAX was in use |
 //! | `buffer` | copy targets at a chosen place in a page |
@@ -28,6 +29,7 @@ mod cleanup;
 mod compare;
 mod daemon;
 mod demo;
+mod density;
 mod figures;
 mod files;
 mod fio;
@@ -42,7 +44,6 @@ mod raw;
 #[cfg(test)]
 mod readme_test;
 mod report;
-#[allow(dead_code, unused_imports)]
 mod runs;
 mod stats;
 pub mod vm;
@@ -69,6 +70,9 @@ enum Command {
     Compare(compare::Args),
     Inodes(inodes::Args),
     Guests(guests::Args),
+    Density(density::Args),
+    #[command(name = density::READER, hide = true)]
+    DensityReader(density::ReaderArgs),
     Fio(Box<fio::Args>),
     Report(report::Args),
     Vm(Box<vm::Args>),
@@ -90,6 +94,8 @@ pub fn main() -> ExitCode {
         Command::Compare(args) => compare::run(&args).map(verdict),
         Command::Inodes(args) => inodes::run(&args).map(verdict),
         Command::Guests(args) => guests::run(&args).map(verdict),
+        Command::Density(args) => density::run(&args).map(verdict),
+        Command::DensityReader(args) => density::read(&args).map(verdict),
         Command::Fio(args) => fio::run(&args).map(verdict),
         Command::Report(args) => report::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
@@ -110,6 +116,8 @@ impl Command {
             | Command::Micro(_)
             | Command::Compare(_)
             | Command::Guests(_)
+            | Command::Density(_)
+            | Command::DensityReader(_)
             | Command::Fio(_)
             | Command::Report(_)
             | Command::Inodes(_) => ExitCode::FAILURE,

@@ -221,7 +221,7 @@ fn the_page_and_its_files_say_everything() {
         "git checkout 0123456789ab",
         "target/release/daxwindow-bench fio --quick",
         "virtiofsd 1.14.0",
-        "at least 2.50",
+        "at least 2.5",
     ] {
         assert!(page.contains(words), "{words}");
     }

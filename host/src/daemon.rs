@@ -4,7 +4,7 @@ use std::error::Error;
 use std::os::fd::RawFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::AtomicBool;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::Mode;
 use rustix::process::umask;
@@ -22,8 +22,8 @@ use crate::isolation::{self, Inside, Plan};
 use crate::observe::ask::print_session;
 use crate::observe::capabilities::Capabilities;
 use crate::observe::logs;
-use crate::observe::status_socket::StatusSocket;
-use crate::shares::control::ControlSocket;
+use crate::observe::status_socket;
+use crate::shares::control;
 use crate::shares::name::NameError;
 use crate::shares::share::Changes;
 use crate::shares::{self, NewShare, ShareName, Shares};
@@ -74,29 +74,69 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     SharedDir::prepare()?;
     let fixed = fixed_shares(&config, &inside, outside.sockets)?;
     inside.close_trees();
+    let once = config.doors.once;
     let shares = Shares::new(config);
     let stop = Stop::new()?;
     heed_signals(stop.clone(), shares.clone())?;
     inside.heeds_signals()?;
     let status = outside.status;
     let _status = status
-        .map(|socket| StatusSocket::attend(socket, &shares))
+        .map(|socket| status_socket::attend(socket, &shares))
         .transpose()?;
     let control = outside.control;
     let control = control
-        .map(|socket| ControlSocket::attend(socket, &shares))
+        .map(|socket| control::attend(socket, &shares))
         .transpose()?;
     for share in fixed {
         shares.add(share)?;
     }
-    inside.is_ready(&shares.summary());
+    let inside = Arc::new(inside);
+    let left_alone = tell_changes(&inside, &shares, &stop, once);
     stop.wait();
     inside.is_stopping();
     // Nothing is added any more.
     drop(control);
     shares.end();
-    tracing::info!("ended by a signal");
+    if !left_alone.load(Ordering::SeqCst) {
+        tracing::info!("ended by a signal");
+    }
     Ok(())
+}
+
+/// Says that guests may come, and from then on what changes. With `once` the
+/// end of the last guest is that of the daemon; whether it was is what the
+/// answer will tell.
+fn tell_changes(
+    inside: &Arc<Inside>,
+    shares: &Arc<Shares>,
+    stop: &Stop,
+    once: bool,
+) -> Arc<AtomicBool> {
+    let left_alone = Arc::new(AtomicBool::new(false));
+    let is_ready = Arc::new(AtomicBool::new(false));
+    let had_guest = AtomicBool::new(false);
+    let (told, over, alone) = (inside.clone(), stop.clone(), left_alone.clone());
+    let ready = is_ready.clone();
+    shares.observe(move |shares| {
+        if ready.load(Ordering::SeqCst) {
+            told.has_changed(&shares.summary());
+        }
+        let guests = shares.guests();
+        let had = had_guest.fetch_or(guests > 0, Ordering::SeqCst);
+        if once && guests == 0 && had {
+            tracing::info!("the last guest has gone, and with --once the daemon ends");
+            alone.store(true, Ordering::SeqCst);
+            over.request();
+        }
+    });
+    let said = shares.summary();
+    inside.is_ready(&said);
+    is_ready.store(true, Ordering::SeqCst);
+    let now = shares.summary();
+    if now != said {
+        inside.has_changed(&now);
+    }
+    left_alone
 }
 
 /// Sockets that listen, made where they can be seen.
@@ -120,12 +160,12 @@ impl Outside {
             }
             sockets.push(socket);
         }
-        let status = config.status_socket.as_deref().map(StatusSocket::bind);
+        let status = config.status_socket.as_deref().map(status_socket::bind);
         let directory = config.doors.socket_dir.as_deref();
         Ok(Outside {
             sockets,
             status: status.transpose()?,
-            control: directory.map(ControlSocket::bind).transpose()?,
+            control: directory.map(control::bind).transpose()?,
         })
     }
 

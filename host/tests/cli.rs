@@ -208,16 +208,49 @@ fn an_inherited_socket_is_served_and_the_service_manager_told() {
     let mut said = [0; 64];
     let len = manager.recv(&mut said).expect("told in time");
     assert_eq!(said[..len], *b"READY=1\nSTATUS=1 shares, 0 guests\n");
-    std::os::unix::net::UnixStream::connect(&path).expect("somebody listens");
+    let hear = || {
+        let mut said = [0; 64];
+        let len = manager.recv(&mut said).expect("told in time");
+        String::from_utf8_lossy(&said[..len]).into_owned()
+    };
+    let client = std::os::unix::net::UnixStream::connect(&path).expect("somebody listens");
+    assert_eq!(hear(), "STATUS=1 shares, 1 guests\n");
+    drop(client);
+    assert_eq!(hear(), "STATUS=1 shares, 0 guests\n");
     let pid = rustix::process::Pid::from_child(&daemon);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
     assert!(daemon.wait().expect("our child").success());
-    let len = manager.recv(&mut said).expect("told in time");
-    assert_eq!(said[..len], *b"STOPPING=1\n");
+    assert_eq!(hear(), "STOPPING=1\n");
     assert!(path.exists(), "the file is its maker's");
 
     let flags = ["--fd", "0", "--shared-dir", text(share.path())];
     assert_refused(&flags, 1, &["--fd 0", "not an inherited Unix socket"]);
     let flags = ["--fd", "3", "--socket-path", "/s", "--shared-dir", "/"];
     assert_refused(&flags, 2, &["--fd", "--socket-path"]);
+}
+
+/// As virtiofsd, for who waits for the process to end; else the next guest is
+/// served.
+#[test]
+fn with_once_the_daemon_ends_with_its_last_guest() {
+    let share = on_disk();
+    let place = tempfile::tempdir().expect("a directory");
+    let second = place.path().join("second");
+    let flags = ["--once", "--socket-path", text(&second)];
+    let mut daemon = Daemon::start(share.path(), &flags);
+    daemon.expect_log("waiting for a client", 2);
+    let one = common::attach(&daemon);
+    let options = daxwindow_guest::session::SessionOptions {
+        memory_bytes: 16 << 20,
+        ..daxwindow_guest::session::SessionOptions::new(&second)
+    };
+    let two = daxwindow_guest::session::Session::connect(options).expect("a session");
+    drop(one);
+    daemon.expect_log("client disconnected", 1);
+    common::assert_serves(&two);
+    assert!(daemon.is_running(), "one is still there");
+    drop(two);
+    assert!(daemon.wait().success());
+    assert!(daemon.log().contains("--once"), "{}", daemon.log());
+    assert!(!daemon.socket().exists() && !second.exists(), "cleaned up");
 }

@@ -104,8 +104,17 @@ fn sockets_that_were_passed_are_served() {
     }
     drop(guests);
     daemon.end();
-    let len = manager.recv(&mut said).expect("told in time");
-    assert_eq!(said[..len], *b"STOPPING=1\n");
+    let mut last = String::new();
+    let mut seen = Vec::new();
+    while last != "STOPPING=1\n" {
+        let len = manager.recv(&mut said).expect("told in time");
+        last = String::from_utf8_lossy(&said[..len]).into_owned();
+        seen.push(last.clone());
+    }
+    assert!(
+        seen.contains(&"STATUS=2 shares, 2 guests\n".to_owned()),
+        "{seen:?}"
+    );
     assert!(
         paths.iter().all(|path| path.exists()),
         "they are their maker's"
@@ -271,4 +280,40 @@ fn without_syslog_the_log_is_on_standard_error() {
         "{text}"
     );
     assert!(text.contains("waiting for a client"), "{text}");
+}
+
+/// Shares that come and go are told to the service manager, guests too.
+#[test]
+fn the_service_manager_is_told_of_shares_that_come_and_go() {
+    let share = on_disk();
+    let dir = tempfile::tempdir().expect("a directory for sockets");
+    let told = dir.path().join("notify");
+    let manager = UnixDatagram::bind(&told).expect("bind");
+    manager.set_read_timeout(Some(PATIENCE)).expect("set");
+    let hear = || {
+        let mut said = [0; 64];
+        let len = manager.recv(&mut said).expect("told in time");
+        String::from_utf8_lossy(&said[..len]).into_owned()
+    };
+    let mut command = Command::new(DAEMON);
+    command.args(["--socket-dir", text(dir.path())]);
+    command.env("NOTIFY_SOCKET", &told).stderr(Stdio::null());
+    let daemon = Started(command.spawn().expect("starts"));
+    assert_eq!(hear(), "READY=1\nSTATUS=0 shares, 0 guests\n");
+    let ctl = |words: &[&str]| {
+        let mut command = Command::new(DAEMON);
+        command.args(["ctl", "--socket-dir", text(dir.path())]);
+        let output = command.args(words).output().expect("starts");
+        assert!(output.status.success(), "{output:?}");
+    };
+    ctl(&["add", "--name", "one", "--shared-dir", text(share.path())]);
+    assert_eq!(hear(), "STATUS=1 shares, 0 guests\n");
+    let session = connect(&dir.path().join("one.sock"));
+    assert_eq!(hear(), "STATUS=1 shares, 1 guests\n");
+    drop(session);
+    assert_eq!(hear(), "STATUS=1 shares, 0 guests\n");
+    ctl(&["remove", "--name", "one"]);
+    assert_eq!(hear(), "STATUS=0 shares, 0 guests\n");
+    daemon.end();
+    assert_eq!(hear(), "STOPPING=1\n");
 }

@@ -46,7 +46,7 @@ const SPECS: [Spec; 5] = [
     },
     Spec {
         name: "mmap-second",
-        cell: "seq-read-mmap/1m/j1/second",
+        cell: "seq-read-mmap/64k/j1/second",
         what: "second pass over a mapping, DAX / virtiofsd hot in the guest's page cache",
         against: Against::HotVirtiofsd,
         at_least: 0.95,
@@ -168,7 +168,7 @@ mod tests {
     #[test]
     fn a_side_that_failed_or_was_not_hot_is_a_failed_figure() {
         let folder = tempfile::tempdir().expect("directory");
-        let id = "seq-read-mmap/1m/j1/second";
+        let id = "seq-read-mmap/64k/j1/second";
         let cells = vec![
             measured(id, Stack::DaxAlways, &[9.0], 1.0),
             measured(id, Stack::VirtiofsdAlways, &[9.0], 0.0),

@@ -56,7 +56,8 @@ const TCG_MODEL: &str = "max,erms=off,fsrm=off";
 /// bytes went.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Only these stacks; may be repeated
+    /// Only these stacks; may be repeated. Without, all, and with --quick those
+    /// that figures need and virtio-blk
     #[arg(long, value_name = "STACK")]
     stack: Vec<Stack>,
 
@@ -97,7 +98,7 @@ pub(crate) struct Args {
     directory: Option<PathBuf>,
 
     /// Bytes of a file that fits into the guest's memory
-    #[arg(long, value_name = "SIZE", default_value = "96M", value_parser = parse_bytes)]
+    #[arg(long, value_name = "SIZE", default_value = "128M", value_parser = parse_bytes)]
     file_size: u64,
 
     /// Bytes of one that does not
@@ -119,6 +120,10 @@ pub(crate) struct Args {
     /// The daemon; by default the one beside this program
     #[arg(long, value_name = "PATH")]
     daemon: Option<PathBuf>,
+
+    /// A further argument of the daemon; may be repeated
+    #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
+    daemon_arg: Vec<String>,
 
     /// What runs the guests' code
     #[arg(long, value_name = "KIND", default_value = "auto")]
@@ -235,8 +240,12 @@ fn list(loads: &[Load], stacks: &[Stack]) {
 impl Args {
     fn stacks(&self) -> Vec<Stack> {
         let all = Stack::value_variants().iter().copied();
-        all.filter(|stack| self.stack.is_empty() || self.stack.contains(stack))
-            .collect()
+        let wanted = |stack: &Stack| match (self.stack.is_empty(), self.quick) {
+            (true, true) => *stack != Stack::DaxInode && *stack != Stack::DaxNever,
+            (true, false) => true,
+            (false, _) => self.stack.contains(stack),
+        };
+        all.filter(wanted).collect()
     }
 
     fn rounds(&self) -> usize {
@@ -276,6 +285,7 @@ impl Args {
             window_bytes: self.window,
             accel: self.accel,
             daemon: self.daemon.clone(),
+            daemon_arguments: self.daemon_arg.clone(),
             offline: self.offline,
         }
     }
@@ -308,6 +318,9 @@ impl Args {
             ("repetitions", self.rounds() as u64),
         ] {
             header.option(name, value);
+        }
+        if !self.daemon_arg.is_empty() {
+            header.option("daemon_arg", self.daemon_arg.join(" "));
         }
         for job in own {
             let sum = blake3::hash(job.text.as_bytes()).to_hex();

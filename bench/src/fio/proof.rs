@@ -55,6 +55,8 @@ pub(super) struct Window {
     pub setups: u64,
     pub fuse_reads: u64,
     pub fuse_writes: u64,
+    /// From SETUPMAPPING to the daemon's answer, all setups together.
+    pub setup_us: u64,
 }
 
 impl Facts {
@@ -71,6 +73,7 @@ impl Facts {
             put("live_ranges", window.live_after as f64);
             put("fuse_reads", window.fuse_reads as f64);
             put("fuse_writes", window.fuse_writes as f64);
+            put("setup_us", window.setup_us as f64);
         }
         if let Some(found) = self.found_bytes {
             put("found_bytes", found as f64);

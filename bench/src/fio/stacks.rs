@@ -114,6 +114,11 @@ impl Stack {
             Stack::VirtiofsdAlways => told(&["--cache=always"]),
             _ => told(&["--status-socket", &tree.status(self).to_string_lossy()]),
         }
+        if self.is_daxwindow() {
+            share
+                .daemon_arguments
+                .extend_from_slice(&setup.daemon_arguments);
+        }
         share.daemon = match self.is_virtiofsd() {
             true => Some(peers::VIRTIOFSD.into()),
             false => setup.daemon.clone(),
@@ -132,6 +137,8 @@ pub(super) struct Setup {
     /// Of QEMU; none is that of the kit's guests.
     pub cpu_model: Option<String>,
     pub daemon: Option<PathBuf>,
+    /// Further ones of our daemon.
+    pub daemon_arguments: Vec<String>,
     pub offline: bool,
 }
 

@@ -250,14 +250,10 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
             record::record(run, &figure, cell.goal)?;
         }
         figures.push(figure);
-        say(
-            args,
-            &format!(
-                "{} took {:.1} s",
-                cell.name,
-                started.elapsed().as_secs_f64()
-            ),
-        );
+        if run.is_none() {
+            let took = started.elapsed().as_secs_f64();
+            say(args, &format!("{} took {took:.1} s", cell.name));
+        }
     }
     print(args, &bench, figures)
 }

@@ -8,6 +8,7 @@ mod baseline;
 mod chart;
 mod document;
 mod gather;
+mod names;
 mod page;
 mod sections;
 mod studies;

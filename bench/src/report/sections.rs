@@ -8,22 +8,25 @@ use std::collections::BTreeSet;
 use anyhow::Result;
 
 use super::chart::{Bars, Dot, Line, Lines, Palette, Panel, Quantiles, Range, Ratios, Row, number};
+use super::names::{in_order, pretty, shorten, slug};
 use super::studies::known;
 use crate::runs::{Better, Cell, Study};
 
-/// Rows of one chart, about as many as a screen holds.
-const MOST_BARS: usize = 14;
+/// Rows of one chart.
 const MOST_RATIOS: usize = 18;
-/// Between the largest bars of two panels on one scale.
-const MOST_APART: f64 = 6.0;
+/// Letters of a row's name.
+const MOST_NAME: usize = 26;
 
 /// What may be on the lower axis of a line: the name in a cell's details, and
 /// what it is called.
-const AXES: [(&str, &str, &str); 3] = [
-    ("guests", "guests", "a guest"),
-    ("live_ranges", "live ranges", "a range"),
-    ("window_mib", "window, MiB", "a MiB"),
+const AXES: [Axis; 3] = [
+    ("guests", "guests", Some("a guest")),
+    ("live_ranges", "live ranges", None),
+    ("window_mib", "window, MiB", None),
 ];
+
+/// With what a slope is by, where a straight line is expected.
+type Axis = (&'static str, &'static str, Option<&'static str>);
 
 /// One study's part of a report.
 pub(super) struct Section<'a> {
@@ -131,9 +134,13 @@ impl Maker<'_> {
                 rows: of.iter().map(|c| row(c)).collect(),
             });
         }
-        for mut panels in in_parts(panels) {
-            shorten(&mut panels);
+        for mut panels in Panel::in_parts(panels) {
             let mut title = format!("{group}: {}", first.metric);
+            let mut names: Vec<String> = panels.iter().map(|p| p.name.clone()).collect();
+            shorten(&mut names, &title);
+            for (panel, name) in panels.iter_mut().zip(names) {
+                panel.name = name;
+            }
             if let [only] = &mut panels[..] {
                 title = std::mem::take(&mut only.name);
             }
@@ -149,7 +156,7 @@ impl Maker<'_> {
         Ok(())
     }
 
-    fn lines(&mut self, group: &str, cells: &[&Cell], axis: &(&str, &str, &str)) -> Result<()> {
+    fn lines(&mut self, group: &str, cells: &[&Cell], axis: &Axis) -> Result<()> {
         let Some(first) = cells.first() else {
             return Ok(());
         };
@@ -160,10 +167,9 @@ impl Maker<'_> {
             let point = |c: &&Cell| Some((*c.detail.get(axis.0)?, range(c)?));
             let mut points: Vec<(f64, Range)> = of.filter_map(point).collect();
             points.sort_by(|a, b| a.0.total_cmp(&b.0));
-            let slope = slope(&points);
-            let note = slope.map(|s| {
+            let note = slope(&points).zip(axis.2).map(|(s, step)| {
                 let sign = if s < 0.0 { "" } else { "+" };
-                format!("{sign}{} {} {}", number(s), first.unit, axis.2)
+                format!("{sign}{} {} {step}", number(s), first.unit)
             });
             Line {
                 stack: stack.to_owned(),
@@ -191,6 +197,7 @@ impl Maker<'_> {
     fn ratios(&mut self, group: &str, cells: &[&Cell]) -> Result<bool> {
         let ours = |stack: &str| stack.starts_with("daxwindow");
         let mut rows: Vec<(String, Vec<Dot>)> = Vec::new();
+        let mut names = Vec::new();
         for id in in_order(cells.iter().map(|c| c.id.as_str())) {
             let of = || cells.iter().copied().filter(|c| c.id == id);
             let Some(mine) = of().find(|c| ours(&c.stack)) else {
@@ -204,12 +211,19 @@ impl Maker<'_> {
             let mut dots: Vec<Dot> = dots.collect();
             dots.sort_by_key(|d| self.palette.rank(&d.peer));
             if !dots.is_empty() {
-                rows.push((short_name(mine).to_owned(), dots));
+                names.push(words(mine).to_owned());
+                rows.push((mine.id.clone(), dots));
             }
         }
         let Some(first) = cells.first().filter(|_| !rows.is_empty()) else {
             return Ok(false);
         };
+        // What a row has room for, or all by the cell's name.
+        if names.iter().all(|name| name.chars().count() <= MOST_NAME) {
+            for (row, name) in rows.iter_mut().zip(names) {
+                row.0 = name;
+            }
+        }
         let mut peers = in_order(rows.iter().flat_map(|r| &r.1).map(|d| d.peer.as_str()));
         peers.sort_by_key(|p| self.palette.rank(p));
         let peers: Vec<String> = peers.into_iter().map(str::to_owned).collect();
@@ -217,7 +231,7 @@ impl Maker<'_> {
             Better::Higher => "right of 1 ours is better",
             Better::Lower => "left of 1 ours is better",
         };
-        let under = format!("ours / theirs, {}: {way}", first.unit);
+        let under = format!("ours / theirs: {way}");
         for rows in rows.chunks(MOST_RATIOS) {
             let title = format!("{group}: {}", first.metric);
             let name = format!("Ratios: {title} ({under})");
@@ -263,14 +277,6 @@ fn words(cell: &Cell) -> &str {
     }
 }
 
-/// What a row has room for.
-fn short_name(cell: &Cell) -> &str {
-    match cell.what.chars().count() {
-        1..=30 => &cell.what,
-        _ => &cell.id,
-    }
-}
-
 fn measured_in(cell: &Cell) -> String {
     let way = match cell.better {
         Better::Higher => "more is better",
@@ -280,18 +286,6 @@ fn measured_in(cell: &Cell) -> String {
         true => way.to_owned(),
         false => format!("{}, {way}", cell.unit),
     }
-}
-
-/// A group's name for people: some are words, some names.
-fn pretty(study: &str, group: &str) -> String {
-    let rest = group.strip_prefix(study).unwrap_or(group);
-    let mut words = rest.trim_start_matches([':', '-', ' ']).to_owned();
-    if !words.contains(' ') {
-        words = words.replace('-', " ");
-    }
-    let mut chars = words.chars();
-    let first = chars.next().map(|c| c.to_uppercase().to_string());
-    first.unwrap_or_default() + chars.as_str()
 }
 
 fn range(cell: &Cell) -> Option<Range> {
@@ -346,88 +340,6 @@ fn slope(points: &[(f64, Range)]) -> Option<f64> {
         .sum();
     let across: f64 = points.iter().map(|p| (p.0 - mean_x).powi(2)).sum();
     (across > 0.0).then(|| up / across)
-}
-
-/// Panels in charts of bearable height.
-fn in_parts(panels: Vec<Panel>) -> Vec<Vec<Panel>> {
-    let mut parts: Vec<Vec<Panel>> = Vec::new();
-    let mut rows = 0;
-    let largest = |panel: &Panel| {
-        let values = panel.rows.iter().filter_map(|r| r.value.as_ref().ok());
-        values.map(|v| v.high).fold(0.0, f64::max)
-    };
-    // On one scale, none so small that its bars cannot be seen.
-    let alike = |part: &[Panel], panel: &Panel| {
-        let one = part.iter().map(largest).fold(0.0, f64::max);
-        let other = largest(panel);
-        one.max(other) <= MOST_APART * one.min(other)
-    };
-    for panel in panels {
-        rows += panel.rows.len();
-        match parts.last_mut() {
-            Some(part) if rows <= MOST_BARS && alike(part, &panel) => part.push(panel),
-            _ => {
-                rows = panel.rows.len();
-                parts.push(vec![panel]);
-            }
-        }
-    }
-    parts
-}
-
-/// What all names begin or end with, the title says.
-fn shorten(panels: &mut [Panel]) {
-    let Some((first, others)) = panels.split_first().filter(|(_, o)| !o.is_empty()) else {
-        return;
-    };
-    let words = |name: &str| name.split(' ').map(str::to_owned).collect::<Vec<String>>();
-    let first = words(&first.name);
-    let others: Vec<Vec<String>> = others.iter().map(|p| words(&p.name)).collect();
-    let least = others
-        .iter()
-        .map(Vec::len)
-        .chain([first.len()])
-        .min()
-        .unwrap_or(0);
-    let same = |n: &usize| others.iter().all(|o| o[*n] == first[*n]);
-    let start = (0..least).take_while(same).count();
-    let same_end = |n: &usize| {
-        let last = |words: &[String]| words[words.len() - 1 - n].clone();
-        others.iter().all(|o| last(o) == last(&first))
-    };
-    let end = (0..least - start).take_while(same_end).count();
-    for panel in panels {
-        let all = words(&panel.name);
-        let middle = all[start..all.len() - end].join(" ");
-        let middle = middle.trim_matches([',', ' ', ':']);
-        if !middle.is_empty() {
-            panel.name = middle.to_owned();
-        }
-    }
-}
-
-/// Each once, in order of appearance.
-pub(super) fn in_order<T: PartialEq>(all: impl Iterator<Item = T>) -> Vec<T> {
-    let mut found = Vec::new();
-    for one in all {
-        if !found.contains(&one) {
-            found.push(one);
-        }
-    }
-    found
-}
-
-/// For names of files and places: letters, digits, single hyphens.
-pub(super) fn slug(text: &str) -> String {
-    let mut out = String::new();
-    for c in text.to_lowercase().chars() {
-        match c {
-            'a'..='z' | '0'..='9' => out.push(c),
-            _ if out.ends_with('-') || out.is_empty() => {}
-            _ => out.push('-'),
-        }
-    }
-    out.trim_end_matches('-').to_owned()
 }
 
 #[cfg(test)]
@@ -513,65 +425,5 @@ mod tests {
         let line = [point(1.0, 10.0), point(2.0, 12.0), point(4.0, 16.0)];
         assert!((slope(&line).expect("a slope") - 2.0).abs() < 1e-9);
         assert_eq!(slope(&line[..2]), None);
-    }
-
-    #[test]
-    fn a_chart_is_neither_too_high_nor_of_two_scales() {
-        let panel = |rows: usize, value: f64| Panel {
-            name: String::new(),
-            rows: vec![
-                Row {
-                    stack: "x".into(),
-                    value: Range::of(&[value]).ok_or_else(String::new),
-                };
-                rows
-            ],
-        };
-        let panels = vec![
-            panel(7, 10.0),
-            panel(7, 12.0),
-            panel(7, 9.0),
-            panel(2, 900.0),
-        ];
-        let parts: Vec<usize> = in_parts(panels).iter().map(Vec::len).collect();
-        assert_eq!(parts, [2, 1, 1]);
-    }
-
-    #[test]
-    fn what_names_have_in_common_is_said_once() {
-        let of = |names: &[&str]| {
-            let panel = |name: &&str| Panel {
-                name: (*name).into(),
-                rows: Vec::new(),
-            };
-            let mut panels: Vec<Panel> = names.iter().map(panel).collect();
-            shorten(&mut panels);
-            panels.into_iter().map(|p| p.name).collect::<Vec<_>>()
-        };
-        let names = ["read of 4 KiB, first pass", "read of 1 MiB, first pass"];
-        assert_eq!(
-            of(&names),
-            ["4 KiB,", "1 MiB,"].map(|n| n.trim_matches(','))
-        );
-        assert_eq!(of(&["alone it stays"]), ["alone it stays"]);
-        assert_eq!(of(&["same", "same"]), ["same", "same"]);
-        assert_eq!(of(&["read", "read of much"]), ["read", "of much"]);
-    }
-
-    #[test]
-    fn groups_are_named_for_people() {
-        assert_eq!(
-            pretty("density", "density-userspace-zipf"),
-            "Userspace zipf"
-        );
-        assert_eq!(pretty("compare", "compare: metadata"), "Metadata");
-        assert_eq!(
-            pretty("fio", "Random read, first pass"),
-            "Random read, first pass"
-        );
-        assert_eq!(
-            (pretty("x", "x"), slug("A  b/1M!")),
-            (String::new(), "a-b-1m".into())
-        );
     }
 }

@@ -35,7 +35,14 @@ pub(super) const KNOWN: [Known; 5] = [
     },
     Known {
         name: "compare",
-        quick: &["compare", "--quick"],
+        quick: &[
+            "compare",
+            "--quick",
+            "--peer",
+            "virtiofsd",
+            "--peer",
+            "alioth",
+        ],
         heading: "Daemon against daemon",
         about: "One operation after the other on the same directory through the same front end, \
             repetitions in turn. Dots are medians of paired ratios, lines their range.",

@@ -1,6 +1,6 @@
 //! What came out, in words: the figures with goals, and what failed.
 
-use super::chart::{Range, number};
+use super::chart::{Range, round};
 use crate::figures::Goal;
 use crate::runs::{Cell, Study};
 
@@ -25,8 +25,8 @@ impl Figure {
     /// "at least 2.5".
     pub(super) fn goal_words(&self) -> String {
         match self.goal {
-            Goal::AtLeast(bound) => format!("at least {}", number(bound)),
-            Goal::AtMost(bound) => format!("at most {}", number(bound)),
+            Goal::AtLeast(bound) => format!("at least {}", round(bound)),
+            Goal::AtMost(bound) => format!("at most {}", round(bound)),
         }
     }
 }
@@ -125,7 +125,7 @@ mod tests {
         let figures = figures(&studies);
         let met: Vec<_> = figures.iter().map(Figure::met).collect();
         assert_eq!(met, [Some(true), Some(false), None]);
-        assert_eq!(figures[0].goal_words(), "at least 2.50");
+        assert_eq!(figures[0].goal_words(), "at least 2.5");
         assert_eq!(failures(&studies).len(), 1);
         assert_eq!(
             headline(&figures, 1),

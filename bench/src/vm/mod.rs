@@ -15,6 +15,7 @@
 //! | `program` | programs of the host in the guest |
 //! | `initramfs`, `script` | the guest's first file system and what it runs |
 //! | [`accel`] | kvm or tcg, by trial |
+//! | `surroundings` | what guests will run on and with |
 //! | [`options`] | what to boot |
 //! | `dialect`, `process`, `guard` | daemons in their dialect, processes that end |
 //! | [`guest`] | one guest |
@@ -58,6 +59,7 @@ mod program;
 pub mod qemu;
 mod root;
 mod script;
+mod surroundings;
 mod terminal;
 pub mod userland;
 
@@ -65,6 +67,7 @@ pub use agent::Output;
 pub(crate) use commands::{Args, run};
 pub use crates::crate_program;
 pub use daemon_status::daemon_status;
+pub(crate) use daemon_status::whole_status;
 pub use debian::Debian;
 pub use guest::Vm;
 pub use kit::Kit;
@@ -72,6 +75,7 @@ pub use modules::kernel_module;
 pub(crate) use modules::module_of;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
 pub use program::example;
+pub(crate) use surroundings::Surroundings;
 pub(crate) use userland::package_version;
 pub use userland::{host_command, package_root};
 

@@ -1,4 +1,4 @@
-//! Flags about what a guest may spend: inodes, open files, mappings.
+//! Flags about what a guest may spend: inodes, open files, mappings, requests.
 
 use clap::{Args, ValueEnum};
 
@@ -36,6 +36,23 @@ pub struct InodeFlags {
     /// to them [default: what the VMM's memory slots allow]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_mappings: Option<u64>,
+
+    /// Requests that a guest may have under way at a time, those that wait for
+    /// locks included; beyond, it gets EBUSY, but for what gives something
+    /// back [default: what its queues and threads allow; beyond, requests wait
+    /// in the guest]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
+    pub max_in_flight: Option<u32>,
+
+    /// Requests that may wait for locks (--locks) at a time; beyond, a guest
+    /// gets ENOLCK
+    #[arg(
+        long,
+        value_name = "N",
+        default_value_t = 64,
+        value_parser = clap::value_parser!(u16).range(..=4096),
+    )]
+    pub max_parked: u16,
 }
 
 /// `--inode-file-handles`.
@@ -100,6 +117,12 @@ impl InodeFlags {
             max_cached_descriptors: cached,
             ..options
         })
+    }
+
+    /// Requests that may be under way, if they are counted.
+    pub fn max_in_flight(&self) -> Option<usize> {
+        self.max_in_flight
+            .map(|n| usize::try_from(n).unwrap_or(usize::MAX))
     }
 
     /// Fewest of what `max_maps` and the flag allow.
@@ -176,6 +199,8 @@ mod tests {
             ["--max-inodes", "0"],
             ["--max-open-files", "0"],
             ["--max-mappings", "0"],
+            ["--max-in-flight", "0"],
+            ["--max-parked", "4097"],
         ] {
             let error = parse(&bad).expect_err("refused").to_string();
             assert!(error.contains(bad[0]), "{error}");

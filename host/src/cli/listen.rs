@@ -29,6 +29,11 @@ pub struct ListenFlags {
         value_parser = clap::value_parser!(u16).range(1..=4096),
     )]
     pub max_shares: Option<u16>,
+
+    /// End when a guest has been connected and none is any more, as virtiofsd
+    /// does
+    #[arg(long, conflicts_with = "print_session")]
+    pub once: bool,
 }
 
 /// Where the VMM connects.
@@ -51,6 +56,8 @@ pub struct Doors {
     pub socket_dir: Option<PathBuf>,
     /// How many there may be.
     pub max_shares: usize,
+    /// When the last guest has gone, the daemon ends.
+    pub once: bool,
 }
 
 impl Doors {
@@ -92,6 +99,7 @@ impl ListenFlags {
                 fixed,
                 socket_dir: self.socket_dir,
                 max_shares,
+                once: self.once,
             }),
         }
     }

@@ -234,6 +234,7 @@ impl Flags {
             config: virtiofs::Config::new(&self.tag, self.queues.num_request_queues)?,
             front_end_timeout: dax.front_end_timeout,
             thread_pool_size: usize::from(self.queues.thread_pool_size),
+            max_parked: usize::from(self.inodes.max_parked),
         };
         let activated = self.activation.fds();
         let doors = self.listen.doors(self.socket_path, self.fd, activated)?;
@@ -266,6 +267,7 @@ impl Flags {
                 submounts: !self.semantics.no_announce_submounts,
                 security_labels: labels != WhenFlag::Never,
                 required: self.semantics.required(),
+                max_in_flight: self.inodes.max_in_flight(),
             },
             device,
             isolation: self.sandbox.options(),

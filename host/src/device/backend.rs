@@ -30,6 +30,7 @@ use crate::guard;
 use crate::observe::logs::Throttle;
 use crate::server::Server;
 
+use super::defect::Defects;
 use super::desk::Desk;
 use super::lane::{Lane, Office};
 use super::minding::Minding;
@@ -70,6 +71,8 @@ pub(super) struct Limits {
     pub(super) front_end_timeout: Duration,
     /// Threads beside one for each queue.
     pub(super) stand_ins: usize,
+    /// Requests that may wait for locks.
+    pub(super) parked: usize,
 }
 
 impl Device {
@@ -82,8 +85,10 @@ impl Device {
         limits: Limits,
     ) -> Device {
         let desk = Arc::new(Desk::new(server.clone(), memory.clone()));
+        let defects = Arc::new(Defects::default());
         let office = Office {
-            parking: Parking::new(desk.clone()),
+            parking: Parking::new(desk.clone(), defects.clone(), limits.parked),
+            defects,
             desk,
             pool: Pool::new(limits.stand_ins),
             minding: Minding::default(),
@@ -101,6 +106,11 @@ impl Device {
             front_end_timeout: limits.front_end_timeout,
             span: Span::current(),
         }
+    }
+
+    /// Has `hang_up` end the client if a thread of its queues meets a defect.
+    pub(super) fn end_by(&self, hang_up: impl Fn() + Send + Sync + 'static) {
+        self.office.defects.end_by(hang_up);
     }
 
     /// Takes over the rings that the framework has made, in their order, and

@@ -43,6 +43,7 @@ impl Machine {
         let limits = Limits {
             front_end_timeout: Duration::from_secs(1),
             stand_ins: 4,
+            parked: 64,
         };
         let device = Device::new(server, config, memory.clone(), limits);
         let driver = Driver::new(mem, 0);
@@ -329,4 +330,22 @@ fn configuration_space_is_bounded() {
     assert_eq!(config_bytes(&config, 40, 1), Vec::<u8>::new());
     assert_eq!(config_bytes(&config, usize::MAX, 1), Vec::<u8>::new());
     assert_eq!(config_bytes(&config, 0, usize::MAX).len(), MAX_CONFIG_BYTES);
+}
+
+/// A defect outside of a request: the client is let go, and nothing waits for
+/// the thread that met it.
+#[test]
+fn a_thread_that_panics_ends_the_client_and_no_other_thread() {
+    let machine = Machine::with_threads(true, DaxMode::Never, true);
+    let (told, heard) = std::sync::mpsc::channel();
+    machine.device.end_by(move || told.send(()).expect("heard"));
+    let lane = &machine.device.lanes()[REQUESTS];
+    lane.struck.store(true, std::sync::atomic::Ordering::SeqCst);
+    lane.ring().bell().ring();
+    let patience = Duration::from_secs(20);
+    heard.recv_timeout(patience).expect("the client is let go");
+    machine.device.hang_up();
+    for lane in machine.device.lanes() {
+        assert_eq!(lane.join(Instant::now() + patience), 0);
+    }
 }

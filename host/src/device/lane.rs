@@ -24,6 +24,7 @@ use tracing::Span;
 use crate::observe::logs::Throttle;
 use crate::observe::queues::QueueTally;
 
+use super::defect::Defects;
 use super::desk::Desk;
 use super::lead::{Lead, Sight};
 use super::minding::{Minding, Queues};
@@ -43,6 +44,7 @@ pub(super) struct Office {
     pub(super) desk: Arc<Desk>,
     pub(super) parking: Parking,
     pub(super) pool: Pool,
+    pub(super) defects: Arc<Defects>,
     pub(super) minding: Minding,
     /// The queues by number, once they are known.
     pub(super) lanes: OnceLock<Vec<Weak<Lane>>>,
@@ -79,6 +81,9 @@ pub(super) struct Lane {
     /// A thread has ended.
     ended: Condvar,
     closing: AtomicBool,
+    /// A defect, for tests.
+    #[cfg(test)]
+    pub(super) struck: AtomicBool,
 }
 
 /// The threads of a queue.
@@ -109,6 +114,8 @@ impl Lane {
             crew: Mutex::default(),
             ended: Condvar::new(),
             closing: AtomicBool::new(false),
+            #[cfg(test)]
+            struck: AtomicBool::new(false),
         })
     }
 
@@ -149,9 +156,12 @@ impl Lane {
         let name = format!("queue {}", self.index);
         std::thread::Builder::new().name(name).spawn(move || {
             let _in_span = span.enter();
-            while lane.sleep() {
-                lane.serve();
-            }
+            let whose = format!("queue {}", lane.index);
+            lane.office.defects.survive(&whose, || {
+                while lane.sleep() {
+                    lane.serve();
+                }
+            });
             lane.leave();
         })?;
         crew.threads += 1;
@@ -218,6 +228,8 @@ impl Lane {
     /// Leads the queue, if nobody does, until the guest has nothing more for
     /// it or somebody else has the lead.
     pub(super) fn serve(self: &Arc<Lane>) {
+        #[cfg(test)]
+        assert!(!self.struck.swap(false, Ordering::SeqCst), "struck");
         if self.office.desk.has_stale_rings(&self.ring) {
             if let Some(held_back) = self.office.complaints.pass() {
                 tracing::warn!(

@@ -12,11 +12,13 @@
 //! - `doorbell`: what they sleep on.
 //! - `ring`: one queue's way from available to used.
 //! - `desk`: one request's way from descriptors to an answer.
+//! - `defect`: what comes of one in a thread of a queue.
 //! - `parking`: requests that wait for a lock.
 //! - `inherited`: a listening socket from whoever started the daemon.
 //! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
+//! - [`attended`]: another socket, and who attends to it.
 //! - [`seat`]: room for one client, and an end to it.
 //! - [`serve`]: one client after the other, until told to stop.
 //!
@@ -25,7 +27,9 @@
 //! may need an answer from the message thread before it answers the request's
 //! question.
 
+pub mod attended;
 pub mod backend;
+mod defect;
 mod desk;
 mod doorbell;
 mod heap;

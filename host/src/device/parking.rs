@@ -19,11 +19,10 @@ use rustix::io::Errno;
 
 use crate::server::Parked;
 
+use super::defect::Defects;
 use super::desk::Desk;
 use super::ring::Completion;
 
-/// Most requests of one device that wait.
-const MAX_PARKED: usize = 64;
 /// Of a queue's descriptors one in so many may lead to a request that waits,
 /// and such a request takes up to four.
 const RING_SHARE: usize = 8;
@@ -52,6 +51,9 @@ pub(super) struct Waiting {
 pub(super) struct Parking {
     state: Arc<Mutex<State>>,
     desk: Arc<Desk>,
+    defects: Arc<Defects>,
+    /// How many there may be.
+    most: usize,
 }
 
 #[derive(Default)]
@@ -66,14 +68,14 @@ struct State {
 }
 
 impl State {
-    fn has_room(&self, queue: usize, ring_size: usize) -> bool {
+    fn has_room(&self, most: usize, queue: usize, ring_size: usize) -> bool {
         let all = self.waiting.len() + self.asking.len();
         let waiting = self.waiting.iter().map(|one| one.queue);
         let of_queue = waiting
             .chain(self.asking.iter().copied())
             .filter(|of| *of == queue)
             .count();
-        all < MAX_PARKED && of_queue < (ring_size / RING_SHARE).max(1)
+        all < most && of_queue < (ring_size / RING_SHARE).max(1)
     }
 
     fn is_cancelled(&self, queue: usize) -> bool {
@@ -84,19 +86,23 @@ impl State {
 }
 
 impl Parking {
-    pub(super) fn new(desk: Arc<Desk>) -> Parking {
+    /// Nobody waits yet, and never more than `most`.
+    pub(super) fn new(desk: Arc<Desk>, defects: Arc<Defects>, most: usize) -> Parking {
         Parking {
             state: Arc::default(),
             desk,
+            defects,
+            most,
         }
     }
 
     /// Lets a request wait; one too many is answered with `ENOLCK`.
     pub(super) fn park(&self, waiting: Waiting) {
         let mut state = self.state.lock();
-        let room = state.has_room(waiting.queue, waiting.ring_size);
+        let room = state.has_room(self.most, waiting.queue, waiting.ring_size);
         if state.closed || !room || !self.start(&mut state) {
             drop(state);
+            self.desk.server.queues().refused_wait();
             return self.desk.answer(waiting, Err(Errno::NOLCK));
         }
         state.waiting.push(waiting);
@@ -111,10 +117,13 @@ impl Parking {
             return true;
         }
         let (shared, desk) = (Arc::clone(&self.state), Arc::clone(&self.desk));
+        let defects = Arc::clone(&self.defects);
         let span = tracing::Span::current();
         let thread = std::thread::Builder::new()
             .name("parked".into())
-            .spawn(move || span.in_scope(|| attend(&shared, &desk)));
+            .spawn(move || {
+                span.in_scope(|| defects.survive("locks", || attend(&shared, &desk)));
+            });
         if let Err(error) = &thread {
             tracing::warn!(%error, "no thread to wait for locks");
         }

@@ -1,10 +1,15 @@
 //! Room for one client at a time, and an end to it.
 
+use std::sync::OnceLock;
+
 use parking_lot::Mutex;
 
 /// Whether a client is served, or may be.
-#[derive(Debug, Default)]
-pub struct Seat(Mutex<State>);
+#[derive(Default)]
+pub struct Seat {
+    state: Mutex<State>,
+    observer: OnceLock<Box<dyn Fn() + Send + Sync>>,
+}
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -18,33 +23,47 @@ enum State {
 impl Seat {
     /// Lets a client in; false if there is one, or none is wanted any more.
     pub fn take(&self) -> bool {
-        self.change(State::Free, State::Taken)
+        let taken = self.change(State::Free, State::Taken);
+        self.tell(taken);
+        taken
     }
 
     /// The client has gone.
     pub fn leave(&self) {
         self.change(State::Taken, State::Free);
+        self.tell(true);
+    }
+
+    /// Has `observer` called whenever a client comes or goes. Once.
+    pub fn observe(&self, observer: impl Fn() + Send + Sync + 'static) {
+        let _ = self.observer.set(Box::new(observer));
+    }
+
+    fn tell(&self, changed: bool) {
+        if let Some(observer) = self.observer.get().filter(|_| changed) {
+            observer();
+        }
     }
 
     /// Whether a client is served.
     pub fn is_taken(&self) -> bool {
-        *self.0.lock() == State::Taken
+        *self.state.lock() == State::Taken
     }
 
     /// Lets nobody in from now on, unless somebody is there; answers whether
     /// it is closed.
     pub fn close_if_free(&self) -> bool {
-        self.change(State::Free, State::Closed) || *self.0.lock() == State::Closed
+        self.change(State::Free, State::Closed) || *self.state.lock() == State::Closed
     }
 
     /// Lets nobody in from now on, whoever is there.
     pub fn close(&self) -> bool {
-        *self.0.lock() = State::Closed;
+        *self.state.lock() = State::Closed;
         true
     }
 
     fn change(&self, from: State, to: State) -> bool {
-        let mut state = self.0.lock();
+        let mut state = self.state.lock();
         let fits = *state == from;
         if fits {
             *state = to;
@@ -56,6 +75,8 @@ impl Seat {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::sync::Arc;
+    use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
     #[test]
     fn one_is_let_in_and_none_once_it_is_closed() {
@@ -69,8 +90,14 @@ mod tests {
         assert!(!seat.take());
 
         let seat = Seat::default();
+        let count = Arc::new(AtomicUsize::new(0));
+        let counted = count.clone();
+        seat.observe(move || {
+            counted.fetch_add(1, SeqCst);
+        });
         assert!(seat.take() && seat.close());
         seat.leave();
         assert!(!seat.take() && !seat.is_taken(), "closed for good");
+        assert_eq!(count.load(SeqCst), 2, "told of coming and going");
     }
 }

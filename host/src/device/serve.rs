@@ -62,6 +62,8 @@ pub struct DeviceOptions {
     pub front_end_timeout: Duration,
     /// Threads beside one for each queue, for requests that take long.
     pub thread_pool_size: usize,
+    /// Requests that may wait for locks at a time; beyond, `ENOLCK`.
+    pub max_parked: usize,
 }
 
 /// Why serving ended before it was told to.
@@ -184,6 +186,7 @@ fn serve_client(
         Limits {
             front_end_timeout: options.front_end_timeout,
             stand_ins: options.thread_pool_size,
+            parked: options.max_parked,
         },
     ));
     let (daemon, rings) =
@@ -194,6 +197,9 @@ fn serve_client(
     let served = match daemon.start(listener) {
         Ok(()) => {
             server.set_client(true);
+            if let Some(handle) = daemon.shutdown_handle() {
+                device.end_by(move || handle.shutdown());
+            }
             attend(&mut daemon, socket, stop)
         }
         // The client was gone before it was let in.

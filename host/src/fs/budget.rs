@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// A limited number of something.
 #[derive(Debug)]
-pub(super) struct Budget {
+pub(crate) struct Budget {
     limit: usize,
     used: AtomicUsize,
 }
@@ -20,10 +20,10 @@ pub(super) struct Share {
 
 /// One of a budget, given back on drop.
 #[derive(Debug)]
-pub(super) struct Unit(Arc<Budget>);
+pub(crate) struct Unit(Arc<Budget>);
 
 impl Budget {
-    pub(super) fn new(limit: usize) -> Arc<Budget> {
+    pub(crate) fn new(limit: usize) -> Arc<Budget> {
         Arc::new(Budget {
             limit,
             used: AtomicUsize::new(0),
@@ -45,13 +45,13 @@ impl Budget {
     }
 
     /// Takes one, in the space of a pointer.
-    pub(super) fn take_one(self: &Arc<Self>) -> Option<Unit> {
+    pub(crate) fn take_one(self: &Arc<Self>) -> Option<Unit> {
         let mut share = self.take(1)?;
         share.amount = 0;
         Some(Unit(Arc::clone(self)))
     }
 
-    pub(super) fn used(&self) -> usize {
+    pub(crate) fn used(&self) -> usize {
         self.used.load(Ordering::Relaxed)
     }
 

@@ -7,6 +7,7 @@
 use std::ffi::CStr;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use rustix::fs::{AtFlags, FileType, Mode, OFlags, makedev};
 use rustix::io::Errno;
@@ -26,16 +27,27 @@ const CREATE_TRIES: usize = 16;
 const DEFAULT_ACL: &CStr = c"system.posix_acl_default";
 
 impl SharedDir {
-    /// Whether POSIX ACLs hold in the guest.
-    pub fn serves_acls(&self) -> bool {
+    /// Whether POSIX ACLs are offered to the guest.
+    pub fn offers_acls(&self) -> bool {
         self.options.posix_acl
+    }
+
+    /// Whether POSIX ACLs hold in the guest: it took what was offered.
+    pub fn serves_acls(&self) -> bool {
+        // Relaxed: the answer to INIT comes between this and the next request.
+        self.options.posix_acl && self.acls.load(Ordering::Relaxed)
+    }
+
+    /// What the guest said to the offer.
+    pub fn agree_acls(&self, agreed: bool) {
+        self.acls.store(agreed, Ordering::Relaxed);
     }
 
     /// The mode with which something is created in `dir`. The guest takes the
     /// umask away by itself unless ACLs are served: then it may not, since
     /// with a default ACL the host's kernel takes the ACL's mask instead.
     fn mode_in(&self, dir: &Inode, mode: u32, umask: u32) -> Result<Mode, Errno> {
-        let keeps = self.options.posix_acl && self.has_xattr(dir, DEFAULT_ACL)?;
+        let keeps = self.serves_acls() && self.has_xattr(dir, DEFAULT_ACL)?;
         let umask = if keeps { 0 } else { umask };
         Ok(Mode::from_raw_mode(mode & !umask & 0o7777))
     }

@@ -60,19 +60,19 @@ use std::io::ErrorKind;
 use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use daxwindow_shared::fuse::Attr;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
-use budget::Budget;
 use handle::HandleTable;
 use inode::{Inode, InodeTable, NodeLimits};
 use locks::LockTable;
 use xattrmap::XattrNames;
 
 pub(crate) use attr::decode_dev;
+pub(crate) use budget::{Budget, Unit as BudgetUnit};
 pub use creator::{Creator, Label};
 pub use dir::DirItem;
 pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids};
@@ -189,6 +189,8 @@ pub struct SharedDir {
     locks: LockTable,
     proc: ProcFd,
     xattr_names: XattrNames,
+    /// The guest knows POSIX ACLs; of use only where they are offered.
+    acls: AtomicBool,
     /// Bytes of directory listings read but not yet asked for.
     listing: Arc<Budget>,
 }
@@ -239,6 +241,7 @@ impl SharedDir {
             locks: LockTable::new(Arc::clone(&session)),
             proc,
             xattr_names: XattrNames::new(options.xattr_map.clone()),
+            acls: AtomicBool::new(true),
             listing: Budget::new(dir::MAX_LISTING_BYTES),
             session,
             options,

@@ -89,6 +89,11 @@ impl Inside {
         self.tell(Word::Ready, summary);
     }
 
+    /// Things are otherwise now, as `summary` says.
+    pub fn has_changed(&self, summary: &str) {
+        self.tell(Word::Status, summary);
+    }
+
     /// The daemon is about to end in order.
     pub fn is_stopping(&self) {
         self.tell(Word::Stopping, "");

@@ -34,6 +34,8 @@ pub(super) enum Word {
     Heeding = b'h',
     /// Guests may come.
     Ready = b'r',
+    /// Things have changed since.
+    Status = b'u',
     /// It ends in order.
     Stopping = b's',
 }
@@ -51,7 +53,7 @@ impl Word {
 
     fn of_line(line: &[u8]) -> Option<(Word, String)> {
         let (first, rest) = line.split_first()?;
-        let word = [Word::Heeding, Word::Ready, Word::Stopping]
+        let word = [Word::Heeding, Word::Ready, Word::Status, Word::Stopping]
             .into_iter()
             .find(|word| *word as u8 == *first)?;
         let summary = String::from_utf8_lossy(rest);
@@ -64,6 +66,7 @@ pub(super) fn tell_service_manager(word: Word, summary: &str) {
     let state = match word {
         Word::Heeding => return,
         Word::Ready => vec![NotifyState::Ready, NotifyState::Status(summary)],
+        Word::Status => vec![NotifyState::Status(summary)],
         Word::Stopping => vec![NotifyState::Stopping],
     };
     if let Err(error) = sd_notify::notify(&state) {
@@ -127,6 +130,7 @@ fn attend(pid: Pid, mut line: UnixStream, plan: &Plan<'_>) -> Result<End, Isolat
 
     let mut heeding = false;
     let mut waiting = Vec::new();
+    let mut unread = Vec::new();
     loop {
         let mut fds = [
             PollFd::new(signals.get_read(), PollFlags::IN),
@@ -139,7 +143,7 @@ fn attend(pid: Pid, mut line: UnixStream, plan: &Plan<'_>) -> Result<End, Isolat
         }
         let [_, said, ended] = fds.map(|fd| !fd.revents().is_empty());
         if said {
-            heeding |= hear(&mut line);
+            heeding |= hear(&mut line, &mut unread);
         }
         waiting.extend(signals.pending());
         // The first process of a namespace gets no signal that it has no
@@ -150,15 +154,16 @@ fn attend(pid: Pid, mut line: UnixStream, plan: &Plan<'_>) -> Result<End, Isolat
             }
         }
         if ended {
-            hear(&mut line);
+            hear(&mut line, &mut unread);
             return Ok(end_of(pid));
         }
     }
 }
 
 /// Takes what was said; whether signals are heeded now. Nothing more is heard
-/// once the other side is closed.
-fn hear(line: &mut UnixStream) -> bool {
+/// once the other side is closed. `unread` is the beginning of a line whose
+/// end is still to come.
+fn hear(line: &mut UnixStream, unread: &mut Vec<u8>) -> bool {
     let mut said = [0; 4 * MAX_LINE_BYTES];
     let _ = line.set_nonblocking(true);
     let got = match line.read(&mut said) {
@@ -172,13 +177,16 @@ fn hear(line: &mut UnixStream) -> bool {
         Ok(got) => got,
         Err(_) => 0,
     };
-    // Lines are short and written whole, so that they come whole.
-    let lines = said[..got].split(|byte| *byte == b'\n');
-    let words = lines.filter_map(Word::of_line);
-    words.fold(false, |heeding, (word, summary)| {
-        tell_service_manager(word, &summary);
-        heeding || word == Word::Heeding
-    })
+    unread.extend_from_slice(&said[..got]);
+    let mut heeding = false;
+    while let Some(end) = unread.iter().position(|byte| *byte == b'\n') {
+        let line: Vec<u8> = unread.drain(..=end).collect();
+        if let Some((word, summary)) = Word::of_line(&line[..end]) {
+            tell_service_manager(word, &summary);
+            heeding |= word == Word::Heeding;
+        }
+    }
+    heeding
 }
 
 fn end_of(pid: Pid) -> End {

@@ -238,6 +238,9 @@ fn queues(server: &Server) -> Queues {
     Queues {
         by_number: report.queues.iter().map(queue).collect(),
         threads_given_up: report.given_up,
+        in_flight: server.in_flight() as u64,
+        refused_in_flight: report.refused_in_flight,
+        refused_waits: report.refused_waits,
     }
 }
 

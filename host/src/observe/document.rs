@@ -288,6 +288,16 @@ pub struct Queues {
     pub by_number: Vec<Queue>,
     /// Threads that were stuck in the kernel when their client had gone.
     pub threads_given_up: u64,
+    /// Requests under way now; zero without `--max-in-flight`.
+    #[serde(default)]
+    pub in_flight: u64,
+    /// Requests refused with `EBUSY`: `--max-in-flight` were under way.
+    #[serde(default)]
+    pub refused_in_flight: u64,
+    /// Requests refused with `ENOLCK`: `--max-parked` waited for locks, or too
+    /// many for one queue.
+    #[serde(default)]
+    pub refused_waits: u64,
 }
 
 /// One queue.

@@ -14,6 +14,8 @@ use parking_lot::Mutex;
 pub struct QueueTallies {
     queues: Mutex<Vec<Arc<QueueTally>>>,
     given_up: AtomicU64,
+    refused_in_flight: AtomicU64,
+    refused_waits: AtomicU64,
 }
 
 /// One queue. Written by the threads that serve it.
@@ -100,6 +102,16 @@ impl QueueTallies {
         self.given_up.fetch_add(threads, Relaxed);
     }
 
+    /// A request was one too many under way.
+    pub fn refused_in_flight(&self) {
+        self.refused_in_flight.fetch_add(1, Relaxed);
+    }
+
+    /// A request was one too many to wait for a lock.
+    pub fn refused_wait(&self) {
+        self.refused_waits.fetch_add(1, Relaxed);
+    }
+
     /// Everything counted so far.
     pub fn report(&self) -> QueuesReport {
         QueuesReport {
@@ -110,6 +122,8 @@ impl QueueTallies {
                 .map(|queue| queue.report())
                 .collect(),
             given_up: self.given_up.load(Relaxed),
+            refused_in_flight: self.refused_in_flight.load(Relaxed),
+            refused_waits: self.refused_waits.load(Relaxed),
         }
     }
 }
@@ -142,12 +156,20 @@ pub struct QueuesReport {
     pub queues: Vec<QueueReport>,
     /// Threads that were stuck when their client had gone.
     pub given_up: u64,
+    /// Requests refused, as the guest had as many under way as it may.
+    pub refused_in_flight: u64,
+    /// Requests that may not wait for a lock, as so many did.
+    pub refused_waits: u64,
 }
 
 impl fmt::Display for QueuesReport {
     /// One line per queue.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "queues: {} threads given up", self.given_up)?;
+        write!(
+            f,
+            "queues: {} threads given up, {} requests and {} waits over budget",
+            self.given_up, self.refused_in_flight, self.refused_waits
+        )?;
         for (index, queue) in self.queues.iter().enumerate() {
             write!(
                 f,

@@ -9,105 +9,36 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::collect;
-use super::logs::Throttle;
-use crate::device::serve::{Stop, Wake, wait};
+use crate::device::attended::{AttendError, Attended};
 use crate::device::socket::{Socket, SocketError};
 use crate::shares::Shares;
 
 /// How long one client may take over its document.
 pub const PATIENCE: Duration = Duration::from_millis(500);
 
-/// Why there is no status socket.
-#[derive(Debug, thiserror::Error)]
-pub enum StatusError {
-    /// The socket.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// Its thread.
-    #[error("--status-socket: cannot start its thread: {0}")]
-    Thread(io::Error),
+/// A status socket at `path` that nobody attends to yet.
+///
+/// # Errors
+///
+/// When the path is taken or no socket.
+pub fn bind(path: &Path) -> Result<Socket, SocketError> {
+    Socket::bind("--status-socket", path)
 }
 
-/// A listening status socket. Dropping it ends the thread and removes the
-/// file.
-#[derive(Debug)]
-pub struct StatusSocket {
-    stop: Stop,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl StatusSocket {
-    /// A socket at `path` that nobody attends to yet.
-    ///
-    /// # Errors
-    ///
-    /// When the path is taken or no socket.
-    pub fn bind(path: &Path) -> Result<Socket, SocketError> {
-        Socket::bind("--status-socket", path)
-    }
-
-    /// Tells who connects to `socket` of `shares`.
-    ///
-    /// # Errors
-    ///
-    /// When the thread does not start.
-    pub fn attend(socket: Socket, shares: &Arc<Shares>) -> Result<StatusSocket, StatusError> {
-        // A client may be gone before it is accepted.
-        let nonblocking = socket.listener().set_nonblocking(true);
-        let stop = nonblocking.and_then(|()| Stop::new());
-        let stop = stop.map_err(StatusError::Thread)?;
-        let (shares, heed) = (shares.clone(), stop.clone());
-        let thread = std::thread::Builder::new()
-            .name("status".into())
-            .spawn(move || tell_all(&socket, &heed, &shares))
-            .map_err(StatusError::Thread)?;
-        Ok(StatusSocket {
-            stop,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for StatusSocket {
-    fn drop(&mut self) {
-        self.stop.request();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn tell_all(socket: &Socket, stop: &Stop, shares: &Shares) {
-    let complaints = Throttle::new(Duration::from_secs(10));
-    loop {
-        match wait(socket.listener(), stop, None) {
-            Ok(Wake::Client) => {}
-            Ok(Wake::Over) => continue,
-            Ok(Wake::Stop) => return,
-            Err(error) => {
-                tracing::error!(%error, "status: cannot wait for clients");
-                return;
-            }
-        }
-        let told = match socket.listener().accept() {
-            Ok((client, _)) => tell(&client, shares),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => {
-                // Out of descriptors, most likely; do not spin on it.
-                std::thread::sleep(Duration::from_millis(100));
-                Err(error)
-            }
-        };
-        if let (Err(error), Some(held_back)) = (told, complaints.pass()) {
-            tracing::warn!(%error, held_back, "status: a client was not told");
-        }
-    }
+/// Tells who connects to `socket` of `shares`.
+///
+/// # Errors
+///
+/// When the thread does not start.
+pub fn attend(socket: Socket, shares: &Arc<Shares>) -> Result<Attended, AttendError> {
+    let shares = shares.clone();
+    let names = ("--status-socket", "status");
+    Attended::start(names, socket, move |client| tell(client, &shares))
 }
 
 fn tell(client: &UnixStream, shares: &Shares) -> io::Result<()> {

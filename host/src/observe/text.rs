@@ -271,6 +271,14 @@ fn queues(page: &mut Page, status: &ShareStatus) {
             "  {given_up} threads stuck when their guest had gone"
         );
     }
+    let (requests, waits) = (status.queues.refused_in_flight, status.queues.refused_waits);
+    if requests > 0 || waits > 0 {
+        let _ = writeln!(
+            page.0,
+            "  over budget: {requests} requests under way (--max-in-flight), {waits} waits for \
+             locks (--max-parked)"
+        );
+    }
 }
 
 fn latency(latency: &Latency) -> String {

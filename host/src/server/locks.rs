@@ -12,6 +12,7 @@ use rustix::io::Errno;
 use crate::fs::{LockWait, Locked};
 
 use super::chain::Writer;
+use super::in_flight::Admitted;
 use super::reply::Reply;
 use super::{Call, Server};
 
@@ -39,6 +40,7 @@ pub struct Parked {
     pub(super) unique: u64,
     pub(super) started: Instant,
     pub(super) wait: LockWait,
+    pub(super) _admitted: Admitted,
 }
 
 impl Server {

@@ -2,7 +2,7 @@
 //!
 //! A request comes in as a [`chain::Reader`] and a [`chain::Writer`]; its
 //! header and arguments are copied out and checked (`request`), the opcode
-//! picks a handler (this file), the handler calls [`SharedDir`] or [`Dax`],
+//! picks a handler (`dispatch`), the handler calls [`SharedDir`] or [`Dax`],
 //! and its answer is put behind a header (`reply`). File data never passes
 //! through this process's own memory.
 //!
@@ -18,7 +18,7 @@
 //! | `locks` | GETLK, SETLK, SETLKW |
 //! | `mapping` | SETUPMAPPING, REMOVEMAPPING |
 //!
-//! `extensions` has what may follow the requests that create, `caching` what
+//! `session` is what was agreed at INIT, `in_flight` bounds how many are under way; `extensions` has what may follow the requests that create, `caching` what
 //! guests may keep.
 //!
 //! Laws: every request with room for a reply gets exactly one, of the length
@@ -29,7 +29,9 @@ mod attrs;
 mod caching;
 pub mod chain;
 mod dirs;
+mod dispatch;
 mod extensions;
+mod in_flight;
 mod init;
 mod io;
 mod ioctl;
@@ -38,6 +40,7 @@ mod mapping;
 mod names;
 mod reply;
 mod request;
+mod session;
 mod xattrs;
 
 #[cfg(test)]
@@ -46,10 +49,7 @@ mod tests;
 use std::time::{Duration, Instant};
 
 use daxwindow_shared::fuse::flags::InitFlags;
-use daxwindow_shared::fuse::{
-    AttrOut, CopyFileRangeOut, EntryOut, InHeader, InitOut, IoctlOut, KStatfs, LkOut, LseekOut,
-    Opcode, OpenOut, StatxOut, WriteOut,
-};
+use daxwindow_shared::fuse::{InHeader, Opcode};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -61,11 +61,13 @@ use crate::observe::queues::QueueTallies;
 
 pub use caching::{CacheMode, Caching};
 use chain::{ChainError, Hole, Reader, Sides};
-use init::Session;
-pub use init::{Began, DaxWish, MAX_WRITE_BYTES};
+use in_flight::InFlight;
+pub use init::MAX_WRITE_BYTES;
 pub use locks::{IfBlocked, Parked, Served};
 use reply::Reply;
-use request::{Body, BodyBuffer};
+use request::Body;
+use session::Session;
+pub use session::{Began, DaxWish};
 
 /// How a server answers where there is a choice.
 #[derive(Clone, Copy, Debug)]
@@ -83,6 +85,8 @@ pub struct ServerOptions {
     pub security_labels: bool,
     /// What a guest must offer to be served at all.
     pub required: InitFlags,
+    /// Requests that the guest may have under way at a time. Beyond: `EBUSY`.
+    pub max_in_flight: Option<usize>,
 }
 
 impl Default for ServerOptions {
@@ -94,6 +98,7 @@ impl Default for ServerOptions {
             submounts: true,
             security_labels: false,
             required: InitFlags::empty(),
+            max_in_flight: None,
         }
     }
 }
@@ -120,6 +125,7 @@ pub struct Server {
     session: Session,
     counters: Counters,
     queues: QueueTallies,
+    in_flight: InFlight,
     complaints: Throttle,
     vanishings: Throttle,
     /// Since when the client that is served is connected.
@@ -153,6 +159,7 @@ impl Server {
             session: Session::default(),
             counters: Counters::new(),
             queues: QueueTallies::default(),
+            in_flight: InFlight::new(options.max_in_flight),
             complaints: Throttle::new(Duration::from_secs(10)),
             vanishings: Throttle::new(Duration::from_secs(10)),
             client: Mutex::new(None),
@@ -201,6 +208,11 @@ impl Server {
     /// What was counted of its queues.
     pub fn queues(&self) -> &QueueTallies {
         &self.queues
+    }
+
+    /// Requests under way now, where they have a budget.
+    pub fn in_flight(&self) -> usize {
+        self.in_flight.now()
     }
 
     /// Logs everything counted, and what is live now.
@@ -319,9 +331,14 @@ impl Server {
         };
         let opcode = Opcode::from_u32(header.opcode);
         let mut reply = Reply::new(writer);
-        let result = match hole {
-            Some(_) => Err(Errno::FAULT),
-            None => self.run(header, opcode, &mut reader, &mut reply, (if_blocked, pace)),
+        let admitted = self.in_flight.admit(opcode);
+        let result = match (&admitted, hole) {
+            (_, Some(_)) => Err(Errno::FAULT),
+            (Err(errno), None) => {
+                self.queues.refused_in_flight();
+                Err(*errno)
+            }
+            (Ok(_), None) => self.run(header, opcode, &mut reader, &mut reply, (if_blocked, pace)),
         };
         let result = match result {
             Ok(None) => Ok(()),
@@ -332,6 +349,7 @@ impl Server {
                     unique,
                     started,
                     wait,
+                    _admitted: admitted.unwrap_or_default(),
                 });
             }
         };
@@ -398,125 +416,5 @@ impl Server {
             }
         }
         reply.finish(header.unique, result)
-    }
-
-    fn run<'m>(
-        &self,
-        header: InHeader,
-        opcode: Option<Opcode>,
-        reader: &mut Reader<'m>,
-        reply: &mut Reply<'m>,
-        (if_blocked, pace): (IfBlocked, &dyn Pace),
-    ) -> Result<Option<LockWait>, Errno> {
-        let opcode = opcode.ok_or(Errno::NOSYS)?;
-        let mut buffer = BodyBuffer::new();
-        let (body, extensions) = buffer.fill(&header, opcode, reader)?;
-        if !matches!(opcode, Opcode::Init | Opcode::Destroy) && !self.session.is_soon_live() {
-            // What a guest's programs see of a mount whose server is gone.
-            return Err(Errno::NOTCONN);
-        }
-        if !matches!(opcode, Opcode::Forget | Opcode::BatchForget)
-            && (!reply.fits_header() || reply.room() < least_body_bytes(opcode))
-        {
-            return Err(Errno::OVERFLOW);
-        }
-        let mut call = Call {
-            header,
-            body,
-            extensions,
-            data: reader,
-            reply,
-            if_blocked,
-            pace,
-            wait: None,
-        };
-        self.dispatch(opcode, &mut call)?;
-        Ok(call.wait)
-    }
-
-    fn dispatch(&self, opcode: Opcode, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
-        match opcode {
-            Opcode::Init => self.init(call),
-            Opcode::Destroy => self.destroy(call),
-
-            Opcode::Lookup => self.lookup(call),
-            Opcode::Forget => self.forget(call),
-            Opcode::BatchForget => self.batch_forget(call),
-            Opcode::Readlink => self.readlink(call),
-            Opcode::Symlink => self.symlink(call),
-            Opcode::Mknod => self.mknod(call),
-            Opcode::Mkdir => self.mkdir(call),
-            Opcode::Unlink => self.unlink(call),
-            Opcode::Rmdir => self.rmdir(call),
-            Opcode::Rename => self.rename(call),
-            Opcode::Rename2 => self.rename2(call),
-            Opcode::Link => self.link(call),
-
-            Opcode::Getattr => self.getattr(call),
-            Opcode::Setattr => self.setattr(call),
-            Opcode::Statx => self.statx(call),
-            Opcode::Statfs => self.statfs(call),
-
-            Opcode::Open => self.open(call),
-            Opcode::Create => self.create(call),
-            Opcode::Read => self.read(call),
-            Opcode::Write => self.write(call),
-            Opcode::Flush => self.flush(call),
-            Opcode::Release => self.release(call),
-            Opcode::Fsync => self.fsync(call),
-            Opcode::Fallocate => self.fallocate(call),
-            Opcode::Lseek => self.lseek(call),
-            Opcode::CopyFileRange => self.copy_file_range(call),
-            Opcode::CopyFileRange64 => self.copy_file_range_64(call),
-            Opcode::Tmpfile => self.tmpfile(call),
-            Opcode::Ioctl => self.ioctl(call),
-            Opcode::Syncfs => self.syncfs(call),
-
-            Opcode::Opendir => self.opendir(call),
-            Opcode::Readdir => self.readdir(call),
-            Opcode::Readdirplus => self.readdirplus(call),
-            Opcode::Releasedir => self.releasedir(call),
-            Opcode::Fsyncdir => self.fsyncdir(call),
-
-            Opcode::Setxattr => self.setxattr(call),
-            Opcode::Getxattr => self.getxattr(call),
-            Opcode::Listxattr => self.listxattr(call),
-            Opcode::Removexattr => self.removexattr(call),
-
-            Opcode::Setupmapping => self.setupmapping(call),
-            Opcode::Removemapping => self.removemapping(call),
-
-            Opcode::Getlk => self.getlk(call),
-            Opcode::Setlk => self.setlk(call),
-            Opcode::Setlkw => self.setlkw(call),
-
-            // What a virtio-fs guest can do without.
-            Opcode::Access
-            | Opcode::Interrupt
-            | Opcode::Bmap
-            | Opcode::Poll
-            | Opcode::NotifyReply => Err(Errno::NOSYS),
-        }
-    }
-}
-
-/// Bytes that a successful reply has at least behind its header.
-fn least_body_bytes(opcode: Opcode) -> usize {
-    match opcode {
-        Opcode::Init => size_of::<InitOut>(),
-        Opcode::Lookup | Opcode::Symlink | Opcode::Mknod | Opcode::Mkdir | Opcode::Link => {
-            size_of::<EntryOut>()
-        }
-        Opcode::Create | Opcode::Tmpfile => size_of::<EntryOut>() + size_of::<OpenOut>(),
-        Opcode::Getattr | Opcode::Setattr => size_of::<AttrOut>(),
-        Opcode::Statx => size_of::<StatxOut>(),
-        Opcode::Open | Opcode::Opendir => size_of::<OpenOut>(),
-        Opcode::Write | Opcode::CopyFileRange => size_of::<WriteOut>(),
-        Opcode::Statfs => size_of::<KStatfs>(),
-        Opcode::Lseek => size_of::<LseekOut>(),
-        Opcode::Getlk => size_of::<LkOut>(),
-        Opcode::CopyFileRange64 => size_of::<CopyFileRangeOut>(),
-        Opcode::Ioctl => size_of::<IoctlOut>(),
-        _ => 0,
     }
 }

@@ -11,7 +11,6 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::sync::Arc;
-use std::thread::JoinHandle;
 use std::time::Duration;
 
 use daxwindow_shared::window::RANGE_BYTES;
@@ -20,9 +19,8 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::dax::DaxMode;
-use crate::device::serve::{Stop, Wake, wait};
+use crate::device::attended::{AttendError, Attended};
 use crate::device::socket::{Socket, SocketError};
-use crate::observe::logs::Throttle;
 
 use super::descriptors::{send_line, take_line};
 use super::name::control_file;
@@ -37,91 +35,24 @@ const PATIENCE: Duration = Duration::from_secs(2);
 /// How long the requests of a guest that is disconnected may take to end.
 pub const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
 
-/// Why there is no control socket.
-#[derive(Debug, thiserror::Error)]
-pub enum ControlError {
-    /// The socket.
-    #[error(transparent)]
-    Socket(#[from] SocketError),
-    /// Its thread.
-    #[error("--socket-dir: cannot start the thread of the control socket: {0}")]
-    Thread(io::Error),
+/// A control socket in `directory` that nobody attends to yet.
+///
+/// # Errors
+///
+/// When another daemon has it, or it cannot be made.
+pub fn bind(directory: &Path) -> Result<Socket, SocketError> {
+    Socket::bind("--socket-dir", &directory.join(control_file()))
 }
 
-/// A control socket that listens. Dropping it ends the thread and removes the
-/// file.
-#[derive(Debug)]
-pub struct ControlSocket {
-    stop: Stop,
-    thread: Option<JoinHandle<()>>,
-}
-
-impl ControlSocket {
-    /// A socket in `directory` that nobody attends to yet.
-    ///
-    /// # Errors
-    ///
-    /// When another daemon has it, or it cannot be made.
-    pub fn bind(directory: &Path) -> Result<Socket, SocketError> {
-        Socket::bind("--socket-dir", &directory.join(control_file()))
-    }
-
-    /// Adds to `shares` what it is told to at `socket`.
-    ///
-    /// # Errors
-    ///
-    /// When its thread does not start.
-    pub fn attend(socket: Socket, shares: &Arc<Shares>) -> Result<ControlSocket, ControlError> {
-        // A client may be gone before it is accepted.
-        let nonblocking = socket.listener().set_nonblocking(true);
-        let stop = nonblocking.and_then(|()| Stop::new());
-        let stop = stop.map_err(ControlError::Thread)?;
-        let (shares, heed) = (shares.clone(), stop.clone());
-        let thread = std::thread::Builder::new()
-            .name("control".into())
-            .spawn(move || attend(&socket, &heed, &shares))
-            .map_err(ControlError::Thread)?;
-        Ok(ControlSocket {
-            stop,
-            thread: Some(thread),
-        })
-    }
-}
-
-impl Drop for ControlSocket {
-    fn drop(&mut self) {
-        self.stop.request();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
-    }
-}
-
-fn attend(socket: &Socket, stop: &Stop, shares: &Arc<Shares>) {
-    let complaints = Throttle::new(Duration::from_secs(10));
-    loop {
-        match wait(socket.listener(), stop, None) {
-            Ok(Wake::Client) => {}
-            Ok(Wake::Over) => continue,
-            Ok(Wake::Stop) => return,
-            Err(error) => {
-                tracing::error!(%error, "control: cannot wait for clients");
-                return;
-            }
-        }
-        let heard = match socket.listener().accept() {
-            Ok((client, _)) => hear(&client, shares),
-            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
-            Err(error) => {
-                // Out of descriptors, most likely; do not spin on it.
-                std::thread::sleep(Duration::from_millis(100));
-                Err(error)
-            }
-        };
-        if let (Err(error), Some(held_back)) = (heard, complaints.pass()) {
-            tracing::warn!(%error, held_back, "control: a client was not answered");
-        }
-    }
+/// Adds to `shares` what it is told to at `socket`.
+///
+/// # Errors
+///
+/// When its thread does not start.
+pub fn attend(socket: Socket, shares: &Arc<Shares>) -> Result<Attended, AttendError> {
+    let shares = shares.clone();
+    let names = ("--socket-dir", "control");
+    Attended::start(names, socket, move |client| hear(client, &shares))
 }
 
 /// Takes one request and answers it.

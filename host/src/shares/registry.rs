@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
@@ -52,7 +52,11 @@ pub struct Shares {
     state: Mutex<State>,
     /// A share has gone.
     gone: Condvar,
+    observer: OnceLock<Observer>,
 }
+
+/// Called when shares or guests come or go.
+type Observer = Box<dyn Fn(&Shares) + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -68,7 +72,24 @@ impl Shares {
             config,
             state: Mutex::default(),
             gone: Condvar::new(),
+            observer: OnceLock::new(),
         })
+    }
+
+    /// Has `observer` called whenever shares or guests come or go. Once.
+    pub fn observe(&self, observer: impl Fn(&Shares) + Send + Sync + 'static) {
+        let _ = self.observer.set(Box::new(observer));
+    }
+
+    fn tell(&self) {
+        if let Some(observer) = self.observer.get() {
+            observer(self);
+        }
+    }
+
+    /// Guests that are connected.
+    pub fn guests(&self) -> usize {
+        self.list().iter().filter(|share| share.in_use()).count()
     }
 
     /// Shares, by name.
@@ -90,6 +111,12 @@ impl Shares {
         };
         let (share, config, socket) = Share::open(&self.config, new, span).map_err(failed)?;
         let share = Arc::new(share);
+        let shares = Arc::downgrade(self);
+        share.observe(move || {
+            if let Some(shares) = shares.upgrade() {
+                shares.tell();
+            }
+        });
         self.enter(&name, &share)?;
         let (served, leave) = (
             Arc::clone(&share),
@@ -106,6 +133,7 @@ impl Shares {
         match thread {
             Ok(thread) => {
                 *share.thread.lock() = Some(thread);
+                self.tell();
                 Ok(())
             }
             // The closure is gone, and the share with it.
@@ -189,14 +217,13 @@ impl Shares {
 
     /// How a service manager is told of it in a line.
     pub fn summary(&self) -> String {
-        let shares = self.list();
-        let guests = shares.iter().filter(|share| share.in_use()).count();
-        format!("{} shares, {guests} guests", shares.len())
+        format!("{} shares, {} guests", self.list().len(), self.guests())
     }
 
     fn forget(&self, name: &ShareName) {
         self.state.lock().shares.remove(name);
         self.gone.notify_all();
+        self.tell();
     }
 }
 

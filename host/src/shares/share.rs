@@ -136,6 +136,11 @@ impl Share {
         &self.server
     }
 
+    /// Has `observer` called whenever a guest comes or goes.
+    pub(super) fn observe(&self, observer: impl Fn() + Send + Sync + 'static) {
+        self.seat.observe(observer);
+    }
+
     /// Whether a guest is connected.
     pub fn in_use(&self) -> bool {
         self.seat.is_taken()

@@ -8,12 +8,16 @@ use super::canvas::{
     title_height, title_lines,
 };
 use super::palette::{Palette, bar};
-use super::{Range, number, round_up};
+use super::{Range, number, round, round_up};
 
 const ROW: i32 = 44;
 const BAR: i32 = 26;
 const NAME: i32 = 40;
 const AXIS: i32 = 40;
+/// Rows of one chart, about as many as a screen holds.
+const MOST_BARS: usize = 14;
+/// Between the largest bars of two panels on one scale.
+const MOST_APART: f64 = 6.0;
 const NAMES_AT_MOST: i32 = 340;
 
 /// A chart of bars on one scale.
@@ -70,7 +74,7 @@ impl Bars {
             let bottom = height - AXIS;
             let small = Font::new(SMALL, MUTED).middle();
             for tick in ticks(most) {
-                let words = number(tick);
+                let words = round(tick);
                 // The last one stays within the picture.
                 let x = at(tick).min(WIDTH - small.width(&words) / 2 - 4);
                 text(area, small, (x, bottom + 20), &words)?;
@@ -141,6 +145,35 @@ impl Bars {
     }
 }
 
+impl Panel {
+    /// Panels in charts of bearable height.
+    pub(crate) fn in_parts(panels: Vec<Panel>) -> Vec<Vec<Panel>> {
+        let mut parts: Vec<Vec<Panel>> = Vec::new();
+        let mut rows = 0;
+        let largest = |panel: &Panel| {
+            let values = panel.rows.iter().filter_map(|r| r.value.as_ref().ok());
+            values.map(|v| v.high).fold(0.0, f64::max)
+        };
+        // On one scale, none so small that its bars cannot be seen.
+        let alike = |part: &[Panel], panel: &Panel| {
+            let one = part.iter().map(largest).fold(0.0, f64::max);
+            let other = largest(panel);
+            one.max(other) <= MOST_APART * one.min(other)
+        };
+        for panel in panels {
+            rows += panel.rows.len();
+            match parts.last_mut() {
+                Some(part) if rows <= MOST_BARS && alike(part, &panel) => part.push(panel),
+                _ => {
+                    rows = panel.rows.len();
+                    parts.push(vec![panel]);
+                }
+            }
+        }
+        parts
+    }
+}
+
 /// Round numbers from nought to here, three to six of them.
 fn ticks(most: f64) -> Vec<f64> {
     let step = round_up(most / 5.0);
@@ -188,5 +221,27 @@ mod tests {
         for most in [0.003, 1.0, 77.0, 12_345.0] {
             assert!((3..=7).contains(&ticks(most).len()), "{most}");
         }
+    }
+
+    #[test]
+    fn a_chart_is_neither_too_high_nor_of_two_scales() {
+        let panel = |rows: usize, value: f64| Panel {
+            name: String::new(),
+            rows: vec![
+                Row {
+                    stack: "x".into(),
+                    value: Range::of(&[value]).ok_or_else(String::new),
+                };
+                rows
+            ],
+        };
+        let panels = vec![
+            panel(7, 10.0),
+            panel(7, 12.0),
+            panel(7, 9.0),
+            panel(2, 900.0),
+        ];
+        let parts: Vec<usize> = Panel::in_parts(panels).iter().map(Vec::len).collect();
+        assert_eq!(parts, [2, 1, 1]);
     }
 }

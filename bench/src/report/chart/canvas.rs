@@ -9,7 +9,6 @@ use std::sync::OnceLock;
 
 use anyhow::{Result, anyhow};
 use plotters::coord::Shift;
-use plotters::element::DashedPathElement;
 use plotters::prelude::*;
 use plotters::style::register_font;
 use plotters::style::text_anchor::{HPos, Pos, VPos};
@@ -27,6 +26,10 @@ pub(crate) const INK: RGBColor = RGBColor(0x1b, 0x1f, 0x24);
 pub(crate) const MUTED: RGBColor = RGBColor(0x57, 0x60, 0x6a);
 /// Lines behind the data.
 pub(crate) const GRID: RGBColor = RGBColor(0xd8, 0xde, 0xe4);
+
+/// Width of curves, and what a dashed one's begins with.
+const CURVE: u32 = 4;
+const DASHED: u32 = 4000;
 
 const FAMILY: &str = "sans-serif";
 /// The library gives a font's height for its size.
@@ -203,18 +206,28 @@ pub(super) fn dot(area: &Area<'_>, at: At, radius: i32, color: RGBColor) -> Resu
 }
 
 /// A line with gaps: `dash` pixels drawn, as many left out; 0 for none.
-pub(super) fn dashed(
-    area: &Area<'_>,
-    points: &[At],
-    color: RGBColor,
-    width: u32,
-    dash: i32,
-) -> Result<()> {
-    if dash == 0 {
-        return line(area, points, color, width);
+///
+/// The drawing library cuts dashes into lines of their own, a hundred for a
+/// curve: a width that no line has stands for each, until the picture is
+/// whole.
+pub(super) fn dashed(area: &Area<'_>, points: &[At], color: RGBColor, dash: i32) -> Result<()> {
+    match dash {
+        0 => line(area, points, color, CURVE),
+        dash => line(area, points, color, DASHED + dash.unsigned_abs()),
     }
-    let element = DashedPathElement::new(points.to_vec(), dash, dash, color.stroke_width(width));
-    area.draw(&element).map_err(failed)
+}
+
+/// Turns the widths that stand for dashes into dashes.
+pub(super) fn with_dashes(svg: &str) -> String {
+    let mut out = svg.to_owned();
+    for dash in 1..100 {
+        let stand_in = format!("stroke-width=\"{}\"", DASHED + dash);
+        if out.contains(&stand_in) {
+            let real = format!("stroke-width=\"{CURVE}\" stroke-dasharray=\"{dash}\"");
+            out = out.replace(&stand_in, &real);
+        }
+    }
+    out
 }
 
 /// A title and what it is measured in; returns how far down they reach.
@@ -264,6 +277,18 @@ mod tests {
         assert!(cut.len() == 1 && cut[0].ends_with('…'), "{cut:?}");
         assert!(font.width(&font.fit(&"long".repeat(90), 100)) <= 100);
         assert_eq!(font.fit("short", 900), "short");
+    }
+
+    #[test]
+    fn a_dashed_line_is_one_line() {
+        let points = [(0, 0), (90, 9)];
+        let svg = draw(50, |area| {
+            dashed(area, &points, INK, 12)?;
+            dashed(area, &points, INK, 0)
+        });
+        let svg = with_dashes(&svg.expect("drawn"));
+        assert_eq!(svg.matches("stroke-width=\"4\"").count(), 2, "{svg}");
+        assert_eq!(svg.matches("stroke-dasharray=\"12\"").count(), 1, "{svg}");
     }
 
     #[test]

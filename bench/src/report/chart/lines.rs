@@ -8,7 +8,7 @@ use super::canvas::{
     title_height, title_lines,
 };
 use super::palette::{Look, Palette, marker};
-use super::{Range, number, round_up};
+use super::{Range, round, round_up};
 
 const PLOT: i32 = 400;
 const ENTRY: i32 = 38;
@@ -52,7 +52,7 @@ impl Lines {
         let ticks: Vec<f64> = (0..=(most / step).round() as i32)
             .map(|n| f64::from(n) * step)
             .collect();
-        let left = ticks.iter().map(|&t| small.width(&number(t))).max();
+        let left = ticks.iter().map(|&t| small.width(&round(t))).max();
         let left = left.unwrap_or(0) + 18;
         let height = top + legend + PLOT + AXIS;
         draw(height, |area| {
@@ -79,13 +79,13 @@ impl Lines {
             for &tick in &ticks {
                 let (x, y) = at(0.0, tick);
                 line(area, &[(x, y), (end, y)], GRID, 2)?;
-                text(area, small.right(), (x - 10, y), &number(tick))?;
+                text(area, small.right(), (x - 10, y), &round(tick))?;
             }
             let bottom = at(0.0, 0.0).1;
             for x in self.marks() {
                 let (px, _) = at(x, 0.0);
                 line(area, &[(px, bottom), (px, bottom + 8)], MUTED, 2)?;
-                text(area, small.middle(), (px, bottom + 24), &number(x))?;
+                text(area, small.middle(), (px, bottom + 24), &round(x))?;
             }
             let middle = (left + end) / 2;
             text(area, small.middle(), (middle, bottom + 56), &self.across)?;
@@ -93,7 +93,7 @@ impl Lines {
             for entry in &self.lines {
                 let look = palette.look(&entry.stack);
                 let places: Vec<At> = entry.points.iter().map(|(x, r)| at(*x, r.median)).collect();
-                dashed(area, &places, look.color, 4, look.dash)?;
+                dashed(area, &places, look.color, look.dash)?;
                 for ((x, range), &place) in entry.points.iter().zip(&places) {
                     let ends = [at(*x, range.low), at(*x, range.high)];
                     if range.n > 1 {
@@ -133,7 +133,7 @@ pub(super) fn legend_entry(
     name: &str,
     note: &str,
 ) -> Result<()> {
-    dashed(area, &[(4, y), (76, y)], look.color, 4, look.dash)?;
+    dashed(area, &[(4, y), (76, y)], look.color, look.dash)?;
     marker(area, (40, y), look, 9)?;
     let font = Font::new(BODY, INK);
     let name = font.fit(name, WIDTH - 100);

@@ -63,6 +63,15 @@ pub(crate) fn number(value: f64) -> String {
     }
 }
 
+/// A round number, as short as it is: of an axis, of a goal.
+pub(crate) fn round(value: f64) -> String {
+    match value.abs() < 1000.0 {
+        // Sums of tenths are not exact.
+        true => ((value * 1e6).round() / 1e6).to_string(),
+        false => number(value),
+    }
+}
+
 /// The next power of ten, or two or five times one, from here on.
 fn round_up(value: f64) -> f64 {
     if value <= 0.0 {
@@ -90,6 +99,10 @@ mod tests {
         ];
         for (value, text) in cases {
             assert_eq!(number(value), text);
+        }
+        let cases = [(0.1 + 0.2, "0.3"), (2.5, "2.5"), (1e4, "10,000")];
+        for (value, text) in cases {
+            assert_eq!(round(value), text);
         }
     }
 

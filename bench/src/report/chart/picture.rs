@@ -3,6 +3,7 @@
 use anyhow::{Context, Result};
 use resvg::{tiny_skia, usvg};
 
+use super::canvas::with_dashes;
 use super::palette::with_patterns;
 
 /// For a page: scales with its place, is named for those who cannot see it,
@@ -13,12 +14,12 @@ pub(crate) fn inline(svg: &str, id: &str, name: &str) -> String {
         escape(id),
         escape(name)
     );
-    with_attributes(&with_patterns(svg), &attributes)
+    with_attributes(&with_patterns(&with_dashes(svg)), &attributes)
 }
 
 /// For a file of its own: on white.
 pub(crate) fn standalone(svg: &str) -> String {
-    let svg = with_patterns(svg);
+    let svg = with_patterns(&with_dashes(svg));
     let ground = "<rect width=\"100%\" height=\"100%\" fill=\"#FFFFFF\"/>";
     match svg.find('>') {
         Some(end) => format!("{}{ground}{}", &svg[..=end], &svg[end + 1..]),
@@ -52,7 +53,7 @@ pub(crate) fn to_png(svg: &str) -> Result<Vec<u8>> {
 
 /// The first tag with these attributes; its own size goes, its shape stays.
 fn with_attributes(svg: &str, start: &str) -> String {
-    let Some((before, after)) = svg.split_once("<svg ") else {
+    let Some((_, after)) = svg.split_once("<svg ") else {
         return svg.to_owned();
     };
     let (tag, rest) = after.split_once('>').unwrap_or((after, ""));
@@ -60,8 +61,6 @@ fn with_attributes(svg: &str, start: &str) -> String {
         .split("\" ")
         .filter(|a| !a.starts_with("width=") && !a.starts_with("height="))
         .collect();
-    // The drawing library's XML is fit for HTML but for this line.
-    let _ = before;
     format!("{start}{}>{rest}", kept.join("\" "))
 }
 

@@ -61,7 +61,7 @@ impl Quantiles {
             for (place, (stack, points)) in self.curves.iter().enumerate() {
                 let y = top + ENTRY * place as i32 + ENTRY / 2;
                 let median = points.iter().find(|p| p.0 >= 0.5);
-                let note = median.map_or(String::new(), |p| format!("p50 {} us", number(p.1)));
+                let note = median.map_or(String::new(), |p| format!("p50 {}", words(p.1)));
                 legend_entry(area, y, palette.look(stack), stack, &note)?;
             }
             let chart = ChartBuilder::on(area)
@@ -90,7 +90,7 @@ impl Quantiles {
             for ((stack, _), points) in self.curves.iter().zip(&curves) {
                 let look = palette.look(stack);
                 let places: Vec<At> = points.iter().map(|p| at(p.0, p.1)).collect();
-                dashed(area, &places, look.color, 4, look.dash)?;
+                dashed(area, &places, look.color, look.dash)?;
                 for &place in &places {
                     marker(area, place, look, 7)?;
                 }
@@ -133,6 +133,15 @@ fn time(decade: f64) -> String {
     }
 }
 
+/// Microseconds in the unit that suits them.
+fn words(us: f64) -> String {
+    match us {
+        us if us >= 1e6 => format!("{} s", number(us / 1e6)),
+        us if us >= 1e3 => format!("{} ms", number(us / 1e3)),
+        us => format!("{} us", number(us)),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -161,6 +170,10 @@ mod tests {
             curves: vec![("9p".into(), Vec::new())],
         };
         assert!(chart.draw(&Palette::default()).is_ok());
+        assert_eq!(
+            (words(1230.0), words(2e6)),
+            ("1.23 ms".into(), "2 s".into())
+        );
         assert_eq!((time(-1.0), time(4.0)), ("100 ns".into(), "10 ms".into()));
     }
 }

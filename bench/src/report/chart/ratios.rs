@@ -9,9 +9,10 @@ use super::canvas::{
     title_lines,
 };
 use super::palette::{Palette, marker};
-use super::{Range, number};
+use super::{Range, number, round};
 
-const ROW: i32 = 40;
+const ROW: i32 = 26;
+const DOT: i32 = 15;
 const ENTRY: i32 = 36;
 const AXIS: i32 = 44;
 const NAMES_AT_MOST: i32 = 380;
@@ -44,7 +45,7 @@ impl Ratios {
         let names = names.unwrap_or(0).min(NAMES_AT_MOST) + 16;
         let words = |dots: &[Dot]| {
             let all = dots.iter().map(|d| number(d.ratio.median));
-            all.collect::<Vec<_>>().join("  ")
+            all.collect::<Vec<_>>().join(" · ")
         };
         let values = self
             .rows
@@ -59,7 +60,8 @@ impl Ratios {
             .fold(0.8, f64::min)
             * 0.9;
         let high = dots().map(|r| r.high).fold(1.25, f64::max) * 1.1;
-        let body = ROW * self.rows.len() as i32;
+        let row = ROW + DOT * self.peers.len().min(4) as i32;
+        let body = row * self.rows.len() as i32;
         draw(top + legend + body + AXIS, |area| {
             title(area, &lines.0, &lines.1)?;
             for (place, peer) in self.peers.iter().enumerate() {
@@ -82,14 +84,14 @@ impl Ratios {
                 let (x, color) = (at(tick), if tick == 1.0 { INK } else { GRID });
                 line(area, &[(x, first), (x, bottom)], color, 2)?;
                 let small = Font::new(SMALL, MUTED).middle();
-                let half = small.width(&number(tick)) / 2 + 6;
+                let half = small.width(&round(tick)) / 2 + 6;
                 if x - half > free {
-                    text(area, small, (x, bottom + 20), &number(tick))?;
+                    text(area, small, (x, bottom + 20), &round(tick))?;
                     free = x + half;
                 }
             }
             for (place, (name, dots)) in self.rows.iter().enumerate() {
-                let y = first + ROW * place as i32 + ROW / 2;
+                let y = first + row * place as i32 + row / 2;
                 text(
                     area,
                     font.right(),
@@ -98,7 +100,7 @@ impl Ratios {
                 )?;
                 for (number, dot) in dots.iter().enumerate() {
                     // Side by side, so that none hides another.
-                    let y = y + 14 * number as i32 - 7 * (dots.len() as i32 - 1);
+                    let y = y + DOT * number as i32 - DOT * (dots.len() as i32 - 1) / 2;
                     let ends = [(at(dot.ratio.low), y), (at(dot.ratio.high), y)];
                     line(area, &ends, MUTED, 3)?;
                     marker(area, (at(dot.ratio.median), y), palette.look(&dot.peer), 8)?;
@@ -155,7 +157,7 @@ mod tests {
             "getattr",
             "rename",
             "against virtiofsd",
-            "2.10  0.500",
+            "2.10 · 0.500",
             "10",
         ] {
             assert!(svg.contains(words), "{words}: {svg}");

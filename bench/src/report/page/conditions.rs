@@ -6,7 +6,7 @@ use maud::{Markup, html};
 
 use super::day;
 use crate::report::document::Document;
-use crate::report::sections::in_order;
+use crate::report::names::in_order;
 use crate::runs::Header;
 
 /// An accelerator, so that nobody overlooks it.

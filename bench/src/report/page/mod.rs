@@ -12,7 +12,8 @@ use maud::{DOCTYPE, Markup, PreEscaped, html};
 
 use super::chart::{Range, inline, number};
 use super::document::Document;
-use super::sections::{Chart, Group, Section, slug};
+use super::names::slug;
+use super::sections::{Chart, Group, Section};
 use super::summary::{Figure, accel_words, failures, figures, headline};
 use crate::report::baseline::Comparison;
 
@@ -112,7 +113,7 @@ fn goal(figure: &Figure) -> Markup {
                 @match &figure.ratio { Ok(ratio) => (number(ratio.median)), Err(_) => "–" }
             }
             div.what { (figure.what) }
-            @if !figure.stack.is_empty() { small { (figure.stack) } }
+            @if figure.stack.contains(" / ") { small { (figure.stack) } }
             small { "goal: " (figure.goal_words()) " · " (figure.study) (accel) }
             @match &figure.ratio {
                 Ok(ratio) => small { (repeated(ratio)) },
@@ -144,20 +145,30 @@ fn one(section: &Section<'_>) -> Markup {
                 (conditions::badge(&header.accel))
                 span.muted { (conditions::started(header)) ": " (accel_words(&header.accel)) "." }
             }
-            @for group in &section.groups { (charts(group)) }
+            @for block in blocks(&section.groups) { (charts(block)) }
             (tables::cells(section.study))
         }
     }
 }
 
-fn charts(group: &Group) -> Markup {
+/// Groups of one chart, whose title says it all, stand side by side.
+fn blocks(groups: &[Group]) -> Vec<&[Group]> {
+    let alone = |g: &Group| g.charts.len() <= 1;
+    groups.chunk_by(|a, b| alone(a) && alone(b)).collect()
+}
+
+fn charts(block: &[Group]) -> Markup {
+    let all = || block.iter().flat_map(|g| &g.charts);
+    let more = || block.iter().flat_map(|g| &g.more);
     html! {
-        @if !group.heading.is_empty() && !group.charts.is_empty() { h3 { (group.heading) } }
-        div.charts { @for chart in &group.charts { (figure(chart)) } }
-        @if !group.more.is_empty() {
+        @if let [group] = block {
+            @if all().count() > 1 && !group.heading.is_empty() { h3 { (group.heading) } }
+        }
+        div.charts { @for chart in all() { (figure(chart)) } }
+        @if more().next().is_some() {
             details {
-                summary { (group.more.len()) " latency curves" }
-                div.charts { @for chart in &group.more { (figure(chart)) } }
+                summary { (more().count()) " latency curves" }
+                div.charts { @for chart in more() { (figure(chart)) } }
             }
         }
     }

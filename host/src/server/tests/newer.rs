@@ -346,3 +346,41 @@ fn a_default_acl_suspends_the_umask_where_acls_are_served() {
         assert_eq!(made.attr.mode & 0o777, mode, "{served} {with_acl}");
     }
 }
+
+/// With `--posix-acl=auto` some guests know ACLs and some do not.
+#[test]
+fn names_of_acls_are_for_guests_that_know_them() {
+    let share = ShareOptions {
+        posix_acl: true,
+        xattr: true,
+        ..Default::default()
+    };
+    let guest = Guest::of(share);
+    let minimal = acl(&[
+        (0x01, 7, u32::MAX),
+        (0x04, 5, u32::MAX),
+        (0x20, 5, u32::MAX),
+    ]);
+    let set = |name: &str, value: &[u8]| {
+        let flags = XattrFlags::empty();
+        rustix::fs::setxattr(guest.dir.path(), name, value, flags).expect("the host has them");
+    };
+    set("system.posix_acl_default", &minimal);
+    set("user.mine", b"1");
+    let acls = InitFlags::POSIX_ACL | InitFlags::DONT_MASK;
+    for knows in [true, false, true] {
+        let mut offered = InitFlags::all();
+        offered.set(acls, knows);
+        guest.init(offered);
+        let fs = guest.server.fs();
+        let listed = fs.listxattr(ROOT_ID, 4096).expect("listed");
+        let crate::fs::XattrReply::Value(names) = listed else {
+            panic!("the names were asked for");
+        };
+        let names = String::from_utf8(names).expect("ASCII");
+        assert!(names.contains("user.mine"), "{names:?}");
+        assert_eq!(names.contains("posix_acl"), knows, "{names:?}");
+        let value = fs.getxattr(ROOT_ID, c"system.posix_acl_default", 4096);
+        assert_eq!(value.is_ok(), knows, "{value:?}");
+    }
+}

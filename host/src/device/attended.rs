@@ -1,0 +1,92 @@
+//! A socket that somebody attends to: one thread, one client at a time, until
+//! it is dropped.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::thread::JoinHandle;
+use std::time::Duration;
+
+use crate::observe::logs::Throttle;
+
+use super::serve::{Stop, Wake, wait};
+use super::socket::Socket;
+
+/// Its thread does not start.
+#[derive(Debug, thiserror::Error)]
+#[error("{flag}: cannot start the thread that attends to it: {cause}")]
+pub struct AttendError {
+    flag: &'static str,
+    cause: io::Error,
+}
+
+/// A socket that is attended to. Dropping it ends the thread and removes the
+/// file.
+#[derive(Debug)]
+pub struct Attended {
+    stop: Stop,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Attended {
+    /// Has each client of `socket`, which `flag` named, attended to by `each`.
+    /// `name` is what the log calls it.
+    ///
+    /// # Errors
+    ///
+    /// When the thread does not start.
+    pub fn start(
+        (flag, name): (&'static str, &'static str),
+        socket: Socket,
+        each: impl Fn(&UnixStream) -> io::Result<()> + Send + 'static,
+    ) -> Result<Attended, AttendError> {
+        let failed = |cause| AttendError { flag, cause };
+        // A client may be gone before it is accepted.
+        let nonblocking = socket.listener().set_nonblocking(true);
+        let stop = nonblocking.and_then(|()| Stop::new()).map_err(failed)?;
+        let heed = stop.clone();
+        let thread = std::thread::Builder::new()
+            .name(name.into())
+            .spawn(move || attend(name, &socket, &heed, each))
+            .map_err(failed)?;
+        Ok(Attended {
+            stop,
+            thread: Some(thread),
+        })
+    }
+}
+
+impl Drop for Attended {
+    fn drop(&mut self) {
+        self.stop.request();
+        if let Some(thread) = self.thread.take() {
+            let _ = thread.join();
+        }
+    }
+}
+
+fn attend(name: &str, socket: &Socket, stop: &Stop, each: impl Fn(&UnixStream) -> io::Result<()>) {
+    let complaints = Throttle::new(Duration::from_secs(10));
+    loop {
+        match wait(socket.listener(), stop, None) {
+            Ok(Wake::Client) => {}
+            Ok(Wake::Over) => continue,
+            Ok(Wake::Stop) => return,
+            Err(error) => {
+                tracing::error!(%error, "{name}: cannot wait for clients");
+                return;
+            }
+        }
+        let attended = match socket.listener().accept() {
+            Ok((client, _)) => each(&client),
+            Err(error) if error.kind() == io::ErrorKind::WouldBlock => continue,
+            Err(error) => {
+                // Out of descriptors, most likely; do not spin on it.
+                std::thread::sleep(Duration::from_millis(100));
+                Err(error)
+            }
+        };
+        if let (Err(error), Some(held_back)) = (attended, complaints.pass()) {
+            tracing::warn!(%error, held_back, "{name}: a client was not answered");
+        }
+    }
+}
