@@ -9,15 +9,15 @@
 
 use std::collections::BTreeMap;
 use std::io::Write;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use daxwindow_bench::vm::{Dax, Debian, Kit, ShareOptions, Vm, VmOptions, package_root};
+use daxwindow_bench::vm::Vm;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::counted::Counted;
-use crate::mounted::Mounted;
+use crate::workshop::{SHARES, Workshop};
 
 /// Ten times what it takes, for machines that have other work as well.
 const LIMIT: Duration = Duration::from_secs(600);
@@ -33,7 +33,6 @@ const BIN: &str = "/usr/lib/postgresql/17/bin";
 /// Who runs PostgreSQL, which refuses to be run by root: Debian's daemon.
 const USER: u32 = 1;
 
-const SHARES: [(&str, Dax); 2] = [("dax", Dax::Always), ("plain", Dax::Never)];
 const KINDS: [&str; 3] = ["delete", "wal", "postgres"];
 
 /// What the scripts call.
@@ -159,80 +158,40 @@ impl Write for Told {
     }
 }
 
-/// A Debian with both databases, and a cluster of PostgreSQL on each share.
-struct Ground {
-    root: Mounted,
-    _above: tempfile::TempDir,
-    shares: tempfile::TempDir,
+/// A Debian with both databases.
+fn open_shop() -> Workshop {
+    let postgres = ["postgresql-17", "postgresql-client-17", "tzdata"];
+    let shop = Workshop::new(&[("postgresql", &postgres), ("sqlite", &["sqlite3"])]);
+    make_clusters(&shop);
+    shop
 }
 
-impl Ground {
-    fn new() -> Ground {
-        let kit = Kit::open(false).expect("kit");
-        let debian = Debian::find(&kit).expect("made, which needs root");
-        let parts = ["postgresql-17", "postgresql-client-17", "tzdata"];
-        let postgres = package_root(&kit, "postgresql", &parts).expect("in the kit");
-        let sqlite = package_root(&kit, "sqlite", &["sqlite3"]).expect("in the kit");
-        let above = tempfile::tempdir().expect("directory");
-        let root = Mounted::overlays(&[debian.root(), &postgres, &sqlite], above.path());
-        let shares = tempfile::tempdir().expect("directory");
-        let ground = Ground {
-            root,
-            _above: above,
-            shares,
-        };
-        ground.cluster();
-        ground
-    }
-
-    /// Made on the host, where it takes a second.
-    fn cluster(&self) {
-        let home = self.root.path().join("srv/pg");
-        std::fs::create_dir(&home).expect("made");
-        std::os::unix::fs::chown(&home, Some(USER), Some(USER)).expect("given");
-        let mut initdb = Command::new("chroot");
-        initdb.arg("--userspec=1:1").arg(self.root.path());
-        initdb.arg(format!("{BIN}/initdb"));
-        initdb.args(["-D", "/srv/pg/data", "-U", "postgres", "-A", "trust"]);
-        initdb.args(["--locale=C", "--encoding=UTF8", "--data-checksums", "-N"]);
-        run(initdb.env_clear().env("PATH", "/usr/sbin:/usr/bin"));
-        let settings = "listen_addresses = ''\nshared_buffers = 16MB\nmax_connections = 10\n\
-             jit = off\ntimezone = 'UTC'\nlog_timezone = 'UTC'\n";
-        let data = home.join("data");
-        let mut file = std::fs::File::options()
-            .append(true)
-            .open(data.join("postgresql.conf"))
-            .expect("there");
-        file.write_all(settings.as_bytes()).expect("written");
-        for (share, _) in SHARES {
-            let folder = self.share(share);
-            std::fs::create_dir(&folder).expect("made");
-            run(Command::new("cp")
-                .arg("-a")
-                .arg(&data)
-                .arg(folder.join("postgres")));
-        }
-    }
-
-    fn share(&self, name: &str) -> PathBuf {
-        self.shares.path().join(name)
-    }
-
-    fn boot(&self) -> Vm {
-        let mut first = ShareOptions::new(self.root.path(), Dax::Never);
-        first.tag = "root".into();
-        let mut all = vec![first];
-        for (name, dax) in SHARES {
-            let mut share = ShareOptions::new(self.share(name), dax);
-            share.tag = name.into();
-            share.mount_at = Some(format!("/mnt/{name}"));
-            share.window_bytes = 256 << 20;
-            all.push(share);
-        }
-        let mut options = VmOptions::new(all);
-        options.memory_bytes = 1 << 30;
-        options.cpus = 2;
-        Vm::boot_root(&options).expect("boots")
+/// A cluster of PostgreSQL on each share, made on the host, where it takes a
+/// second.
+fn make_clusters(shop: &Workshop) {
+    let home = shop.root().join("srv/pg");
+    std::fs::create_dir(&home).expect("made");
+    std::os::unix::fs::chown(&home, Some(USER), Some(USER)).expect("given");
+    let mut initdb = Command::new("chroot");
+    initdb.arg("--userspec=1:1").arg(shop.root());
+    initdb.arg(format!("{BIN}/initdb"));
+    initdb.args(["-D", "/srv/pg/data", "-U", "postgres", "-A", "trust"]);
+    initdb.args(["--locale=C", "--encoding=UTF8", "--data-checksums", "-N"]);
+    run(initdb.env_clear().env("PATH", "/usr/sbin:/usr/bin"));
+    let settings = "listen_addresses = ''\nshared_buffers = 16MB\nmax_connections = 10\n\
+         jit = off\ntimezone = 'UTC'\nlog_timezone = 'UTC'\n";
+    let data = home.join("data");
+    let mut file = std::fs::File::options()
+        .append(true)
+        .open(data.join("postgresql.conf"))
+        .expect("there");
+    file.write_all(settings.as_bytes()).expect("written");
+    for (share, _) in SHARES {
+        let folder = shop.share(share);
+        run(Command::new("cp")
+            .arg("-a")
+            .arg(&data)
+            .arg(folder.join("postgres")));
     }
 }
 
@@ -278,10 +237,10 @@ fn check(vm: &mut Vm, told: &BTreeMap<String, u64>) -> BTreeMap<String, u64> {
 #[test]
 fn databases_keep_what_they_committed_when_their_machine_is_killed() {
     let crashes = std::env::var(CRASHES).map_or(2, |text| text.parse().expect("a number"));
-    let ground = Ground::new();
+    let shop = open_shop();
     let mut told = BTreeMap::new();
     for crash in 0..crashes {
-        let mut vm = ground.boot();
+        let mut vm = shop.boot(&[]);
         let mut script = prologue();
         if crash == 0 {
             script.push_str("start\n");
@@ -318,7 +277,7 @@ fn databases_keep_what_they_committed_when_their_machine_is_killed() {
         assert!(out.counts.values().all(|count| *count >= COMMITS));
         told = out.last;
     }
-    let mut vm = ground.boot();
+    let mut vm = shop.boot(&[]);
     println!("after the last crash: {:?}", check(&mut vm, &told));
     let counted = [1, 2].map(|share| Counted::by(&vm, share));
     assert!(counted[0].window("setups") > 0 && counted[0].requests("Read") == 0);
@@ -327,5 +286,5 @@ fn databases_keep_what_they_committed_when_their_machine_is_killed() {
     vm.sh(end).expect("an end");
     vm.shutdown().expect("powers off");
     assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
-    assert!(Path::new(&ground.share("dax")).join("wal.db").is_file());
+    assert!(Path::new(&shop.share("dax")).join("wal.db").is_file());
 }

@@ -24,3 +24,4 @@ mod together;
 mod traps;
 mod trees;
 mod work;
+mod workshop;

@@ -7,14 +7,13 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use daxwindow_bench::vm::{Dax, Debian, Kit, ShareOptions, Vm, VmOptions, package_root};
+use daxwindow_bench::vm::Vm;
 
 use crate::counted::Counted;
-use crate::mounted::Mounted;
+use crate::workshop::{SHARES, Workshop};
 
 /// Ten times what it takes, for machines that have other work as well.
 const LIMIT: Duration = Duration::from_secs(1200);
-const SHARES: [(&str, Dax); 2] = [("dax", Dax::Always), ("plain", Dax::Never)];
 /// Packages beside Debian's essential ones and libraries.
 const TOOLS: [&str; 13] = [
     "git",
@@ -42,67 +41,19 @@ const STRESSORS: &str = "access,chdir,chmod,chown,copy-file,dentry,dir,dirdeep,d
     iomix,lease,link,locka,lockf,lockofd,mknod,mmapfiles,open,rename,revio,seek,sendfile,splice,\
     symlink,sync-file,touch,unlink,utime,xattr";
 
-struct Ground {
-    root: Mounted,
-    _above: tempfile::TempDir,
-    shares: tempfile::TempDir,
-}
-
-impl Ground {
-    fn new() -> Ground {
-        let kit = Kit::open(false).expect("kit");
-        let debian = Debian::find(&kit).expect("made, which needs root");
-        let tools = package_root(&kit, "work", &TOOLS).expect("in the kit");
-        let above = tempfile::tempdir().expect("directory");
-        let root = Mounted::overlays(&[debian.root(), &tools], above.path());
-        let shares = tempfile::tempdir().expect("directory");
-        let ground = Ground {
-            root,
-            _above: above,
-            shares,
-        };
-        for (share, _) in SHARES {
-            std::fs::create_dir(ground.share(share)).expect("made");
-        }
-        ground
-    }
-
-    fn share(&self, name: &str) -> PathBuf {
-        self.shares.path().join(name)
-    }
-
-    fn boot(&self) -> Vm {
-        let mut first = ShareOptions::new(self.root.path(), Dax::Never);
-        first.tag = "root".into();
-        let mut all = vec![first];
-        for (name, dax) in SHARES {
-            let mut share = ShareOptions::new(self.share(name), dax);
-            share.tag = name.into();
-            share.mount_at = Some(format!("/mnt/{name}"));
-            share.window_bytes = 256 << 20;
-            share.daemon_arguments.push("--xattr".into());
-            all.push(share);
-        }
-        let mut options = VmOptions::new(all);
-        options.memory_bytes = 1 << 30;
-        options.cpus = 2;
-        Vm::boot_root(&options).expect("boots")
-    }
-
-    /// Runs a program of the guest's on the host, with the share at `/mnt`.
-    fn on_the_host(&self, share: &str, script: &str) -> String {
-        let place = self.root.path().join("mnt/host");
-        std::fs::create_dir_all(&place).expect("made");
-        let bound = Bound::new(&self.share(share), &place);
-        let mut command = Command::new("chroot");
-        command.arg(self.root.path()).args(["sh", "-euc", script]);
-        command.env_clear().env("PATH", "/usr/sbin:/usr/bin");
-        let output = command.env("HOME", "/root").output().expect("starts");
-        drop(bound);
-        let said = String::from_utf8_lossy(&output.stderr);
-        assert!(output.status.success(), "{script}\n{said}");
-        String::from_utf8_lossy(&output.stdout).into_owned()
-    }
+/// Runs a program of the guest's on the host, with the share at `/mnt/host`.
+fn on_the_host(shop: &Workshop, share: &str, script: &str) -> String {
+    let place = shop.root().join("mnt/host");
+    std::fs::create_dir_all(&place).expect("made");
+    let bound = Bound::new(&shop.share(share), &place);
+    let mut command = Command::new("chroot");
+    command.arg(shop.root()).args(["sh", "-euc", script]);
+    command.env_clear().env("PATH", "/usr/sbin:/usr/bin");
+    let output = command.env("HOME", "/root").output().expect("starts");
+    drop(bound);
+    let said = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{script}\n{said}");
+    String::from_utf8_lossy(&output.stdout).into_owned()
 }
 
 /// A directory that is seen at a second place.
@@ -182,15 +133,15 @@ sync
 }
 
 /// The host's part.
-fn look_at(ground: &Ground, share: &str) {
-    let folder = ground.share(share);
+fn look_at(shop: &Workshop, share: &str) {
+    let folder = shop.share(share);
     let read = |name: &str| std::fs::read_to_string(folder.join(name)).expect("there");
     assert_eq!(read("output"), expected(), "{share}");
     let changed = expected().replacen("part 0", "part 0, changed", 1);
     assert_eq!(read("output2"), changed, "{share}");
     let script = "git config --global safe.directory '*'; cd /mnt/host/clone
         git fsck --full --strict; git status --porcelain; ./program";
-    assert_eq!(ground.on_the_host(share, script), changed, "{share}");
+    assert_eq!(on_the_host(shop, share, script), changed, "{share}");
 }
 
 /// Each stressor for a moment, one after the other, with its own checks, on all
@@ -230,11 +181,11 @@ fn stressed(vm: &mut Vm, share: &str) -> (usize, usize) {
 
 #[test]
 fn stress_ng_git_and_a_build_find_a_file_system_like_any_other() {
-    let ground = Ground::new();
+    let shop = Workshop::new(&[("work", &TOOLS)]);
     for (share, _) in SHARES {
-        write_sources(&ground.share(share).join("origin"));
+        write_sources(&shop.share(share).join("origin"));
     }
-    let mut vm = ground.boot();
+    let mut vm = shop.boot(&["--xattr"]);
     for (share, _) in SHARES {
         clone_and_build(&mut vm, share);
     }
@@ -250,6 +201,6 @@ fn stress_ng_git_and_a_build_find_a_file_system_like_any_other() {
     vm.shutdown().expect("powers off");
     assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
     for (share, _) in SHARES {
-        look_at(&ground, share);
+        look_at(&shop, share);
     }
 }
