@@ -89,7 +89,7 @@ pub(super) fn record_sums(run: &mut Run, sums: &[Summed]) -> Result<()> {
             .into_iter()
             .filter_map(|(side, value)| Some((side.to_string(), value?)))
             .collect();
-        run.record(cell).context("record a sum")?;
+        run.record_part(cell).context("record a sum")?;
     }
     Ok(())
 }

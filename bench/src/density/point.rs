@@ -2,8 +2,9 @@
 
 use std::collections::BTreeMap;
 
+use super::data::Data;
 use super::memory::Usage;
-use super::pattern::Pattern;
+use super::pattern::{Part, Pattern};
 use super::stage::{Counters, Stack};
 use crate::runs::{Better, Cell};
 
@@ -49,6 +50,17 @@ pub(super) struct Series {
 }
 
 impl Series {
+    /// What one of so many guests reads.
+    pub(super) fn part(&self, data: &Data, guests: usize, guest: usize, seed: u64) -> Part {
+        Part {
+            pattern: self.pattern,
+            bytes: data.bytes,
+            guests: guests as u64,
+            guest: guest as u64,
+            seed,
+        }
+    }
+
     /// The chart that it is in.
     pub(super) fn group(&self) -> String {
         format!("density-{}-{}", self.kind.name(), self.pattern.name())

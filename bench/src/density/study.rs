@@ -13,7 +13,8 @@ use crate::cleanup::Scratch;
 use crate::daemon;
 use crate::machine::Machine;
 use crate::runs::{Better, Cell, Header, Run, read};
-use crate::vm::{AccelChoice, Surroundings};
+use crate::vm::kernel::Flavour;
+use crate::vm::{AccelChoice, Kit, Surroundings};
 
 /// The study's name, and that of its file.
 const NAME: &str = "density";
@@ -45,10 +46,8 @@ impl Study<'_> {
         }
         let machines = plan.lines.iter().any(|line| line.series.kind == Kind::Vms);
         if machines || !plan.windows.is_empty() {
-            let found = Surroundings::find(args.accel, args.offline)?;
-            header.version("qemu", found.qemu);
-            header.version("guest kernel", found.kernel);
-            header.accel = found.accel.name().into();
+            let kit = Kit::open(args.offline)?;
+            Surroundings::find(&kit, args.accel, Flavour::default())?.describe(&mut header);
         }
         let mut run = Run::open(&args.out, header, args.fresh)?;
         let points: usize = plan.lines.iter().map(|line| line.counts.len()).sum();

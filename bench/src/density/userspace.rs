@@ -69,13 +69,7 @@ struct Guests {
 
 impl Guests {
     fn add(&mut self, sweep: &Sweep<'_>, stage: &Stage, guest: usize) -> Result<()> {
-        let part = Part {
-            pattern: sweep.series.pattern,
-            bytes: sweep.data.bytes,
-            guests: sweep.of as u64,
-            guest: guest as u64,
-            seed: sweep.seed,
-        };
+        let part = sweep.series.part(sweep.data, sweep.of, guest, sweep.seed);
         let before = stage.counters(guest)?;
         let dax = sweep.series.stack == Stack::Dax;
         let mut reader = Reader::start(&part, stage.socket(guest)?, dax)?;

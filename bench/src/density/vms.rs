@@ -7,7 +7,6 @@ use anyhow::{Result, ensure};
 use super::data::Data;
 use super::machines::{Machines, WINDOW_BYTES, Wish};
 use super::memory::{Usage, memory_files};
-use super::pattern::Part;
 use super::point::{Point, Series, mib};
 use super::stage::{Counters, Stack};
 use crate::vm::AccelChoice;
@@ -57,13 +56,7 @@ fn read(
     guest: usize,
     so_far: &mut Point,
 ) -> Result<()> {
-    let part = Part {
-        pattern: sweep.series.pattern,
-        bytes: sweep.data.bytes,
-        guests: sweep.of as u64,
-        guest: guest as u64,
-        seed: sweep.seed,
-    };
+    let part = sweep.series.part(sweep.data, sweep.of, guest, sweep.seed);
     let before = machines.stage.counters(guest)?;
     let free = machines.inside(guest)?;
     let told = machines.read(guest, &part, &[])?;

@@ -40,12 +40,11 @@ use self::stacks::{Setup, Stack};
 use self::tree::Tree;
 use crate::machine::Machine;
 use crate::runs::{self, Header, Run};
-use crate::vm::accel::{self, Accel};
-use crate::vm::kernel::{Flavour, Kernel};
+use crate::vm::accel::Accel;
+use crate::vm::kernel::Flavour;
 use crate::vm::options::parse_window;
 use crate::vm::peers::Peer;
-use crate::vm::qemu::Qemu;
-use crate::vm::{AccelChoice, Kit, package_version};
+use crate::vm::{AccelChoice, Kit, Surroundings, package_version};
 
 const STUDY: &str = "fio";
 /// QEMU's model where it emulates.
@@ -155,13 +154,14 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     }
     args.check()?;
     let kit = Kit::open(args.offline)?;
-    let accel = args.accelerator(&kit)?;
-    let header = args.header(&kit, accel, &own)?;
+    let surroundings = Surroundings::find(&kit, args.accel, Flavour::Generic)?;
+    let accel = surroundings.accel;
+    let header = args.header(&kit, &surroundings, &own)?;
     let mut results = Run::open(&args.out, header, args.fresh)?;
     let mut done = measure_all(args, &kit, accel, &loads, &stacks, &mut results)?;
     let found = figures::figures(&results);
     for figure in &found {
-        results.record(figure.clone())?;
+        results.record_part(figure.clone())?;
     }
     let failures = print::failures(results.cells().iter());
     if args.json {
@@ -299,16 +299,12 @@ impl Args {
         )
     }
 
-    fn accelerator(&self, kit: &Kit) -> Result<Accel> {
-        let (qemu, kernel) = (Qemu::find(kit)?, Kernel::of_flavour(kit, Flavour::Generic)?);
-        accel::choose(kit, self.accel, &qemu, &kernel)
-    }
-
-    fn header(&self, kit: &Kit, accel: Accel, own: &[Job]) -> Result<Header> {
+    fn header(&self, kit: &Kit, surroundings: &Surroundings, own: &[Job]) -> Result<Header> {
         let parent = self.directory.clone().unwrap_or_else(std::env::temp_dir);
         let mut header = Header::new(STUDY, Machine::detect(&parent));
-        header.accel = accel.name().into();
-        header.option("cpu_model", self.cpu_model(accel).unwrap_or("host".into()));
+        surroundings.describe(&mut header);
+        let model = self.cpu_model(surroundings.accel);
+        header.option("cpu_model", model.unwrap_or("host".into()));
         for (name, value) in [
             ("file_bytes", self.file_size),
             ("large_bytes", self.large_size),
@@ -329,11 +325,6 @@ impl Args {
         let daemon = crate::daemon::find(self.daemon.as_deref())?;
         header.version("daxwindowd", crate::daemon::version(&daemon));
         header.version("virtiofsd", Peer::virtiofsd(kit)?.version);
-        header.version("qemu", Qemu::find(kit)?.version);
-        header.version(
-            "guest kernel",
-            Kernel::of_flavour(kit, Flavour::Generic)?.version,
-        );
         let fio = package_version(kit, "fio")?;
         header.version("fio", fio);
         Ok(header)

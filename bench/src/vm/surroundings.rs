@@ -3,30 +3,37 @@
 use anyhow::Result;
 
 use super::accel::{self, Accel};
-use super::kernel::Kernel;
+use super::kernel::{Flavour, Kernel};
 use super::kit::Kit;
 use super::options::AccelChoice;
 use super::qemu::Qemu;
+use crate::runs::Header;
 
 /// For the head of results.
 #[derive(Clone, Debug)]
 pub(crate) struct Surroundings {
     pub accel: Accel,
     /// What QEMU says of its version.
-    pub qemu: String,
-    /// The guest kernel's release.
-    pub kernel: String,
+    qemu: String,
+    /// The version of the guest kernel's package.
+    kernel: String,
 }
 
 impl Surroundings {
     /// Looks, and fetches what is missing.
-    pub(crate) fn find(choice: AccelChoice, offline: bool) -> Result<Surroundings> {
-        let kit = Kit::open(offline)?;
-        let (qemu, kernel) = (Qemu::find(&kit)?, Kernel::find(&kit)?);
+    pub(crate) fn find(kit: &Kit, choice: AccelChoice, flavour: Flavour) -> Result<Surroundings> {
+        let (qemu, kernel) = (Qemu::find(kit)?, Kernel::of_flavour(kit, flavour)?);
         Ok(Surroundings {
-            accel: accel::choose(&kit, choice, &qemu, &kernel)?,
-            kernel: kernel.release()?,
+            accel: accel::choose(kit, choice, &qemu, &kernel)?,
+            kernel: kernel.version,
             qemu: qemu.version,
         })
+    }
+
+    /// Writes them into the head of results.
+    pub(crate) fn describe(&self, header: &mut Header) {
+        header.accel = self.accel.name().into();
+        header.version("qemu", &self.qemu);
+        header.version("guest kernel", &self.kernel);
     }
 }

@@ -7,11 +7,8 @@ use anyhow::Result;
 use super::{Point, Pressure, Unmount};
 use crate::machine::Machine;
 use crate::runs::{Better, Cell, Header};
-use crate::vm::Kit;
-use crate::vm::accel::choose;
-use crate::vm::kernel::Kernel;
-use crate::vm::options::AccelChoice;
-use crate::vm::qemu::Qemu;
+use crate::vm::kernel::Flavour;
+use crate::vm::{AccelChoice, Kit, Surroundings};
 
 /// Name of the study.
 const STUDY: &str = "mapping-cost";
@@ -32,12 +29,9 @@ pub(super) fn pressure_id(window_bytes: u64) -> String {
 /// Conditions, known before a guest is booted.
 pub(super) fn header(share: &Path, accel: AccelChoice, daemon: &str) -> Result<Header> {
     let kit = Kit::open(false)?;
-    let (qemu, kernel) = (Qemu::find(&kit)?, Kernel::find(&kit)?);
     let mut header = Header::new(STUDY, Machine::detect(share));
-    header.accel = choose(&kit, accel, &qemu, &kernel)?.name().into();
+    Surroundings::find(&kit, accel, Flavour::default())?.describe(&mut header);
     header.version("daxwindowd", daemon);
-    header.version("qemu", &qemu.version);
-    header.version("guest kernel", &kernel.version);
     Ok(header)
 }
 
