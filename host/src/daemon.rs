@@ -74,6 +74,8 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     SharedDir::prepare()?;
     let fixed = fixed_shares(&config, &inside, outside.sockets)?;
     inside.close_trees();
+    // Apart from what threads keep, which is never dropped.
+    let _files = inside.take_files();
     let once = config.doors.once;
     let shares = Shares::new(config);
     let stop = Stop::new()?;
@@ -151,7 +153,7 @@ impl Outside {
         let mut sockets = Vec::new();
         for listen in &config.doors.fixed {
             let socket = match listen {
-                Listen::Path(path) => Socket::bind("--socket-path", path)?,
+                Listen::Path(path) => Socket::bind_with_pid("--socket-path", path)?,
                 Listen::Inherited(fd) => Socket::inherit(*fd)?,
                 Listen::Activated(fd) => Socket::activated(*fd)?,
             };

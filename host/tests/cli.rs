@@ -4,11 +4,12 @@ mod common;
 
 use std::os::fd::AsRawFd;
 use std::os::unix::net::{UnixDatagram, UnixListener};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::Instant;
 
 use common::{DAEMON, Daemon, PATIENCE, assert_serves_next, eventually, on_disk};
+use rustix::process::{Pid, Signal, kill_process};
 
 /// Runs the daemon with flags that it must refuse.
 fn refused(flags: &[&str]) -> Output {
@@ -138,9 +139,75 @@ fn a_socket_in_use_is_refused_and_its_owner_goes_on() {
         "--shared-dir",
         text(share.path()),
     ];
-    assert_refused(&flags, 1, &["--socket-path", "in use"]);
+    let owner = format!("process id {}", daemon.main_pid());
+    assert_refused(&flags, 1, &["--socket-path", "in use", &owner]);
     assert!(socket.exists(), "the first daemon's socket stays");
+    assert_eq!(pid_beside(socket), Some(daemon.main_pid()));
     assert_serves_next(&daemon);
+    // Of one that leaves no word beside it, it is said that there is one.
+    std::fs::remove_file(pid_file(socket)).expect("removed");
+    assert_refused(&flags, 1, &["--socket-path", "in use, another daemon"]);
+    assert!(!pid_file(socket).exists(), "who was refused leaves nothing");
+}
+
+fn pid_file(socket: &Path) -> PathBuf {
+    socket.with_added_extension("pid")
+}
+
+/// The number beside a socket.
+fn pid_beside(socket: &Path) -> Option<u32> {
+    let text = std::fs::read_to_string(pid_file(socket)).ok()?;
+    text.strip_suffix('\n')?.parse().ok()
+}
+
+/// As beside virtiofsd's; however the daemon is confined, it is the process
+/// that an operator can signal, and the file goes when it ends.
+#[test]
+fn the_process_to_signal_is_named_beside_the_socket() {
+    let share = on_disk();
+    let place = tempfile::tempdir().expect("a directory");
+    let (second, sockets) = (place.path().join("second"), text(place.path()));
+    let flags = ["--socket-path", text(&second)];
+    for sandbox in ["namespace", "none"] {
+        for extra in [&[][..], &["--socket-dir", sockets]] {
+            let flags = [&flags, &["--sandbox", sandbox], extra].concat();
+            let mut daemon = Daemon::start(share.path(), &flags);
+            daemon.expect_log("waiting for a client", 2);
+            let control = place.path().join("control.sock");
+            let mut files = vec![daemon.socket().to_owned(), second.clone()];
+            files.extend((!extra.is_empty()).then_some(control));
+            for socket in &files {
+                assert_eq!(pid_beside(socket), Some(daemon.main_pid()), "{flags:?}");
+            }
+            let pid = pid_beside(&second).and_then(|pid| Pid::from_raw(pid as i32));
+            kill_process(pid.expect("a process"), Signal::TERM).expect("signal");
+            assert!(daemon.wait().success(), "{flags:?}");
+            for socket in &files {
+                let there = (socket.exists(), pid_file(socket).exists());
+                assert_eq!(there, (false, false), "{flags:?}: {socket:?}");
+            }
+        }
+    }
+    // Whatever ends the process that serves.
+    let mut daemon = Daemon::start(share.path(), &flags);
+    let serving = Pid::from_raw(daemon.pid() as i32).expect("a process");
+    kill_process(serving, Signal::KILL).expect("signal");
+    assert!(!daemon.wait().success());
+    let left = std::fs::read_dir(place.path()).expect("there").count();
+    assert!(left == 0 && !pid_file(daemon.socket()).exists());
+
+    // What somebody else put there is not a daemon's to replace.
+    std::fs::write(pid_file(&second), "precious").expect("written");
+    let flags = [&flags, &["--shared-dir", text(share.path())][..]].concat();
+    assert_refused(
+        &flags,
+        1,
+        &["--socket-path", "second", ".pid", "process id"],
+    );
+    assert_eq!(
+        std::fs::read(pid_file(&second)).expect("there"),
+        b"precious"
+    );
 }
 
 #[test]
@@ -149,6 +216,7 @@ fn a_stale_socket_is_replaced() {
     let mut killed = Daemon::start(share.path(), &[]);
     killed.kill();
     assert!(killed.socket().exists(), "nobody cleaned up");
+    assert_eq!(pid_beside(killed.socket()), Some(killed.main_pid()));
     let mut next = Command::new(DAEMON)
         .arg("--socket-path")
         .arg(killed.socket())
@@ -160,10 +228,11 @@ fn a_stale_socket_is_replaced() {
     eventually("somebody listens again", || {
         std::os::unix::net::UnixStream::connect(killed.socket()).is_ok()
     });
-    let pid = rustix::process::Pid::from_child(&next);
-    rustix::process::kill_process(pid, rustix::process::Signal::INT).expect("signal");
+    assert_eq!(pid_beside(killed.socket()), Some(next.id()));
+    kill_process(Pid::from_child(&next), Signal::INT).expect("signal");
     assert!(next.wait().expect("our child").success());
     assert!(!killed.socket().exists(), "cleaned up this time");
+    assert!(!pid_file(killed.socket()).exists());
 }
 
 #[test]
@@ -217,8 +286,8 @@ fn an_inherited_socket_is_served_and_the_service_manager_told() {
     assert_eq!(hear(), "STATUS=1 shares, 1 guests\n");
     drop(client);
     assert_eq!(hear(), "STATUS=1 shares, 0 guests\n");
-    let pid = rustix::process::Pid::from_child(&daemon);
-    rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signal");
+    assert!(!pid_file(&path).exists(), "who made the socket knows whom");
+    kill_process(Pid::from_child(&daemon), Signal::TERM).expect("signal");
     assert!(daemon.wait().expect("our child").success());
     assert_eq!(hear(), "STOPPING=1\n");
     assert!(path.exists(), "the file is its maker's");

@@ -166,7 +166,10 @@ fn shares_come_and_go_while_others_are_served() {
     make_file(&two.path().join("two"), 2, 1000);
     let first = session(scene.daemon.socket(), false);
 
+    let beside = |socket: &Path| socket.with_added_extension("pid");
     let a = scene.add("a", one.path(), &["--tag", "data", "--readonly"]);
+    let pid = std::fs::read_to_string(beside(&a)).expect("there");
+    assert_eq!(pid, format!("{}\n", scene.daemon.main_pid()));
     let guest_a = session(&a, false);
     assert!(walk(&guest_a, "one").is_ok() && walk(&guest_a, "two").is_err());
     let rofs = guest_a.mkdir(ROOT_ID, b"d", 0o755).expect_err("read-only");
@@ -197,7 +200,7 @@ fn shares_come_and_go_while_others_are_served() {
     );
     assert!(walk(&guest_a, "one").is_ok() && a.exists());
     good(scene.ctl(&["remove", "--name", "a", "--force"]));
-    assert!(!a.exists(), "the socket's file went");
+    assert!(!a.exists() && !beside(&a).exists(), "the files went");
     guest_a.getattr(ROOT_ID, None).expect_err("disconnected");
     assert_serves(&first);
     assert_serves(&guest_b);
@@ -250,7 +253,8 @@ fn what_cannot_be_added_is_said_and_leaves_nothing() {
         .expect("there")
         .map(|entry| entry.expect("there").file_name())
         .collect();
-    assert_eq!(names.len(), 3, "control, status and x: {names:?}");
+    let with_pid = "control and x, each with a process id, and status";
+    assert_eq!(names.len(), 5, "{with_pid}: {names:?}");
     // A daemon without a directory of sockets takes no orders.
     let nobody = tempfile::tempdir().expect("a directory");
     refused(

@@ -66,7 +66,8 @@ pub struct Flags {
     pub command: Option<Command>,
 
     /// Unix socket to listen on for a VMM; one client at a time is served. May
-    /// be repeated: each serves the directory to a guest of its own
+    /// be repeated: each serves the directory to a guest of its own. PATH.pid
+    /// tells the process to signal
     #[arg(long, visible_alias = "socket", value_name = "PATH")]
     pub socket_path: Vec<PathBuf>,
 

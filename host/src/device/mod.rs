@@ -18,6 +18,7 @@
 //! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
+//! - `pid_file`: the one beside it, and whose the socket is.
 //! - [`attended`]: another socket, and who attends to it.
 //! - [`seat`]: room for one client, and an end to it.
 //! - [`serve`]: one client after the other, until told to stop.
@@ -40,6 +41,7 @@ mod leader;
 mod minding;
 mod parking;
 mod patience;
+mod pid_file;
 mod pool;
 mod processors;
 mod ring;

@@ -5,10 +5,11 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rustix::fs::{
     AtFlags, CWD, FileType, Gid, Mode, OFlags, chmod, chownat, openat, statat, unlinkat,
@@ -19,6 +20,8 @@ use rustix::net::{
 };
 
 use super::inherited;
+use super::pid_file::{PidFile, PidFileError};
+use crate::isolation::main_pid;
 
 /// Nobody but the owner may connect: who does gets the whole share.
 const MODE: Mode = Mode::from_raw_mode(0o600);
@@ -48,6 +51,24 @@ pub enum SocketError {
         /// The path.
         path: PathBuf,
     },
+    /// The same, and which it is.
+    #[error("{flag} {path:?}: in use by the daemon with process id {pid}")]
+    Owned {
+        /// The flag that named it.
+        flag: &'static str,
+        /// The path.
+        path: PathBuf,
+        /// As the file beside it says.
+        pid: u32,
+    },
+    /// A file that is not the daemon's would be lost.
+    #[error("{flag} {path:?}: the file with .pid added holds something other than a process id")]
+    NotAPidFile {
+        /// The flag that named it.
+        flag: &'static str,
+        /// The path of the socket.
+        path: PathBuf,
+    },
     /// A file that is not a socket would be lost.
     #[error("{flag} {path:?}: the file exists and is not a socket")]
     NotASocket {
@@ -72,6 +93,9 @@ pub enum SocketError {
         /// What the kernel, or we, say.
         cause: Errno,
     },
+    /// The same, as a client handed it over.
+    #[error("the socket does not listen: {0}")]
+    Given(Errno),
     /// Anything else.
     #[error("{flag} {path:?}: cannot {action}: {cause}")]
     Io {
@@ -96,19 +120,38 @@ pub struct Socket {
 
 /// The file of a socket, found again from its directory, wherever the root of
 /// this process is by then. It is removed on drop, unless somebody has put
-/// another in its place.
+/// another in its place; and then the one that names the process.
 #[derive(Debug)]
 pub struct SocketFile {
-    directory: OwnedFd,
+    directory: Arc<OwnedFd>,
     name: OsString,
     /// Device and inode, to know it again; none if it is left to others.
     identity: Option<(u64, u64)>,
+    pid: Option<PidFile>,
 }
 
 impl Socket {
     /// Listens at `path`, which `flag` named, replacing what a daemon left
     /// behind that is gone.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError`].
     pub fn bind(flag: &'static str, path: &Path) -> Result<Socket, SocketError> {
+        Socket::bind_for(flag, path, None)
+    }
+
+    /// The same for guests: `path` with `.pid` added tells which process takes
+    /// signals, and keeps others from the socket.
+    ///
+    /// # Errors
+    ///
+    /// [`SocketError`].
+    pub fn bind_with_pid(flag: &'static str, path: &Path) -> Result<Socket, SocketError> {
+        Socket::bind_for(flag, path, Some(main_pid()))
+    }
+
+    fn bind_for(flag: &'static str, path: &Path, pid: Option<u32>) -> Result<Socket, SocketError> {
         let failed = |action, cause| SocketError::Io {
             flag,
             path: path.to_owned(),
@@ -120,14 +163,22 @@ impl Socket {
             let path = path.to_owned();
             return Err(SocketError::TooLong { flag, path, len });
         }
-        clear_the_way(flag, path)?;
-        let listener = listen_at(path).map_err(|errno| failed("listen", errno.into()))?;
         let directory = open_directory_of(path);
         let directory = directory.map_err(|errno| failed("open the directory", errno.into()))?;
+        let directory = Arc::new(directory);
+        let pid = match (pid, path.file_name()) {
+            (Some(pid), Some(name)) => Some(
+                PidFile::take(&directory, name, pid)
+                    .map_err(|error| SocketError::of_pid_file(flag, path, error))?,
+            ),
+            _ => None,
+        };
+        clear_the_way(flag, path)?;
+        let listener = listen_at(path).map_err(|errno| failed("listen", errno.into()))?;
         Ok(Socket {
             listener,
             path: path.to_owned(),
-            file: SocketFile::find(directory, path),
+            file: SocketFile::find(directory, path, pid),
         })
     }
 
@@ -136,12 +187,27 @@ impl Socket {
     ///
     /// # Errors
     ///
-    /// `EINVAL` for what is no Unix socket that listens.
-    pub fn given(listener: OwnedFd, directory: OwnedFd, path: PathBuf) -> Result<Socket, Errno> {
-        inherited::require_listening(&listener)?;
+    /// [`SocketError::Given`] for what is no Unix socket that listens,
+    /// [`SocketError::Owned`] and the like if another daemon has it.
+    pub fn given(
+        listener: OwnedFd,
+        directory: OwnedFd,
+        path: PathBuf,
+    ) -> Result<Socket, SocketError> {
+        inherited::require_listening(&listener).map_err(SocketError::Given)?;
+        let directory = Arc::new(directory);
+        let name = path.file_name().unwrap_or_default();
+        let pid = match PidFile::take(&directory, name, main_pid()) {
+            // The directory may be for others to write, such as who bound it.
+            Err(PidFileError::Io(errno)) => {
+                tracing::warn!(?path, "cannot make the file with .pid added: {errno}");
+                None
+            }
+            taken => Some(taken.map_err(|error| SocketError::of_pid_file("--name", &path, error))?),
+        };
         Ok(Socket {
             listener: UnixListener::from(listener),
-            file: SocketFile::find(directory, &path),
+            file: SocketFile::find(directory, &path, pid),
             path,
         })
     }
@@ -222,24 +288,45 @@ impl Socket {
 
 impl SocketFile {
     /// The socket at the last component of `path`, if there is one.
-    fn find(directory: OwnedFd, path: &Path) -> Option<SocketFile> {
+    fn find(directory: Arc<OwnedFd>, path: &Path, pid: Option<PidFile>) -> Option<SocketFile> {
         let name = path.file_name()?.to_owned();
         let identity = identity(&directory, &name)?;
         Some(SocketFile {
             directory,
             name,
             identity: Some(identity),
+            pid,
         })
     }
 
     /// Leaves the file to another process.
     pub fn leave(mut self) {
         self.identity = None;
+        self.pid.take().into_iter().for_each(PidFile::leave);
     }
 
-    /// The directory that it is in.
-    pub fn directory(&self) -> &OwnedFd {
-        &self.directory
+    /// What it takes to remove it, and to keep others from the socket until
+    /// then.
+    pub fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
+        let lock = self.pid.as_ref().map(PidFile::lock);
+        [self.directory.as_fd()].into_iter().chain(lock)
+    }
+}
+
+impl SocketError {
+    fn of_pid_file(flag: &'static str, path: &Path, error: PidFileError) -> SocketError {
+        let path = path.to_owned();
+        match error {
+            PidFileError::InUse(Some(pid)) => SocketError::Owned { flag, path, pid },
+            PidFileError::InUse(None) => SocketError::InUse { flag, path },
+            PidFileError::NotAPidFile => SocketError::NotAPidFile { flag, path },
+            PidFileError::Io(errno) => SocketError::Io {
+                flag,
+                path,
+                action: "make the file with .pid added",
+                cause: errno.into(),
+            },
+        }
     }
 }
 
@@ -320,67 +407,5 @@ fn knock(path: &Path) -> Result<(), Errno> {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::os::unix::fs::MetadataExt;
-
-    const FLAG: &str = "--socket-path";
-
-    #[test]
-    fn stale_is_replaced_live_is_refused_and_files_are_kept() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("s");
-        let first = Socket::bind(FLAG, &path).expect("free");
-        let error = Socket::bind(FLAG, &path).expect_err("in use");
-        assert!(matches!(error, SocketError::InUse { .. }), "{error}");
-        drop(first);
-        assert!(!path.exists(), "the file goes with the socket");
-
-        drop(UnixListener::bind(&path).expect("bind"));
-        assert!(path.exists(), "a stale file");
-        let again = Socket::bind(FLAG, &path).expect("stale is replaced");
-        let mode = std::fs::metadata(&path).expect("exists").mode();
-        assert_eq!(mode & 0o077, 0, "{mode:o}");
-
-        // Somebody else's file in our place stays.
-        std::fs::remove_file(&path).expect("remove");
-        std::fs::write(&path, "precious").expect("write");
-        drop(again);
-        let error = Socket::bind(FLAG, &path).expect_err("not a socket");
-        assert!(matches!(error, SocketError::NotASocket { .. }), "{error}");
-        assert_eq!(std::fs::read(&path).expect("still there"), b"precious");
-    }
-
-    #[test]
-    fn a_socket_that_was_given_goes_with_its_file_and_others_are_refused() {
-        let dir = tempfile::tempdir().expect("temporary directory");
-        let path = dir.path().join("s");
-        let home = || open_directory_of(&path).expect("there");
-        let bound = UnixListener::bind(&path).expect("bound");
-        let given = Socket::given(bound.into(), home(), path.clone()).expect("listens");
-        assert_eq!(given.path(), path);
-        drop(given);
-        assert!(!path.exists());
-
-        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("pair");
-        let refused = Socket::given(one.into(), home(), path.clone());
-        assert_eq!(refused.expect_err("does not listen"), Errno::INVAL);
-        let file = std::fs::File::create(&path).expect("created");
-        let refused = Socket::given(file.into(), home(), path.clone());
-        assert!(refused.is_err() && path.exists());
-    }
-
-    #[test]
-    fn errors_name_flag_path_and_cause() {
-        let long = PathBuf::from(format!("/tmp/{}", "x".repeat(200)));
-        let error = Socket::bind(FLAG, &long).expect_err("too long").to_string();
-        assert!(
-            error.contains("--socket-path") && error.contains("205"),
-            "{error}"
-        );
-        let error = Socket::bind(FLAG, Path::new("/nonexistent-directory/s"))
-            .expect_err("no directory")
-            .to_string();
-        assert!(error.contains("/nonexistent-directory/s"), "{error}");
-    }
-}
+#[path = "socket_test.rs"]
+mod tests;

@@ -46,6 +46,7 @@ pub struct Plan<'a> {
 /// What the serving process has in hand.
 pub struct Inside {
     trees: Vec<OwnedFd>,
+    files: Vec<SocketFile>,
     outside: Outside,
 }
 
@@ -53,9 +54,7 @@ pub struct Inside {
 enum Outside {
     Supervisor(UnixStream),
     /// Nobody: this process is outside itself.
-    Here {
-        _files: Vec<SocketFile>,
-    },
+    Here,
 }
 
 impl Inside {
@@ -71,6 +70,11 @@ impl Inside {
     /// Closes the directories; who serves one has a descriptor of its own.
     pub fn close_trees(&mut self) {
         self.trees.clear();
+    }
+
+    /// Files of sockets that nobody outside removes, to be dropped at the end.
+    pub fn take_files(&mut self) -> Vec<SocketFile> {
+        std::mem::take(&mut self.files)
     }
 
     /// Signals have handlers: they are heeded from now on.
@@ -105,7 +109,7 @@ impl Inside {
                 // Who has gone took this process along, or is about to.
                 let _ = (&mut &*line).write_all(&word.as_line(summary));
             }
-            Outside::Here { .. } => supervisor::tell_service_manager(word, summary),
+            Outside::Here => supervisor::tell_service_manager(word, summary),
         }
     }
 }
@@ -184,6 +188,7 @@ fn fork(
             }
             Ok(Inside {
                 trees: inside.trees,
+                files: Vec::new(),
                 outside: Outside::Supervisor(theirs),
             })
         }
@@ -196,7 +201,8 @@ fn here(plan: Plan<'_>) -> Result<Inside, IsolationError> {
     lock(&plan, &inside.trees, calls::serving_alone())?;
     Ok(Inside {
         trees: inside.trees,
-        outside: Outside::Here { _files: plan.files },
+        files: plan.files,
+        outside: Outside::Here,
     })
 }
 

@@ -20,6 +20,7 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use super::launch::Plan;
 use super::{IsolationError, calls, caps, signals as held, sys};
+use crate::device::socket::SocketFile;
 
 /// Handed on to the serving process.
 const HANDED_ON: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1];
@@ -106,7 +107,8 @@ fn attend(pid: Pid, mut line: UnixStream, plan: &Plan<'_>) -> Result<End, Isolat
     let pidfd = pidfd_open(pid, PidfdFlags::empty()).map_err(|e| looking_after(e.into()))?;
     let (read, write) = UnixStream::pair().map_err(looking_after)?;
     let keep = [&line, &read, &write].map(|socket| socket.as_raw_fd());
-    let files = plan.files.iter().map(|file| file.directory().as_raw_fd());
+    let files = plan.files.iter().flat_map(SocketFile::descriptors);
+    let files = files.map(|fd| fd.as_raw_fd());
     let files: Vec<_> = files.chain([pidfd.as_raw_fd()]).collect();
     let keep = [&keep, &files[..], &plan.logs].concat();
     #[allow(unsafe_code)]

@@ -41,7 +41,7 @@ pub const REMOVE_PATIENCE: Duration = Duration::from_secs(10);
 ///
 /// When another daemon has it, or it cannot be made.
 pub fn bind(directory: &Path) -> Result<Socket, SocketError> {
-    Socket::bind("--socket-dir", &directory.join(control_file()))
+    Socket::bind_with_pid("--socket-dir", &directory.join(control_file()))
 }
 
 /// Adds to `shares` what it is told to at `socket`.
@@ -135,8 +135,7 @@ fn new_share(add: Add, descriptors: Vec<OwnedFd>) -> Result<NewShare, String> {
             "window_bytes {window} is no multiple of {RANGE_BYTES}"
         ));
     }
-    let socket = Socket::given(listener, home, add.socket)
-        .map_err(|errno| format!("the socket does not listen: {errno}"))?;
+    let socket = Socket::given(listener, home, add.socket).map_err(|error| error.to_string())?;
     Ok(NewShare {
         name: add.name,
         root,
