@@ -102,11 +102,15 @@ fn a_share_that_is_no_directory_is_named() {
     std::fs::write(&file, "x").expect("a file");
     for (share, cause) in [
         (&missing, "No such file or directory"),
-        (&file, "Not a directory"),
+        (&file, "share the one that the file is in"),
     ] {
-        let flags = ["--socket-path", text(&socket), "--shared-dir", text(share)];
-        assert_refused(&flags, 1, &["--shared-dir", text(share), cause]);
-        assert!(!socket.exists(), "no socket is left behind");
+        for sandbox in ["namespace", "none"] {
+            let flags = ["--socket-path", text(&socket), "--shared-dir", text(share)];
+            let flags = [&flags[..], &["--sandbox", sandbox]].concat();
+            assert_refused(&flags, 1, &["--shared-dir", text(share), cause]);
+            let left = socket.exists() || pid_file(&socket).exists();
+            assert!(!left, "nothing is left behind");
+        }
     }
 }
 

@@ -242,6 +242,12 @@ fn what_cannot_be_added_is_said_and_leaves_nothing() {
         add("x", "/no/such/directory"),
         &["/no/such/directory", "No such file"],
     );
+    let file = scene.share.path().join("file");
+    std::fs::write(&file, "").expect("written");
+    refused(
+        add("x", file.to_str().expect("UTF-8")),
+        &["file", "Not a directory", "share the one"],
+    );
     for name in ["../x", "a/b", "", "control"] {
         let output = add(name, &directory);
         assert_eq!(output.status.code(), Some(2), "{name:?}: {output:?}");

@@ -117,7 +117,7 @@ pub enum IsolationError {
     #[error("--uid-map and --gid-map need a user namespace; use --sandbox namespace")]
     MapsWithoutNamespace,
     /// A directory.
-    #[error("--shared-dir {:?}: {cause}", .tree.path)]
+    #[error("--shared-dir {:?}: {cause}{}", .tree.path, root::what_to_share(cause))]
     Tree {
         /// Which.
         tree: Tree,

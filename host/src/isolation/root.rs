@@ -191,6 +191,17 @@ pub(super) fn open(root: &Root) -> Result<Inside, IsolationError> {
     })
 }
 
+/// What to say besides of a directory that cannot be opened.
+pub(crate) fn what_to_share(cause: &io::Error) -> &'static str {
+    match cause.kind() {
+        // Linux takes nothing else for the root of a virtio-fs mount.
+        io::ErrorKind::NotADirectory => {
+            "; guests mount directories only: share the one that the file is in"
+        }
+        _ => "",
+    }
+}
+
 fn open_path(path: impl AsRef<Path>) -> rustix::io::Result<OwnedFd> {
     let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
     rustix::fs::openat(CWD, path.as_ref(), flags, Mode::empty())

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 use crate::cli::{AddFlags, Ctl, DaxFlag, Order};
 use crate::device::socket::{Socket, SocketError};
-use crate::isolation::root::{Tree, clone_tree};
+use crate::isolation::root::{Tree, clone_tree, what_to_share};
 
 use super::control::REMOVE_PATIENCE;
 use super::descriptors::{send_line, take_line};
@@ -30,7 +30,7 @@ pub enum CtlError {
     #[error("{0}")]
     Refused(String),
     /// The directory to share.
-    #[error("--shared-dir {path:?}: {cause}")]
+    #[error("--shared-dir {path:?}: {cause}{}", what_to_share(cause))]
     Directory {
         /// As it was named.
         path: PathBuf,
