@@ -19,6 +19,7 @@ mod policy;
 mod report;
 mod root;
 mod semantics;
+mod several;
 mod sqlite;
 mod together;
 mod traps;
