@@ -203,8 +203,8 @@ fn fsx_finds_nothing_while_ranges_are_reclaimed() {
 
 #[test]
 fn fio_verifies_files_larger_than_the_window() {
-    const WINDOW: u64 = 64 << 20;
-    const FILE: u64 = 96 << 20;
+    const WINDOW: u64 = 32 << 20;
+    const FILE: u64 = 48 << 20;
     let folder = tempfile::tempdir().expect("directory");
     let mut shares = vec![share(folder.path(), "dax", Dax::Always)];
     shares[0].window_bytes = WINDOW;

@@ -216,7 +216,7 @@ fn a_naive_back_end_falls_into_them() {
     );
     // Trap 5, at last, for it hangs both processes for good.
     let stress = "guest_probe stress /mnt/locked --threads 6 --seconds 5";
-    let hung = vm.sh_within(stress, Duration::from_secs(20));
+    let hung = vm.sh_within(stress, Duration::from_secs(12));
     assert!(hung.is_err(), "{hung:?}");
 }
 

@@ -1,6 +1,7 @@
 //! A real tree, read whole through the window; and what reading costs the
-//! guest in memory.
+//! guest in memory. One boot, of a guest with little of it.
 
+use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
@@ -12,8 +13,11 @@ use crate::forest::{self, Forest};
 /// Far less than the tree, so that ranges are reclaimed all the time.
 const WINDOW: u64 = 64 << 20;
 const SUMS: &str = "find . -type f -print0 | xargs -0 sha256sum";
+const MEMORY: u64 = 256 << 20;
+/// Of the file whose cost in memory is looked at.
+const FILE: u64 = 160 << 20;
 
-fn share(folder: &std::path::Path, name: &str, dax: Dax) -> ShareOptions {
+fn share(folder: &Path, name: &str, dax: Dax) -> ShareOptions {
     let mut share = ShareOptions::new(folder, dax);
     share.tag = name.into();
     share.mount_at = Some(format!("/{name}"));
@@ -22,9 +26,33 @@ fn share(folder: &std::path::Path, name: &str, dax: Dax) -> ShareOptions {
 }
 
 #[test]
-fn every_file_of_a_real_tree_is_the_same_in_the_guest() {
-    let folder = tempfile::tempdir().expect("directory");
-    let forest = Forest::plant(folder.path());
+fn a_real_tree_is_the_same_in_the_guest_and_takes_none_of_its_memory() {
+    let folders = [(); 2].map(|()| tempfile::tempdir().expect("directory"));
+    let [tree, single] = folders.each_ref().map(|folder| folder.path());
+    let forest = Forest::plant(tree);
+    let file = std::fs::File::create(single.join("large")).expect("made");
+    let chunk = vec![0x5a; 1 << 20];
+    for _ in 0..FILE >> 20 {
+        std::io::Write::write_all(&mut &file, &chunk).expect("written");
+    }
+    let mut inode = share(tree, "inode", Dax::Inode);
+    inode.plain_mount = true;
+    let mut options = VmOptions::new(vec![
+        share(tree, "always", Dax::Always),
+        inode,
+        share(single, "dax", Dax::Always),
+        share(single, "plain", Dax::Never),
+    ]);
+    options.cpus = 2;
+    options.memory_bytes = MEMORY;
+    let mut vm = Vm::boot(&options).expect("boots");
+    a_file_read_through_the_window_takes_no_memory_of_the_guest(&mut vm);
+    every_file_is_the_same(&mut vm, tree, &forest);
+    vm.shutdown().expect("powers off");
+    assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
+}
+
+fn every_file_is_the_same(vm: &mut Vm, tree: &Path, forest: &Forest) {
     let (files, bytes) = (forest.sizes.len(), forest.bytes());
     let count =
         |wanted: &dyn Fn(u64) -> bool| forest.sizes.values().filter(|s| wanted(**s)).count();
@@ -35,16 +63,10 @@ fn every_file_of_a_real_tree_is_the_same_in_the_guest() {
     assert!(bytes > 2 * WINDOW, "{bytes} bytes only");
 
     let mut host = Command::new("sh");
-    let output = host.args(["-c", SUMS]).current_dir(folder.path()).output();
+    let output = host.args(["-c", SUMS]).current_dir(tree).output();
     let host = forest::sums(&String::from_utf8_lossy(&output.expect("hashed").stdout));
     assert_eq!(host.len(), files);
 
-    let always = share(folder.path(), "always", Dax::Always);
-    let mut inode = share(folder.path(), "inode", Dax::Inode);
-    inode.plain_mount = true;
-    let mut options = VmOptions::new(vec![always, inode]);
-    options.cpus = 2;
-    let mut vm = Vm::boot(&options).expect("boots");
     // Both at once; what they print would mix.
     let script = format!(
         "for d in always inode; do (cd /$d && {SUMS} >/tmp/$d 2>&1) & done; wait\n\
@@ -71,7 +93,7 @@ fn every_file_of_a_real_tree_is_the_same_in_the_guest() {
         assert_eq!(guest.len(), files, "{mode}");
     }
 
-    let always = Counted::by(&vm, 0);
+    let always = Counted::by(vm, 0);
     assert_eq!(
         always.requests("Read"),
         0,
@@ -87,7 +109,7 @@ fn every_file_of_a_real_tree_is_the_same_in_the_guest() {
         always.window("removals") > 0,
         "nothing was reclaimed: {always:?}"
     );
-    let inode = Counted::by(&vm, 1);
+    let inode = Counted::by(vm, 1);
     let large = count(&|size| size >= 4 << 20) as u64;
     assert!(inode.window("setups") >= 2 * large, "{inode:?}");
     assert!(
@@ -104,25 +126,9 @@ fn every_file_of_a_real_tree_is_the_same_in_the_guest() {
         inode.window("setups"),
         inode.requests("Read"),
     );
-    vm.shutdown().expect("powers off");
-    assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
 }
 
-#[test]
-fn a_file_read_through_the_window_takes_no_memory_of_the_guest() {
-    const MEMORY: u64 = 256 << 20;
-    const FILE: u64 = 160 << 20;
-    let folder = tempfile::tempdir().expect("directory");
-    let file = std::fs::File::create(folder.path().join("large")).expect("made");
-    let chunk = vec![0x5a; 1 << 20];
-    for _ in 0..FILE >> 20 {
-        std::io::Write::write_all(&mut &file, &chunk).expect("written");
-    }
-    let dax = share(folder.path(), "dax", Dax::Always);
-    let plain = share(folder.path(), "plain", Dax::Never);
-    let mut options = VmOptions::new(vec![dax, plain]);
-    options.memory_bytes = MEMORY;
-    let mut vm = Vm::boot(&options).expect("boots");
+fn a_file_read_through_the_window_takes_no_memory_of_the_guest(vm: &mut Vm) {
     let mut growth = |name: &str| {
         let script = format!(
             "cached() {{ awk '/^Cached/ {{ print $2 }}' /proc/meminfo; }}\n\
@@ -147,12 +153,10 @@ fn a_file_read_through_the_window_takes_no_memory_of_the_guest() {
     );
     assert!(with < 8 << 20, "{with} bytes with DAX");
     assert!(without > FILE / 2, "{without} bytes without DAX");
-    let (dax, plain) = (Counted::by(&vm, 0), Counted::by(&vm, 1));
+    let (dax, plain) = (Counted::by(vm, 2), Counted::by(vm, 3));
     assert_eq!(
         (dax.requests("Read"), plain.requests("Setupmapping")),
         (0, 0)
     );
     assert!(dax.window("setups") >= FILE >> 21 && plain.requests("Read") > 0);
-    vm.shutdown().expect("powers off");
-    assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
 }
