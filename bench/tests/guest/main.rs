@@ -6,7 +6,6 @@
 //! begun in the order of their names, two at a time on two processors; the one
 //! that takes longest is named so that nothing waits for it alone at the end.
 
-#[path = "work.rs"]
 mod at_work;
 mod basics;
 mod buffers;
