@@ -2,6 +2,11 @@
 //! those that it has made to do the work.
 
 use std::fs::read_to_string;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use nix::time::ClockId;
+use nix::unistd::Pid;
 
 /// A process and all that came of it.
 pub(crate) fn family(pid: i32) -> Vec<i32> {
@@ -21,6 +26,24 @@ pub(crate) fn serving(pid: i32) -> i32 {
     let own = name(pid);
     let same = |child: &i32| own.is_some() && name(*child) == own;
     children(pid).into_iter().find(same).unwrap_or(pid)
+}
+
+/// Processor time used so far by all threads of a process and all that came
+/// of it, those that have ended included.
+pub(crate) fn cpu_time(pid: i32) -> Result<Duration> {
+    let clocks = family(pid).into_iter().map(|pid| {
+        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid));
+        let time = clock.and_then(|clock| clock.now());
+        let time = time.with_context(|| format!("read the processor time of process {pid}"))?;
+        Ok(Duration::from(time))
+    });
+    clocks.sum()
+}
+
+/// Processor time of this thread so far.
+pub(crate) fn own_time() -> Duration {
+    let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
+    Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 
 /// Those that any of its threads has made.

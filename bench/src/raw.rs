@@ -1,6 +1,6 @@
 //! The one place of this crate that touches raw memory: mappings of its own,
-//! loads from views, userfaultfd, and the two system calls that tell what the
-//! page cache holds.
+//! loads from views, userfaultfd, the two system calls that tell what the
+//! page cache holds, and the one that makes handles of names.
 //!
 //! Law: every address that reaches the kernel or a load comes from a
 //! [`Region`] or a [`Source`] and has passed that value's bounds check.
@@ -9,6 +9,7 @@
 
 #![allow(unsafe_code)]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::marker::PhantomData;
@@ -302,6 +303,42 @@ impl AsFd for Faults {
     }
 }
 
+/// Room for a `struct file_handle` with as many bytes as Linux ever puts into
+/// one (`MAX_HANDLE_SZ`).
+#[repr(C)]
+struct HandleRoom {
+    bytes: u32,
+    kind: i32,
+    data: [u8; 128],
+}
+
+/// Has the kernel make the handle of what a name in a directory stands for, a
+/// symbolic link itself. Only that it can, and how long it takes, matters
+/// here.
+pub(crate) fn name_to_handle(dir: BorrowedFd<'_>, name: &CStr) -> io::Result<()> {
+    let mut room = HandleRoom {
+        bytes: 128,
+        kind: 0,
+        data: [0; 128],
+    };
+    let mut mount: libc::c_int = 0;
+    // SAFETY: `dir` is open and `name` ends in NUL. The kernel writes a header
+    // and at most `room.bytes` bytes behind it, which are there, and one int.
+    let answer = unsafe {
+        libc::name_to_handle_at(
+            dir.as_raw_fd(),
+            name.as_ptr(),
+            ptr::from_mut(&mut room).cast(),
+            &mut mount,
+            0,
+        )
+    };
+    match answer {
+        0 => Ok(()),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
+
 fn ioctl(fd: &OwnedFd, request: libc::Ioctl, argument: *mut libc::c_void) -> io::Result<()> {
     // SAFETY: private to this file; each caller passes an array laid out as
     // the kernel's struct of that request, alive for the call.
@@ -327,6 +364,15 @@ mod tests {
         assert_eq!(target.source().touch(0), 0);
         assert!(target.alias(8192, &mapped, 0, 4096).is_err());
         assert!(target.map_file(usize::MAX, &file, 0, 4096).is_err());
+        Ok(())
+    }
+
+    #[test]
+    fn a_name_that_is_not_there_has_no_handle() -> io::Result<()> {
+        let directory = tempfile::tempdir()?;
+        let dir = File::open(directory.path())?;
+        let error = name_to_handle(dir.as_fd(), c"nothing").expect_err("nothing");
+        assert_eq!(error.raw_os_error(), Some(libc::ENOENT));
         Ok(())
     }
 

@@ -8,7 +8,8 @@ use std::process::{Command, Output};
 use serde_json::Value;
 
 /// Every operation at depth 16, and memory.
-const EXPECTED: [&str; 14] = [
+const EXPECTED: [&str; 15] = [
+    "empty",
     "lookup_hot",
     "lookup_cold",
     "getattr",
@@ -100,6 +101,11 @@ fn every_operation_is_measured_on_both() {
         }
         let front_end = row["front_end_us"].as_f64();
         assert!(front_end.is_some_and(|us| us > 0.0), "{row}");
+        let floor = |key: &str| row["floor"][key].as_f64().unwrap_or_default();
+        assert!(floor("calls_us") > 0.0 && floor("at_best") > 0.0, "{row}");
+        // Nobody is below it, noise aside: threads and processors are counted.
+        let least = 1e6 / row["rate"]["ours"].as_f64().expect("a rate");
+        assert!(floor("time_us") < 1.5 * least, "{row}");
     }
     let memory = json["memory"].as_array().expect("memory");
     assert_eq!(memory.len(), 4, "ours and three sets of the peer's flags");
@@ -108,6 +114,8 @@ fn every_operation_is_measured_on_both() {
     for name in ["metadata_d16_q2", "data_4k_d16_q2", "metadata_cpu_d16_q2"] {
         let figure = of(name).unwrap_or_else(|| panic!("{name} in {figures:?}"));
         assert!(figure["met"].is_boolean() && figure["goal"].is_string());
+        let at_best = figure["detail"]["at_best"].as_f64();
+        assert!(at_best.is_some_and(|ratio| ratio > 0.0), "{figure}");
     }
     assert!(
         of("metadata_d1").is_none(),

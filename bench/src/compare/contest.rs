@@ -11,6 +11,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::contender::{Contender, FrontEnd, Running};
 use super::dax::window_bytes;
+use super::floor::{Least, calls_us};
 use super::measure::{Load, Sample, Times, measure};
 use super::share::Files;
 use crate::placement::Placement;
@@ -30,6 +31,14 @@ pub(super) struct Setting {
 }
 
 impl Setting {
+    /// On how many processors the contests are held.
+    pub(super) fn processors(&self) -> usize {
+        match self.placement {
+            Placement::Free => std::thread::available_parallelism().map_or(1, usize::from),
+            Placement::OneCpu => 1,
+        }
+    }
+
     /// Where the contenders' files are.
     pub(super) fn directory(&self) -> PathBuf {
         self.files.directory.clone()
@@ -47,6 +56,8 @@ impl Setting {
 #[derive(Clone, Debug)]
 pub(super) struct Outcome {
     pub load: Load,
+    /// On which it was held.
+    pub processors: usize,
     pub ours: Vec<Sample>,
     pub rivals: Vec<Rival>,
 }
@@ -97,9 +108,17 @@ pub(super) fn hold(setting: &Setting, load: Load) -> Result<Held> {
         }
     }
     for _ in 0..setting.repetitions {
-        for index in random.permutation(running.len()) {
+        let mut calls = None;
+        // The bare system calls have their turn as everybody has.
+        for index in random.permutation(running.len() + 1) {
             let seed = random.next();
-            samples[index].extend(once(&mut running[index], seed));
+            match running.get_mut(index) {
+                Some(one) => samples[index].extend(once(one, seed)),
+                None => calls = calls_us(&setting.files, load, setting.times, seed)?,
+            }
+        }
+        if let Some(ours) = samples[0].last_mut() {
+            ours.calls_us = calls;
         }
         if let Err(error) = &running[0] {
             bail!("{error}");
@@ -111,7 +130,12 @@ pub(super) fn hold(setting: &Setting, load: Load) -> Result<Held> {
 
 impl Outcome {
     /// What was measured of a contest; none unless ours and another were.
-    pub(super) fn of(load: Load, contenders: &[&Contender], held: &Held) -> Option<Outcome> {
+    pub(super) fn of(
+        load: Load,
+        processors: usize,
+        contenders: &[&Contender],
+        held: &Held,
+    ) -> Option<Outcome> {
         let mut measured = contenders.iter().zip(held);
         let ours = measured.next()?.1.as_ref().ok()?.clone();
         let mut rivals: Vec<Rival> = Vec::new();
@@ -126,8 +150,38 @@ impl Outcome {
                 }),
             }
         }
-        let outcome = Outcome { load, ours, rivals };
+        let outcome = Outcome {
+            load,
+            processors,
+            ours,
+            rivals,
+        };
         (!outcome.rivals.is_empty()).then_some(outcome)
+    }
+
+    /// The least that one unit took in each repetition, whoever served it;
+    /// none where the system calls were not measured. Of the front end's time
+    /// counts the shortest that any contender left it.
+    pub(super) fn least(&self) -> Option<Vec<Least>> {
+        let theirs = self.rivals.iter().flat_map(|rival| &rival.flags);
+        let everybody = || {
+            theirs
+                .clone()
+                .map(|(_, samples)| samples)
+                .chain([&self.ours])
+        };
+        let of = |(repetition, ours): (usize, &Sample)| {
+            let samples = everybody().filter_map(|samples| samples.get(repetition));
+            let front_end = samples.map(|sample| sample.front_end_us);
+            let front_end_us = front_end.fold(f64::INFINITY, f64::min);
+            Some(Least::new(
+                self.load,
+                self.processors,
+                ours.calls_us?,
+                front_end_us,
+            ))
+        };
+        self.ours.iter().enumerate().map(of).collect()
     }
 
     /// Ours against a rival at its best, repetition by repetition.
@@ -178,6 +232,7 @@ pub(super) mod tests {
                 p50_us: 1e6 / rate,
                 p99_us: 2e6 / rate,
                 front_end_us: 0.5,
+                calls_us: Some(1.5),
                 latency: Latency::new(),
             };
             rates.iter().map(sample).collect()
@@ -186,6 +241,7 @@ pub(super) mod tests {
         let peers = peers.iter().map(|rates| samples(rates));
         Outcome {
             load,
+            processors: 2,
             ours: samples(ours),
             rivals: vec![Rival {
                 name: "peer".into(),
@@ -213,6 +269,22 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn the_least_is_of_the_front_end_that_had_least_to_do() {
+        let load = Load {
+            operation: Operation::Getattr,
+            depth: 1,
+            queues: 1,
+        };
+        let mut outcome = outcome(load, &[30.0, 40.0], &[&[10.0; 2], &[20.0; 2]]);
+        outcome.rivals[0].flags[1].1[1].front_end_us = 0.25;
+        let least = outcome.least().expect("measured");
+        let times: Vec<f64> = least.iter().map(|least| least.time_us).collect();
+        assert_eq!(times, [2.0, 1.75]);
+        outcome.ours[1].calls_us = None;
+        assert_eq!(outcome.least(), None);
+    }
+
+    #[test]
     fn rivals_keep_their_flags_together_and_who_failed_is_out() {
         let ours = Contender::ours("x".into(), &[]);
         let peer = |rival: &str, name: &str, dialect| Contender {
@@ -232,7 +304,7 @@ pub(super) mod tests {
         let sample = || Ok(vec![Sample::default()]);
         let everybody = [&ours, &a, &b, &c];
         let all = vec![sample(), sample(), sample(), Err("ENOSYS".into())];
-        let outcome = Outcome::of(load, &everybody, &all).expect("measured");
+        let outcome = Outcome::of(load, 1, &everybody, &all).expect("measured");
         let [rival] = &outcome.rivals[..] else {
             panic!("{outcome:?}");
         };
@@ -243,8 +315,8 @@ pub(super) mod tests {
             Err("no".into()),
             Err("no".into()),
         ];
-        assert!(Outcome::of(load, &everybody, &alone).is_none());
+        assert!(Outcome::of(load, 1, &everybody, &alone).is_none());
         let without = vec![Err("no".into()), sample(), sample(), sample()];
-        assert!(Outcome::of(load, &everybody, &without).is_none());
+        assert!(Outcome::of(load, 1, &everybody, &without).is_none());
     }
 }

@@ -23,8 +23,9 @@ use super::driver::Driven;
 use super::measure::{Measured, Times};
 use super::operations::Operation;
 use super::share::{DAX_FILE, DAX_SEED, Files};
-use super::usage::{bytes_read, cpu_time};
+use super::usage::bytes_read;
 use crate::files::is_pattern;
+use crate::processes::cpu_time;
 use crate::stats::Random;
 
 /// Bytes read at a time.

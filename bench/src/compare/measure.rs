@@ -17,7 +17,8 @@ use super::dax;
 use super::driver::{Actor, Driven, drive};
 use super::operations::{Operation, Stage};
 use super::share::Files;
-use super::usage::{bytes_read, cpu_time};
+use super::usage::bytes_read;
+use crate::processes::cpu_time;
 
 /// An operation with so many of it in flight on so many request queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -48,6 +49,9 @@ pub(super) struct Sample {
     /// Time of the front end that it did not wait in, for one unit,
     /// microseconds.
     pub front_end_us: f64,
+    /// Processor time of the bare system calls for one unit, measured in the
+    /// same repetition, microseconds; of ours only.
+    pub calls_us: Option<f64>,
     /// All operations; empty where the sample was read back.
     pub latency: Latency,
 }
@@ -166,6 +170,7 @@ fn sample(Measured { driven, cpu }: Measured) -> Sample {
         p99_us: latency.p99_ns as f64 / 1e3,
         cpu_us: cpu.as_secs_f64() * 1e6 / units,
         front_end_us: driven.front_end.as_secs_f64() * 1e6 / units,
+        calls_us: None,
         latency: driven.latency,
     }
 }

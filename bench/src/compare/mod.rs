@@ -10,6 +10,7 @@
 //! | `driver` | many of them in flight from one thread |
 //! | `measure`, `dax` | one measurement, and the proof that it is one |
 //! | `contest` | everybody under one load, interleaved |
+//! | `floor` | what an operation takes at least, whoever serves it |
 //! | `memory`, `usage` | what a daemon uses |
 //! | `share` | the files |
 //! | `record` | contests on disk |
@@ -20,6 +21,7 @@ mod contest;
 mod dax;
 mod driver;
 mod flags;
+mod floor;
 mod measure;
 mod memory;
 mod operations;
@@ -60,7 +62,9 @@ const MEMORY: &str = "memory";
 /// and those that have a window also with it. In each repetition everybody is
 /// measured once, in random order; ratios are medians over the repetitions of
 /// such pairs, spread is (max - min) / median of the ratios. A peer counts,
-/// for each figure, with the flags that are best for it. Each finished load
+/// for each figure, with the flags that are best for it. "At best" is the ratio
+/// that no daemon can better on this machine, by the host's system calls and
+/// the front end's own time. Each finished load
 /// is written down, and a run that was interrupted goes on. Exits with failure
 /// when something could not be measured.
 #[derive(clap::Args)]

@@ -26,6 +26,9 @@ pub(super) fn loads() -> Vec<Load> {
         queues,
     };
     let mut loads = Vec::new();
+    for (depth, queues) in [(1, 1), (16, 1), (16, 2)] {
+        loads.push(load(Empty, depth, queues));
+    }
     for operation in METADATA {
         for (depth, queues) in [(1, 1), (16, 1), (16, 2)] {
             loads.push(load(operation, depth, queues));

@@ -7,7 +7,9 @@ use comfy_table::{Cell, Table};
 use serde::Serialize;
 
 use super::contest::{Better, Field, Outcome, Rival, column};
+use super::floor::Least;
 use super::memory::Memory;
+use super::summary::with_least;
 use crate::figures::{Report, table};
 use crate::stats::{Series, median};
 
@@ -29,6 +31,33 @@ pub(super) struct Row {
     pub cpu_us: Option<Versus>,
     /// What the front end itself took for one unit, microseconds, of ours.
     pub front_end_us: f64,
+    /// What it takes at least; none for the window.
+    pub floor: Option<Floor>,
+}
+
+/// What one unit takes at least, whoever serves it, microseconds.
+#[derive(Clone, Debug, Serialize)]
+pub(super) struct Floor {
+    /// Processor time of the bare system calls.
+    pub calls_us: f64,
+    /// Time by the clock on the wall, with the front end's own.
+    pub time_us: f64,
+    /// The ratio of rates that no daemon can better.
+    pub at_best: f64,
+}
+
+impl Floor {
+    fn of(outcome: &Outcome, rival: &Rival) -> Option<Floor> {
+        let least = outcome.least()?;
+        let pairs = outcome.pairs(rival, |s| s.rate, Better::Higher);
+        let bounds = with_least(&least, &pairs, |least| 1e6 / least.time_us);
+        let middle = |of: fn(&Least) -> f64| median(&least.iter().map(of).collect::<Vec<_>>());
+        Some(Floor {
+            calls_us: middle(|least| least.calls_us)?,
+            time_us: middle(|least| least.time_us)?,
+            at_best: bounds.ratio()?.median,
+        })
+    }
 }
 
 /// Ours and the peer's best.
@@ -62,6 +91,7 @@ impl Row {
             p99_us: versus(|s| s.p99_us, Better::Lower)?,
             cpu_us: versus(|s| s.cpu_us, Better::Lower),
             front_end_us: median(&column(&outcome.ours, |s| s.front_end_us))?,
+            floor: Floor::of(outcome, rival),
         })
     }
 }
@@ -128,13 +158,15 @@ impl Comparison<'_> {
 
 fn loads<'a>(peer: &str, rows: impl Iterator<Item = &'a Row>) -> Table {
     let mut out = table::table(&[
-        "load", "ours", peer, "ratio", "spread", "p50 us", "p99 us", "CPU us", "ratio", "peer's",
+        "load", "ours", peer, "ratio", "at best", "spread", "p50 us", "p99 us", "CPU us",
+        "calls us", "ratio", "peer's",
     ]);
     let both = |versus: &Versus| {
         let (ours, peer) = (table::short(versus.ours), table::short(versus.peer));
         format!("{ours} / {peer}")
     };
     let ratio = |versus: &Versus| format!("{:.2}", versus.ratio);
+    let floor = |row: &Row, show: fn(&Floor) -> String| row.floor.as_ref().map_or("-".into(), show);
     for row in rows {
         let rate = |value| format!("{} {}", table::short(value), row.unit);
         out.add_row(vec![
@@ -142,10 +174,12 @@ fn loads<'a>(peer: &str, rows: impl Iterator<Item = &'a Row>) -> Table {
             Cell::new(rate(row.rate.ours)),
             Cell::new(table::short(row.rate.peer)),
             Cell::new(ratio(&row.rate)),
+            Cell::new(floor(row, |floor| format!("{:.2}", floor.at_best))),
             Cell::new(format!("{:.0} %", row.rate.spread * 100.0)),
             Cell::new(both(&row.p50_us)),
             Cell::new(both(&row.p99_us)),
             Cell::new(row.cpu_us.as_ref().map_or("-".into(), both)),
+            Cell::new(floor(row, |floor| table::short(floor.calls_us))),
             Cell::new(row.cpu_us.as_ref().map_or("-".into(), ratio)),
             Cell::new(&row.rate.flag),
         ]);
@@ -183,6 +217,11 @@ mod tests {
         let rows = Row::of(&outcome);
         let [row] = &rows[..] else { panic!("{rows:?}") };
         assert_eq!((row.rate.flag.as_str(), row.rate.ratio), ("b", 2.0));
+        let floor = row.floor.as_ref().expect("measured");
+        assert_eq!(
+            (floor.calls_us, floor.time_us, floor.at_best),
+            (1.5, 1.0, 1e4)
+        );
         let text = loads("virtiofsd", rows.iter()).to_string();
         assert!(
             text.contains("getattr_d16_q2") && text.contains("200 ops/s"),

@@ -11,6 +11,7 @@ use super::contest::{Better, Held, Outcome, Setting, column};
 use super::measure::{Load, Sample};
 use super::operations::Operation;
 use super::summary::Summed;
+use crate::figures::AT_BEST;
 use crate::runs::{Cell, Latency, Run};
 use crate::stats::median;
 
@@ -30,6 +31,9 @@ const PARTS: [Part; 4] = [
         |s, v| s.front_end_us = v,
     ),
 ];
+
+/// What a sample of ours has of the bare system calls.
+const CALLS: &str = "calls_us";
 
 /// The contest as an earlier run left it, if everybody's cell is there.
 pub(super) fn recall(run: &Run, setting: &Setting, load: Load) -> Option<Held> {
@@ -85,7 +89,8 @@ pub(super) fn record_sums(run: &mut Run, sums: &[Summed]) -> Result<()> {
         cell.goal = sum.goal;
         let pairs = (0..sum.pairs.len()).filter_map(|n| sum.pairs.get(n));
         cell.values = pairs.map(|(ours, theirs)| ours / theirs).collect();
-        cell.detail = [("ours", sum.pairs.value()), ("theirs", sum.pairs.base())]
+        let (ours, theirs) = (sum.pairs.value(), sum.pairs.base());
+        cell.detail = [("ours", ours), ("theirs", theirs), (AT_BEST, sum.at_best)]
             .into_iter()
             .filter_map(|(side, value)| Some((side.to_string(), value?)))
             .collect();
@@ -118,6 +123,7 @@ fn group(operation: Operation) -> &'static str {
         Operation::Read(_) | Operation::Write(_) => "READ and WRITE",
         Operation::SmallFiles => "small files",
         Operation::Fsync => "fsync",
+        Operation::Empty => "queues",
         Operation::DaxMap | Operation::DaxUnmap => "mappings",
         Operation::DaxFirstRead | Operation::DaxHotRead => "reads through the window",
         _ => "metadata",
@@ -135,6 +141,9 @@ fn fill(cell: &mut Cell, samples: &[Sample]) {
             cell.detail.insert(name.into(), middle);
         }
     }
+    let calls = samples.iter().enumerate();
+    let calls = calls.filter_map(|(n, sample)| Some((format!("{CALLS}/{n}"), sample.calls_us?)));
+    cell.detail.extend(calls);
     let mut all = daxwindow_shared::latency::Latency::new();
     samples.iter().for_each(|sample| all.merge(&sample.latency));
     let percentile = |quantile: f64| (quantile, all.quantile_ns(quantile) as f64 / 1e3);
@@ -148,6 +157,7 @@ fn samples(cell: &Cell) -> Option<Vec<Sample>> {
     let one = |(repetition, rate): (usize, &f64)| {
         let mut sample = Sample {
             rate: *rate,
+            calls_us: cell.detail.get(&format!("{CALLS}/{repetition}")).copied(),
             ..Sample::default()
         };
         for (name, _, set) in PARTS {
@@ -182,7 +192,8 @@ impl Results {
                 false => self.failures.push((name, error.clone())),
             }
         }
-        self.outcomes.extend(Outcome::of(load, &contenders, held));
+        let outcome = Outcome::of(load, setting.processors(), &contenders, held);
+        self.outcomes.extend(outcome);
     }
 }
 
@@ -207,6 +218,7 @@ mod tests {
                 p99_us: n + 2.0,
                 cpu_us: n + 3.0,
                 front_end_us: n + 4.0,
+                calls_us: Some(n + 5.0),
                 latency,
             }
         };
@@ -224,6 +236,11 @@ mod tests {
         let numbers = |s: &Sample| (s.rate, s.p50_us, s.p99_us, s.cpu_us, s.front_end_us);
         assert_eq!(numbers(&back[0]), (10.0, 11.0, 12.0, 13.0, 14.0));
         assert_eq!(numbers(&back[1]), (20.0, 21.0, 22.0, 23.0, 24.0));
+        let calls = |samples: &[Sample]| samples.iter().map(|s| s.calls_us).collect::<Vec<_>>();
+        assert_eq!(calls(&back), [Some(15.0), Some(25.0)]);
+        cell.detail.remove("calls_us/1");
+        let back = samples(&cell).expect("as it was before there were any");
+        assert_eq!(calls(&back), [Some(15.0), None]);
         cell.detail.remove("cpu_us/1");
         assert!(samples(&cell).is_none());
     }

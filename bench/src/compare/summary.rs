@@ -3,9 +3,10 @@
 //! Law: a figure is there only if every load it is made of was measured.
 
 use super::contest::{Better, Field, Outcome};
+use super::floor::Least;
 use super::measure::Load;
 use super::operations::Operation;
-use crate::figures::{Figure, Goal};
+use crate::figures::{AT_BEST, Figure, Goal};
 use crate::stats::Paired;
 use crate::vm::peers::ALIOTH;
 
@@ -16,6 +17,8 @@ struct Sum {
     goal: Option<Goal>,
     field: Field,
     better: Better,
+    /// The same number of a daemon that is nothing but its system calls.
+    least: Option<fn(&Least) -> f64>,
     takes: fn(&Load) -> bool,
 }
 
@@ -28,6 +31,7 @@ impl Sum {
             goal: None,
             field: |sample| sample.rate,
             better: Better::Higher,
+            least: Some(|least| 1e6 / least.time_us),
             takes,
         }
     }
@@ -42,7 +46,15 @@ impl Sum {
             unit: "us",
             field,
             better: Better::Lower,
+            least: None,
             ..Sum::rate(name, what, takes)
+        }
+    }
+
+    const fn cpu(name: &'static str, what: &'static str, takes: fn(&Load) -> bool) -> Sum {
+        Sum {
+            least: Some(|least| least.calls_us),
+            ..Sum::time(name, what, CPU, takes)
         }
     }
 
@@ -139,17 +151,15 @@ const SUMS: [Sum; 12] = [
         |l| is_1m(l, 2),
     )
     .at_least(1.1),
-    Sum::time(
+    Sum::cpu(
         "metadata_cpu_d1",
         "daemon CPU time per metadata operation, depth 1",
-        CPU,
         |l| is_metadata(l, 1, 1),
     )
     .at_most(0.8),
-    Sum::time(
+    Sum::cpu(
         "metadata_cpu_d16_q2",
         "daemon CPU time per metadata operation, depth 16, 2 queues",
-        CPU,
         |l| is_metadata(l, 16, 2),
     )
     .at_most(0.8),
@@ -228,24 +238,36 @@ pub(super) struct Summed {
     pub better: Better,
     pub rival: String,
     pub pairs: Paired,
+    /// The ratio that no daemon can better here, where it is known.
+    pub at_best: Option<f64>,
 }
 
 impl Summed {
     /// As a figure.
     pub(super) fn figure(&self) -> Figure {
         let what = format!("{}, against {}", self.what, self.rival);
-        Figure::paired(&self.name, &what, self.unit, self.goal, &self.pairs)
+        let figure = Figure::paired(&self.name, &what, self.unit, self.goal, &self.pairs);
+        match self.at_best {
+            Some(ratio) => figure.with(AT_BEST, ratio),
+            None => figure,
+        }
     }
 }
 
 fn summed(sum: &Sum, rival: &str, planned: &[Load], outcomes: &[Outcome]) -> Option<Summed> {
     let wanted = planned.iter().filter(|load| (sum.takes)(load));
-    let pairs = |load: &Load| {
+    let against = |load: &Load| {
         let outcome = outcomes.iter().find(|outcome| outcome.load == *load)?;
         let rival = outcome.rivals.iter().find(|r| r.name == rival)?;
-        Some(outcome.pairs(rival, sum.field, sum.better))
+        Some((outcome, outcome.pairs(rival, sum.field, sum.better)))
     };
-    let parts: Vec<Paired> = wanted.map(pairs).collect::<Option<_>>()?;
+    let against: Vec<(&Outcome, Paired)> = wanted.map(against).collect::<Option<_>>()?;
+    let floors = against.iter().map(|(outcome, pairs)| {
+        let least = outcome.least()?;
+        Some(with_least(&least, pairs, sum.least?))
+    });
+    let floors: Option<Vec<Paired>> = floors.collect();
+    let parts: Vec<Paired> = against.into_iter().map(|(_, pairs)| pairs).collect();
     if parts.is_empty() {
         return None;
     }
@@ -257,7 +279,17 @@ fn summed(sum: &Sum, rival: &str, planned: &[Load], outcomes: &[Outcome]) -> Opt
         better: sum.better,
         rival: rival.into(),
         pairs: geometric_means(&parts),
+        at_best: floors.and_then(|floors| Some(geometric_means(&floors).ratio()?.median)),
     })
+}
+
+/// The pairs with a daemon in our place that is nothing but its system calls.
+pub(super) fn with_least(least: &[Least], pairs: &Paired, of: fn(&Least) -> f64) -> Paired {
+    let mut bounds = Paired::default();
+    for (least, theirs) in least.iter().zip(pairs.denominators()) {
+        bounds.push(of(least), *theirs);
+    }
+    bounds
 }
 
 /// Repetition by repetition the geometric means over all figures.
@@ -312,6 +344,11 @@ mod tests {
         assert!((ratio - 4.0).abs() < 1e-9, "{ratio}");
         assert_eq!(figures[0].met, Some(true));
         assert!((figures[2].ratio.expect("a ratio") - 0.25).abs() < 1e-9);
+        // 2 us a unit, against 100,000 and 200,000 us.
+        let at_best = figures[0].detail[AT_BEST];
+        assert!((at_best / 75_000.0 - 1.0).abs() < 1e-9, "{at_best}");
+        assert!(figures[2].detail[AT_BEST] < 1e-4);
+        assert!(figures[1].detail.is_empty(), "latency has none");
         assert_eq!((figures[0].n, figures[2].met), (2, Some(true)));
     }
 

@@ -1,27 +1,11 @@
 //! What a daemon uses: processor time and memory, its children included (a
 //! daemon may serve from a child in namespaces of its own).
 
-use std::time::Duration;
-
 use anyhow::{Context, Result};
-use nix::time::ClockId;
-use nix::unistd::Pid;
 use procfs::process::Process;
 
 use crate::host_memory::bytes_read_by;
 use crate::processes::family;
-
-/// Processor time used so far by all threads of a daemon, those that have
-/// ended included.
-pub(super) fn cpu_time(pid: i32) -> Result<Duration> {
-    let clocks = family(pid).into_iter().map(|pid| {
-        let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid));
-        let time = clock.and_then(|clock| clock.now());
-        let time = time.with_context(|| format!("read the processor time of process {pid}"))?;
-        Ok(Duration::from(time))
-    });
-    clocks.sum()
-}
 
 /// Most memory resident at a time since its start (`VmHWM`), bytes; and what
 /// is anonymous now.
@@ -44,7 +28,9 @@ pub(super) fn bytes_read(pid: i32) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::processes::cpu_time;
     use std::process::Command;
+    use std::time::Duration;
 
     #[test]
     fn a_process_and_its_child_are_counted() -> Result<()> {

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 use crate::machine::{Machine, Versions};
 use crate::stats::Paired;
 
+/// What details call the ratio that nobody can better.
+pub(crate) const AT_BEST: &str = "at_best";
+
 /// The bound a ratio has to keep.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) enum Goal {

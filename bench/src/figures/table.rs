@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
-use super::Figure;
+use super::{AT_BEST, Figure};
 
 /// A table with these headings; every column after the first is right-aligned.
 pub(crate) fn table(headings: &[&str]) -> Table {
@@ -17,9 +17,14 @@ pub(crate) fn table(headings: &[&str]) -> Table {
 
 /// All figures, one a row.
 pub(crate) fn figures(figures: &[Figure]) -> Table {
-    let mut out = table(&[
+    let mut headings = vec![
         "figure", "value", "against", "ratio", "spread", "goal", "met",
-    ]);
+    ];
+    let has_bounds = figures.iter().any(|f| f.detail.contains_key(AT_BEST));
+    if has_bounds {
+        headings.insert(4, "at best");
+    }
+    let mut out = table(&headings);
     for figure in figures {
         let number =
             |n: Option<f64>| n.map_or("-".into(), |n| format!("{} {}", short(n), figure.unit));
@@ -27,7 +32,7 @@ pub(crate) fn figures(figures: &[Figure]) -> Table {
             Some(_) => "failed".into(),
             None => number(figure.value),
         };
-        out.add_row(vec![
+        let mut row = vec![
             Cell::new(&figure.what),
             Cell::new(value),
             Cell::new(number(figure.base)),
@@ -43,7 +48,13 @@ pub(crate) fn figures(figures: &[Figure]) -> Table {
                 Some(false) => "NO",
                 None => "-",
             }),
-        ]);
+        ];
+        if has_bounds {
+            let at_best = figure.detail.get(AT_BEST);
+            let at_best = at_best.map_or("-".into(), |r| format!("{r:.3}"));
+            row.insert(4, Cell::new(at_best));
+        }
+        out.add_row(row);
     }
     out
 }

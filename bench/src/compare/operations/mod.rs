@@ -3,7 +3,7 @@
 //! | file | operations |
 //! | --- | --- |
 //! | `lookup` | names looked up, known or not |
-//! | `nodes` | requests about a known node: attributes, open and release, fsync |
+//! | `nodes` | requests about a known node: attributes, open and release, fsync, one that nobody serves |
 //! | `changes` | create and unlink, rename |
 //! | `listing` | READDIRPLUS |
 //! | `data` | READ and WRITE |
@@ -27,11 +27,14 @@ use super::share::{Files, entry, place_name};
 use crate::stats::Random;
 
 /// Names that are used over and over.
-const WORKING_SET: usize = 1000;
+pub(super) const WORKING_SET: usize = 1000;
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Operation {
+    /// A request that every daemon refuses without asking the host: the way to
+    /// it and back.
+    Empty,
     /// A name the daemon has a node for.
     LookupHot,
     /// A name it has none for; the host knows it.
@@ -74,6 +77,7 @@ impl Operation {
             bytes => format!("{}k", bytes >> 10),
         };
         match self {
+            Empty => "empty".into(),
             LookupHot => "lookup_hot".into(),
             LookupCold => "lookup_cold".into(),
             Getattr => "getattr".into(),
@@ -106,7 +110,7 @@ impl Operation {
 
     /// Whether it is about names and attributes, not data.
     pub(super) fn is_metadata(self) -> bool {
-        !matches!(self, Fsync | SmallFiles | Read(_) | Write(_)) && !self.needs_window()
+        !matches!(self, Empty | Fsync | SmallFiles | Read(_) | Write(_)) && !self.needs_window()
     }
 
     /// Whether it is about the window; the others are measured without one.
@@ -118,6 +122,7 @@ impl Operation {
     pub(super) fn what(self) -> String {
         let size = |bytes: usize| format!("{} KiB at random offsets", bytes >> 10);
         match self {
+            Empty => "a request that is refused at once".into(),
             LookupHot => "LOOKUP of known names".into(),
             LookupCold => "LOOKUP of unknown names".into(),
             Getattr => "GETATTR".into(),
@@ -177,6 +182,7 @@ impl Operation {
         let flat = stage.lookup(ROOT_ID, "flat")?;
         let parts = stage.parts(depth);
         match self {
+            Empty => boxed(depth, |_| Ok(nodes::Refused)),
             LookupHot => {
                 stage.working_set(flat)?;
                 let names = (0..WORKING_SET.min(stage.files.entries)).map(entry);

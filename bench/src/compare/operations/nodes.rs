@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, bail, ensure};
+use daxwindow_guest::Error;
 use daxwindow_guest::session::Answer;
 use daxwindow_shared::fuse::flags::SetattrValid;
 use daxwindow_shared::fuse::{
-    AttrOut, FsyncIn, GetattrIn, Opcode, OpenIn, OpenOut, ReleaseIn, SetattrIn,
+    AttrOut, FsyncIn, GetattrIn, Opcode, OpenIn, OpenOut, ROOT_ID, ReleaseIn, SetattrIn,
 };
 
 use super::super::driver::{Actor, Heard, Wire};
@@ -118,6 +119,27 @@ impl Actor for Mode {
         let mode = answer.fixed::<AttrOut>().attr.mode & 0o7777;
         ensure!(mode == self.mode, "mode {mode:o}, not {:o}", self.mode);
         Ok(Heard::Done(1))
+    }
+}
+
+/// BMAP, which is about block devices: no daemon of a virtio-fs serves it.
+pub(super) struct Refused;
+
+impl Actor for Refused {
+    fn ask(&mut self, wire: &mut Wire) -> bool {
+        wire.begin(Opcode::Bmap, ROOT_ID).arg(&[0u64; 2]);
+        true
+    }
+
+    fn hear(&mut self, _answer: &Answer<'_>) -> Result<Heard> {
+        bail!("BMAP is served")
+    }
+
+    fn refused(&mut self, error: Error) -> Result<Heard> {
+        match error {
+            Error::Remote { .. } => Ok(Heard::Done(1)),
+            error => Err(error).context("an answer"),
+        }
     }
 }
 
