@@ -6,26 +6,23 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
-use daxwindow_guest::session::{Session, SessionOptions};
+use daxwindow_guest::session::{Order, Pipeline, Session, SessionOptions};
+use daxwindow_shared::fuse::{EntryOut, Opcode};
 use rustix::fs::{AtFlags, StatxFlags, statx};
-use rustix::time::{ClockId, clock_gettime};
 
-use super::forest::Forest;
+use super::cost::Cost;
+use super::forest::{Forest, Pick};
 use crate::daemon::{Daemon, Share};
 use crate::host_memory::ProcessMemory;
-use crate::processes::serving;
+use crate::processes::{cpu_time, own_time, serving};
 use crate::vm::daemon_status;
 
 /// How long FORGETs may take to arrive.
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);
 
-/// Nanoseconds of processor time for one lookup.
-pub(super) struct Cost {
-    /// In the daemon.
-    pub daemon_ns: f64,
-    /// For the system call alone, in this process.
-    pub syscall_ns: f64,
-}
+/// Lookups in flight: enough that the daemon does not wait for the next, since
+/// waiting takes processor time too.
+const IN_FLIGHT: usize = 16;
 
 /// What the daemon says of its inodes.
 pub(super) struct Said {
@@ -114,7 +111,7 @@ impl Watched {
     }
 
     /// Looks `count` names of `range` up at random, and makes the system call
-    /// for them in this process.
+    /// for as many in this process.
     pub(super) fn look_up(
         &self,
         session: &Session,
@@ -123,52 +120,61 @@ impl Watched {
         count: usize,
         seed: u64,
     ) -> Result<Cost> {
+        // Others for the system calls: what one of the two has looked at, the
+        // other would find in the processor's caches.
         let picks = forest.picks(range, count, seed);
+        let others = forest.picks(range, count, !seed);
         let nodes = forest.enter(session)?;
         let directories = forest.open_directories()?;
-        // Each first for half, so that neither always finds the caches warm.
-        let mut daemon_ns = 0;
-        let mut syscall_ns = 0;
-        for part in picks.chunks(count.div_ceil(10)) {
-            let before = self.processor_ns()?;
-            for pick in part {
-                let node = nodes.get(pick.directory).context("a directory")?;
-                session.lookup(*node, pick.name.as_bytes())?;
-            }
-            daemon_ns += self.processor_ns()? - before;
+        let mut pipeline = session.pipeline(1, IN_FLIGHT, 0)?;
+        let mut daemon = Duration::ZERO;
+        let mut syscalls = Duration::ZERO;
+        let size = count.div_ceil(10);
+        for (part, other) in picks.chunks(size).zip(others.chunks(size)) {
+            let before = cpu_time(self.daemon.pid())?;
+            look_up_all(&mut pipeline, &nodes, part)?;
+            daemon += cpu_time(self.daemon.pid())?.saturating_sub(before);
             self.descriptors()?;
-            let before = own_ns();
-            for pick in part {
+            let before = own_time();
+            for pick in other {
                 let directory = directories.get(pick.directory).context("a directory")?;
                 let mask = StatxFlags::BASIC_STATS | StatxFlags::MNT_ID | StatxFlags::BTIME;
                 statx(directory, &pick.name, AtFlags::SYMLINK_NOFOLLOW, mask)?;
             }
-            syscall_ns += own_ns() - before;
+            syscalls += own_time().saturating_sub(before);
         }
+        let each = |time: Duration| time.as_nanos() as f64 / count as f64;
         Ok(Cost {
-            daemon_ns: daemon_ns as f64 / count as f64,
-            syscall_ns: syscall_ns as f64 / count as f64,
+            daemon_ns: each(daemon),
+            syscall_ns: each(syscalls),
         })
-    }
-
-    /// Processor time of all its threads.
-    fn processor_ns(&self) -> Result<u64> {
-        let directory = format!("/proc/{}/task", serving(self.daemon.pid()));
-        let mut sum = 0;
-        for task in std::fs::read_dir(&directory).with_context(|| directory.clone())? {
-            let text = std::fs::read_to_string(task?.path().join("schedstat"))?;
-            let first = text
-                .split_whitespace()
-                .next()
-                .context("schedstat is empty")?;
-            sum += first.parse::<u64>().context("schedstat is no number")?;
-        }
-        Ok(sum)
     }
 }
 
-/// Processor time of this thread.
-fn own_ns() -> u64 {
-    let time = clock_gettime(ClockId::ThreadCPUTime);
-    time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64
+/// Looks names up, several at a time.
+fn look_up_all(pipeline: &mut Pipeline, nodes: &[u64], picks: &[Pick]) -> Result<()> {
+    let mut picks = picks.iter();
+    let mut ready: Vec<usize> = (0..pipeline.depth()).collect();
+    loop {
+        for (place, pick) in ready.drain(..).zip(&mut picks) {
+            let node = nodes.get(pick.directory).context("a directory")?;
+            let args = [pick.name.as_bytes(), b"\0"];
+            let order = Order {
+                reply_bytes: size_of::<EntryOut>(),
+                ..Order::new(Opcode::Lookup, *node, &args)
+            };
+            pipeline.submit(place, &order)?;
+        }
+        if pipeline.in_flight() == 0 {
+            return Ok(());
+        }
+        let mut failed = None;
+        pipeline.collect(|place, answer| match answer {
+            Ok(_) => ready.push(place),
+            Err(error) => failed = Some(error),
+        })?;
+        if let Some(error) = failed {
+            return Err(error).context("look a name up");
+        }
+    }
 }
