@@ -240,8 +240,9 @@ impl InodeTable {
         }
         let unit = self.budget.take_one();
         let held = held_by(&mut seen, handle.is_some())?;
-        let mut shard = self.key_shard(&key).write();
-        if let Some(known) = retain_in(&shard, session, self.hash(&key), &key, same) {
+        let hash = self.hash(&key);
+        let mut shard = self.key_shard(hash).write();
+        if let Some(known) = retain_in(&shard, session, hash, &key, same) {
             return Ok(known);
         }
         // Under the lock that `clear` needs: what is added now, it will find.
@@ -271,9 +272,7 @@ impl InodeTable {
         });
         let id = inode.id;
         self.by_id.of(id).write().insert(id, Arc::clone(&inode));
-        shard.insert_unique(self.hash(&key), Arc::clone(&inode), |inode| {
-            self.hash(&inode.key())
-        });
+        shard.insert_unique(hash, Arc::clone(&inode), |inode| self.hash(&inode.key()));
         drop(shard);
         if let Some(fd) = fd {
             inode.mount.descriptors().put(id, &inode.cached, &fd);
@@ -289,9 +288,10 @@ impl InodeTable {
     /// it is taken away.
     pub(in crate::fs) fn candidates(&self, session: u64, stat: &Statx) -> Vec<Arc<Inode>> {
         let key = attr::key_of(stat);
-        let shard = self.key_shard(&key).read();
+        let hash = self.hash(&key);
+        let shard = self.key_shard(hash).read();
         shard
-            .iter_hash(self.hash(&key))
+            .iter_hash(hash)
             .filter(|inode| inode.session == session && inode.key() == key)
             .cloned()
             .collect()
@@ -308,8 +308,9 @@ impl InodeTable {
             return;
         }
         let key = inode.key();
-        let mut shard = self.key_shard(&key).write();
-        if let Ok(entry) = shard.find_entry(self.hash(&key), |found| found.id == id) {
+        let hash = self.hash(&key);
+        let mut shard = self.key_shard(hash).write();
+        if let Ok(entry) = shard.find_entry(hash, |found| found.id == id) {
             entry.remove();
         }
         if is_sparse(shard.len(), shard.capacity()) {
@@ -376,15 +377,16 @@ impl InodeTable {
         self.hasher.hash_one(key)
     }
 
-    fn key_shard(&self, key: &Key) -> &KeyShard {
+    /// The shard of a key with this hash.
+    fn key_shard(&self, hash: u64) -> &KeyShard {
         // Bits that the table itself does not use; the remainder is below the
         // number of shards.
-        &self.by_key[((self.hash(key) >> 40) % SHARDS as u64) as usize]
+        &self.by_key[((hash >> 40) % SHARDS as u64) as usize]
     }
 
     fn retain_if(&self, session: u64, key: &Key, is_it: impl Fn(&Inode) -> bool) -> Option<Known> {
-        let shard = self.key_shard(key).read();
-        retain_in(&shard, session, self.hash(key), key, is_it)
+        let hash = self.hash(key);
+        retain_in(&self.key_shard(hash).read(), session, hash, key, is_it)
     }
 }
 
