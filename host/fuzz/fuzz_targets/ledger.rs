@@ -9,6 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, LazyLock};
 
 use arbitrary::Arbitrary;
+use daxwindow_host::dax::front_end::Ask;
 use daxwindow_host::dax::{Dax, DaxMode, DaxOptions, FrontEnd, FrontEndError, MapFile, MapSource};
 use daxwindow_shared::fuse::{NO_HANDLE, RemoveMappingOne, SetupMappingIn};
 use daxwindow_shared::window::WindowRange;
@@ -60,23 +61,18 @@ impl Window {
 }
 
 impl FrontEnd for Window {
-    fn map(
-        &self,
-        range: WindowRange,
-        fd: &Arc<OwnedFd>,
-        fd_offset: u64,
-        _writable: bool,
-    ) -> Result<(), FrontEndError> {
-        assert!(fd_offset.checked_add(range.len()).is_some_and(|end| end <= i64::MAX as u64));
-        let flags = rustix::fs::fcntl_getfl(&**fd).expect("flags");
+    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
+        let (range, source) = match *ask {
+            Ask::Unmap(range) => return self.change(range, false),
+            Ask::Map(range, source) => (range, source),
+        };
+        let end = source.fd_offset.checked_add(range.len());
+        assert!(end.is_some_and(|end| end <= i64::MAX as u64));
+        let flags = rustix::fs::fcntl_getfl(&**source.fd).expect("flags");
         if flags & rustix::fs::OFlags::RWMODE == rustix::fs::OFlags::WRONLY {
             return Err(FrontEndError::Refused);
         }
         self.change(range, true)
-    }
-
-    fn unmap(&self, range: WindowRange) -> Result<(), FrontEndError> {
-        self.change(range, false)
     }
 }
 

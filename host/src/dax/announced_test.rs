@@ -11,6 +11,7 @@ use std::time::Duration;
 use daxwindow_shared::fuse::{NO_HANDLE, SetupMappingIn};
 use parking_lot::{Condvar, Mutex};
 
+use super::front_end::Ask;
 use super::policy::VMM_SLOTS;
 use super::*;
 
@@ -95,6 +96,17 @@ impl Announcer {
 }
 
 impl FrontEnd for Announcer {
+    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
+        match ask {
+            Ask::Map(range, source) => {
+                self.map(*range, source.fd, source.fd_offset, source.writable)
+            }
+            Ask::Unmap(range) => self.unmap(*range),
+        }
+    }
+}
+
+impl Announcer {
     fn map(
         &self,
         range: WindowRange,

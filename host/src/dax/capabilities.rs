@@ -11,7 +11,7 @@ use daxwindow_shared::window::WindowRange;
 use rustix::fs::{MemfdFlags, OFlags};
 
 use super::barrier::MemoryTable;
-use super::front_end::{FrontEnd, FrontEndError};
+use super::front_end::{Ask, FrontEnd, FrontEndError, Source};
 use super::padding::View;
 use crate::fs::ProcFd;
 
@@ -185,11 +185,17 @@ impl Trial<'_> {
     }
 
     fn map(&self, page: u64, pages: u64, fd: &Arc<OwnedFd>, w: bool) -> Result<(), FrontEndError> {
-        self.front_end.map(self.range(page, pages)?, fd, 0, w)
+        let source = Source {
+            fd,
+            fd_offset: 0,
+            writable: w,
+        };
+        self.front_end
+            .ask(&Ask::Map(self.range(page, pages)?, source))
     }
 
     fn unmap(&self, page: u64, pages: u64) -> Result<(), FrontEndError> {
-        self.front_end.unmap(self.range(page, pages)?)
+        self.front_end.ask(&Ask::Unmap(self.range(page, pages)?))
     }
 
     /// A refusal is an answer; anything else ends the probe.

@@ -6,6 +6,8 @@ use std::sync::Arc;
 use daxwindow_shared::window::WindowRange;
 use rustix::io::Errno;
 
+use super::pending::Pending;
+
 /// Why the front end did not do what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum FrontEndError {
@@ -21,6 +23,10 @@ pub enum FrontEndError {
     /// The channel is closed or out of step.
     #[error("the channel to the front end is gone")]
     Gone,
+    /// Another thread has ended the request meanwhile, for one of these
+    /// reasons; whoever hears this leaves everything as it is.
+    #[error("another thread has answered the request")]
+    Abandoned,
 }
 
 impl FrontEndError {
@@ -38,24 +44,54 @@ impl From<FrontEndError> for Errno {
     }
 }
 
+/// What is mapped.
+#[derive(Clone, Copy, Debug)]
+pub struct Source<'a> {
+    /// The file.
+    pub fd: &'a Arc<OwnedFd>,
+    /// Where in the file, bytes, page aligned.
+    pub fd_offset: u64,
+    /// Stores are allowed.
+    pub writable: bool,
+}
+
+/// What is asked of the front end.
+#[derive(Clone, Copy, Debug)]
+pub enum Ask<'a> {
+    /// To map as many bytes of this there.
+    Map(WindowRange, Source<'a>),
+    /// To unmap what is there.
+    Unmap(WindowRange),
+}
+
+/// An answer, and what the request has held meanwhile.
+pub type Answered = (Pending, Result<(), FrontEndError>);
+
 /// The window at the VMM's side.
 pub trait FrontEnd: Send + Sync {
-    /// Maps `range.len()` bytes of `fd` from `fd_offset` (bytes, page
-    /// aligned) at `range`. Returns once the front end has acknowledged.
-    fn map(
-        &self,
-        range: WindowRange,
-        fd: &Arc<OwnedFd>,
-        fd_offset: u64,
-        writable: bool,
-    ) -> Result<(), FrontEndError>;
+    /// Asks, and returns once the front end has acknowledged.
+    ///
+    /// # Errors
+    ///
+    /// That it has not, in one way or another.
+    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError>;
 
-    /// Unmaps `range`.
-    fn unmap(&self, range: WindowRange) -> Result<(), FrontEndError>;
+    /// The same where the calling thread need not come back, which may be
+    /// quicker. If the front end gives no answer in time, or waits are called
+    /// off, another thread abandons `pending`, and this is nothing, as soon as
+    /// the calling thread is free again.
+    fn ask_here(&self, ask: &Ask<'_>, pending: Pending) -> Option<Answered> {
+        Some((pending, self.ask(ask)))
+    }
 
     /// Makes everybody who waits for an answer return
     /// [`FrontEndError::Cancelled`] at once.
     fn cancel_waits(&self) {}
+
+    /// The same for good: it is asked nothing more.
+    fn close(&self) {
+        self.cancel_waits();
+    }
 
     /// Whether every further request fails with [`FrontEndError::Gone`].
     fn is_gone(&self) -> bool {

@@ -7,12 +7,14 @@
 //! | [`globs`] | whose name lets it in or keeps it out |
 //! | [`capabilities`] | what the front end can do, learned by trying |
 //! | [`front_end`] | what is asked of it |
-//! | [`channel`] | the vhost-user back-end channel, with a time-out |
+//! | [`channel`], `line` | the vhost-user back-end channel, with a time-out |
+//! | [`pending`] | requests whose own thread asks, and may not come back |
 //! | [`barrier`] | when a mapping is live |
 //! | [`ledger`] | the bookkeeping, without I/O |
 //! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
 //! | [`padding`], [`padding_process`] | and who makes them |
 //! | `setup`, `removal` | the two requests |
+//! | `reservation` | which of them come one after the other |
 //! | [`map_error`], [`no_dax`] | why not |
 //! | [`verdict`] | whether the share has DAX, and why not |
 //! | [`counters`] | what it did |
@@ -42,16 +44,21 @@ pub mod counters;
 pub mod front_end;
 pub mod globs;
 pub mod ledger;
+mod line;
 pub mod map_error;
 pub mod naive;
 pub mod no_dax;
 pub mod padded;
 pub mod padding;
 pub mod padding_process;
+pub mod pending;
+#[cfg(test)]
+mod pending_test;
 pub mod policy;
 #[cfg(test)]
 mod policy_test;
 mod removal;
+mod reservation;
 mod setup;
 #[cfg(test)]
 mod tests;
@@ -65,13 +72,16 @@ pub use map_error::MapError;
 pub use naive::Naive;
 pub use no_dax::NoDax;
 pub use padding::Padding;
+pub use pending::Deputy;
 pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
 pub use verdict::DaxVerdict;
 
 use barrier::MemoryTable;
 use counters::Counters;
-use ledger::Ledger;
+use ledger::{Ledger, Piece};
 use padding::View;
+use pending::Entering;
+use reservation::Reservation;
 use verdict::{DaxOff, ViewTrouble};
 
 use crate::fs::ProcFd;
@@ -160,7 +170,9 @@ struct Connected {
 struct State {
     ledger: Ledger,
     /// Ranges with a request under way.
-    busy: Vec<WindowRange>,
+    busy: Vec<(Reservation, WindowRange)>,
+    /// Of the last one.
+    reservation: u64,
 }
 
 /// The window of one guest.
@@ -245,7 +257,7 @@ impl Dax {
         self.connected.store(None);
         *self.verdict.lock() = DaxVerdict::default();
         if let Some(last) = last {
-            last.cancel_waits();
+            last.close();
         }
         self.state.lock().ledger.take();
     }
@@ -359,12 +371,30 @@ impl Dax {
         nodeid: u64,
         args: &SetupMappingIn,
     ) -> Result<(), Errno> {
+        self.setup_or_leave(source, nodeid, args, &mut None)
+    }
+
+    /// The same for a request that `deputy` can answer as well. If nothing is
+    /// left there, that has happened.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Dax::setup`].
+    pub fn setup_or_leave(
+        &self,
+        source: &dyn MapSource,
+        nodeid: u64,
+        args: &SetupMappingIn,
+        deputy: &mut Option<Box<dyn Deputy>>,
+    ) -> Result<(), Errno> {
         let start = Instant::now();
-        match self.try_setup(source, nodeid, args) {
+        match self.try_setup(source, nodeid, args, deputy) {
             Ok(()) => {
                 self.counters.setup_done(start.elapsed());
                 Ok(())
             }
+            // Counted by who has answered.
+            Err(error @ MapError::FrontEnd(FrontEndError::Abandoned)) => Err(error.errno()),
             Err(error) => {
                 tracing::debug!(nodeid, ?args, %error, "dax: setup refused");
                 self.counters.refused(&error);
@@ -380,9 +410,25 @@ impl Dax {
     /// `EINVAL` if a range is bad, in which case nothing is unmapped; the
     /// first failure else, after all ranges were tried.
     pub fn remove(&self, ranges: &[RemoveMappingOne]) -> Result<(), Errno> {
+        self.remove_or_leave(ranges, &mut None)
+    }
+
+    /// The same for a request that `deputy` can answer as well. If nothing is
+    /// left there, that has happened, and further ranges were not tried.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Dax::remove`].
+    pub fn remove_or_leave(
+        &self,
+        ranges: &[RemoveMappingOne],
+        deputy: &mut Option<Box<dyn Deputy>>,
+    ) -> Result<(), Errno> {
         let start = Instant::now();
-        let result = self.try_remove(ranges);
-        self.counters.removal_done(start.elapsed());
+        let result = self.try_remove(ranges, start, deputy);
+        if result != Err(FrontEndError::Abandoned.into()) {
+            self.counters.removal_done(start.elapsed());
+        }
         result.map_err(|error| {
             tracing::debug!(count = ranges.len(), %error, "dax: removal failed");
             error.errno()
@@ -453,30 +499,20 @@ impl Dax {
         naive.then(|| self.naive_lock.lock())
     }
 
-    /// Waits until no request is under way on a byte of `range`, and keeps
-    /// others off it until the guard is dropped. Every holder is bounded by
-    /// the front end's time-out.
-    fn reserve(&self, range: WindowRange) -> Reserved<'_> {
+    /// Enters what is mapped, or may be if not `certain`, unless another session
+    /// has begun: what that has mapped is not ours.
+    fn enter(&self, entering: Entering, certain: bool) -> Result<(), FrontEndError> {
+        let Entering {
+            connected,
+            piece,
+            fd,
+        } = entering;
         let mut state = self.state.lock();
-        while state.busy.iter().any(|busy| busy.overlaps(&range)) {
-            self.released.wait(&mut state);
+        if !self.is_current(&connected) {
+            return Err(FrontEndError::Gone);
         }
-        state.busy.push(range);
-        Reserved { dax: self, range }
-    }
-}
-
-struct Reserved<'a> {
-    dax: &'a Dax,
-    range: WindowRange,
-}
-
-impl Drop for Reserved<'_> {
-    fn drop(&mut self) {
-        let mut state = self.dax.state.lock();
-        if let Some(at) = state.busy.iter().position(|busy| *busy == self.range) {
-            state.busy.swap_remove(at);
-        }
-        self.dax.released.notify_all();
+        state.ledger.insert(Piece { certain, ..piece });
+        state.ledger.keep_file(piece.nodeid, piece.writable, fd);
+        Ok(())
     }
 }

@@ -1,24 +1,25 @@
 //! REMOVEMAPPING and the end of a session: exact unmaps, in batches where the
 //! front end allows.
 
-use std::sync::Arc;
+use std::time::Instant;
 
 use daxwindow_shared::fuse::RemoveMappingOne;
 use daxwindow_shared::window::WindowRange;
 
 use super::counters::count;
-use super::front_end::FrontEndError;
+use super::front_end::{Ask, FrontEndError};
 use super::ledger::Piece;
 use super::map_error::MapError;
 use super::naive::Naive;
-use super::{Connected, Dax};
+use super::pending::{Request, Work};
+use super::{Dax, Deputy};
 
 impl Dax {
     /// Unmaps one map exactly and takes it out of the ledger. A refusal
     /// leaves it there, unless it was not sure to be mapped.
     pub(super) fn unmap_piece(
         &self,
-        connected: &Arc<Connected>,
+        request: &Request<'_>,
         range: WindowRange,
     ) -> Result<(), FrontEndError> {
         let certain = self
@@ -29,9 +30,12 @@ impl Dax {
             .iter()
             .all(|p| p.certain);
         let held = self.hold_table();
-        let mut result = connected.front_end.unmap(range);
+        let mut result = request.ask(&Ask::Unmap(range), None);
         drop(held);
-        if let (Ok(()), Some(base)) = (result, connected.can.announcing_base()) {
+        if request.is_lost() {
+            return result;
+        }
+        if let (Ok(()), Some(base)) = (result, request.connected.can.announcing_base()) {
             let timeout = self.options.front_end_timeout;
             result = self.table.wait(base, range, false, timeout);
         }
@@ -44,7 +48,12 @@ impl Dax {
         result
     }
 
-    pub(super) fn try_remove(&self, ranges: &[RemoveMappingOne]) -> Result<(), MapError> {
+    pub(super) fn try_remove(
+        &self,
+        ranges: &[RemoveMappingOne],
+        since: Instant,
+        deputy: &mut Option<Box<dyn Deputy>>,
+    ) -> Result<(), MapError> {
         let connected = self.usable().ok_or(MapError::NoWindow)?;
         // All are checked before any is unmapped.
         let checked: Result<Vec<_>, _> = ranges
@@ -57,22 +66,33 @@ impl Dax {
             checked.sort_unstable();
             checked = joined(checked);
         }
+        let mut nobody = None;
+        let deputy = match self.options.naive.leaves_out(Naive::ASK_UNLOCKED) {
+            true => &mut nobody,
+            false => deputy,
+        };
+        let request = Request::new(connected, Work::Removal(since), deputy);
         let mut result = Ok(());
         for range in checked {
-            let _reserved = self.reserve(range);
+            let reserved = self.reserve(range);
+            request.reservation.set(reserved.reservation);
+            let removed = self.remove_one(&request, range);
+            if request.is_lost() {
+                return removed;
+            }
             // One bad range must not keep the others mapped.
-            result = result.and(self.remove_one(&connected, range));
+            result = result.and(removed);
         }
         result
     }
 
-    fn remove_one(&self, connected: &Arc<Connected>, range: WindowRange) -> Result<(), MapError> {
+    fn remove_one(&self, request: &Request<'_>, range: WindowRange) -> Result<(), MapError> {
         let overlapping = self.state.lock().ledger.overlapping(&range);
         if overlapping.is_empty() {
             count(&self.counters.removals_of_nothing);
         }
-        let granular =
-            connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
+        let granular = request.connected.can.is_byte_granular()
+            || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
         let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
         if !whole && !granular {
             return Err(MapError::PartialOverlap);
@@ -82,8 +102,9 @@ impl Dax {
             let Some(part) = unmapped.intersection(&range) else {
                 continue;
             };
-            match self.unmap_piece(connected, part) {
+            match self.unmap_piece(request, part) {
                 Ok(()) => count(&self.counters.removals),
+                Err(_) if request.is_lost() => return Err(FrontEndError::Abandoned.into()),
                 Err(error) => result = result.and(Err(error.into())),
             }
         }
@@ -108,7 +129,7 @@ impl Dax {
         // drops those that are gone only later.
         let runs = runs(&pieces, connected.can.is_byte_granular());
         for range in runs.into_iter().rev() {
-            if connected.front_end.unmap(range) == Err(FrontEndError::Gone) {
+            if connected.front_end.ask(&Ask::Unmap(range)) == Err(FrontEndError::Gone) {
                 return;
             }
         }

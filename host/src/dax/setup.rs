@@ -14,12 +14,13 @@ use daxwindow_shared::window::{RANGE_BYTES, WindowError, WindowRange};
 use rustix::io::Errno;
 
 use super::counters::count;
-use super::front_end::FrontEndError;
+use super::front_end::{Ask, FrontEndError, Source};
 use super::ledger::Piece;
 use super::map_error::MapError;
 use super::naive::Naive;
+use super::pending::{Entering, Request, Work};
 use super::policy::VMM_SLOTS;
-use super::{Connected, Dax, MapSource, StoreRange};
+use super::{Connected, Dax, Deputy, MapSource, StoreRange};
 
 /// Memory slots of the VMM that are never taken, whatever the options say.
 const SLOT_MARGIN: usize = 8;
@@ -38,16 +39,33 @@ impl Dax {
         source: &dyn MapSource,
         nodeid: u64,
         args: &SetupMappingIn,
+        deputy: &mut Option<Box<dyn Deputy>>,
     ) -> Result<(), MapError> {
         let connected = self.usable().ok_or(MapError::NoWindow)?;
         let setup = self.check(nodeid, args)?;
-        let _reserved = self.reserve(setup.range);
+        // A front end that unmaps whole maps only gets them in the ranges
+        // the guest gives back.
+        let granule = if connected.can.is_byte_granular() {
+            u64::MAX
+        } else {
+            RANGE_BYTES
+        };
+        let whole = setup.range.pieces(granule).nth(1).is_none();
+        let mut nobody = None;
+        let deputy = match whole && !self.options.naive.leaves_out(Naive::ASK_UNLOCKED) {
+            true => deputy,
+            // Who fails half-way has to clear up.
+            false => &mut nobody,
+        };
+        let reserved = self.reserve(setup.range);
+        let request = Request::new(connected, Work::Setup, deputy);
+        request.reservation.set(reserved.reservation);
         let mut fresh = Vec::new();
-        let result = self.map_all(&connected, source, &setup, &mut fresh);
+        let result = self.map_all(&request, source, &setup, granule, &mut fresh);
         if result.is_err() {
             // Half a range would show its reader a hole.
             for range in fresh {
-                let _ = self.unmap_piece(&connected, range);
+                let _ = self.unmap_piece(&request, range);
             }
         }
         result
@@ -80,18 +98,12 @@ impl Dax {
 
     fn map_all(
         &self,
-        connected: &Arc<Connected>,
+        request: &Request<'_>,
         source: &dyn MapSource,
         setup: &Setup,
+        granule: u64,
         fresh: &mut Vec<WindowRange>,
     ) -> Result<(), MapError> {
-        // A front end that unmaps whole maps only gets them in the ranges
-        // the guest gives back.
-        let granule = if connected.can.is_byte_granular() {
-            u64::MAX
-        } else {
-            RANGE_BYTES
-        };
         for range in setup.range.pieces(granule) {
             let skipped = range.start().0 - setup.range.start().0;
             let part = Setup {
@@ -99,7 +111,7 @@ impl Dax {
                 file_offset: setup.file_offset + skipped,
                 ..*setup
             };
-            if self.map_one(connected, source, &part)? {
+            if self.map_one(request, source, &part)? {
                 fresh.push(range);
             }
         }
@@ -109,10 +121,11 @@ impl Dax {
     /// Maps one piece; true if nothing was mapped there before.
     fn map_one(
         &self,
-        connected: &Arc<Connected>,
+        request: &Request<'_>,
         source: &dyn MapSource,
         setup: &Setup,
     ) -> Result<bool, MapError> {
+        let connected = &request.connected;
         let overlapping = self.state.lock().ledger.overlapping(&setup.range);
         let shown = overlapping
             .iter()
@@ -123,14 +136,12 @@ impl Dax {
             self.make_room(source, setup)?;
         }
         if let Some(piece) = shown {
-            return self
-                .upgrade(connected, source, setup, piece)
-                .map(|()| false);
+            return self.upgrade(request, source, setup, piece).map(|()| false);
         }
         let range = self.within_file(connected, setup, source)?;
         let (fd, writable) = self.open(connected, source, setup)?;
         if !overlapping.is_empty() {
-            self.make_way(connected, &range, &overlapping)?;
+            self.make_way(request, &range, &overlapping)?;
         }
         self.check_budget(connected)?;
         let piece = Piece {
@@ -140,7 +151,7 @@ impl Dax {
             writable,
             certain: true,
         };
-        self.map_piece(connected, piece, &fd)?;
+        self.map_piece(request, piece, &fd)?;
         Ok(overlapping.is_empty())
     }
 
@@ -161,7 +172,7 @@ impl Dax {
     /// The range shows the right bytes already; make it writable if asked.
     fn upgrade(
         &self,
-        connected: &Arc<Connected>,
+        request: &Request<'_>,
         source: &dyn MapSource,
         setup: &Setup,
         piece: &Piece,
@@ -171,12 +182,13 @@ impl Dax {
             return Ok(());
         }
         if self.options.naive.leaves_out(Naive::WRITABLE_FIRST) {
-            return self.remap(connected, source, setup, piece);
+            return self.remap(request, source, setup, piece);
         }
-        if !connected.can.replace || (piece.range != setup.range && !connected.can.partial_unmap) {
+        let can = &request.connected.can;
+        if !can.replace || (piece.range != setup.range && !can.partial_unmap) {
             return Err(MapError::Upgrade);
         }
-        let fd = self.file(connected, source, setup.nodeid, true)?;
+        let fd = self.file(&request.connected, source, setup.nodeid, true)?;
         // MAP_FIXED over the live range: readers see the old or the new
         // mapping, and a refusal leaves the old one.
         let upgraded = Piece {
@@ -185,7 +197,7 @@ impl Dax {
             writable: true,
             ..*piece
         };
-        self.map_piece(connected, upgraded, &fd)?;
+        self.map_piece(request, upgraded, &fd)?;
         count(&self.counters.upgrades);
         Ok(())
     }
@@ -194,15 +206,15 @@ impl Dax {
     /// hole.
     fn remap(
         &self,
-        connected: &Arc<Connected>,
+        request: &Request<'_>,
         source: &dyn MapSource,
         setup: &Setup,
         piece: &Piece,
     ) -> Result<(), MapError> {
-        let fd = self.file(connected, source, setup.nodeid, true)?;
-        self.unmap_piece(connected, piece.range)?;
+        let fd = self.file(&request.connected, source, setup.nodeid, true)?;
+        self.unmap_piece(request, piece.range)?;
         let writable = true;
-        self.map_piece(connected, Piece { writable, ..*piece }, &fd)
+        self.map_piece(request, Piece { writable, ..*piece }, &fd)
     }
 
     /// Opens the file as the policy wants it: writable from the start where
@@ -298,19 +310,19 @@ impl Dax {
     /// Clears the way for a map over other live maps.
     fn make_way(
         &self,
-        connected: &Arc<Connected>,
+        request: &Request<'_>,
         range: &WindowRange,
         overlapping: &[Piece],
     ) -> Result<(), MapError> {
         count(&self.counters.replacements);
-        if connected.can.is_byte_granular() {
+        if request.connected.can.is_byte_granular() {
             return Ok(());
         }
         if !overlapping.iter().all(|piece| range.contains(&piece.range)) {
             return Err(MapError::PartialOverlap);
         }
         for piece in overlapping {
-            self.unmap_piece(connected, piece.range)?;
+            self.unmap_piece(request, piece.range)?;
         }
         Ok(())
     }
@@ -337,51 +349,45 @@ impl Dax {
     /// what it gave no answer to is entered as uncertain.
     fn map_piece(
         &self,
-        connected: &Arc<Connected>,
+        request: &Request<'_>,
         piece: Piece,
         fd: &Arc<OwnedFd>,
     ) -> Result<(), MapError> {
-        let result = self.map_live(connected, &piece, fd);
-        let certain = result.is_ok();
+        let entering = Entering {
+            connected: Arc::clone(&request.connected),
+            piece,
+            fd: Arc::clone(fd),
+        };
+        let result = self.map_live(request, &entering);
         if let Err(error) = result
-            && error.is_certain()
+            && (error.is_certain() || request.is_lost())
         {
             return Err(error.into());
         }
-        let mut state = self.state.lock();
-        if !self.is_current(connected) {
-            // Another session has begun; what it has mapped is not ours.
-            return Err(FrontEndError::Gone.into());
-        }
-        state.ledger.insert(Piece { certain, ..piece });
-        state
-            .ledger
-            .keep_file(piece.nodeid, piece.writable, fd.clone());
+        self.enter(entering, result.is_ok())?;
         result.map_err(MapError::from)
     }
 
     /// Returns once the guest can see the mapping.
-    fn map_live(
-        &self,
-        connected: &Arc<Connected>,
-        piece: &Piece,
-        fd: &Arc<OwnedFd>,
-    ) -> Result<(), FrontEndError> {
-        let map = || {
-            connected
-                .front_end
-                .map(piece.range, fd, piece.file_offset, piece.writable)
+    fn map_live(&self, request: &Request<'_>, entering: &Entering) -> Result<(), FrontEndError> {
+        let piece = &entering.piece;
+        let source = Source {
+            fd: &entering.fd,
+            fd_offset: piece.file_offset,
+            writable: piece.writable,
         };
+        let map = || request.ask(&Ask::Map(piece.range, source), Some(entering));
+        let can = &request.connected.can;
         let _held = self.hold_table();
         map()?;
         if self.options.naive.leaves_out(Naive::WAIT_UNTIL_LIVE) {
             return Ok(());
         }
-        if let Some(base) = connected.can.announcing_base() {
+        if let Some(base) = can.announcing_base() {
             let timeout = self.options.front_end_timeout;
             return self.table.wait(base, piece.range, true, timeout);
         }
-        if connected.can.needs_fence() {
+        if can.needs_fence() {
             // Its main loop answers one request after the other, so that any
             // further answer says that the map is committed. A map over this
             // map is refused, or maps the same bytes again.

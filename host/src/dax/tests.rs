@@ -11,6 +11,7 @@ use daxwindow_shared::fuse::{Attr, NO_HANDLE, RemoveMappingOne, SetupMappingIn};
 use parking_lot::Mutex;
 use proptest::prelude::*;
 
+use super::front_end::Ask;
 use super::*;
 
 const RANGE: u64 = 2 << 20;
@@ -80,6 +81,17 @@ fn is_writable(fd: &OwnedFd) -> bool {
 }
 
 impl FrontEnd for Model {
+    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
+        match ask {
+            Ask::Map(range, source) => {
+                self.map(*range, source.fd, source.fd_offset, source.writable)
+            }
+            Ask::Unmap(range) => self.unmap(*range),
+        }
+    }
+}
+
+impl Model {
     fn map(
         &self,
         range: WindowRange,
@@ -227,16 +239,7 @@ fn the_trial_tells_the_kinds_apart() {
 fn a_front_end_without_real_answers_gets_no_dax() {
     struct Yes;
     impl FrontEnd for Yes {
-        fn map(
-            &self,
-            _: WindowRange,
-            _: &Arc<OwnedFd>,
-            _: u64,
-            _: bool,
-        ) -> Result<(), FrontEndError> {
-            Ok(())
-        }
-        fn unmap(&self, _: WindowRange) -> Result<(), FrontEndError> {
+        fn ask(&self, _: &Ask<'_>) -> Result<(), FrontEndError> {
             Ok(())
         }
     }

@@ -12,10 +12,10 @@ use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
 use crate::dax::{Naive, WindowGpas};
 use crate::fs::Bell;
 use crate::guard;
-use crate::server::{IfBlocked, Pace, Parked, Served, Server, chain};
+use crate::server::{IfBlocked, Pace, Parked, Served, Server, Unanswered, chain};
 
 use super::parking::Waiting;
-use super::ring::{Chain, Memory, Ring};
+use super::ring::{Chain, Completion, Memory, Ring};
 use super::stale::Staleness;
 
 /// One client's server and memory.
@@ -33,6 +33,8 @@ pub(super) enum Handled {
     Used(u32),
     /// Its answer waits, and belongs at this guest physical address.
     Waits(u64, Parked),
+    /// Another thread has handed it back.
+    Elsewhere,
 }
 
 impl Desk {
@@ -91,6 +93,7 @@ impl Desk {
                 (Served::Answered(used), _) => Handled::Used(used),
                 (Served::Parked(parked), Some(at)) => Handled::Waits(at, parked),
                 (Served::Parked(_), None) => Handled::Used(0),
+                (Served::Elsewhere, _) => Handled::Elsewhere,
             }
         }));
         handled.unwrap_or_else(|_| {
@@ -107,13 +110,25 @@ impl Desk {
 
     /// Answers a request that waited, and hands it back.
     pub(super) fn answer(&self, waiting: Waiting, outcome: Result<(), Errno>) {
+        let request = &waiting.parked.request;
+        self.reply(request, waiting.reply_at, outcome, waiting.completion);
+    }
+
+    /// Answers a request in a thread that did not take it, and hands it back.
+    pub(super) fn reply(
+        &self,
+        request: &Unanswered,
+        reply_at: u64,
+        outcome: Result<(), Errno>,
+        completion: Completion,
+    ) {
         self.party.act();
         let memory = self.memory.memory();
         let doubts = self.doubts();
         let is_stale = |addr, len| doubts.of(addr, len);
-        let room = chain::header_room(&memory, waiting.reply_at, is_stale);
-        let used = self.server.answer(&waiting.parked, outcome, room);
-        waiting.completion.complete(used);
+        let room = chain::header_room(&memory, reply_at, is_stale);
+        let used = self.server.answer(request, outcome, room);
+        completion.complete(used);
         self.settle();
     }
 

@@ -92,6 +92,9 @@ struct Crew {
     threads: usize,
     /// Those that sleep, or are about to, or were just woken.
     asleep: usize,
+    /// Those that nobody waits for. Below zero for a moment if one comes back
+    /// as it is written off.
+    written_off: isize,
 }
 
 impl Lane {
@@ -139,11 +142,23 @@ impl Lane {
         self.closing.load(Ordering::Acquire)
     }
 
+    /// One of its threads is stuck behind the front end, and its request was
+    /// answered without it.
+    pub(super) fn write_off(&self) {
+        self.crew.lock().written_off += 1;
+        self.ended.notify_all();
+    }
+
+    /// That thread is back.
+    pub(super) fn take_back(&self) {
+        self.crew.lock().written_off -= 1;
+    }
+
     /// After [`close`](Self::close): waits until `deadline` for the threads to
-    /// end, and answers how many did not.
+    /// end, except those written off, and answers how many did not.
     pub(super) fn join(&self, deadline: Instant) -> usize {
         let mut crew = self.crew.lock();
-        while crew.threads > 0 {
+        while crew.threads.cast_signed() > crew.written_off {
             if self.ended.wait_until(&mut crew, deadline).timed_out() {
                 break;
             }
@@ -268,6 +283,9 @@ impl Lane {
     /// Lets the guest kick, and answers whether there is something that no
     /// kick will announce.
     pub(super) fn has_more(&self) -> bool {
+        if self.is_closing() {
+            return false;
+        }
         let more = self.ring.listen();
         self.office.desk.settle();
         more.unwrap_or_else(|error| {

@@ -14,6 +14,7 @@
 //! - `desk`: one request's way from descriptors to an answer.
 //! - `defect`: what comes of one in a thread of a queue.
 //! - `parking`: requests that wait for a lock.
+//! - `stead`: requests that another thread may hand back.
 //! - `inherited`: a listening socket from whoever started the daemon.
 //! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
@@ -50,6 +51,7 @@ pub mod seat;
 pub mod serve;
 pub mod socket;
 mod stale;
+mod stead;
 mod watchman;
 
 #[cfg(test)]

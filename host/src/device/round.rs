@@ -13,7 +13,7 @@ use std::time::Instant;
 use virtio_queue::Error;
 use vm_memory::GuestAddressSpace;
 
-use crate::server::{Pace, Parked};
+use crate::server::{Pace, Parked, Stead};
 
 use super::desk::Handled;
 use super::lane::{Lane, Office};
@@ -22,6 +22,7 @@ use super::minding::Stint;
 use super::parking::Waiting;
 use super::processors;
 use super::ring::{Done, Taken, Ticket};
+use super::stead::UnderWay;
 
 /// Requests of one ring until another has its turn.
 const VISIT: u64 = 32;
@@ -145,7 +146,11 @@ impl Round {
     fn visit(&self, at: usize) -> Result<u64, Error> {
         let (office, leader) = (&self.office, &self.leaders[at]);
         let (lane, desk) = (&leader.lane, &office.desk);
-        let pace = Visit { round: self, at };
+        let pace = Visit {
+            round: self,
+            at,
+            under_way: UnderWay::default(),
+        };
         let (mut taken, mut done) = (0, None);
         let mut clock = Instant::now();
         let result = loop {
@@ -162,9 +167,19 @@ impl Round {
             };
             taken += 1;
             let began = clock;
-            match desk.handle(&memory, chain, &pace, &mut clock) {
-                Handled::Used(used) => done = Some(Done { ticket, used }),
-                Handled::Waits(reply_at, parked) => park(lane, ticket, reply_at, parked),
+            pace.under_way.begin(ticket);
+            let handled = desk.handle(&memory, chain, &pace, &mut clock);
+            match handled {
+                Handled::Used(used) => {
+                    done = pace.under_way.end().map(|ticket| Done { ticket, used });
+                }
+                Handled::Waits(reply_at, parked) => {
+                    if let Some(ticket) = pace.under_way.end() {
+                        park(lane, ticket, reply_at, parked);
+                    }
+                }
+                // Who has answered may only be about to take the ticket.
+                Handled::Elsewhere => self.leaders[0].lane.take_back(),
             }
             desk.settle();
             office.minding.note(clock.saturating_duration_since(began));
@@ -192,6 +207,7 @@ impl Round {
 struct Visit<'r> {
     round: &'r Round,
     at: usize,
+    under_way: UnderWay,
 }
 
 impl Pace for Visit<'_> {
@@ -206,6 +222,17 @@ impl Pace for Visit<'_> {
                 leader.hand_over_if_possible();
             }
         }
+    }
+
+    fn may_not_return(&self, reply_at: u64) -> Option<Box<dyn Stead>> {
+        self.takes_long();
+        let leaders = &self.round.leaders;
+        // Who still leads has nobody to do it instead.
+        if leaders.iter().any(Leader::is_leading) {
+            return None;
+        }
+        let (own, lane) = (&leaders[0].lane, &leaders[self.at].lane);
+        self.under_way.share(own, lane, reply_at)
     }
 }
 

@@ -32,7 +32,7 @@ impl Server {
 
     pub(super) fn fsyncdir(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FsyncIn = call.body.only()?;
-        call.pace.takes_long();
+        call.terms.pace.takes_long();
         self.fs
             .fsyncdir(call.header.nodeid, args.fh, datasync(&args))
     }

@@ -7,12 +7,10 @@ use daxwindow_shared::fuse::{
 };
 use rustix::io::Errno;
 
-use crate::fs::LockWait;
-
 use super::chain::Reader;
 use super::reply::Reply;
 use super::request::BodyBuffer;
-use super::{Call, IfBlocked, Pace, Server};
+use super::{Call, Fate, Server, Terms};
 
 impl Server {
     pub(super) fn run<'m>(
@@ -21,8 +19,8 @@ impl Server {
         opcode: Option<Opcode>,
         reader: &mut Reader<'m>,
         reply: &mut Reply<'m>,
-        (if_blocked, pace): (IfBlocked, &dyn Pace),
-    ) -> Result<Option<LockWait>, Errno> {
+        terms: Terms<'_>,
+    ) -> Result<Fate, Errno> {
         let opcode = opcode.ok_or(Errno::NOSYS)?;
         let mut buffer = BodyBuffer::new();
         let (body, extensions) = buffer.fill(&header, opcode, reader)?;
@@ -37,16 +35,19 @@ impl Server {
         }
         let mut call = Call {
             header,
+            opcode,
             body,
             extensions,
             data: reader,
             reply,
-            if_blocked,
-            pace,
-            wait: None,
+            terms,
+            fate: Fate::Here,
         };
-        self.dispatch(opcode, &mut call)?;
-        Ok(call.wait)
+        let result = self.dispatch(opcode, &mut call);
+        match call.fate {
+            Fate::Elsewhere => Ok(Fate::Elsewhere),
+            fate => result.map(|()| fate),
+        }
     }
 
     fn dispatch(&self, opcode: Opcode, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {

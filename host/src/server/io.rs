@@ -117,7 +117,7 @@ impl Server {
         let count = args.size as usize;
         let waits = Waits {
             readiness: &open.readiness,
-            pace: call.pace,
+            pace: call.terms.pace,
         };
         match call.reply.file(&open.file, args.offset, count, Some(waits)) {
             Err(Errno::INVAL) if open.is_direct() => {
@@ -173,7 +173,7 @@ impl Server {
 
     pub(super) fn fsync(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FsyncIn = call.body.only()?;
-        call.pace.takes_long();
+        call.terms.pace.takes_long();
         self.fs.fsync(call.header.nodeid, args.fh, datasync(&args))
     }
 
@@ -224,7 +224,7 @@ impl Server {
             return Err(Errno::OPNOTSUPP);
         }
         self.kill_for(call, args.nodeid_out)?;
-        call.pace.takes_long();
+        call.terms.pace.takes_long();
         self.fs.copy_file_range(
             (call.header.nodeid, args.fh_in, args.off_in),
             (args.nodeid_out, args.fh_out, args.off_out),
@@ -235,7 +235,7 @@ impl Server {
 
     pub(super) fn syncfs(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let _: SyncfsIn = call.body.only()?;
-        call.pace.takes_long();
+        call.terms.pace.takes_long();
         self.fs.syncfs(call.header.nodeid)
     }
 }

@@ -4,17 +4,13 @@
 //! is *parked*, its thread goes on with the next one, and whoever keeps it
 //! asks again until there is an answer.
 
-use std::time::Instant;
-
-use daxwindow_shared::fuse::{LkIn, LkOut, Opcode};
+use daxwindow_shared::fuse::{LkIn, LkOut};
 use rustix::io::Errno;
 
 use crate::fs::{LockWait, Locked};
 
-use super::chain::Writer;
-use super::in_flight::Admitted;
-use super::reply::Reply;
-use super::{Call, Server};
+use super::unanswered::Unanswered;
+use super::{Call, Fate, Server};
 
 /// What handling a request came to.
 #[derive(Debug)]
@@ -23,6 +19,8 @@ pub enum Served {
     Answered(u32),
     /// It is to be answered by [`Server::answer`], when [`Server::retry`] says so.
     Parked(Parked),
+    /// Another thread has answered it meanwhile.
+    Elsewhere,
 }
 
 /// What is to be done with a request that has to wait.
@@ -37,10 +35,9 @@ pub enum IfBlocked {
 /// A request that waits for a lock.
 #[derive(Debug)]
 pub struct Parked {
-    pub(super) unique: u64,
-    pub(super) started: Instant,
+    /// What it takes to answer it.
+    pub request: Unanswered,
     pub(super) wait: LockWait,
-    pub(super) _admitted: Admitted,
 }
 
 impl Server {
@@ -59,11 +56,11 @@ impl Server {
     }
 
     pub(super) fn setlkw(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
-        match (self.lock(call)?, call.if_blocked) {
+        match (self.lock(call)?, call.terms.if_blocked) {
             (Locked::Done, _) => Ok(()),
             (Locked::Blocked(_), IfBlocked::Refuse(errno)) => Err(errno),
             (Locked::Blocked(wait), IfBlocked::Park) => {
-                call.wait = Some(wait);
+                call.fate = Fate::Waits(wait);
                 Ok(())
             }
         }
@@ -89,15 +86,5 @@ impl Server {
             Err(Errno::AGAIN) => None,
             outcome => Some(outcome),
         }
-    }
-
-    /// Puts the answer to a parked request where the guest expects it, and
-    /// answers the used length.
-    pub fn answer(&self, parked: &Parked, outcome: Result<(), Errno>, writer: Writer<'_>) -> u32 {
-        let taken = parked.started.elapsed();
-        let op = Opcode::Setlkw;
-        self.counters.record(Some(op), taken, outcome.is_err());
-        tracing::trace!(?op, unique = parked.unique, ?taken, error = ?outcome.err(), "waited");
-        Reply::new(writer).finish(parked.unique, outcome)
     }
 }

@@ -11,10 +11,12 @@ const MAX_REMOVALS: usize = 4096;
 impl Server {
     pub(super) fn setupmapping(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: SetupMappingIn = call.body.only()?;
-        call.pace.takes_long();
-        self.dax
-            .setup(&self.fs, call.header.nodeid, &args)
-            .map_err(never_again)
+        let nodeid = call.header.nodeid;
+        call.may_leave(|deputy| {
+            self.dax
+                .setup_or_leave(&self.fs, nodeid, &args, deputy)
+                .map_err(never_again)
+        })
     }
 
     pub(super) fn removemapping(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -28,8 +30,7 @@ impl Server {
         let ranges = (0..count)
             .map(|_| call.body.args())
             .collect::<Result<Vec<RemoveMappingOne>, Errno>>()?;
-        call.pace.takes_long();
-        self.dax.remove(&ranges)
+        call.may_leave(|deputy| self.dax.remove_or_leave(&ranges, deputy))
     }
 }
 

@@ -18,7 +18,7 @@
 //! | `locks` | GETLK, SETLK, SETLKW |
 //! | `mapping` | SETUPMAPPING, REMOVEMAPPING |
 //!
-//! `session` is what was agreed at INIT, `in_flight` bounds how many are under way; `extensions` has what may follow the requests that create, `caching` what
+//! `call` is a request on its way, `session` what was agreed at INIT, `in_flight` bounds how many are under way; `unanswered` is what other threads answer; `extensions` has what may follow the requests that create, `caching` what
 //! guests may keep.
 //!
 //! Laws: every request with room for a reply gets exactly one, of the length
@@ -27,6 +27,7 @@
 
 mod attrs;
 mod caching;
+mod call;
 pub mod chain;
 mod dirs;
 mod dispatch;
@@ -41,6 +42,7 @@ mod names;
 mod reply;
 mod request;
 mod session;
+mod unanswered;
 mod xattrs;
 
 #[cfg(test)]
@@ -54,20 +56,21 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use crate::dax::{Dax, DaxOffer, MapSource, NoDax};
-use crate::fs::{LockWait, SharedDir};
+use crate::fs::SharedDir;
 use crate::observe::counters::Counters;
 use crate::observe::logs::Throttle;
 use crate::observe::queues::QueueTallies;
 
 pub use caching::{CacheMode, Caching};
-use chain::{ChainError, Hole, Reader, Sides};
-use in_flight::InFlight;
+use call::{Call, Fate, Terms};
+use chain::{ChainError, Hole, Sides};
+use in_flight::{Admitted, InFlight};
 pub use init::MAX_WRITE_BYTES;
 pub use locks::{IfBlocked, Parked, Served};
 use reply::Reply;
-use request::Body;
 use session::Session;
 pub use session::{Began, DaxWish};
+pub use unanswered::{Stead, Unanswered};
 
 /// How a server answers where there is a choice.
 #[derive(Clone, Copy, Debug)]
@@ -108,6 +111,11 @@ pub trait Pace {
     /// Others need not wait for this request. Comes before the first system
     /// call that waits for a disk, another file system or the front end.
     fn takes_long(&self);
+
+    /// The same of a request whose thread may even be stuck for good. Answers
+    /// how another thread hands it back, with the answer's header at guest
+    /// physical address `reply_at`; nothing if its thread has to come back.
+    fn may_not_return(&self, reply_at: u64) -> Option<Box<dyn Stead>>;
 }
 
 /// Nobody else waits.
@@ -115,6 +123,10 @@ struct Alone;
 
 impl Pace for Alone {
     fn takes_long(&self) {}
+
+    fn may_not_return(&self, _: u64) -> Option<Box<dyn Stead>> {
+        None
+    }
 }
 
 /// Answers the requests of one guest at a time, from any number of threads.
@@ -132,21 +144,6 @@ pub struct Server {
     client: Mutex<Option<Instant>>,
     /// The window still holds the mappings of a device that was reset.
     stale_window: Mutex<bool>,
-}
-
-/// A request on its way to its handler.
-struct Call<'b, 'r, 'm> {
-    header: InHeader,
-    body: Body<'b>,
-    /// What the header counts as extensions of the body.
-    extensions: Body<'b>,
-    /// What follows the body: the data of WRITE.
-    data: &'r mut Reader<'m>,
-    reply: &'r mut Reply<'m>,
-    if_blocked: IfBlocked,
-    pace: &'r dyn Pace,
-    /// Set where the answer has to wait; nothing is put in `reply` then.
-    wait: Option<LockWait>,
 }
 
 impl Server {
@@ -300,7 +297,7 @@ impl Server {
         let if_blocked = IfBlocked::Refuse(Errno::AGAIN);
         match self.serve(sides, if_blocked, &Alone, &mut Instant::now()) {
             Served::Answered(used) => used,
-            Served::Parked(_) => 0,
+            Served::Parked(_) | Served::Elsewhere => 0,
         }
     }
 
@@ -320,7 +317,7 @@ impl Server {
             mut reader,
             writer,
             hole,
-            ..
+            reply_at,
         } = sides;
         if let Some(hole) = &hole {
             self.note_hole(hole);
@@ -331,27 +328,41 @@ impl Server {
         };
         let opcode = Opcode::from_u32(header.opcode);
         let mut reply = Reply::new(writer);
-        let admitted = self.in_flight.admit(opcode);
-        let result = match (&admitted, hole) {
+        let mut admitted = Admitted::default();
+        let result = match (self.in_flight.admit(opcode), hole) {
             (_, Some(_)) => Err(Errno::FAULT),
             (Err(errno), None) => {
                 self.queues.refused_in_flight();
-                Err(*errno)
+                Err(errno)
             }
-            (Ok(_), None) => self.run(header, opcode, &mut reader, &mut reply, (if_blocked, pace)),
+            (Ok(unit), None) => {
+                admitted = unit;
+                let terms = Terms {
+                    started,
+                    admitted: &mut admitted,
+                    reply_at,
+                    if_blocked,
+                    pace,
+                };
+                self.run(header, opcode, &mut reader, &mut reply, terms)
+            }
         };
         let result = match result {
-            Ok(None) => Ok(()),
-            Err(errno) => Err(errno),
-            Ok(Some(wait)) => {
-                let unique = header.unique;
-                return Served::Parked(Parked {
-                    unique,
+            Ok(Fate::Here) => Ok(()),
+            Ok(Fate::Waits(wait)) => {
+                let request = Unanswered {
+                    opcode,
+                    unique: header.unique,
                     started,
-                    wait,
-                    _admitted: admitted.unwrap_or_default(),
-                });
+                    _admitted: admitted,
+                };
+                return Served::Parked(Parked { request, wait });
             }
+            Ok(Fate::Elsewhere) => {
+                *clock = Instant::now();
+                return Served::Elsewhere;
+            }
+            Err(errno) => Err(errno),
         };
         let used = match opcode {
             Some(Opcode::Forget | Opcode::BatchForget) => 0,

@@ -1,7 +1,7 @@
 //! A VMM that refuses maps, lies about them, says nothing, or hangs up.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU8, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
 use daxwindow_guest::session::{Session, SessionOptions, Tuning};
@@ -12,8 +12,8 @@ use rustix::io::Errno;
 use tempfile::TempDir;
 
 use crate::common::{
-    Daemon, PATIENCE, RANGE, assert_serves, assert_serves_next, attach_soon, in_memory, make_file,
-    open, options, pattern, read_by_request, walk,
+    Daemon, PATIENCE, RANGE, assert_serves, assert_serves_next, attach_soon, eventually, in_memory,
+    make_file, open, options, pattern, read_by_request, walk,
 };
 
 /// What the front end does from now on.
@@ -26,23 +26,37 @@ enum Mood {
     HangUp,
     /// Sits on the message, and answers it in the end.
     Slow,
+    /// Sits on the message until the mood changes, and serves it then.
+    Brood,
 }
 
 #[derive(Default)]
-struct Moody(AtomicU8);
+struct Moody {
+    mood: AtomicU8,
+    broods: AtomicBool,
+}
 
 impl Moody {
     fn set(&self, mood: Mood) {
-        self.0.store(mood as u8, Ordering::SeqCst);
+        self.mood.store(mood as u8, Ordering::SeqCst);
+    }
+
+    fn is(&self, mood: Mood) -> bool {
+        self.mood.load(Ordering::SeqCst) == mood as u8
     }
 
     fn verdict(&self) -> Verdict {
-        match self.0.load(Ordering::SeqCst) {
+        match self.mood.load(Ordering::SeqCst) {
             m if m == Mood::Serve as u8 => Verdict::Serve,
             m if m == Mood::Refuse as u8 => Verdict::Refuse(Errno::NOMEM),
             m if m == Mood::Pretend as u8 => Verdict::Pretend,
             m if m == Mood::Ignore as u8 => Verdict::Ignore,
             m if m == Mood::HangUp as u8 => Verdict::HangUp,
+            m if m == Mood::Brood as u8 => {
+                self.broods.store(true, Ordering::SeqCst);
+                eventually("it cheers up", || !self.is(Mood::Brood));
+                Verdict::Serve
+            }
             _ => {
                 std::thread::sleep(Duration::from_millis(300));
                 Verdict::Serve
@@ -71,21 +85,26 @@ struct Scene {
 const LEN: usize = 300_000;
 
 fn scene(at_init: Mood) -> Scene {
+    scene_with(at_init, 2, &[])
+}
+
+fn scene_with(at_init: Mood, request_queues: usize, flags: &[&str]) -> Scene {
     let share = in_memory();
     make_file(&share.path().join("file"), 3, LEN);
-    let flags = [
+    let queues = request_queues.to_string();
+    let window = [
         "--dax",
         "always",
         "--dax-window",
         "16M",
         "--num-request-queues",
-        "2",
+        &queues,
     ];
-    let daemon = Daemon::start(share.path(), &flags);
+    let daemon = Daemon::start(share.path(), &[&window, flags].concat());
     let moody = Arc::new(Moody::default());
     moody.set(at_init);
     let options = SessionOptions {
-        request_queues: 2,
+        request_queues,
         ..options(&daemon)
     };
     let tuning = Tuning {
@@ -288,6 +307,100 @@ fn one_that_hangs_while_its_client_goes_does_not_hold_up_the_next() {
     let next = attach_soon(&scene.daemon);
     assert!(started.elapsed() < Duration::from_secs(3), "at once");
     assert!(next.inode_dax(), "and it has a window");
+}
+
+/// A map that is not answered is given up in time, though the thread that asked
+/// for it is stuck; its queue goes on meanwhile, and the late answer is nobody's.
+#[test]
+fn one_that_answers_too_late_is_answered_for() {
+    let scene = scene_with(Mood::Serve, 1, &["--front-end-timeout", "2"]);
+    let node = scene.node();
+    scene.setup(0).expect("mapped");
+    scene.moody.set(Mood::Brood);
+    let started = Instant::now();
+    std::thread::scope(|scope| {
+        let map = |slot| {
+            let session = &scene.session;
+            move || session.setup_mapping(node, 0, slot * RANGE, RANGE, true)
+        };
+        let hung = scope.spawn(map(1));
+        eventually("it is asked", || scene.moody.broods.load(Ordering::SeqCst));
+        // The same range, another one, and one to remove.
+        let waiting = [scope.spawn(map(1)), scope.spawn(map(2))];
+        let removal = scope.spawn(|| scene.remove(0));
+        for _ in 0..20 {
+            scene.assert_reads();
+        }
+        assert!(!hung.is_finished(), "the others were served first");
+        let told = hung.join().expect("no panic").expect_err("no answer");
+        assert_eq!(told.errno(), Errno::IO);
+        let took = started.elapsed();
+        assert!(
+            took >= Duration::from_secs(2) && took < PATIENCE,
+            "{took:?}"
+        );
+        for other in waiting {
+            let told = other.join().expect("no panic").expect_err("no answer");
+            assert_eq!(told.errno(), Errno::IO);
+        }
+        removal.join().expect("no panic").expect_err("no answer");
+    });
+    assert!(scene.moody.is(Mood::Brood), "it has still not answered");
+    scene.assert_reads();
+    assert_eq!(scene.live(), 1);
+    scene.moody.set(Mood::Serve);
+    eventually("it has mapped what it was asked for", || scene.live() == 2);
+    scene.setup(3).expect_err("the channel is given up");
+    scene.assert_reads();
+    assert_eq!(scene.live(), 2);
+    assert_serves_after(scene);
+}
+
+/// The wait is called off where the VMM wants the device back, and what it does
+/// afterwards is undone before the next session begins.
+#[test]
+fn one_that_answers_after_a_reset_is_told_to_unmap() {
+    let patient = ["--front-end-timeout", "60"];
+    let scene = scene_with(Mood::Serve, 1, &patient);
+    let node = scene.node();
+    scene.moody.set(Mood::Brood);
+    std::thread::scope(|scope| {
+        let hung = scope.spawn(|| scene.session.setup_mapping(node, 0, 0, RANGE, true));
+        eventually("it is asked", || scene.moody.broods.load(Ordering::SeqCst));
+        let started = Instant::now();
+        let reset = scope.spawn(|| scene.session.reset_device());
+        hung.join().expect("no panic").expect_err("called off");
+        // A device waits five seconds for what is under way.
+        scene.daemon.expect_log("device reset", 1);
+        assert!(started.elapsed() < Duration::from_secs(4), "at once");
+        scene.moody.set(Mood::Serve);
+        reset.join().expect("no panic").expect("a new session");
+    });
+    assert!(
+        scene.session.inode_dax(),
+        "the channel is as good as before"
+    );
+    assert_eq!(scene.live(), 0);
+    scene.setup(1).expect("mapped");
+    assert_eq!(scene.live(), 1);
+    scene.assert_reads();
+    assert_serves_after(scene);
+}
+
+/// Where nobody can stand in, a queue is held up for the time-out, and not for
+/// as long as the front end likes.
+#[test]
+fn one_that_hangs_does_not_keep_the_only_thread() {
+    let alone = ["--front-end-timeout", "1", "--thread-pool-size", "0"];
+    let scene = scene_with(Mood::Serve, 1, &alone);
+    scene.setup(0).expect("mapped");
+    scene.moody.set(Mood::Brood);
+    let told = scene.setup(1).expect_err("no answer");
+    assert_eq!(told.errno(), Errno::IO);
+    assert!(scene.moody.is(Mood::Brood), "it has still not answered");
+    scene.assert_reads();
+    scene.moody.set(Mood::Serve);
+    assert_serves_after(scene);
 }
 
 /// The next client is served, with a window.
