@@ -30,25 +30,31 @@ mod tests {
     use super::*;
     use crate::processes::cpu_time;
     use std::process::Command;
-    use std::time::Duration;
+    use std::time::{Duration, Instant};
 
+    // Of a process that nobody else starts and ends children of.
     #[test]
     fn a_process_and_its_child_are_counted() -> Result<()> {
-        let me = std::process::id() as i32;
-        let mut child = Command::new("sleep").arg("30").spawn()?;
-        let found = family(me);
-        let (peak, own) = peak_memory(me)?;
-        child.kill()?;
-        child.wait()?;
-        assert!(found.contains(&(child.id() as i32)), "{found:?}");
-        assert!(own > 0 && own < peak, "{peak} {own}");
-        let before = cpu_time(me)?;
-        let mut x = 1u64;
-        let began = std::time::Instant::now();
-        while began.elapsed() < Duration::from_millis(20) {
-            x = std::hint::black_box(crate::stats::mix(x));
+        let script = "sleep 60 & while :; do :; done";
+        let mut shell = Command::new("sh").args(["-c", script]).spawn()?;
+        let pid = shell.id() as i32;
+        let deadline = Instant::now() + Duration::from_secs(10);
+        while family(pid).len() < 2 {
+            assert!(Instant::now() < deadline, "{:?}", family(pid));
+            std::thread::sleep(Duration::from_millis(2));
         }
-        assert!(cpu_time(me)? > before);
+        let (peak, own) = peak_memory(pid)?;
+        assert!(own > 0 && own < peak, "{peak} {own}");
+        let before = cpu_time(pid)?;
+        while cpu_time(pid)? <= before {
+            assert!(Instant::now() < deadline, "{before:?}");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        for pid in family(pid) {
+            let pid = rustix::process::Pid::from_raw(pid).context("a process")?;
+            let _ = rustix::process::kill_process(pid, rustix::process::Signal::KILL);
+        }
+        shell.wait()?;
         Ok(())
     }
 }
