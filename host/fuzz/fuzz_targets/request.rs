@@ -4,18 +4,17 @@
 #![no_main]
 
 use std::fs;
-use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use arbitrary::Arbitrary;
+use daxwindow_host::dax::front_end::Ask;
 use daxwindow_host::dax::{Dax, DaxMode, DaxOptions, FrontEnd, FrontEndError};
 use daxwindow_host::fs::{ShareOptions, SharedDir};
 use daxwindow_host::server::{Server, ServerOptions};
 use daxwindow_shared::fuse::ioctl::{FSSETXATTR, SETFLAGS};
 use daxwindow_shared::fuse::{EXT_GROUPS, ExtHeader, InHeader, InitIn, Opcode, OutHeader, ROOT_ID};
-use daxwindow_shared::window::WindowRange;
 use libfuzzer_sys::fuzz_target;
 use rustix::fs::{FileType, OFlags};
 use zerocopy::{FromBytes, IntoBytes};
@@ -101,27 +100,22 @@ fn request(header: InHeader, body: &[u8]) -> Vec<u8> {
 struct Window;
 
 impl FrontEnd for Window {
-    fn map(
-        &self,
-        range: WindowRange,
-        fd: &Arc<OwnedFd>,
-        fd_offset: u64,
-        writable: bool,
-    ) -> Result<(), FrontEndError> {
+    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
+        let (Ask::Unmap(range) | Ask::Map(range, _)) = *ask;
         assert!(range.end().0 <= WINDOW, "outside the window");
-        assert!(fd_offset.checked_add(range.len()).is_some_and(|end| end <= i64::MAX as u64));
-        let mode = rustix::fs::fcntl_getfl(&**fd).expect("flags") & OFlags::RWMODE;
+        let Ask::Map(_, source) = *ask else {
+            return Ok(());
+        };
+        let end = source.fd_offset.checked_add(range.len());
+        assert!(end.is_some_and(|end| end <= i64::MAX as u64));
+        let fd = &**source.fd;
+        let mode = rustix::fs::fcntl_getfl(fd).expect("flags") & OFlags::RWMODE;
         if mode == OFlags::WRONLY {
             return Err(FrontEndError::Refused);
         }
-        assert!(!writable || mode == OFlags::RDWR, "writable without the right to write");
-        let kind = FileType::from_raw_mode(rustix::fs::fstat(&**fd).expect("stat").st_mode);
+        assert!(!source.writable || mode == OFlags::RDWR, "writable without the right to write");
+        let kind = FileType::from_raw_mode(rustix::fs::fstat(fd).expect("stat").st_mode);
         assert_eq!(kind, FileType::RegularFile);
-        Ok(())
-    }
-
-    fn unmap(&self, range: WindowRange) -> Result<(), FrontEndError> {
-        assert!(range.end().0 <= WINDOW, "outside the window");
         Ok(())
     }
 }
