@@ -85,10 +85,13 @@ fn one_round(
             continue;
         }
         match scene.pass(stack, load, pass) {
-            Ok(sample) => cell.samples.push(sample),
+            Ok(sample) => {
+                cell.samples.push(sample);
+                broken = None;
+            }
             Err(error) => {
                 let error = format!("{error:#}");
-                broken = Some(format!("its first pass failed: {error}"));
+                broken = Some(format!("the pass before it failed: {error}"));
                 cell.error = Some(error);
             }
         }

@@ -111,6 +111,9 @@ impl Scene {
                 self.run(stack, &place.lay_out())?;
             }
             self.drop_caches(stack)?;
+            if pass == Pass::HostCold {
+                self.unmap_all()?;
+            }
             for file in self.files(load, stack)? {
                 match pass {
                     Pass::HostCold => cool(&file)?,
@@ -162,6 +165,15 @@ impl Scene {
             }
         }
         Ok(())
+    }
+
+    /// The host keeps the pages of a file that any guest has mapped.
+    fn unmap_all(&mut self) -> Result<()> {
+        let stacks = self.guests.iter().flat_map(|guest| &guest.stacks);
+        let mapping: Vec<_> = stacks.copied().filter(|s| s.has_window()).collect();
+        mapping
+            .into_iter()
+            .try_for_each(|stack| self.drop_caches(stack))
     }
 
     fn guest(&mut self, stack: Stack) -> Result<&mut Guest> {
