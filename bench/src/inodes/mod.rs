@@ -39,9 +39,10 @@ const ALLOWED_BYTES: f64 = 256.0;
 /// Makes that many files, has a guest list them all with attributes, so that
 /// it knows them, and looks names up at random among all of them, in turn with
 /// a second daemon whose guest knows a thousand, sixteen at a time and all on
-/// one processor. Costs are processor time of the daemon. What the host's file system takes longer over more files, as a
-/// process sees it that makes the bare system call for other such names, is
-/// shown beside it, and taken off for the goal. Exits with failure when
+/// one processor. Costs are processor time of the daemon. What the host's file
+/// system takes longer over more files, as a process sees it that makes the
+/// bare system call for other such names, is shown beside it, and taken off
+/// for the goal. Exits with failure when
 /// something could not be measured.
 #[derive(clap::Args)]
 pub(crate) struct Args {
