@@ -11,7 +11,7 @@ use anyhow::{Result, bail, ensure};
 
 use super::contender::{Contender, FrontEnd, Running};
 use super::dax::window_bytes;
-use super::floor::{Least, calls_us};
+use super::floor::{Least, QueueTime, calls_us};
 use super::measure::{Load, Sample, Times, measure};
 use super::share::Files;
 use crate::placement::Placement;
@@ -60,6 +60,9 @@ pub(super) struct Outcome {
     pub processors: usize,
     pub ours: Vec<Sample>,
     pub rivals: Vec<Rival>,
+    /// What our queue takes under such a load, repetition by repetition, if
+    /// that was measured.
+    pub queue: Vec<QueueTime>,
 }
 
 /// A peer in all its sets of flags.
@@ -155,6 +158,7 @@ impl Outcome {
             processors,
             ours,
             rivals,
+            queue: Vec::new(),
         };
         (!outcome.rivals.is_empty()).then_some(outcome)
     }
@@ -178,6 +182,7 @@ impl Outcome {
                 self.load,
                 self.processors,
                 ours.calls_us?,
+                self.queue.get(repetition).copied(),
                 front_end_us,
             ))
         };
@@ -247,6 +252,7 @@ pub(super) mod tests {
                 name: "peer".into(),
                 flags: names.zip(peers).collect(),
             }],
+            queue: vec![QueueTime(0.25); ours.len()],
         }
     }
 

@@ -15,6 +15,9 @@ use super::usage::peak_memory;
 pub(super) struct Memory {
     /// Who.
     pub name: String,
+    /// The same as results name it.
+    #[serde(skip)]
+    pub stack: String,
     /// Most that was resident (`VmHWM`): program, heap, and the guest memory
     /// it touched.
     pub peak_bytes: u64,
@@ -41,6 +44,7 @@ pub(super) fn memory(setting: &Setting) -> Result<Vec<Memory>> {
         let (peak_bytes, own_bytes) = peak_memory(running.daemon.pid())?;
         Ok(Memory {
             name: contender.title(),
+            stack: contender.stack(false),
             peak_bytes,
             own_bytes,
         })

@@ -157,8 +157,8 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
         .into_iter()
         .filter(|load| args.wants(&load.name()) && setting.contenders(*load).len() > 1)
         .collect();
-    let planned = loads.iter().map(|load| setting.contenders(*load).len());
-    run.plan(planned.sum());
+    let planned = loads.iter().flat_map(|load| record::cells(&setting, *load));
+    run.plan_of(&planned.collect::<Vec<_>>());
     let mut results = Results::default();
     for &load in &loads {
         contest(&mut run, &setting, load, &mut results)?;
@@ -166,6 +166,7 @@ pub(crate) fn run(args: &Args) -> Result<bool> {
     let memory = args.measure_memory(&setting, &mut results);
     let sums = summary::summary(&plan::loads(), &results.outcomes);
     record::record_sums(&mut run, &sums)?;
+    record::record_memory(&mut run, &memory)?;
     let report = Report {
         figures: sums.iter().map(summary::Summed::figure).collect(),
         ..report

@@ -44,18 +44,22 @@ pub(super) struct Floor {
     pub time_us: f64,
     /// The ratio of rates that no daemon can better.
     pub at_best: f64,
+    /// And no daemon with our queue.
+    pub with_queue: Option<f64>,
 }
 
 impl Floor {
     fn of(outcome: &Outcome, rival: &Rival) -> Option<Floor> {
         let least = outcome.least()?;
         let pairs = outcome.pairs(rival, |s| s.rate, Better::Higher);
-        let bounds = with_least(&least, &pairs, |least| 1e6 / least.time_us);
+        let bounds = with_least(&least, &pairs, |least| Some(1e6 / least.time_us))?;
+        let queued = with_least(&least, &pairs, |least| Some(1e6 / least.queued_us?));
         let middle = |of: fn(&Least) -> f64| median(&least.iter().map(of).collect::<Vec<_>>());
         Some(Floor {
             calls_us: middle(|least| least.calls_us)?,
             time_us: middle(|least| least.time_us)?,
             at_best: bounds.ratio()?.median,
+            with_queue: queued.and_then(|bounds| Some(bounds.ratio()?.median)),
         })
     }
 }
@@ -158,8 +162,19 @@ impl Comparison<'_> {
 
 fn loads<'a>(peer: &str, rows: impl Iterator<Item = &'a Row>) -> Table {
     let mut out = table::table(&[
-        "load", "ours", peer, "ratio", "at best", "spread", "p50 us", "p99 us", "CPU us",
-        "calls us", "ratio", "peer's",
+        "load",
+        "ours",
+        peer,
+        "ratio",
+        "at best",
+        "with our queue",
+        "spread",
+        "p50 us",
+        "p99 us",
+        "CPU us",
+        "calls us",
+        "ratio",
+        "peer's",
     ]);
     let both = |versus: &Versus| {
         let (ours, peer) = (table::short(versus.ours), table::short(versus.peer));
@@ -175,6 +190,9 @@ fn loads<'a>(peer: &str, rows: impl Iterator<Item = &'a Row>) -> Table {
             Cell::new(table::short(row.rate.peer)),
             Cell::new(ratio(&row.rate)),
             Cell::new(floor(row, |floor| format!("{:.2}", floor.at_best))),
+            Cell::new(floor(row, |floor| {
+                floor.with_queue.map_or("-".into(), |r| format!("{r:.2}"))
+            })),
             Cell::new(format!("{:.0} %", row.rate.spread * 100.0)),
             Cell::new(both(&row.p50_us)),
             Cell::new(both(&row.p99_us)),
@@ -222,6 +240,8 @@ mod tests {
             (floor.calls_us, floor.time_us, floor.at_best),
             (1.5, 1.0, 1e4)
         );
+        let with_queue = floor.with_queue.expect("measured");
+        assert!((with_queue * 1.125 / 1e4 - 1.0).abs() < 1e-9);
         let text = loads("virtiofsd", rows.iter()).to_string();
         assert!(
             text.contains("getattr_d16_q2") && text.contains("200 ops/s"),

@@ -8,10 +8,12 @@ use anyhow::{Context, Result};
 
 use super::contender::Contender;
 use super::contest::{Better, Held, Outcome, Setting, column};
+use super::floor::QueueTime;
 use super::measure::{Load, Sample};
+use super::memory::Memory;
 use super::operations::Operation;
 use super::summary::Summed;
-use crate::figures::AT_BEST;
+use crate::figures::{AT_BEST, WITH_QUEUE};
 use crate::runs::{Cell, Latency, Run};
 use crate::stats::median;
 
@@ -90,11 +92,40 @@ pub(super) fn record_sums(run: &mut Run, sums: &[Summed]) -> Result<()> {
         let pairs = (0..sum.pairs.len()).filter_map(|n| sum.pairs.get(n));
         cell.values = pairs.map(|(ours, theirs)| ours / theirs).collect();
         let (ours, theirs) = (sum.pairs.value(), sum.pairs.base());
-        cell.detail = [("ours", ours), ("theirs", theirs), (AT_BEST, sum.at_best)]
+        let bounds = [(AT_BEST, sum.at_best), (WITH_QUEUE, sum.with_queue)];
+        cell.detail = [("ours", ours), ("theirs", theirs)]
             .into_iter()
+            .chain(bounds)
             .filter_map(|(side, value)| Some((side.to_string(), value?)))
             .collect();
         run.record_part(cell).context("record a sum")?;
+    }
+    Ok(())
+}
+
+/// The cells of a contest, by id and stack.
+pub(super) fn cells(setting: &Setting, load: Load) -> Vec<(String, String)> {
+    let window = load.operation.needs_window();
+    let contenders = setting.contenders(load).into_iter();
+    let named = contenders.map(|contender| (id(load), contender.stack(window)));
+    named.collect()
+}
+
+/// Writes what each daemon held.
+pub(super) fn record_memory(run: &mut Run, memory: &[Memory]) -> Result<()> {
+    for of in memory {
+        let kinds = [("peak", of.peak_bytes), ("own", of.own_bytes)];
+        for (kind, bytes) in kinds {
+            let mut cell = Cell::new(format!("memory/{kind}"), &of.stack, "MiB", Better::Lower);
+            cell.group = "compare: memory".into();
+            cell.what = match kind {
+                "peak" => "most that was resident".into(),
+                _ => "own memory at the end".into(),
+            };
+            cell.metric = "memory after a tree and a listing".into();
+            cell.values = vec![bytes as f64 / f64::from(1 << 20)];
+            run.record_part(cell).context("record memory")?;
+        }
     }
     Ok(())
 }
@@ -193,7 +224,17 @@ impl Results {
             }
         }
         let outcome = Outcome::of(load, setting.processors(), &contenders, held);
-        self.outcomes.extend(outcome);
+        let Some(mut outcome) = outcome else { return };
+        // The plan has it before all others.
+        let mut empty = self.outcomes.iter();
+        let like = |other: &&Outcome| {
+            let Load { depth, queues, .. } = other.load;
+            other.load.operation == Operation::Empty && (depth, queues) == (load.depth, load.queues)
+        };
+        if let Some(empty) = empty.find(like) {
+            outcome.queue = empty.ours.iter().map(|s| QueueTime(s.cpu_us)).collect();
+        }
+        self.outcomes.push(outcome);
     }
 }
 

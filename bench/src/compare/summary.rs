@@ -6,7 +6,7 @@ use super::contest::{Better, Field, Outcome};
 use super::floor::Least;
 use super::measure::Load;
 use super::operations::Operation;
-use crate::figures::{AT_BEST, Figure, Goal};
+use crate::figures::{AT_BEST, Figure, Goal, WITH_QUEUE};
 use crate::stats::Paired;
 use crate::vm::peers::ALIOTH;
 
@@ -19,6 +19,8 @@ struct Sum {
     better: Better,
     /// The same number of a daemon that is nothing but its system calls.
     least: Option<fn(&Least) -> f64>,
+    /// And of one with our queue.
+    queued: Option<fn(&Least) -> Option<f64>>,
     takes: fn(&Load) -> bool,
 }
 
@@ -32,6 +34,7 @@ impl Sum {
             field: |sample| sample.rate,
             better: Better::Higher,
             least: Some(|least| 1e6 / least.time_us),
+            queued: Some(|least| Some(1e6 / least.queued_us?)),
             takes,
         }
     }
@@ -47,6 +50,7 @@ impl Sum {
             field,
             better: Better::Lower,
             least: None,
+            queued: None,
             ..Sum::rate(name, what, takes)
         }
     }
@@ -240,6 +244,8 @@ pub(super) struct Summed {
     pub pairs: Paired,
     /// The ratio that no daemon can better here, where it is known.
     pub at_best: Option<f64>,
+    /// And no daemon with our queue.
+    pub with_queue: Option<f64>,
 }
 
 impl Summed {
@@ -247,10 +253,13 @@ impl Summed {
     pub(super) fn figure(&self) -> Figure {
         let what = format!("{}, against {}", self.what, self.rival);
         let figure = Figure::paired(&self.name, &what, self.unit, self.goal, &self.pairs);
-        match self.at_best {
-            Some(ratio) => figure.with(AT_BEST, ratio),
-            None => figure,
-        }
+        let bounds = [(AT_BEST, self.at_best), (WITH_QUEUE, self.with_queue)];
+        bounds
+            .into_iter()
+            .fold(figure, |figure, (name, ratio)| match ratio {
+                Some(ratio) => figure.with(name, ratio),
+                None => figure,
+            })
     }
 }
 
@@ -262,11 +271,15 @@ fn summed(sum: &Sum, rival: &str, planned: &[Load], outcomes: &[Outcome]) -> Opt
         Some((outcome, outcome.pairs(rival, sum.field, sum.better)))
     };
     let against: Vec<(&Outcome, Paired)> = wanted.map(against).collect::<Option<_>>()?;
-    let floors = against.iter().map(|(outcome, pairs)| {
-        let least = outcome.least()?;
-        Some(with_least(&least, pairs, sum.least?))
-    });
-    let floors: Option<Vec<Paired>> = floors.collect();
+    let bound = |of: &dyn Fn(&Least) -> Option<f64>| -> Option<f64> {
+        let floors = against
+            .iter()
+            .map(|(outcome, pairs)| with_least(&outcome.least()?, pairs, of));
+        let floors: Vec<Paired> = floors.collect::<Option<_>>()?;
+        Some(geometric_means(&floors).ratio()?.median)
+    };
+    let at_best = sum.least.and_then(|of| bound(&|least| Some(of(least))));
+    let with_queue = sum.queued.and_then(|of| bound(&of));
     let parts: Vec<Paired> = against.into_iter().map(|(_, pairs)| pairs).collect();
     if parts.is_empty() {
         return None;
@@ -279,17 +292,22 @@ fn summed(sum: &Sum, rival: &str, planned: &[Load], outcomes: &[Outcome]) -> Opt
         better: sum.better,
         rival: rival.into(),
         pairs: geometric_means(&parts),
-        at_best: floors.and_then(|floors| Some(geometric_means(&floors).ratio()?.median)),
+        at_best,
+        with_queue,
     })
 }
 
-/// The pairs with a daemon in our place that is nothing but its system calls.
-pub(super) fn with_least(least: &[Least], pairs: &Paired, of: fn(&Least) -> f64) -> Paired {
+/// The pairs with a daemon in our place that does the least.
+pub(super) fn with_least(
+    least: &[Least],
+    pairs: &Paired,
+    of: impl Fn(&Least) -> Option<f64>,
+) -> Option<Paired> {
     let mut bounds = Paired::default();
     for (least, theirs) in least.iter().zip(pairs.denominators()) {
-        bounds.push(of(least), *theirs);
+        bounds.push(of(least)?, *theirs);
     }
-    bounds
+    Some(bounds)
 }
 
 /// Repetition by repetition the geometric means over all figures.
@@ -347,7 +365,11 @@ mod tests {
         // 2 us a unit, against 100,000 and 200,000 us.
         let at_best = figures[0].detail[AT_BEST];
         assert!((at_best / 75_000.0 - 1.0).abs() < 1e-9, "{at_best}");
+        // 2.25 us.
+        let with_queue = figures[0].detail[WITH_QUEUE];
+        assert!((with_queue * 2.25 / 150_000.0 - 1.0).abs() < 1e-9);
         assert!(figures[2].detail[AT_BEST] < 1e-4);
+        assert!(!figures[2].detail.contains_key(WITH_QUEUE));
         assert!(figures[1].detail.is_empty(), "latency has none");
         assert_eq!((figures[0].n, figures[2].met), (2, Some(true)));
     }

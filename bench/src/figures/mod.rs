@@ -14,6 +14,8 @@ use crate::stats::Paired;
 
 /// What details call the ratio that nobody can better.
 pub(crate) const AT_BEST: &str = "at_best";
+/// And with our queue.
+pub(crate) const WITH_QUEUE: &str = "at_best_with_our_queue";
 
 /// The bound a ratio has to keep.
 #[derive(Clone, Copy, Debug, PartialEq)]

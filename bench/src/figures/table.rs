@@ -2,7 +2,7 @@
 
 use comfy_table::{Cell, CellAlignment, Table, presets};
 
-use super::{AT_BEST, Figure};
+use super::{AT_BEST, Figure, WITH_QUEUE};
 
 /// A table with these headings; every column after the first is right-aligned.
 pub(crate) fn table(headings: &[&str]) -> Table {
@@ -20,10 +20,10 @@ pub(crate) fn figures(figures: &[Figure]) -> Table {
     let mut headings = vec![
         "figure", "value", "against", "ratio", "spread", "goal", "met",
     ];
-    let has_bounds = figures.iter().any(|f| f.detail.contains_key(AT_BEST));
-    if has_bounds {
-        headings.insert(4, "at best");
-    }
+    // Each where some figure has it.
+    let mut bounds = vec![(AT_BEST, "at best"), (WITH_QUEUE, "with our queue")];
+    bounds.retain(|(name, _)| figures.iter().any(|f| f.detail.contains_key(*name)));
+    headings.splice(4..4, bounds.iter().map(|(_, heading)| *heading));
     let mut out = table(&headings);
     for figure in figures {
         let number =
@@ -49,11 +49,11 @@ pub(crate) fn figures(figures: &[Figure]) -> Table {
                 None => "-",
             }),
         ];
-        if has_bounds {
-            let at_best = figure.detail.get(AT_BEST);
-            let at_best = at_best.map_or("-".into(), |r| format!("{r:.3}"));
-            row.insert(4, Cell::new(at_best));
-        }
+        let bounds = bounds.iter().map(|(name, _)| {
+            let ratio = figure.detail.get(*name);
+            Cell::new(ratio.map_or("-".into(), |r| format!("{r:.3}")))
+        });
+        row.splice(4..4, bounds);
         out.add_row(row);
     }
     out

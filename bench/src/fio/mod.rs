@@ -198,18 +198,19 @@ fn measure_all(
         let able = stacks.iter().copied();
         able.filter(|stack| load.runs_on(*stack)).collect()
     };
-    results.plan(
-        loads
-            .iter()
-            .map(|load| on(load).len() * load.passes.len())
-            .sum(),
-    );
-    let missing = |results: &Run, load: &Load| {
-        let cells = on(load).into_iter();
-        let mut cells = cells.flat_map(|s| load.passes.iter().map(move |&pass| (s, pass)));
-        cells.any(|(stack, pass)| !results.has(&load.id(pass), stack.name()))
+    let cells = |load: &Load| -> Vec<(String, String)> {
+        let of = |stack: Stack| {
+            let passes = load.passes.iter();
+            passes.map(move |&pass| (load.id(pass), stack.name().to_owned()))
+        };
+        on(load).into_iter().flat_map(of).collect()
     };
-    let todo: Vec<&Load> = loads.iter().filter(|load| missing(results, load)).collect();
+    results.plan_of(&loads.iter().flat_map(cells).collect::<Vec<_>>());
+    let is_missing = |load: &&Load| {
+        let mut cells = cells(load).into_iter();
+        cells.any(|(id, stack)| !results.has(&id, &stack))
+    };
+    let todo: Vec<&Load> = loads.iter().filter(is_missing).collect();
     if todo.is_empty() {
         return Ok(true);
     }

@@ -29,7 +29,7 @@ pub(super) struct Facts {
     pub read_bytes: u64,
     pub write_bytes: u64,
     /// Each byte of the file at most so often.
-    pub loops: u64,
+    pub times: u64,
     /// Of our daemon; none for others.
     pub window: Option<Window>,
     pub served_bytes: u64,
@@ -83,7 +83,7 @@ impl Facts {
 
     /// The file's bytes that were read, each counted once.
     fn distinct_read(&self) -> u64 {
-        self.read_bytes / self.loops.max(1)
+        self.read_bytes / self.times.max(1)
     }
 
     /// Whether what was read was in the guest already.
@@ -97,7 +97,7 @@ impl Facts {
             true => self.came_by_the_window(pass)?,
             false => self.came_by_requests(stack, pass)?,
         }
-        let written = self.write_bytes / self.loops.max(1);
+        let written = self.write_bytes / self.times.max(1);
         match self.found_bytes {
             Some(found) if found < written => {
                 bail!("of {written} bytes written the host's file has {found}")
@@ -128,7 +128,7 @@ impl Facts {
             self.read_bytes
         );
         ensure!(
-            self.cached_bytes < (bytes / self.loops.max(1) / 10 + NOISE) as i64,
+            self.cached_bytes < (bytes / self.times.max(1) / 10 + NOISE) as i64,
             "not by the window: the guest's page cache grew by {} for {bytes} bytes",
             self.cached_bytes
         );
@@ -143,7 +143,7 @@ impl Facts {
                     "the guest was not cold: {} ranges were mapped",
                     window.live_before
                 );
-                let distinct = bytes / self.loops.max(1);
+                let distinct = bytes / self.times.max(1);
                 ensure!(
                     self.overwrites && window.setups * RANGE_BYTES >= distinct
                         || !self.overwrites && window.setups > 0,
@@ -202,7 +202,7 @@ mod tests {
         let cold = pass != Pass::Second;
         Facts {
             read_bytes: FILE,
-            loops: 1,
+            times: 1,
             window: Some(Window {
                 live_before: if cold { 0 } else { ranges },
                 live_after: ranges,
@@ -221,7 +221,7 @@ mod tests {
         let moved = if pass == Pass::Second { 0 } else { FILE };
         Facts {
             read_bytes: FILE,
-            loops: 1,
+            times: 1,
             served_bytes: moved,
             cached_bytes: moved as i64,
             fits: true,
@@ -351,7 +351,7 @@ mod tests {
     #[test]
     fn what_was_written_must_be_in_the_file() {
         let mut facts = windowed(Pass::First);
-        (facts.read_bytes, facts.write_bytes, facts.loops) = (0, 2 * FILE, 2);
+        (facts.read_bytes, facts.write_bytes, facts.times) = (0, 2 * FILE, 2);
         facts.found_bytes = Some(FILE);
         facts.check(Stack::DaxAlways, Pass::First).expect("good");
         facts.found_bytes = Some(FILE - 4096);
@@ -361,7 +361,7 @@ mod tests {
     #[test]
     fn loops_do_not_multiply_the_file() {
         let mut facts = requested(Pass::First);
-        (facts.read_bytes, facts.loops) = (8 * FILE, 8);
+        (facts.read_bytes, facts.times) = (8 * FILE, 8);
         facts.check(Stack::Blk, Pass::First).expect("good");
     }
 }

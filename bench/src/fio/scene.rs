@@ -139,7 +139,7 @@ impl Scene {
         let facts = Facts {
             read_bytes: outcome.read_bytes,
             write_bytes: outcome.write_bytes,
-            loops: u64::from(place.loops),
+            times: u64::from(place.times),
             window: before.window(&after)?,
             served_bytes: after.served_bytes.saturating_sub(before.served_bytes),
             cached_bytes: growth * 1024,
@@ -276,7 +276,8 @@ struct Place {
     job: String,
     directory: String,
     variables: Vec<(&'static str, String)>,
-    loops: u32,
+    /// How often a byte of the file is read or written at most.
+    times: u32,
 }
 
 /// Ends a job file in a script.
@@ -284,7 +285,9 @@ const END: &str = "END_OF_JOB_FILE";
 
 impl Place {
     fn new(tree: &Tree, load: &Load, stack: Stack, pass: Pass, pattern: &str) -> Place {
-        let part = tree.bytes(load.job.file) / u64::from(load.jobs);
+        let bytes = tree.bytes(load.job.file);
+        let part = bytes / u64::from(load.job.parts(load.jobs));
+        let some = bytes / 4 / u64::from(load.jobs);
         // Several times is for what is over in a moment.
         let loops = match pass {
             Pass::Second if stack.keeps() => load.loops,
@@ -301,16 +304,15 @@ impl Place {
             variables: vec![
                 ("FILE", Tree::in_guest(load.job.file, stack)),
                 ("PART", whole(part).to_string()),
-                ("SOME", whole(part / 4).to_string()),
+                ("SOME", whole(some).to_string()),
                 ("BLOCK", load.block.clone()),
                 ("JOBS", load.jobs.to_string()),
                 ("LOOPS", loops.to_string()),
                 ("PATTERN", format!("'\"{pattern}\"'")),
             ],
-            loops: if load.job.text.contains("${LOOPS}") {
-                loops
-            } else {
-                1
+            times: match load.job.text.contains("${LOOPS}") {
+                true => loops * load.jobs / load.job.parts(load.jobs),
+                false => load.jobs / load.job.parts(load.jobs),
             },
         }
     }
@@ -398,7 +400,10 @@ mod tests {
                 }
                 let part: u64 = place.variables[1].1.parse().expect("bytes");
                 assert!(part > 0 && part.is_multiple_of(1 << 20));
-                assert!(part * u64::from(load.jobs) <= tree.bytes(load.job.file));
+                let (parts, bytes) = (job.parts(load.jobs), tree.bytes(job.file));
+                assert!(part * u64::from(parts) <= bytes);
+                // Who all have the whole file read each byte once each.
+                assert_eq!(place.times % (load.jobs / parts), 0, "{}", load.name());
             }
         }
     }

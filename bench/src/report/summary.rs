@@ -1,7 +1,7 @@
 //! What came out, in words: the figures with goals, and what failed.
 
 use super::chart::{Range, round};
-use crate::figures::Goal;
+use crate::figures::{AT_BEST, Goal};
 use crate::runs::{Cell, Study};
 
 /// A figure with a goal.
@@ -12,6 +12,8 @@ pub(super) struct Figure {
     pub stack: String,
     pub accel: String,
     pub goal: Goal,
+    /// The ratio that nobody can better on this machine, where it is known.
+    pub at_best: Option<f64>,
     /// Or why there is none.
     pub ratio: Result<Range, String>,
 }
@@ -45,6 +47,7 @@ pub(super) fn figures(studies: &[Study]) -> Vec<Figure> {
             stack: cell.stack.clone(),
             accel: study.header.accel.clone(),
             goal: cell.goal?,
+            at_best: cell.detail.get(AT_BEST).copied(),
             ratio: range.ok_or_else(why),
         })
     };
@@ -108,6 +111,7 @@ mod tests {
             let mut cell = Cell::new(format!("c{n}"), "daxwindow", "ratio", Better::Higher);
             cell.goal = Some(Goal::AtLeast(2.5));
             cell.values = values.to_vec();
+            cell.detail.insert(AT_BEST.into(), 4.0);
             if values.is_empty() {
                 cell.error = Some("the guest hung".into());
             }
@@ -126,6 +130,7 @@ mod tests {
         let met: Vec<_> = figures.iter().map(Figure::met).collect();
         assert_eq!(met, [Some(true), Some(false), None]);
         assert_eq!(figures[0].goal_words(), "at least 2.5");
+        assert_eq!(figures[0].at_best, Some(4.0));
         assert_eq!(failures(&studies).len(), 1);
         assert_eq!(
             headline(&figures, 1),

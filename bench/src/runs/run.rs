@@ -85,8 +85,14 @@ impl Run {
         &self.path
     }
 
-    /// Shows the progress towards so many cells in all, those that are there
-    /// included.
+    /// Shows the progress towards these cells, by id and stack, those that are
+    /// there included.
+    pub(crate) fn plan_of(&mut self, cells: &[(String, String)]) {
+        let kept = cells.iter().filter(|(id, stack)| self.has(id, stack));
+        self.progress.plan(cells.len() as u64, kept.count() as u64);
+    }
+
+    /// As [`Run::plan_of`], for a run of all that a study has: so many cells.
     pub(crate) fn plan(&mut self, cells: usize) {
         let kept = self.study.cells.iter().filter(|c| c.error.is_none());
         let kept = kept.count().min(cells);

@@ -16,6 +16,11 @@ const COMPLAINTS: [&str; 10] = [
     "Call Trace:",
 ];
 
+/// Lines of an error message: of the console's end, and from where the kernel
+/// first complains.
+const TAIL: usize = 15;
+const FIRST_COMPLAINT: usize = 8;
+
 /// A file that QEMU writes the console to.
 #[derive(Clone, Debug)]
 pub(crate) struct Console {
@@ -38,25 +43,47 @@ impl Console {
         String::from_utf8_lossy(&bytes).replace('\r', "")
     }
 
-    /// The last lines, ready for an error message.
+    /// The last lines, and the first complaint, ready for an error message.
     pub(crate) fn tail(&self) -> String {
         let text = self.text();
         let lines: Vec<&str> = text.lines().filter(|line| !line.is_empty()).collect();
-        let last = lines.iter().skip(lines.len().saturating_sub(15));
-        let last: String = last.map(|line| format!("\n    {line}")).collect();
-        match last.is_empty() {
-            true => "the console is empty".into(),
-            false => format!("the console ends with:{last}"),
+        let shown = |lines: &[&str]| -> String {
+            let lines = lines.iter().map(|line| format!("\n    {line}"));
+            lines.collect()
+        };
+        let (before, last) = lines.split_at(lines.len().saturating_sub(TAIL));
+        if last.is_empty() {
+            return "the console is empty".into();
         }
+        let mut said = format!("the console ends with:{}", shown(last));
+        // What a kernel dies of is said first, and pages of registers follow.
+        let first = before.iter().position(|line| complains(line));
+        if let Some(from) = first {
+            let to = before.len().min(from + FIRST_COMPLAINT);
+            said.push_str("\n  and before that, where the kernel first complains:");
+            said.push_str(&shown(&before[from..to]));
+        }
+        said
     }
 }
 
 /// The lines in which the kernel complains about itself.
 pub(crate) fn complaints(text: &str) -> Vec<String> {
     text.lines()
-        .filter(|line| COMPLAINTS.iter().any(|word| line.contains(word)))
+        .filter(|line| complains(line))
         .map(str::to_owned)
         .collect()
+}
+
+fn complains(line: &str) -> bool {
+    COMPLAINTS.iter().any(|word| line.contains(word))
+}
+
+/// Whether the kernel died of its own breakpoint. While it patches an
+/// instruction that another processor may be in, its first byte is one; QEMU's
+/// emulator, with a thread for each processor, can run it when it is gone.
+pub(crate) fn stale_code(text: &str) -> bool {
+    text.lines().any(|line| line.contains("Oops: int3:"))
 }
 
 #[cfg(test)]
@@ -76,9 +103,29 @@ mod tests {
     }
 
     #[test]
+    fn only_a_stray_breakpoint_is_stale_code() {
+        assert!(stale_code("[ 1.5] Oops: int3: 0000 [#1] SMP NOPTI\n"));
+        assert!(!stale_code("[ 2.2] Oops: 0002 [#1]\n[ 2.3] int3\n"));
+    }
+
+    #[test]
     fn a_missing_console_is_empty() {
         let console = Console::new(Path::new("/no/such/console"));
         assert_eq!(console.text(), "");
         assert!(console.tail().contains("empty"));
+    }
+
+    #[test]
+    fn what_a_kernel_died_of_is_told_though_it_is_far_from_the_end() {
+        let file = tempfile::NamedTempFile::new().expect("file");
+        let registers = "[ 1.6] RAX: 0 RBX: 0\n".repeat(40);
+        let text = format!("[ 1.5] Oops: int3: 0000 [#1]\n{registers}[ 1.7] the end\n");
+        std::fs::write(file.path(), text).expect("written");
+        let said = Console::new(file.path()).tail();
+        assert!(
+            said.contains("int3: 0000") && said.contains("the end"),
+            "{said}"
+        );
+        assert!(said.lines().count() < 30, "{said}");
     }
 }

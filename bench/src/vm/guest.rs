@@ -15,7 +15,7 @@ use super::accel::Accel;
 use super::agent::{Agent, Output};
 use super::console;
 use super::kit::Kit;
-use super::machine::{Machine, Purpose};
+use super::machine::{Machine, Purpose, VmFailure};
 use super::options::VmOptions;
 use super::process::Process;
 use super::root::{self, Init};
@@ -23,6 +23,8 @@ use super::script::{PORTS, Then};
 use crate::cleanup::Scratch;
 use crate::processes::serving;
 
+/// How often a boot is tried that QEMU's emulator spoils.
+const MOST_BOOTS: usize = 3;
 const POWERS_OFF_WITHIN: Duration = Duration::from_secs(30);
 /// How long [`Vm::monitor`] waits.
 pub const MONITOR_LIMIT: Duration = Duration::from_secs(20);
@@ -61,10 +63,23 @@ impl Vm {
     }
 
     fn start(options: &VmOptions, purpose: &Purpose) -> Result<Vm> {
-        let start = Instant::now();
         let kit = Kit::open(options.offline)?;
+        let mut boots = 1;
+        loop {
+            match Vm::start_once(&kit, options, purpose) {
+                Err(error) if boots < MOST_BOOTS && emulator_failed(&error) => {
+                    boots += 1;
+                    tracing::warn!("{error:#}\nthe emulator ran stale code of the kernel; again");
+                }
+                done => return done,
+            }
+        }
+    }
+
+    fn start_once(kit: &Kit, options: &VmOptions, purpose: &Purpose) -> Result<Vm> {
+        let start = Instant::now();
         let (scratch, listeners) = ports()?;
-        let mut machine = Machine::start(&kit, options, purpose, scratch)?;
+        let mut machine = Machine::start(kit, options, purpose, scratch)?;
         let deadline = Instant::now() + options.boot_limit;
         let connected = Agent::accept(&listeners, deadline, &mut || machine.alive());
         let ready = connected.and_then(|mut agent| {
@@ -277,6 +292,12 @@ impl Vm {
     pub fn boot_time(&self) -> Duration {
         self.boot_time
     }
+}
+
+/// Whether a boot failed by QEMU's emulator alone, and is worth another.
+fn emulator_failed(error: &anyhow::Error) -> bool {
+    let failure: Option<&VmFailure> = error.downcast_ref();
+    failure.is_some_and(|failure| failure.stale_code)
 }
 
 /// A scratch folder in which QEMU will find the agent's ports.

@@ -11,7 +11,7 @@ use anyhow::{Context, Result, bail};
 
 use super::accel::{self, Accel};
 use super::agent::NoAnswer;
-use super::console::Console;
+use super::console::{self, Console};
 use super::dialect::Dialect;
 use super::guard::Guard;
 use super::initramfs::Initramfs;
@@ -126,8 +126,11 @@ impl Machine {
             text.push_str(&format!("\n  {}", daemon.report()));
         }
         text.push_str(&format!("\n  {}", self.console.tail()));
-        let timed_out = error.downcast_ref() == Some(&NoAnswer::TimeUp);
-        anyhow::Error::new(VmFailure { text, timed_out })
+        anyhow::Error::new(VmFailure {
+            text,
+            timed_out: error.downcast_ref() == Some(&NoAnswer::TimeUp),
+            stale_code: self.accel == Accel::Tcg && console::stale_code(&self.console.text()),
+        })
     }
 }
 
@@ -277,6 +280,8 @@ pub(crate) struct VmFailure {
     text: String,
     /// It was only too slow.
     pub timed_out: bool,
+    /// It died of a breakpoint that its kernel had taken away already.
+    pub stale_code: bool,
 }
 
 #[cfg(test)]

@@ -13,6 +13,8 @@
 //! | [`ledger`] | the bookkeeping, without I/O |
 //! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
 //! | [`padding`], [`padding_process`] | and who makes them |
+//! | `source` | where files come from |
+//! | `session` | a front end comes, is tried out at INIT, and goes |
 //! | `setup`, `removal` | the two requests |
 //! | `reservation` | which of them come one after the other |
 //! | [`map_error`], [`no_dax`] | why not |
@@ -25,13 +27,12 @@
 //! end that says nothing costs one request its time-out and nothing else.
 
 use std::collections::HashMap;
-use std::os::fd::OwnedFd;
 use std::sync::{Arc, OnceLock};
 use std::time::Instant;
 
 use arc_swap::ArcSwapOption;
 use daxwindow_shared::fuse::{RemoveMappingOne, SetupMappingIn};
-use daxwindow_shared::window::{RANGE_SHIFT, WindowRange};
+use daxwindow_shared::window::WindowRange;
 use parking_lot::{Condvar, Mutex};
 use rustix::io::Errno;
 
@@ -59,7 +60,9 @@ pub mod policy;
 mod policy_test;
 mod removal;
 mod reservation;
+mod session;
 mod setup;
+pub mod source;
 #[cfg(test)]
 mod tests;
 pub mod verdict;
@@ -74,6 +77,7 @@ pub use no_dax::NoDax;
 pub use padding::Padding;
 pub use pending::Deputy;
 pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
+pub use source::{MapFile, MapSource, StoreRange};
 pub use verdict::DaxVerdict;
 
 use barrier::MemoryTable;
@@ -82,61 +86,7 @@ use ledger::{Ledger, Piece};
 use padding::View;
 use pending::Entering;
 use reservation::Reservation;
-use verdict::{DaxOff, ViewTrouble};
-
-use crate::fs::ProcFd;
-
-/// A file opened for mapping.
-#[derive(Clone, Debug)]
-pub struct MapFile {
-    /// A regular file, open read-write if that was asked for.
-    pub fd: Arc<OwnedFd>,
-}
-
-/// A range of a file that a guest is about to have in its window.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct StoreRange {
-    /// The file.
-    pub nodeid: u64,
-    /// First byte.
-    pub offset: u64,
-    /// Bytes; those past the end of the file do not count.
-    pub len: u64,
-    /// The guest means to store there.
-    pub write: bool,
-}
-
-/// Where files to map come from: by node id, since a guest may map a file
-/// that is unlinked or has no open handle.
-pub trait MapSource {
-    /// Opens the regular file behind `nodeid`; `writable` for reading and
-    /// writing.
-    ///
-    /// # Errors
-    ///
-    /// `EROFS` for writing on a read-only share, `EINVAL` or similar for
-    /// what is no regular file, and whatever the host says.
-    fn open_for_mapping(&self, nodeid: u64, writable: bool) -> Result<MapFile, Errno>;
-
-    /// The size of the regular file behind `nodeid` now.
-    ///
-    /// # Errors
-    ///
-    /// As for [`MapSource::open_for_mapping`].
-    fn bytes(&self, nodeid: u64) -> Result<u64, Errno>;
-
-    /// Sees to it that stores into `range` find room, if the file system of
-    /// the file has less than `scarce` bytes left. A source whose files have
-    /// no holes has nothing to do.
-    ///
-    /// # Errors
-    ///
-    /// `ENOSPC` or `EDQUOT` where there is none.
-    fn make_room(&self, range: &StoreRange, scarce: u64) -> Result<(), Errno> {
-        let _ = (range, scarce);
-        Ok(())
-    }
-}
+use verdict::ViewTrouble;
 
 /// What INIT may promise the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -248,81 +198,6 @@ impl Dax {
             bytes: self.window_bytes(),
             announced: can.announced,
         })
-    }
-
-    /// Takes the front end's channel, or notes that it is gone. Either way
-    /// what the last one had mapped is forgotten.
-    pub fn set_front_end(&self, front_end: Option<Arc<dyn FrontEnd>>) {
-        let last = std::mem::replace(&mut *self.front_end.lock(), front_end);
-        self.connected.store(None);
-        *self.verdict.lock() = DaxVerdict::default();
-        if let Some(last) = last {
-            last.close();
-        }
-        self.state.lock().ledger.take();
-    }
-
-    /// FUSE_INIT: unmaps what an earlier session left, tries the front end
-    /// out, and says what may be offered.
-    pub fn init(&self) -> DaxOffer {
-        self.reset();
-        match self.options.mode {
-            _ if self.options.window_bytes == 0 => return self.decline(DaxOff::NoWindow),
-            DaxMode::Never => return self.decline(DaxOff::Mode),
-            DaxMode::Inode | DaxMode::Always => {}
-        }
-        let Some(front_end) = self.front_end.lock().clone() else {
-            return self.decline(DaxOff::NoChannel);
-        };
-        match self.try_out(&*front_end) {
-            Ok(can) => self.offer(front_end, can),
-            Err(error) => self.decline(DaxOff::Trial(error)),
-        }
-    }
-
-    fn try_out(&self, front_end: &dyn FrontEnd) -> Result<Capabilities, ProbeError> {
-        if self.options.naive.leaves_out(Naive::LEARN) {
-            return Ok(Capabilities::PLAIN_MMAP);
-        }
-        let (window, page) = (self.window_bytes(), self.page_bytes);
-        let no_proc = |cause: std::io::Error| {
-            ProbeError::NoProc(Errno::from_io_error(&cause).unwrap_or(Errno::IO))
-        };
-        let proc = ProcFd::open().map_err(no_proc)?;
-        let view = || self.view();
-        let can = capabilities::probe(front_end, proc, &self.table, view, window, page)?;
-        match self.options.memory_slots {
-            MemorySlots::On if !can.announced => Err(ProbeError::NotAnnounced),
-            MemorySlots::Off => Ok(Capabilities {
-                announced: false,
-                ..can
-            }),
-            _ => Ok(can),
-        }
-    }
-
-    fn offer(&self, front_end: Arc<dyn FrontEnd>, can: Capabilities) -> DaxOffer {
-        tracing::info!(window_bytes = self.window_bytes(), mode = ?self.options.mode,
-            "dax: front end tried out: {can}");
-        let view = self.view.get().cloned();
-        let trouble = view.clone().and_then(Result::err);
-        self.conclude(DaxVerdict::of(&self.options, &can, trouble));
-        let view = view.and_then(Result::ok).filter(|_| can.padded);
-        self.connected.store(Some(Arc::new(Connected {
-            front_end,
-            can,
-            view,
-        })));
-        DaxOffer {
-            map_alignment: Some(RANGE_SHIFT as u16),
-            inode_dax: true,
-        }
-    }
-
-    /// The padded view, tried out when it is first needed.
-    fn view(&self) -> Option<View> {
-        let tried = || self.options.padding.view();
-        self.view.get_or_init(tried).clone().ok()
     }
 
     /// What the front end was found to be able to do in this session.

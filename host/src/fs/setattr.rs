@@ -12,7 +12,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 
 use super::attr::stat;
-use super::inode::Inode;
+use super::inode::{Inode, change_mode};
 use super::procfd::ProcFd;
 use super::{Caller, SharedDir};
 
@@ -77,8 +77,13 @@ impl SharedDir {
     pub(super) fn set_mode(&self, fd: impl AsFd, mode: u32) -> Result<(), Errno> {
         let mode = Mode::from_raw_mode(mode & 0o7777);
         let fd = fd.as_fd();
-        let link = ProcFd::link(fd);
-        rustix::fs::chmodat(self.proc.dir(), link.as_c_str(), mode, AtFlags::empty())
+        match change_mode(fd, mode) {
+            Err(Errno::NOSYS) => {
+                let link = ProcFd::link(fd);
+                rustix::fs::chmodat(self.proc.dir(), link.as_c_str(), mode, AtFlags::empty())
+            }
+            changed => changed,
+        }
     }
 
     fn set_size(&self, inode: &Inode, size: u64, fh: Option<u64>) -> Result<(), Errno> {

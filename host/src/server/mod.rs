@@ -18,12 +18,15 @@
 //! | `locks` | GETLK, SETLK, SETLKW |
 //! | `mapping` | SETUPMAPPING, REMOVEMAPPING |
 //!
-//! `call` is a request on its way, `session` what was agreed at INIT, `in_flight` bounds how many are under way; `unanswered` is what other threads answer; `extensions` has what may follow the requests that create, `caching` what
-//! guests may keep.
+//! `call` is a request on its way, `options` how it is answered where there is
+//! a choice, `session` what was agreed at INIT, `in_flight` bounds how many are
+//! under way; `unanswered` is what other threads answer; `extensions` has what
+//! may follow the requests that create, `caching` what guests may keep.
 //!
 //! Laws: every request with room for a reply gets exactly one, of the length
-//! that is reported as used, at once or, for a lock, later; whether the answer has room is checked before
-//! anything is done, so that a refused request has no effect.
+//! that is reported as used, at once or, for a lock, later; whether the answer
+//! has room is checked before anything is done, so that a refused request has
+//! no effect.
 
 mod attrs;
 mod caching;
@@ -39,6 +42,7 @@ mod ioctl;
 mod locks;
 mod mapping;
 mod names;
+mod options;
 mod reply;
 mod request;
 mod session;
@@ -50,7 +54,6 @@ mod tests;
 
 use std::time::{Duration, Instant};
 
-use daxwindow_shared::fuse::flags::InitFlags;
 use daxwindow_shared::fuse::{InHeader, Opcode};
 use parking_lot::Mutex;
 use rustix::io::Errno;
@@ -67,44 +70,11 @@ use chain::{ChainError, Hole, Sides};
 use in_flight::{Admitted, InFlight};
 pub use init::MAX_WRITE_BYTES;
 pub use locks::{IfBlocked, Parked, Served};
+pub use options::ServerOptions;
 use reply::Reply;
 use session::Session;
 pub use session::{Began, DaxWish};
 pub use unanswered::{Stead, Unanswered};
-
-/// How a server answers where there is a choice.
-#[derive(Clone, Copy, Debug)]
-pub struct ServerOptions {
-    /// What guests keep of what they were told.
-    pub caching: Caching,
-    /// The guest's `O_DIRECT` reaches the host's file, unless it has DAX.
-    pub direct_io: bool,
-    /// Whether clearing set-id bits is the daemon's business; none: where
-    /// every write comes by it.
-    pub kill_priv: Option<bool>,
-    /// The guest is told which directories are mount points.
-    pub submounts: bool,
-    /// The guest sends security contexts with what it creates.
-    pub security_labels: bool,
-    /// What a guest must offer to be served at all.
-    pub required: InitFlags,
-    /// Requests that the guest may have under way at a time. Beyond: `EBUSY`.
-    pub max_in_flight: Option<usize>,
-}
-
-impl Default for ServerOptions {
-    fn default() -> Self {
-        ServerOptions {
-            caching: Caching::default(),
-            direct_io: false,
-            kill_priv: None,
-            submounts: true,
-            security_labels: false,
-            required: InitFlags::empty(),
-            max_in_flight: None,
-        }
-    }
-}
 
 /// Told by a request that is about to take long.
 pub trait Pace {

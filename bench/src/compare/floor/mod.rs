@@ -56,17 +56,36 @@ pub(super) struct Least {
     pub calls_us: f64,
     /// Of time, by the clock on the wall.
     pub time_us: f64,
+    /// The same of a daemon with our queue, which takes requests and hands
+    /// them back as ours does and has no further work; none where the load
+    /// about nothing was not measured.
+    pub queued_us: Option<f64>,
 }
+
+/// What our daemon takes for one request about nothing, by load.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(super) struct QueueTime(pub f64);
 
 impl Least {
     /// For `load` on so many processors. The front end is one thread, so it
     /// takes its own time at least; and what it and the calls take together
     /// goes to as many processors as there are, and to no more than there are
     /// operations in flight, since each needs both, one after the other.
-    pub(super) fn new(load: Load, processors: usize, calls_us: f64, front_end_us: f64) -> Least {
+    pub(super) fn new(
+        load: Load,
+        processors: usize,
+        calls_us: f64,
+        queue: Option<QueueTime>,
+        front_end_us: f64,
+    ) -> Least {
         let at_a_time = processors.min(load.depth).max(1) as f64;
-        let time_us = front_end_us.max((front_end_us + calls_us) / at_a_time);
-        Least { calls_us, time_us }
+        let time_us = |daemon_us: f64| front_end_us.max((front_end_us + daemon_us) / at_a_time);
+        let requests = load.operation.requests();
+        Least {
+            calls_us,
+            time_us: time_us(calls_us),
+            queued_us: queue.map(|queue| time_us(calls_us + requests * queue.0)),
+        }
     }
 }
 
@@ -107,11 +126,16 @@ mod tests {
                 depth,
                 queues: 1,
             };
-            Least::new(load, processors, calls, front_end).time_us
+            let queue = Some(QueueTime(0.5));
+            let least = Least::new(load, processors, calls, queue, front_end);
+            (least.time_us, least.queued_us)
         };
-        assert_eq!(least(1, 8, 3.0, 1.0), 4.0, "one after the other");
-        assert_eq!(least(16, 2, 3.0, 1.0), 2.0, "both processors at work");
-        assert_eq!(least(16, 2, 1.0, 3.0), 3.0, "the front end is one thread");
-        assert_eq!(least(16, 1, 3.0, 1.0), 4.0);
+        let serial = least(1, 8, 3.0, 1.0);
+        assert_eq!(serial, (4.0, Some(4.5)), "one after the other");
+        let shared = least(16, 2, 3.0, 1.0);
+        assert_eq!(shared, (2.0, Some(2.25)), "both processors at work");
+        let bound = least(16, 2, 1.0, 3.0);
+        assert_eq!(bound, (3.0, Some(3.0)), "the front end is one thread");
+        assert_eq!(least(16, 1, 3.0, 1.0), (4.0, Some(4.5)));
     }
 }

@@ -143,6 +143,18 @@ impl Operation {
         }
     }
 
+    /// Requests of one unit. Those of listings are for very many entries.
+    pub(super) fn requests(self) -> f64 {
+        match self {
+            ReaddirplusCold | ReaddirplusHot => 0.0,
+            OpenRelease => 2.0,
+            // FORGET included.
+            CreateUnlink => 4.0,
+            SmallFiles => 5.0,
+            _ => 1.0,
+        }
+    }
+
     /// Whether the daemon must know no node but the root at the start.
     pub(super) fn needs_fresh_session(self) -> bool {
         matches!(self, LookupCold | ReaddirplusCold | SmallFiles)

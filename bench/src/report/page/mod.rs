@@ -115,6 +115,9 @@ fn goal(figure: &Figure) -> Markup {
             div.what { (figure.what) }
             @if figure.stack.contains(" / ") { small { (figure.stack) } }
             small { "goal: " (figure.goal_words()) " · " (figure.study) (accel) }
+            @if let Some(at_best) = figure.at_best {
+                small { "no daemon can do better here than " (number(at_best)) }
+            }
             @match &figure.ratio {
                 Ok(ratio) => small { (repeated(ratio)) },
                 Err(reason) => small { (reason) },

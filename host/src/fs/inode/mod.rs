@@ -42,6 +42,7 @@ pub(super) use file_handle::FileHandle;
 pub use identity::HostInode;
 pub(super) use identity::{Key, Moment};
 pub(super) use ids::IdShards;
+pub(super) use sys::change_mode;
 pub(super) use table::{InodeTable, Known, NodeLimits, Seen};
 pub use usage::InodeUsage;
 

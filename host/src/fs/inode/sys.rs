@@ -1,5 +1,5 @@
-//! `name_to_handle_at`, `open_by_handle_at` and `malloc_trim`, which no library
-//! here offers.
+//! `name_to_handle_at`, `open_by_handle_at`, `fchmodat2` and `malloc_trim`, which
+//! no library here offers.
 
 #![allow(unsafe_code)]
 
@@ -7,7 +7,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd};
 
-use rustix::fs::OFlags;
+use rustix::fs::{Mode, OFlags};
 use rustix::io::Errno;
 
 /// `MAX_HANDLE_SZ`, in bytes.
@@ -103,6 +103,26 @@ pub(super) fn open(
     // SAFETY: the call succeeded, so `fd` is a new descriptor that nobody else
     // owns.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Changes the mode of the inode behind a descriptor, which may be `O_PATH`.
+/// `EOPNOTSUPP` for a symbolic link, `ENOSYS` before Linux 6.6.
+pub(in crate::fs) fn change_mode(inode: BorrowedFd<'_>, mode: Mode) -> Result<(), Errno> {
+    // SAFETY: `inode` is open and the name, which is all that the kernel reads,
+    // ends in NUL.
+    let answer = unsafe {
+        libc::syscall(
+            libc::SYS_fchmodat2,
+            inode.as_raw_fd(),
+            c"".as_ptr(),
+            mode.bits(),
+            libc::AT_EMPTY_PATH,
+        )
+    };
+    match answer {
+        -1 => Err(last_error()),
+        _ => Ok(()),
+    }
 }
 
 /// Gives memory that was freed back to the kernel, as far as the C library

@@ -1,0 +1,92 @@
+//! A session of the window: a front end comes, is tried out at INIT, and goes.
+
+use std::sync::Arc;
+
+use daxwindow_shared::window::RANGE_SHIFT;
+use rustix::io::Errno;
+
+use super::capabilities::{self, Capabilities, ProbeError};
+use super::front_end::FrontEnd;
+use super::naive::Naive;
+use super::padding::View;
+use super::policy::{DaxMode, MemorySlots};
+use super::verdict::{DaxOff, DaxVerdict};
+use super::{Connected, Dax, DaxOffer};
+use crate::fs::ProcFd;
+
+impl Dax {
+    /// Takes the front end's channel, or notes that it is gone. Either way
+    /// what the last one had mapped is forgotten.
+    pub fn set_front_end(&self, front_end: Option<Arc<dyn FrontEnd>>) {
+        let last = std::mem::replace(&mut *self.front_end.lock(), front_end);
+        self.connected.store(None);
+        *self.verdict.lock() = DaxVerdict::default();
+        if let Some(last) = last {
+            last.close();
+        }
+        self.state.lock().ledger.take();
+    }
+
+    /// FUSE_INIT: unmaps what an earlier session left, tries the front end
+    /// out, and says what may be offered.
+    pub fn init(&self) -> DaxOffer {
+        self.reset();
+        match self.options.mode {
+            _ if self.options.window_bytes == 0 => return self.decline(DaxOff::NoWindow),
+            DaxMode::Never => return self.decline(DaxOff::Mode),
+            DaxMode::Inode | DaxMode::Always => {}
+        }
+        let Some(front_end) = self.front_end.lock().clone() else {
+            return self.decline(DaxOff::NoChannel);
+        };
+        match self.try_out(&*front_end) {
+            Ok(can) => self.offer(front_end, can),
+            Err(error) => self.decline(DaxOff::Trial(error)),
+        }
+    }
+
+    fn try_out(&self, front_end: &dyn FrontEnd) -> Result<Capabilities, ProbeError> {
+        if self.options.naive.leaves_out(Naive::LEARN) {
+            return Ok(Capabilities::PLAIN_MMAP);
+        }
+        let (window, page) = (self.window_bytes(), self.page_bytes);
+        let no_proc = |cause: std::io::Error| {
+            ProbeError::NoProc(Errno::from_io_error(&cause).unwrap_or(Errno::IO))
+        };
+        let proc = ProcFd::open().map_err(no_proc)?;
+        let view = || self.view();
+        let can = capabilities::probe(front_end, proc, &self.table, view, window, page)?;
+        match self.options.memory_slots {
+            MemorySlots::On if !can.announced => Err(ProbeError::NotAnnounced),
+            MemorySlots::Off => Ok(Capabilities {
+                announced: false,
+                ..can
+            }),
+            _ => Ok(can),
+        }
+    }
+
+    fn offer(&self, front_end: Arc<dyn FrontEnd>, can: Capabilities) -> DaxOffer {
+        tracing::info!(window_bytes = self.window_bytes(), mode = ?self.options.mode,
+            "dax: front end tried out: {can}");
+        let view = self.view.get().cloned();
+        let trouble = view.clone().and_then(Result::err);
+        self.conclude(DaxVerdict::of(&self.options, &can, trouble));
+        let view = view.and_then(Result::ok).filter(|_| can.padded);
+        self.connected.store(Some(Arc::new(Connected {
+            front_end,
+            can,
+            view,
+        })));
+        DaxOffer {
+            map_alignment: Some(RANGE_SHIFT as u16),
+            inode_dax: true,
+        }
+    }
+
+    /// The padded view, tried out when it is first needed.
+    fn view(&self) -> Option<View> {
+        let tried = || self.options.padding.view();
+        self.view.get_or_init(tried).clone().ok()
+    }
+}
