@@ -144,11 +144,12 @@ fn a_file_without_a_name_from_the_start_lives_too() {
 fn an_inode_number_in_use_again_is_another_node() {
     let share = Share::with(bare());
     // Soon after its birth, and when it can be known by that. Which numbers a
-    // busy host uses again is its own affair, so there are several rounds.
-    for wait in [Duration::ZERO, Duration::from_millis(2100)] {
-        let reused = (0..12).any(|_| numbers_used_again(&share, wait) > 0);
-        assert!(reused, "this host uses no number again");
-    }
+    // busy host uses again is its own affair, so there are several rounds, and
+    // it need not do so in both.
+    let waits = [Duration::ZERO, Duration::from_millis(2100)];
+    let reuses = |&wait: &Duration| (0..12).any(|_| numbers_used_again(&share, wait) > 0);
+    let reused = waits.iter().filter(|wait| reuses(wait)).count();
+    assert!(reused > 0, "this host uses no number again");
 }
 
 /// Replaces files that the guest knows, `wait` after they were made, and
