@@ -6,6 +6,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use rustix::fs::{Advice, fadvise};
@@ -111,6 +112,10 @@ impl Tree {
     }
 }
 
+/// QEMU gives up what a guest has unmapped a moment after it has said so, and
+/// until then its pages stay.
+const COOLS_WITHIN: Duration = Duration::from_secs(3);
+
 /// Has all of a file in the host's page cache.
 pub(super) fn warm(path: &Path) -> Result<()> {
     let what = || format!("read {}", path.display());
@@ -136,17 +141,21 @@ pub(super) fn cool(path: &Path) -> Result<()> {
     let what = || format!("drop the page cache of {}", path.display());
     let file = File::open(path).with_context(what)?;
     file.sync_all().with_context(what)?;
-    fadvise(&file, 0, None, Advice::DontNeed).with_context(what)?;
-    let (cached, bytes) = (
-        cached_bytes([path]),
-        file.metadata().with_context(what)?.len(),
-    );
-    ensure!(
-        cached <= bytes / 20,
-        "this machine does not drop its page cache: {cached} of {bytes} bytes of {} stay",
-        path.display()
-    );
-    Ok(())
+    let bytes = file.metadata().with_context(what)?.len();
+    let deadline = Instant::now() + COOLS_WITHIN;
+    loop {
+        fadvise(&file, 0, None, Advice::DontNeed).with_context(what)?;
+        let cached = cached_bytes([path]);
+        if cached <= bytes / 20 {
+            return Ok(());
+        }
+        ensure!(
+            Instant::now() < deadline,
+            "this machine does not drop its page cache: {cached} of {bytes} bytes of {} stay",
+            path.display()
+        );
+        std::thread::sleep(Duration::from_millis(50));
+    }
 }
 
 /// Bytes of the file's pages that are full of `pattern`.
