@@ -174,6 +174,10 @@ pub(super) fn guest(kit: &Kit, stacks: &[Stack], tree: &Tree, setup: &Setup) -> 
         offline: setup.offline,
         kernel: Flavour::Generic,
         tools: vec!["fio".into()],
+        // Else an emulated guest sooner or later finds its time stamp counter
+        // wrong by a thousandth, and reads a clock that is many times slower
+        // from then on, before and after each operation of fio's.
+        kernel_arguments: vec!["tsc=reliable".into()],
         ..VmOptions::new(shares.collect())
     };
     // QEMU takes the last one.
