@@ -166,7 +166,12 @@ impl Facts {
         let distinct = self.distinct_read();
         if pass == Pass::Second {
             ensure!(
-                !stack.keeps() || !self.fits || self.direct || self.was_hot(),
+                // Nor has it what was written as well: see below.
+                !stack.keeps()
+                    || !self.fits
+                    || self.direct
+                    || self.write_bytes > 0
+                    || self.was_hot(),
                 "the guest's page cache was not hot: {} of {} bytes were read again",
                 self.served_bytes,
                 self.read_bytes
