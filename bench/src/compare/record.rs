@@ -114,14 +114,14 @@ pub(super) fn cells(setting: &Setting, load: Load) -> Vec<(String, String)> {
 /// Writes what each daemon held.
 pub(super) fn record_memory(run: &mut Run, memory: &[Memory]) -> Result<()> {
     for of in memory {
-        let kinds = [("peak", of.peak_bytes), ("own", of.own_bytes)];
-        for (kind, bytes) in kinds {
+        let kinds = [
+            ("peak", "most that was resident", of.peak_bytes),
+            ("own", "own memory at the end", of.own_bytes),
+        ];
+        for (kind, what, bytes) in kinds {
             let mut cell = Cell::new(format!("memory/{kind}"), &of.stack, "MiB", Better::Lower);
             cell.group = "compare: memory".into();
-            cell.what = match kind {
-                "peak" => "most that was resident".into(),
-                _ => "own memory at the end".into(),
-            };
+            cell.what = what.into();
             cell.metric = "memory after a tree and a listing".into();
             cell.values = vec![bytes as f64 / f64::from(1 << 20)];
             run.record_part(cell).context("record memory")?;

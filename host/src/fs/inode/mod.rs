@@ -8,7 +8,7 @@
 //! | `mount` | whether a mount's inodes can be opened by handle |
 //! | `descriptors` | the bounded number of descriptors of nodes |
 //! | `usage` | what all that costs |
-//! | `dax_once`, `ids`, `sys` | a decision, maps, two system calls |
+//! | `dax_once`, `ids`, `sys` | a decision, maps, system calls |
 //!
 //! A node is found again either by a handle, and has a descriptor only while
 //! it is in use or was not long ago, or by a descriptor that it holds for as
