@@ -88,7 +88,7 @@ impl HandleTable {
     }
 
     pub(super) fn file(&self, nodeid: u64, fh: u64) -> Result<Arc<OpenFile>, Errno> {
-        match self.shards.of(fh).read().get(&fh) {
+        match self.shards.of(fh).read().get(fh) {
             Some(handle) if handle.nodeid == nodeid => match &handle.open {
                 Open::File(file) => Ok(Arc::clone(file)),
                 Open::Dir(_) => Err(Errno::BADF),
@@ -98,7 +98,7 @@ impl HandleTable {
     }
 
     pub(super) fn dir(&self, nodeid: u64, fh: u64) -> Result<Arc<OpenDir>, Errno> {
-        match self.shards.of(fh).read().get(&fh) {
+        match self.shards.of(fh).read().get(fh) {
             Some(handle) if handle.nodeid == nodeid => match &handle.open {
                 Open::Dir(dir) => Ok(Arc::clone(dir)),
                 Open::File(_) => Err(Errno::BADF),
@@ -119,10 +119,10 @@ impl HandleTable {
 
     fn remove_if(&self, fh: u64, fits: impl FnOnce(&Handle) -> bool) -> Result<(), Errno> {
         let mut shard = self.shards.of(fh).write();
-        if !shard.get(&fh).is_some_and(fits) {
+        if !shard.get(fh).is_some_and(fits) {
             return Err(Errno::BADF);
         }
-        let closed = shard.remove(&fh);
+        let closed = shard.remove(fh);
         // Closing may write back: not under the lock.
         drop(shard);
         drop(closed);

@@ -156,9 +156,7 @@ impl SharedDir {
     /// is decided (by another of its names, at the same time); answers what
     /// holds.
     pub fn settle_dax(&self, nodeid: u64, dax: bool) -> bool {
-        self.inodes
-            .get(nodeid)
-            .is_some_and(|inode| inode.settle_dax(dax))
+        self.inodes.settle_dax(nodeid, dax)
     }
 
     /// Path of a name from the top of the share, as it is on the host now;

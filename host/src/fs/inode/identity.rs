@@ -43,6 +43,16 @@ impl Key {
     }
 }
 
+/// A device's number as Linux has it: twelve bits of major, twenty of minor.
+pub(super) fn packed((major, minor): (u32, u32)) -> u32 {
+    major << 20 | minor & 0xf_ffff
+}
+
+/// Major and minor number of a packed device.
+pub(super) fn unpacked(device: u32) -> (u32, u32) {
+    (device >> 20, device & 0xf_ffff)
+}
+
 /// When an inode was created, in nanoseconds since 1970; none if the file
 /// system does not say, or is not to be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -93,6 +103,13 @@ impl Moment {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_device_is_packed_and_unpacked() {
+        for device in [(0, 0), (0, 0x3f), (8, 1), (259, 0xf_ffff), (0xfff, 7)] {
+            assert_eq!(unpacked(packed(device)), device);
+        }
+    }
 
     #[test]
     fn a_birth_settles_after_two_seconds() {

@@ -1,35 +1,38 @@
 //! Sharded maps from ids that a counter gives out.
 
-use std::collections::HashMap;
-use std::hash::{BuildHasherDefault, Hasher};
-
 use parking_lot::RwLock;
+
+use super::slots::Slots;
 
 pub(super) const SHARDS: usize = 64;
 
-/// Maps below this are not worth making smaller.
-const SMALL: usize = 1024;
+/// A map from ids, each put in once.
+#[derive(Debug)]
+pub(in crate::fs) struct IdMap<V>(Slots<(u64, V)>);
 
-/// Spreads node ids, which are ours and need no defence against chosen keys.
-#[derive(Debug, Default)]
-pub(in crate::fs) struct IdHasher(u64);
+impl<V> IdMap<V> {
+    pub(in crate::fs) fn get(&self, id: u64) -> Option<&V> {
+        let (_, value) = self.0.run(spread(id)).find(|(known, _)| *known == id)?;
+        Some(value)
+    }
 
-impl Hasher for IdHasher {
-    fn finish(&self) -> u64 {
+    /// The id has not been there before.
+    pub(in crate::fs) fn insert(&mut self, id: u64, value: V) {
         self.0
+            .insert(spread(id), (id, value), |(id, _)| spread(*id));
     }
-    fn write(&mut self, bytes: &[u8]) {
-        for byte in bytes {
-            self.write_u64(u64::from(*byte) ^ self.0);
-        }
-    }
-    fn write_u64(&mut self, id: u64) {
-        self.0 = id.wrapping_mul(0x9e37_79b9_7f4a_7c15).rotate_left(26);
+
+    pub(in crate::fs) fn remove(&mut self, id: u64) -> Option<V> {
+        let is_it = |(known, _): &(u64, V)| *known == id;
+        let (_, value) = self.0.remove(spread(id), is_it, |(id, _)| spread(*id))?;
+        Some(value)
     }
 }
 
-/// A map from ids given out by a counter.
-pub(in crate::fs) type IdMap<V> = HashMap<u64, V, BuildHasherDefault<IdHasher>>;
+/// Spreads ids, which are ours and need no defence against chosen keys.
+fn spread(id: u64) -> u64 {
+    id.wrapping_mul(0x9e37_79b9_7f4a_7c15)
+}
 
 /// `SHARDS` locked maps, chosen by the low bits of the id.
 #[derive(Debug)]
@@ -37,7 +40,8 @@ pub(in crate::fs) struct IdShards<V>(Box<[RwLock<IdMap<V>>]>);
 
 impl<V> IdShards<V> {
     pub(in crate::fs) fn new() -> Self {
-        IdShards((0..SHARDS).map(|_| RwLock::default()).collect())
+        let shard = |number| RwLock::new(IdMap(Slots::new(number)));
+        IdShards((0..SHARDS).map(shard).collect())
     }
 
     pub(in crate::fs) fn of(&self, id: u64) -> &RwLock<IdMap<V>> {
@@ -45,32 +49,16 @@ impl<V> IdShards<V> {
         &self.0[(id % self.0.len() as u64) as usize]
     }
 
-    /// Takes one out and gives memory back when little is left.
-    pub(in crate::fs) fn remove(&self, id: u64) -> Option<V> {
-        let mut map = self.of(id).write();
-        let gone = map.remove(&id);
-        if is_sparse(map.len(), map.capacity()) {
-            let keep = map.len() * 2;
-            map.shrink_to(keep);
-        }
-        gone
-    }
-
     /// Empties every shard; the values are dropped with no shard locked.
     pub(in crate::fs) fn clear(&self) {
         for shard in &self.0 {
-            let taken = std::mem::take(&mut *shard.write());
+            let taken = shard.write().0.take();
             drop(taken);
         }
     }
 
-    /// Entries for which there is room.
-    pub(super) fn capacity(&self) -> usize {
-        self.0.iter().map(|shard| shard.read().capacity()).sum()
+    /// Bytes that the maps take.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.0.iter().map(|shard| shard.read().0.heap_bytes()).sum()
     }
-}
-
-/// Whether a map has far more room than it needs.
-pub(super) fn is_sparse(len: usize, capacity: usize) -> bool {
-    capacity > SMALL && len < capacity / 8
 }

@@ -2,13 +2,15 @@
 //!
 //! | file | owns |
 //! | --- | --- |
-//! | `table` | nodes by id and by identity, lookup counts |
+//! | `table` | nodes by id and by identity |
+//! | `index` | what a lookup asks of a node, in one place |
 //! | `identity` | when two looks were at one inode |
 //! | `file_handle` | handles: an inode's name for good |
 //! | `mount` | whether a mount's inodes can be opened by handle |
 //! | `descriptors` | the bounded number of descriptors of nodes |
 //! | `usage` | what all that costs |
-//! | `dax_once`, `ids`, `sys` | a decision, maps, system calls |
+//! | `ids`, `slots` | maps by id, and the hash table below all |
+//! | `dax_once`, `sys` | a decision, system calls |
 //!
 //! A node is found again either by a handle, and has a descriptor only while
 //! it is in use or was not long ago, or by a descriptor that it holds for as
@@ -20,13 +22,15 @@ mod descriptors;
 mod file_handle;
 mod identity;
 mod ids;
+mod index;
 mod mount;
+mod slots;
 mod sys;
 mod table;
 mod usage;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FileType, OFlags};
@@ -35,7 +39,8 @@ use rustix::io::Errno;
 use super::budget::Unit;
 use dax_once::DaxOnce;
 use descriptors::Ticket;
-use identity::Birth;
+use identity::unpacked;
+use index::Spot;
 use mount::Mount;
 
 pub(super) use file_handle::FileHandle;
@@ -53,21 +58,15 @@ struct Held {
     _unit: Option<Unit>,
 }
 
-/// One host inode the guest knows. In this order in memory: with a million of
-/// them a lookup waits for memory, and all that finding a known one asks for
-/// is in the first 64 bytes.
+/// One host inode the guest knows, beyond what is in its entry of the index.
 #[derive(Debug)]
-#[repr(C)]
 pub(super) struct Inode {
-    lookups: AtomicU64,
+    id: u64,
     session: u64,
     ino: u64,
-    device: (u32, u32),
+    /// As `packed` has it.
+    device: u32,
     mount: Arc<Mount>,
-    birth: Birth,
-    id: u64,
-    /// Seen alive when its birth had settled.
-    settled: AtomicBool,
     dax: DaxOnce,
     /// Of a directory: the last name looked up in it was known already.
     finds_known: AtomicBool,
@@ -120,7 +119,7 @@ impl Inode {
     /// Which file of the host it is.
     pub(super) fn host_inode(&self) -> HostInode {
         HostInode {
-            device: self.device,
+            device: unpacked(self.device),
             number: self.ino,
         }
     }
@@ -135,12 +134,11 @@ impl Inode {
         &self.mount
     }
 
-    fn key(&self) -> Key {
-        Key {
-            dev_major: self.device.0,
-            dev_minor: self.device.1,
+    fn spot(&self) -> Spot {
+        Spot {
             ino: self.ino,
-            mount: self.mount.id(),
+            device: self.device,
+            mount: self.mount.number(),
         }
     }
 
@@ -151,7 +149,7 @@ impl Inode {
 
     /// Decides whether the node has DAX, unless that is decided; answers what
     /// holds.
-    pub(super) fn settle_dax(&self, dax: bool) -> bool {
+    fn settle_dax(&self, dax: bool) -> bool {
         self.dax.settle(dax)
     }
 
@@ -225,24 +223,6 @@ impl Inode {
                 .descriptors()
                 .get(self.id, &self.cached)
                 .is_some()
-    }
-
-    /// Counts one more lookup, unless the node is dead.
-    fn retain(&self) -> bool {
-        self.lookups
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-                (n > 0).then(|| n.saturating_add(1))
-            })
-            .is_ok()
-    }
-
-    /// Takes back `count` lookups; true for the one call that took the last.
-    fn release(&self, count: u64) -> bool {
-        self.lookups
-            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
-                (n > 0).then(|| n.saturating_sub(count))
-            })
-            .is_ok_and(|before| before <= count)
     }
 }
 

@@ -2,7 +2,7 @@
 //! handle: tried once a mount, with one descriptor kept for it while a node
 //! is there.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, Weak};
 
@@ -51,6 +51,7 @@ const TRIES: usize = 3;
 #[derive(Debug)]
 pub(in crate::fs) struct Mount {
     id: u64,
+    number: u16,
     by_handle: Option<ByHandle>,
     descriptors: Arc<Descriptors>,
 }
@@ -72,6 +73,11 @@ struct ByHandle {
 impl Mount {
     pub(in crate::fs) fn id(&self) -> u64 {
         self.id
+    }
+
+    /// A short name for `id`, for as long as a node is here.
+    pub(super) fn number(&self) -> u16 {
+        self.number
     }
 
     pub(super) fn descriptors(&self) -> &Arc<Descriptors> {
@@ -144,7 +150,7 @@ impl Mount {
 pub(in crate::fs) struct MountTable {
     wanted: InodeFileHandles,
     descriptors: Arc<Descriptors>,
-    mounts: Mutex<HashMap<u64, Weak<Mount>>>,
+    mounts: Mutex<HashMap<u64, (u16, Weak<Mount>)>>,
 }
 
 impl MountTable {
@@ -161,7 +167,8 @@ impl MountTable {
     }
 
     /// The mount of an inode that `fd` (which may be `O_PATH`) holds.
-    /// `EOPNOTSUPP` where handles are mandatory and cannot be had.
+    /// `EOPNOTSUPP` where handles are mandatory and cannot be had, `ENFILE`
+    /// when nodes are on 65,536 others.
     pub(in crate::fs) fn of(
         &self,
         proc: &ProcFd,
@@ -186,22 +193,31 @@ impl MountTable {
                 }
             },
         };
+        let mut mounts = self.mounts.lock();
+        if let Some((_, other)) = mounts.get(&key.mount)
+            && let Some(other) = other.upgrade()
+        {
+            return Ok(other);
+        }
+        mounts.retain(|_, (_, mount)| mount.strong_count() > 0);
+        let taken: HashSet<u16> = mounts.values().map(|(number, _)| *number).collect();
+        let number = (0..=u16::MAX).find(|number| !taken.contains(number));
+        let number = number.ok_or(Errno::NFILE)?;
         let mount = Arc::new(Mount {
             id: key.mount,
+            number,
             by_handle,
             descriptors: Arc::clone(&self.descriptors),
         });
-        let mut mounts = self.mounts.lock();
-        if let Some(other) = mounts.get(&key.mount).and_then(Weak::upgrade) {
-            return Ok(other);
-        }
-        mounts.retain(|_, mount| mount.strong_count() > 0);
-        mounts.insert(key.mount, Arc::downgrade(&mount));
+        mounts.insert(key.mount, (number, Arc::downgrade(&mount)));
         Ok(mount)
     }
 
-    fn known(&self, id: u64) -> Option<Arc<Mount>> {
-        self.mounts.lock().get(&id).and_then(Weak::upgrade)
+    /// The mount with this id, if a node is on it.
+    pub(super) fn known(&self, id: u64) -> Option<Arc<Mount>> {
+        let mounts = self.mounts.lock();
+        let (_, mount) = mounts.get(&id)?;
+        mount.upgrade()
     }
 
     /// Mounts with nodes on them, and those of them with handles.
@@ -210,7 +226,7 @@ impl MountTable {
             .mounts
             .lock()
             .values()
-            .filter_map(Weak::upgrade)
+            .filter_map(|(_, mount)| mount.upgrade())
             .collect();
         let by_handle = mounts.iter().filter(|mount| mount.has_handles());
         (mounts.len(), by_handle.count())

@@ -6,16 +6,17 @@
 //! gets a new node instead of a dying one. Several nodes may have one inode
 //! number, if all but one are of inodes that are gone.
 //!
-//! Both maps are sharded, and no shard is locked across a system call. Lock
+//! The map and the index are sharded, and no shard is locked across a system call. Lock
 //! order: a key shard before an id shard, either before a descriptor shard.
 
 use std::hash::BuildHasher;
+use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use daxwindow_shared::fuse::ROOT_ID;
-use hashbrown::{DefaultHashBuilder, HashTable};
+use foldhash::quality::RandomState;
 use parking_lot::RwLock;
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
@@ -27,8 +28,9 @@ use super::super::procfd::ProcFd;
 use super::dax_once::DaxOnce;
 use super::descriptors::{Descriptors, Ticket};
 use super::file_handle::FileHandle;
-use super::identity::{Birth, Key, Moment};
-use super::ids::{IdShards, SHARDS, is_sparse};
+use super::identity::{Birth, Key, Moment, packed};
+use super::ids::{IdShards, SHARDS};
+use super::index::{Entry, Index, Spot};
 use super::mount::{Mount, MountTable};
 use super::{Held, Inode, sys};
 
@@ -65,14 +67,13 @@ pub(in crate::fs) struct Seen<'a> {
     pub(in crate::fs) fd: Option<OwnedFd>,
 }
 
-pub(super) type KeyShard = RwLock<HashTable<Arc<Inode>>>;
-
 /// All inodes of one guest.
 #[derive(Debug)]
 pub(in crate::fs) struct InodeTable {
     pub(super) by_id: IdShards<Arc<Inode>>,
-    pub(super) by_key: Box<[KeyShard]>,
-    hasher: DefaultHashBuilder,
+    /// Each entry's node is in `by_id`.
+    pub(super) by_spot: Box<[RwLock<Index>]>,
+    hasher: RandomState,
     next_id: AtomicU64,
     session: Arc<AtomicU64>,
     budget: Arc<Budget>,
@@ -107,8 +108,8 @@ impl InodeTable {
             .map_or_else(|| Arc::new(root), Arc::clone);
         let table = InodeTable {
             by_id: IdShards::new(),
-            by_key: (0..SHARDS).map(|_| RwLock::default()).collect(),
-            hasher: DefaultHashBuilder::default(),
+            by_spot: (0..SHARDS).map(|n| RwLock::new(Index::new(n))).collect(),
+            hasher: RandomState::default(),
             next_id: AtomicU64::new(ROOT_ID + 1),
             session,
             budget: Budget::new(limits.inodes),
@@ -148,7 +149,7 @@ impl InodeTable {
     }
 
     pub(in crate::fs) fn get(&self, id: u64) -> Option<Arc<Inode>> {
-        self.by_id.of(id).read().get(&id).cloned()
+        self.by_id.of(id).read().get(id).cloned()
     }
 
     /// An id above that of every node there is. A node below it was there
@@ -162,16 +163,17 @@ impl InodeTable {
     /// `horizon` was asked before the look.
     pub(in crate::fs) fn known(&self, dir: &Inode, stat: &Statx, horizon: u64) -> Option<Known> {
         let key = attr::key_of(stat);
-        let birth = match key.mount == dir.mount.id() {
-            true => dir.mount.birth(&key, stat),
-            false => Birth::UNKNOWN,
+        let (spot, birth) = match key.mount == dir.mount.id() {
+            true => (spot_of(&key, &dir.mount), dir.mount.birth(&key, stat)),
+            false => {
+                let mount = self.mounts.known(key.mount)?;
+                (spot_of(&key, &mount), Birth::UNKNOWN)
+            }
         };
-        self.retain_if(dir.session, &key, |inode| {
-            inode.id < horizon
-                && (inode.settled.load(Ordering::Relaxed)
-                    && birth.is_known()
-                    && inode.birth == birth
-                    || inode.is_pinned())
+        self.retain_if(dir.session, spot, |entry| {
+            entry.id() < horizon
+                && (entry.is_settled() && birth.is_known() && entry.birth() == birth
+                    || self.is_node(entry, Inode::is_pinned))
         })
     }
 
@@ -186,21 +188,22 @@ impl InodeTable {
         stat: &Statx,
     ) -> Option<Result<Known, Errno>> {
         let key = attr::key_of(stat);
-        if mount != dir.mount.id() || key.mount != mount || key.device() != dir.device {
+        if mount != dir.mount.id() || key.mount != mount || packed(key.device()) != dir.device {
             return None;
         }
         let birth = dir.mount.birth(&key, stat);
         let settled = birth.is_settled(then);
         // A node's own handle says that the name was its inode's, and the
         // number that it still is.
-        let same = |inode: &Inode| {
-            let same = inode.birth == birth && inode.handle.as_ref() == Some(&handle);
+        let same = |entry: &Entry| {
+            let has_handle = |inode: &Inode| inode.handle.as_ref() == Some(&handle);
+            let same = entry.birth() == birth && self.is_node(entry, has_handle);
             if same && settled {
-                inode.settled.store(true, Ordering::Relaxed);
+                entry.settle();
             }
             same
         };
-        if let Some(known) = self.retain_if(dir.session, &key, same) {
+        if let Some(known) = self.retain_if(dir.session, spot_of(&key, &dir.mount), same) {
             return Some(Ok(known));
         }
         // Who has this number now was born before the handle was taken, so the
@@ -228,51 +231,52 @@ impl InodeTable {
         let birth = seen.mount.birth(&key, seen.stat);
         let settled = birth.is_settled(seen.then);
         let handle = seen.handle.take();
-        let same = |inode: &Inode| {
-            let same = inode.handle == handle;
+        let same = |entry: &Entry| {
+            let same = self.is_node(entry, |inode| inode.handle == handle);
             if same && settled {
-                inode.settled.store(true, Ordering::Relaxed);
+                entry.settle();
             }
             same
         };
-        if let Some(known) = self.retain_if(session, &key, same) {
+        let spot = spot_of(&key, seen.mount);
+        if let Some(known) = self.retain_if(session, spot, same) {
             return Ok(known);
         }
         let unit = self.budget.take_one();
         let held = held_by(&mut seen, handle.is_some())?;
-        let hash = self.hash(&key);
-        let mut shard = self.key_shard(hash).write();
-        if let Some(known) = retain_in(&shard, session, hash, &key, same) {
-            return Ok(known);
-        }
+        let hash = self.hash(&spot);
+        let mut shard = self.shard(hash).write();
         // Under the lock that `clear` needs: what is added now, it will find.
         if self.session.load(Ordering::Acquire) != session {
             return Err(Errno::STALE);
+        }
+        if let Some(known) = retain_in(&shard, hash, spot, same) {
+            return Ok(known);
         }
         let unit = Some(unit.ok_or(Errno::NFILE)?);
         self.peak.fetch_max(self.live(), Ordering::Relaxed);
         let kind = attr::kind_of(seen.stat);
         let fd = seen.fd.map(Arc::new);
+        let id = self.next_id.fetch_add(1, Ordering::AcqRel);
+        // Not even a counter that has come round gives 0 out.
+        let some_id = NonZeroU64::new(id).ok_or(Errno::NFILE)?;
         let inode = Arc::new(Inode {
-            id: self.next_id.fetch_add(1, Ordering::AcqRel),
+            id,
             ino: key.ino,
-            device: key.device(),
+            device: packed(key.device()),
             session,
-            lookups: AtomicU64::new(1),
-            birth,
             mount: Arc::clone(seen.mount),
             handle,
             held: held.map_or_else(OnceLock::new, OnceLock::from),
             cached: Ticket::default(),
             kind,
             dax: DaxOnce::new(kind),
-            settled: AtomicBool::new(settled),
             finds_known: AtomicBool::new(false),
             _unit: unit,
         });
-        let id = inode.id;
         self.by_id.of(id).write().insert(id, Arc::clone(&inode));
-        shard.insert_unique(hash, Arc::clone(&inode), |inode| self.hash(&inode.key()));
+        let entry = Entry::new(some_id, spot, birth, settled, DaxOnce::new(kind));
+        shard.insert(hash, entry, |spot| self.hash(spot));
         drop(shard);
         if let Some(fd) = fd {
             inode.mount.descriptors().put(id, &inode.cached, &fd);
@@ -288,12 +292,16 @@ impl InodeTable {
     /// it is taken away.
     pub(in crate::fs) fn candidates(&self, session: u64, stat: &Statx) -> Vec<Arc<Inode>> {
         let key = attr::key_of(stat);
-        let hash = self.hash(&key);
-        let shard = self.key_shard(hash).read();
+        let Some(mount) = self.mounts.known(key.mount) else {
+            return Vec::new();
+        };
+        let spot = spot_of(&key, &mount);
+        let hash = self.hash(&spot);
+        let shard = self.shard(hash).read();
         shard
-            .iter_hash(hash)
-            .filter(|inode| inode.session == session && inode.key() == key)
-            .cloned()
+            .at(hash, spot)
+            .filter_map(|entry| self.get(entry.id()))
+            .filter(|inode| inode.session == session)
             .collect()
     }
 
@@ -304,24 +312,28 @@ impl InodeTable {
             return;
         }
         let Some(inode) = self.get(id) else { return };
-        if !inode.release(count) {
+        if !self.is_entry(&inode, |entry| entry.release(count)) {
             return;
         }
-        let key = inode.key();
-        let hash = self.hash(&key);
-        let mut shard = self.key_shard(hash).write();
-        if let Ok(entry) = shard.find_entry(hash, |found| found.id == id) {
-            entry.remove();
-        }
-        if is_sparse(shard.len(), shard.capacity()) {
-            let keep = shard.len() * 2;
-            shard.shrink_to(keep, |inode| self.hash(&inode.key()));
-        }
+        let hash = self.hash(&inode.spot());
+        let mut shard = self.shard(hash).write();
+        shard.remove(hash, id, |spot| self.hash(spot));
         drop(shard);
-        self.by_id.remove(id);
+        let gone = self.by_id.of(id).write().remove(id);
         // No lock is held while it closes.
-        drop(inode);
+        drop((gone, inode));
         self.give_back();
+    }
+
+    /// Decides whether a node has DAX, unless that is decided; answers what
+    /// holds. False for an unknown node.
+    pub(in crate::fs) fn settle_dax(&self, id: u64, dax: bool) -> bool {
+        let Some(inode) = self.get(id) else {
+            return false;
+        };
+        let dax = inode.settle_dax(dax);
+        self.is_entry(&inode, |entry| entry.dax.settle(dax));
+        dax
     }
 
     /// Gives memory back to the host when most nodes are gone.
@@ -338,8 +350,8 @@ impl InodeTable {
 
     /// Drops all nodes but the root. The caller has begun a new session.
     pub(in crate::fs) fn clear(&self) {
-        for shard in &self.by_key {
-            let taken = std::mem::take(&mut *shard.write());
+        for shard in &self.by_spot {
+            let taken = shard.write().take();
             drop(taken);
         }
         self.by_id.clear();
@@ -355,17 +367,14 @@ impl InodeTable {
         let root = Inode {
             id: ROOT_ID,
             ino: self.root.key.ino,
-            device: self.root.key.device(),
+            device: packed(self.root.key.device()),
             session: self.session.load(Ordering::Acquire),
-            lookups: AtomicU64::new(1),
-            birth: Birth::UNKNOWN,
             mount: Arc::clone(&self.root.mount),
             handle: None,
             held: OnceLock::from(held),
             cached: Ticket::default(),
             kind: FileType::Directory,
             dax: DaxOnce::new(FileType::Directory),
-            settled: AtomicBool::new(false),
             finds_known: AtomicBool::new(false),
             _unit: None,
         };
@@ -373,20 +382,56 @@ impl InodeTable {
         shard.insert(ROOT_ID, Arc::new(root));
     }
 
-    fn hash(&self, key: &Key) -> u64 {
-        self.hasher.hash_one(key)
+    fn hash(&self, spot: &Spot) -> u64 {
+        self.hasher.hash_one(spot)
     }
 
-    /// The shard of a key with this hash.
-    fn key_shard(&self, hash: u64) -> &KeyShard {
-        // Bits that the table itself does not use; the remainder is below the
+    /// The shard of a spot with this hash.
+    fn shard(&self, hash: u64) -> &RwLock<Index> {
+        // Bits that the index itself does not use; the remainder is below the
         // number of shards.
-        &self.by_key[((hash >> 40) % SHARDS as u64) as usize]
+        &self.by_spot[(hash % SHARDS as u64) as usize]
     }
 
-    fn retain_if(&self, session: u64, key: &Key, is_it: impl Fn(&Inode) -> bool) -> Option<Known> {
-        let hash = self.hash(key);
-        retain_in(&self.key_shard(hash).read(), session, hash, key, is_it)
+    /// Whether it is true of an entry's node.
+    fn is_node(&self, entry: &Entry, is: impl Fn(&Inode) -> bool) -> bool {
+        let id = entry.id();
+        self.by_id
+            .of(id)
+            .read()
+            .get(id)
+            .is_some_and(|node| is(node))
+    }
+
+    /// Whether it is true of a node's entry. The root and a node that is gone
+    /// have none.
+    fn is_entry(&self, inode: &Inode, is: impl Fn(&Entry) -> bool) -> bool {
+        let spot = inode.spot();
+        let hash = self.hash(&spot);
+        let shard = self.shard(hash).read();
+        shard
+            .at(hash, spot)
+            .find(|entry| entry.id() == inode.id)
+            .is_some_and(is)
+    }
+
+    fn retain_if(&self, session: u64, spot: Spot, is_it: impl Fn(&Entry) -> bool) -> Option<Known> {
+        let hash = self.hash(&spot);
+        let shard = self.shard(hash).read();
+        // Under the lock that `clear` needs: all that is found is of now.
+        if self.session.load(Ordering::Acquire) != session {
+            return None;
+        }
+        retain_in(&shard, hash, spot, is_it)
+    }
+}
+
+/// Where an inode with this key is one, on its mount.
+fn spot_of(key: &Key, mount: &Mount) -> Spot {
+    Spot {
+        ino: key.ino,
+        device: packed(key.device()),
+        mount: mount.number(),
     }
 }
 
@@ -410,19 +455,17 @@ fn held_by(seen: &mut Seen<'_>, has_handle: bool) -> Result<Option<Box<Held>>, E
 }
 
 fn retain_in(
-    shard: &HashTable<Arc<Inode>>,
-    session: u64,
+    shard: &Index,
     hash: u64,
-    key: &Key,
-    is_it: impl Fn(&Inode) -> bool,
+    spot: Spot,
+    is_it: impl Fn(&Entry) -> bool,
 ) -> Option<Known> {
-    let fits = |inode: &Arc<Inode>| inode.session == session && inode.key() == *key && is_it(inode);
-    let inode = shard
-        .iter_hash(hash)
-        .find(|inode| fits(inode) && inode.retain())?;
+    let entry = shard
+        .at(hash, spot)
+        .find(|entry| is_it(entry) && entry.retain())?;
     Some(Known {
-        id: inode.id,
-        dax: inode.dax(),
+        id: entry.id(),
+        dax: entry.dax.get(),
         before: true,
     })
 }

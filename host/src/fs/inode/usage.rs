@@ -1,12 +1,7 @@
 //! What nodes cost: memory and descriptors.
 
-use std::sync::Arc;
-
 use super::Inode;
 use super::table::InodeTable;
-
-/// Bytes that an entry of a hash table takes beyond itself.
-const CONTROL_BYTES: usize = 1;
 
 /// Bytes that an allocation takes beyond what was asked for, with a header
 /// and rounding as glibc has them.
@@ -37,19 +32,17 @@ impl InodeTable {
         let live = self.live();
         // An Arc puts two counters before what it holds.
         let node = size_of::<Inode>() + 2 * size_of::<usize>() + CHUNK_BYTES;
-        let by_id = self.by_id.capacity() * (size_of::<(u64, Arc<Inode>)>() + CONTROL_BYTES);
-        let by_key: usize = self
-            .by_key
+        let by_spot: usize = self
+            .by_spot
             .iter()
-            .map(|shard| shard.read().capacity())
+            .map(|shard| shard.read().heap_bytes())
             .sum();
-        let by_key = by_key * (size_of::<Arc<Inode>>() + CONTROL_BYTES);
         let (mounts, mounts_by_handle) = self.mounts().count();
         InodeUsage {
             live,
-            // A table is at most seven eighths full, and has an eighth more
-            // room than it says.
-            heap_bytes: live * node.next_multiple_of(CHUNK_ALIGN) + (by_id + by_key) / 7 * 8,
+            heap_bytes: live * node.next_multiple_of(CHUNK_ALIGN)
+                + self.by_id.heap_bytes()
+                + by_spot,
             held_descriptors: self.descriptors().held(),
             cached_descriptors: self.descriptors().cached(),
             mounts,

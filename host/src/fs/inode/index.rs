@@ -1,0 +1,192 @@
+//! A shard of the index by identity: all that finding a known node asks for
+//! stands in one entry, and the entries in one table, since a lookup among a
+//! million nodes does little but wait for memory, once for each place that it
+//! has to look at.
+
+use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+
+use super::dax_once::DaxOnce;
+use super::identity::Birth;
+use super::slots::Slots;
+
+/// An inode's number, and where it is one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct Spot {
+    pub(super) ino: u64,
+    /// The device, as Linux packs it.
+    pub(super) device: u32,
+    /// The mount's number among those of this guest.
+    pub(super) mount: u16,
+}
+
+/// What is known of a node at a glance.
+#[derive(Debug)]
+pub(super) struct Entry {
+    /// Zero for a node that is dying.
+    lookups: AtomicU64,
+    ino: u64,
+    birth: Birth,
+    id: NonZeroU64,
+    device: u32,
+    mount: u16,
+    /// Seen alive when its birth had settled.
+    settled: AtomicBool,
+    /// What the node has been decided to be, as soon as it is known here.
+    pub(super) dax: DaxOnce,
+}
+
+impl Entry {
+    /// Of a node that has been looked up once.
+    pub(super) fn new(
+        id: NonZeroU64,
+        spot: Spot,
+        birth: Birth,
+        settled: bool,
+        dax: DaxOnce,
+    ) -> Entry {
+        Entry {
+            lookups: AtomicU64::new(1),
+            ino: spot.ino,
+            birth,
+            id,
+            device: spot.device,
+            mount: spot.mount,
+            settled: AtomicBool::new(settled),
+            dax,
+        }
+    }
+
+    pub(super) fn id(&self) -> u64 {
+        self.id.get()
+    }
+
+    pub(super) fn birth(&self) -> Birth {
+        self.birth
+    }
+
+    pub(super) fn is_settled(&self) -> bool {
+        self.settled.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn settle(&self) {
+        self.settled.store(true, Ordering::Relaxed);
+    }
+
+    /// Counts one more lookup, unless the node is dying.
+    pub(super) fn retain(&self) -> bool {
+        self.lookups
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                (n > 0).then(|| n.saturating_add(1))
+            })
+            .is_ok()
+    }
+
+    /// Takes back `count` lookups; true for the one call that took the last.
+    pub(super) fn release(&self, count: u64) -> bool {
+        self.lookups
+            .fetch_update(Ordering::AcqRel, Ordering::Acquire, |n| {
+                (n > 0).then(|| n.saturating_sub(count))
+            })
+            .is_ok_and(|before| before <= count)
+    }
+
+    fn spot(&self) -> Spot {
+        Spot {
+            ino: self.ino,
+            device: self.device,
+            mount: self.mount,
+        }
+    }
+}
+
+/// Entries by spot; a spot may have several.
+#[derive(Debug)]
+pub(super) struct Index(Slots<Entry>);
+
+impl Index {
+    /// The shard with this number, empty.
+    pub(super) fn new(shard: usize) -> Index {
+        Index(Slots::new(shard))
+    }
+
+    /// An empty one in the place of this one, which is returned.
+    pub(super) fn take(&mut self) -> Index {
+        Index(self.0.take())
+    }
+
+    /// Bytes that the table takes.
+    pub(super) fn heap_bytes(&self) -> usize {
+        self.0.heap_bytes()
+    }
+
+    /// The entries of a spot.
+    pub(super) fn at(&self, hash: u64, spot: Spot) -> impl Iterator<Item = &Entry> {
+        self.0.run(hash).filter(move |entry| entry.spot() == spot)
+    }
+
+    pub(super) fn insert(&mut self, hash: u64, entry: Entry, hash_of: impl Fn(&Spot) -> u64) {
+        self.0.insert(hash, entry, |entry| hash_of(&entry.spot()));
+    }
+
+    /// Takes out the entry of node `id`.
+    pub(super) fn remove(
+        &mut self,
+        hash: u64,
+        id: u64,
+        hash_of: impl Fn(&Spot) -> u64,
+    ) -> Option<Entry> {
+        let is_it = |entry: &Entry| entry.id() == id;
+        self.0.remove(hash, is_it, |entry| hash_of(&entry.spot()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::FileType;
+
+    use super::*;
+
+    fn entry(id: u64, ino: u64) -> Entry {
+        let spot = Spot {
+            ino,
+            device: 7,
+            mount: 1,
+        };
+        let dax = DaxOnce::new(FileType::RegularFile);
+        let id = NonZeroU64::new(id).expect("an id");
+        Entry::new(id, spot, Birth::UNKNOWN, false, dax)
+    }
+
+    #[test]
+    fn an_entry_takes_forty_bytes_and_an_empty_slot_no_more() {
+        assert_eq!(size_of::<Option<Entry>>(), 40);
+    }
+
+    #[test]
+    fn entries_of_a_spot_are_found_and_no_others() {
+        let mut index = Index::new(0);
+        // All at one place of the table.
+        let hash = |_: &Spot| 0;
+        for (id, ino) in [(2, 10), (3, 11), (4, 10)] {
+            index.insert(0, entry(id, ino), hash);
+        }
+        let spot = entry(9, 10).spot();
+        let ids = |index: &Index, spot| index.at(0, spot).map(Entry::id).collect::<Vec<_>>();
+        assert_eq!(ids(&index, spot), [2, 4]);
+        assert_eq!(ids(&index, Spot { mount: 2, ..spot }), [0; 0]);
+        assert_eq!(ids(&index, Spot { device: 8, ..spot }), [0; 0]);
+        assert_eq!(index.remove(0, 2, hash).map(|entry| entry.id()), Some(2));
+        assert_eq!(ids(&index, spot), [4]);
+    }
+
+    #[test]
+    fn the_last_lookup_is_taken_once_and_none_comes_after_it() {
+        let entry = entry(2, 1);
+        assert!(entry.retain());
+        assert!(!entry.release(1));
+        assert!(entry.release(5));
+        assert!(!entry.retain());
+        assert!(!entry.release(1));
+    }
+}
