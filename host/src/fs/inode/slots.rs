@@ -1,16 +1,17 @@
 //! A hash table that finds what it has at the first place in memory that it
 //! looks at, mostly, and has little room to spare.
 //!
-//! Open addressing with linear probing; it grows by a quarter, and what is
-//! taken out leaves no trace. Of many tables that fill up together each grows at
-//! a time of its own: what the last has left is filled before the next one
-//! leaves more. Hashes come from outside, and have to be the same
-//! each time, with their high bits well mixed.
+//! Open addressing with linear probing; a large one grows by a quarter, and
+//! what is taken out leaves no trace. Of many tables that fill up together each
+//! grows at a time of its own: what the last has left in the heap is filled
+//! before the next one leaves more. Hashes come from outside, and have to be
+//! the same each time, with their high bits well mixed.
 
 /// Slots of the smallest table.
 const FEWEST: usize = 8;
 
-/// Tables below this are not worth making smaller.
+/// Tables below this double, since room is cheaper than moving what they have,
+/// and are not worth making smaller.
 const SMALL: usize = 1024;
 
 /// Tables from here on grow each at a time of its own.
@@ -93,11 +94,11 @@ impl<T> Slots<T> {
 
     /// How many slots to have next.
     fn more(&self) -> usize {
-        let len = self.slots.len();
-        let next = (len + len / 4).max(FEWEST);
-        match len < MIDDLING && next >= MIDDLING {
-            true => next + next / 4 * self.phase / PHASES,
-            false => next,
+        match self.slots.len() {
+            0 => FEWEST,
+            len if len < MIDDLING && len * 2 >= MIDDLING => len * 2 + len * self.phase / PHASES,
+            len if len < SMALL => len * 2,
+            len => len + len / 4,
         }
     }
 
@@ -184,7 +185,10 @@ mod tests {
         let all = 1..=20_000;
         for value in all.clone() {
             slots.insert(spread(&value), value, spread);
-            let most = value as usize * 5 / 2 + FEWEST;
+            let most = match value as usize {
+                few if few < SMALL => few * 5 + FEWEST,
+                many => many * 2,
+            };
             assert!(slots.heap_bytes() <= most * slot, "{value}");
         }
         for value in all {
