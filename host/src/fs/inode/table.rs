@@ -6,8 +6,9 @@
 //! gets a new node instead of a dying one. Several nodes may have one inode
 //! number, if all but one are of inodes that are gone.
 //!
-//! The map and the index are sharded, and no shard is locked across a system call. Lock
-//! order: a key shard before an id shard, either before a descriptor shard.
+//! The map and the index are sharded, and no shard is locked across a system
+//! call. Lock order: a shard of the index before one of the map, either before
+//! a shard of descriptors.
 
 use std::hash::BuildHasher;
 use std::num::NonZeroU64;
