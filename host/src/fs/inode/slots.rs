@@ -18,7 +18,7 @@ const SMALL: usize = 1024;
 const MIDDLING: usize = 64;
 
 /// Such times.
-pub(super) const PHASES: usize = 64;
+const PHASES: usize = 64;
 
 #[derive(Debug)]
 pub(super) struct Slots<T> {
