@@ -63,7 +63,7 @@ impl SharedDir {
     pub(super) fn lookup_in(&self, dir: &Inode, name: Name<'_>) -> Result<Entry, Errno> {
         let fd = dir.fd()?;
         if name.is_component() {
-            if dir.finds_known() {
+            if dir.habits().finds_known() {
                 let horizon = self.inodes.horizon();
                 let stat = stat_at(&fd, name)?;
                 if let Some(known) = self.inodes.known(dir, &stat, horizon) {
@@ -93,7 +93,7 @@ impl SharedDir {
             return Ok(None);
         };
         let known = known?;
-        dir.found_known(known.before);
+        dir.habits().note_lookup(known.before);
         Ok(Some(self.entry_of(dir, &stat, known)))
     }
 
@@ -115,7 +115,7 @@ impl SharedDir {
             fd: Some(found.fd),
         };
         let known = self.inodes.bind(dir.session(), seen)?;
-        dir.found_known(known.before);
+        dir.habits().note_lookup(known.before);
         Ok(self.entry_of(dir, &found.stat, known))
     }
 

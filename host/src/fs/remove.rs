@@ -1,6 +1,6 @@
 //! Names taken away or moved.
 
-use rustix::fs::{AtFlags, FileType, RenameFlags};
+use rustix::fs::{AtFlags, FileType, RenameFlags, Statx};
 use rustix::io::Errno;
 
 use super::attr::{kind_of, stat, stat_at};
@@ -22,27 +22,23 @@ impl SharedDir {
         self.require_writable()?;
         let dir = self.inode(parent)?;
         let fd = dir.fd()?;
-        self.keeping(&dir, &fd, name, || {
+        let victim = victim(&dir, &fd, name);
+        self.keeping(&dir, victim, || {
             rustix::fs::unlinkat(&fd, name.as_c_str(), flags)
         })
     }
 
-    /// Takes a name away by `remove`. A node of what it stood for stays usable
+    /// Takes a name of `victim` away by `remove`. A node of it stays usable
     /// for as long as the guest knows it, as on any Linux file system: where
     /// only a handle is known of it, a descriptor keeps its inode from now on,
     /// if that was its last name.
     fn keeping(
         &self,
         dir: &Inode,
-        fd: &NodeFd<'_>,
-        name: Name<'_>,
+        victim: Option<Statx>,
         remove: impl FnOnce() -> Result<(), Errno>,
     ) -> Result<(), Errno> {
-        if !dir.mount().has_handles() {
-            return remove();
-        }
-        // What fails here fails again, with the right error.
-        let Ok(victim) = stat_at(fd, name) else {
+        let Some(victim) = victim else {
             return remove();
         };
         let nodes = self.inodes.candidates(dir.session(), &victim);
@@ -83,11 +79,37 @@ impl SharedDir {
         let to = self.inode(new_parent)?;
         let (old, new) = (name.as_c_str(), new_name.as_c_str());
         let (from_fd, to_fd) = (from.fd()?, to.fd()?);
-        let rename = || rustix::fs::renameat_with(&from_fd, old, &to_fd, new, flags);
-        if flags.is_empty() {
-            return self.keeping(&to, &to_fd, new_name, rename);
+        let rename = |flags| rustix::fs::renameat_with(&from_fd, old, &to_fd, new, flags);
+        if !flags.is_empty() || !to.mount().has_handles() {
+            // Nothing loses its name, or what does is held by a descriptor.
+            return rename(flags);
         }
-        // Nothing loses its name.
-        rename()
+        // One call where the new name is free, which it mostly is where it was
+        // the last time.
+        let mut refused = false;
+        if to.mount().renames_to_free() && !to.habits().replaces() {
+            match rename(RenameFlags::NOREPLACE) {
+                Err(Errno::EXIST) => {}
+                // Of a file system without flags, if it goes without.
+                Err(Errno::INVAL) => refused = true,
+                done => return done,
+            }
+        }
+        let victim = victim(&to, &to_fd, new_name);
+        to.habits().note_rename(victim.is_some());
+        let done = self.keeping(&to, victim, || rename(flags));
+        if refused && done.is_ok() {
+            to.mount().note_no_flags();
+        }
+        done
+    }
+}
+
+/// What loses a name that is taken away, where a node of it must be kept. What
+/// fails here fails again, with the right error.
+fn victim(dir: &Inode, fd: &NodeFd<'_>, name: Name<'_>) -> Option<Statx> {
+    match dir.mount().has_handles() {
+        true => stat_at(fd, name).ok(),
+        false => None,
     }
 }

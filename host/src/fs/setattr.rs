@@ -50,7 +50,7 @@ impl SharedDir {
         if let Some(times) = times {
             rustix::fs::utimensat(inode.fd()?, c"", &times, AtFlags::EMPTY_PATH)?;
         }
-        Ok(self.attr_of(&stat(inode.fd()?)?))
+        self.attr_by(inode.fd()?)
     }
 
     /// Takes setuid, and setgid where the group may execute, from a regular

@@ -10,7 +10,8 @@
 //! | `descriptors` | the bounded number of descriptors of nodes |
 //! | `usage` | what all that costs |
 //! | `ids`, `slots` | maps by id, and the hash table below all |
-//! | `dax_once`, `sys` | a decision, system calls |
+//! | `dax_once`, `habits` | a decision; a guess at what to try first |
+//! | `sys` | system calls |
 //!
 //! A node is found again either by a handle, and has a descriptor only while
 //! it is in use or was not long ago, or by a descriptor that it holds for as
@@ -20,6 +21,7 @@
 mod dax_once;
 mod descriptors;
 mod file_handle;
+mod habits;
 mod identity;
 mod ids;
 mod index;
@@ -30,7 +32,6 @@ mod table;
 mod usage;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FileType, OFlags};
@@ -39,6 +40,7 @@ use rustix::io::Errno;
 use super::budget::Unit;
 use dax_once::DaxOnce;
 use descriptors::Ticket;
+use habits::Habits;
 use identity::unpacked;
 use index::Spot;
 use mount::Mount;
@@ -68,8 +70,7 @@ pub(super) struct Inode {
     device: u32,
     mount: Arc<Mount>,
     dax: DaxOnce,
-    /// Of a directory: the last name looked up in it was known already.
-    finds_known: AtomicBool,
+    habits: Habits,
     kind: FileType,
     /// None if `held` is set from the start.
     handle: Option<FileHandle>,
@@ -198,16 +199,9 @@ impl Inode {
         true
     }
 
-    /// Whether a name looked up in this directory is likely to be known.
-    pub(super) fn finds_known(&self) -> bool {
-        self.finds_known.load(Ordering::Relaxed)
-    }
-
-    /// Remembers how the last lookup went.
-    pub(super) fn found_known(&self, known: bool) {
-        if self.finds_known() != known {
-            self.finds_known.store(known, Ordering::Relaxed);
-        }
+    /// Of a directory: what went on in it the last time.
+    pub(super) fn habits(&self) -> &Habits {
+        &self.habits
     }
 
     /// `Ok` if the inode may be opened for reading or writing.

@@ -4,6 +4,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Weak};
 
 use parking_lot::Mutex;
@@ -54,6 +55,8 @@ pub(in crate::fs) struct Mount {
     number: u16,
     by_handle: Option<ByHandle>,
     descriptors: Arc<Descriptors>,
+    /// Its file system's renames take no flags.
+    no_rename_flags: AtomicBool,
 }
 
 /// How inodes of a mount are opened by handle.
@@ -92,6 +95,16 @@ impl Mount {
     /// Whether nodes here need no descriptor.
     pub(in crate::fs) fn has_handles(&self) -> bool {
         self.by_handle.is_some()
+    }
+
+    /// Whether a rename there can be told to replace nothing.
+    pub(in crate::fs) fn renames_to_free(&self) -> bool {
+        !self.no_rename_flags.load(Ordering::Relaxed)
+    }
+
+    /// It cannot.
+    pub(in crate::fs) fn note_no_flags(&self) {
+        self.no_rename_flags.store(true, Ordering::Relaxed);
     }
 
     /// The handle of the inode behind a descriptor; none where descriptors
@@ -208,6 +221,7 @@ impl MountTable {
             number,
             by_handle,
             descriptors: Arc::clone(&self.descriptors),
+            no_rename_flags: AtomicBool::new(false),
         });
         mounts.insert(key.mount, (number, Arc::downgrade(&mount)));
         Ok(mount)

@@ -13,7 +13,7 @@
 use std::hash::BuildHasher;
 use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use daxwindow_shared::fuse::ROOT_ID;
@@ -29,6 +29,7 @@ use super::super::procfd::ProcFd;
 use super::dax_once::DaxOnce;
 use super::descriptors::{Descriptors, Ticket};
 use super::file_handle::FileHandle;
+use super::habits::Habits;
 use super::identity::{Birth, Key, Moment, packed};
 use super::ids::{IdShards, SHARDS};
 use super::index::{Entry, Index, Spot};
@@ -272,7 +273,7 @@ impl InodeTable {
             cached: Ticket::default(),
             kind,
             dax: DaxOnce::new(kind),
-            finds_known: AtomicBool::new(false),
+            habits: Habits::default(),
             _unit: unit,
         });
         self.by_id.of(id).write().insert(id, Arc::clone(&inode));
@@ -376,7 +377,7 @@ impl InodeTable {
             cached: Ticket::default(),
             kind: FileType::Directory,
             dax: DaxOnce::new(FileType::Directory),
-            finds_known: AtomicBool::new(false),
+            habits: Habits::default(),
             _unit: None,
         };
         let mut shard = self.by_id.of(ROOT_ID).write();

@@ -90,6 +90,41 @@ fn an_unlinked_file_is_usable_while_the_guest_knows_it() {
 }
 
 #[test]
+fn what_a_rename_replaces_is_kept_whatever_the_renames_before_did() {
+    for share in both() {
+        let fs = &share.fs;
+        let over = |from, to| fs.rename(ROOT_ID, n(from), ROOT_ID, n(to), 0);
+        // A free name or another's, in every order of two.
+        let mut replaced = Vec::new();
+        for replaces in [false, true, true, false, false, true] {
+            share.write("from", "new");
+            if replaces {
+                replaced.push(share.file(c"to", "1234567"));
+            }
+            over(c"from", c"to").unwrap();
+            assert!(!share.path("from").exists());
+            assert_eq!(std::fs::read(share.path("to")).unwrap(), b"new");
+            std::fs::remove_file(share.path("to")).unwrap();
+            for id in &replaced {
+                let attr = fs.getattr(*id, None).unwrap();
+                assert_eq!((attr.size, attr.nlink), (7, 0));
+            }
+        }
+        assert_eq!(fs.usage().held_descriptors, 3);
+        assert_eq!(over(c"nothing", c"to"), Err(Errno::NOENT));
+        fs.mkdir(ROOT, ROOT_ID, n(c"d"), 0o755, 0).unwrap();
+        let d = fs.lookup(ROOT_ID, n(c"d")).unwrap().nodeid;
+        let into_itself = || fs.rename(ROOT_ID, n(c"d"), d, n(c"d"), 0);
+        assert_eq!(into_itself(), Err(Errno::INVAL));
+        // Which says nothing about the file system.
+        share.write("from", "new");
+        let free = fs.rename(ROOT_ID, n(c"from"), d, n(c"to"), 0);
+        assert_eq!(free, Ok(()));
+        assert!(share.path("d/to").exists());
+    }
+}
+
+#[test]
 fn a_file_with_a_name_left_is_not_held() {
     for share in both() {
         let fs = &share.fs;
