@@ -12,7 +12,6 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
-use super::attr::stat;
 use super::inode::Inode;
 use super::lookup::{RESOLVE, find};
 use super::procfd::ProcFd;
@@ -65,7 +64,7 @@ impl SharedDir {
         let group = match creator.groups.is_empty() {
             true => None,
             false => {
-                let owner = stat(dir)?.stx_gid;
+                let owner = rustix::fs::fstat(dir)?.st_gid;
                 let mut groups = creator.groups.iter();
                 let among = groups.any(|group| ids.gid.to_host(*group) == Ok(owner));
                 among.then_some(owner)

@@ -41,7 +41,7 @@ impl SharedDir {
         let Some(victim) = victim else {
             return remove();
         };
-        let nodes = self.inodes.candidates(dir.session(), &victim);
+        let nodes = self.inodes.candidates(dir, &victim);
         // Each by a descriptor of its own, so it does not matter if the name
         // has changed hands meanwhile.
         let open: Vec<_> = nodes

@@ -11,7 +11,6 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
-use super::attr::stat;
 use super::inode::{Inode, change_mode};
 use super::procfd::ProcFd;
 use super::{Caller, SharedDir};
@@ -65,7 +64,7 @@ impl SharedDir {
         if inode.kind() != FileType::RegularFile {
             return Ok(());
         }
-        let mode = u32::from(stat(inode.fd()?)?.stx_mode);
+        let mode = rustix::fs::fstat(inode.fd()?)?.st_mode;
         let kept = without_suidgid(mode);
         if kept == mode {
             return Ok(());

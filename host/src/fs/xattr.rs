@@ -14,7 +14,6 @@ use rustix::fs::{FileType, OFlags, XattrFlags};
 use rustix::io::Errno;
 
 use super::SharedDir;
-use super::attr::stat;
 use super::inode::{Inode, NodeFd};
 use super::xattrmap::Access;
 
@@ -175,7 +174,7 @@ impl SharedDir {
     }
 
     fn kill_sgid(&self, inode: &Inode) -> Result<(), Errno> {
-        let mode = u32::from(stat(inode.fd()?)?.stx_mode);
+        let mode = rustix::fs::fstat(inode.fd()?)?.st_mode;
         if mode & 0o2010 != 0o2010 || inode.kind() != FileType::RegularFile {
             return Ok(());
         }

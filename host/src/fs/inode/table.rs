@@ -165,12 +165,10 @@ impl InodeTable {
     /// `horizon` was asked before the look.
     pub(in crate::fs) fn known(&self, dir: &Inode, stat: &Statx, horizon: u64) -> Option<Known> {
         let key = attr::key_of(stat);
-        let (spot, birth) = match key.mount == dir.mount.id() {
-            true => (spot_of(&key, &dir.mount), dir.mount.birth(&key, stat)),
-            false => {
-                let mount = self.mounts.known(key.mount)?;
-                (spot_of(&key, &mount), Birth::UNKNOWN)
-            }
+        let spot = self.spot_from(dir, &key)?;
+        let birth = match key.mount == dir.mount.id() {
+            true => dir.mount.birth(&key, stat),
+            false => Birth::UNKNOWN,
         };
         self.retain_if(dir.session, spot, |entry| {
             entry.id() < horizon
@@ -292,18 +290,17 @@ impl InodeTable {
 
     /// A node that may be the one of this inode, to keep it while a name of
     /// it is taken away.
-    pub(in crate::fs) fn candidates(&self, session: u64, stat: &Statx) -> Vec<Arc<Inode>> {
+    pub(in crate::fs) fn candidates(&self, dir: &Inode, stat: &Statx) -> Vec<Arc<Inode>> {
         let key = attr::key_of(stat);
-        let Some(mount) = self.mounts.known(key.mount) else {
+        let Some(spot) = self.spot_from(dir, &key) else {
             return Vec::new();
         };
-        let spot = spot_of(&key, &mount);
         let hash = self.hash(&spot);
         let shard = self.shard(hash).read();
         shard
             .at(hash, spot)
             .filter_map(|entry| self.get(entry.id()))
-            .filter(|inode| inode.session == session)
+            .filter(|inode| inode.session == dir.session)
             .collect()
     }
 
@@ -386,6 +383,15 @@ impl InodeTable {
 
     fn hash(&self, spot: &Spot) -> u64 {
         self.hasher.hash_one(spot)
+    }
+
+    /// Where an inode with this key is one, that was found in `dir`: on its
+    /// mount, mostly. None if no node is on the inode's.
+    fn spot_from(&self, dir: &Inode, key: &Key) -> Option<Spot> {
+        match key.mount == dir.mount.id() {
+            true => Some(spot_of(key, &dir.mount)),
+            false => Some(spot_of(key, &*self.mounts.known(key.mount)?)),
+        }
     }
 
     /// The shard of a spot with this hash.

@@ -33,7 +33,6 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::SharedDir;
-use super::attr::stat;
 use super::budget::{Budget, Share};
 use super::handle::Reserved;
 use super::inode::Inode;
@@ -364,7 +363,7 @@ impl SharedDir {
     /// executed is opened for writing only if the guest does so: the host
     /// could not execute it meanwhile.
     fn open_for_locks(&self, inode: &Inode, open: &OpenFile) -> Result<OwnedFd, Errno> {
-        let executable = u32::from(stat(&open.file)?.stx_mode) & 0o111 != 0;
+        let executable = rustix::fs::fstat(&open.file)?.st_mode & 0o111 != 0;
         let both = !self.options.readonly && (open.writable || !executable);
         if both && let Ok(file) = self.reopen(inode, OFlags::RDWR | OFlags::NONBLOCK) {
             return Ok(file);
