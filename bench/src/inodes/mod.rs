@@ -30,7 +30,7 @@ use watched::Watched;
 
 /// Inodes to compare with.
 const FEW: usize = 1000;
-const REPETITIONS: u64 = 5;
+const REPETITIONS: u64 = 11;
 const SETTLED_AFTER: Duration = Duration::from_secs(3);
 const ALLOWED_BYTES: f64 = 256.0;
 

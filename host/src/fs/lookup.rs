@@ -1,7 +1,7 @@
 //! Names to nodes, and back to nothing.
 
 use std::ffi::OsStr;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
 use super::attr::{key_of, kind_of, stat, stat_at};
-use super::inode::{FileHandle, Inode, Known, Moment, NodeFd, Seen};
+use super::inode::{FileHandle, Inode, Known, Moment, Mount, NodeFd, Seen};
 use super::{Entry, Name, SharedDir};
 
 /// How every name is resolved: beneath its parent, through no link of any
@@ -100,13 +100,7 @@ impl SharedDir {
     /// Makes an inode known to the guest, one lookup counted. `dir` is where
     /// it was found.
     pub(super) fn bind(&self, dir: &Inode, found: Found) -> Result<Entry, Errno> {
-        let mount = match key_of(&found.stat).mount == dir.mount().id() {
-            true => Arc::clone(dir.mount()),
-            false => self
-                .inodes
-                .mounts()
-                .of(&self.proc, found.fd.as_fd(), &found.stat)?,
-        };
+        let mount = self.mount_of(dir, found.fd.as_fd(), &found.stat)?;
         let seen = Seen {
             mount: &mount,
             stat: &found.stat,
@@ -128,7 +122,7 @@ impl SharedDir {
             return self.bind(dir, Found::new(node)?);
         };
         let seen = Seen {
-            mount: dir.mount(),
+            mount: &self.mount_of(dir, file.as_fd(), &stat)?,
             stat: &stat,
             then,
             handle: Some(handle),
@@ -136,6 +130,14 @@ impl SharedDir {
         };
         let known = self.inodes.bind(dir.session(), seen)?;
         Ok(self.entry_of(dir, &stat, known))
+    }
+
+    /// The mount of an inode that was found in `dir`.
+    fn mount_of(&self, dir: &Inode, fd: BorrowedFd<'_>, stat: &Statx) -> Result<Arc<Mount>, Errno> {
+        match dir.mount().has(&key_of(stat)) {
+            true => Ok(Arc::clone(dir.mount())),
+            false => self.inodes.mounts().of(&self.proc, fd, stat),
+        }
     }
 
     /// Opens a node's inode once more. The caller has checked that it is a

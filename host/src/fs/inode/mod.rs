@@ -43,12 +43,12 @@ use descriptors::Ticket;
 use habits::Habits;
 use identity::unpacked;
 use index::Spot;
-use mount::Mount;
 
 pub(super) use file_handle::FileHandle;
 pub use identity::HostInode;
 pub(super) use identity::{Key, Moment};
 pub(super) use ids::IdShards;
+pub(super) use mount::Mount;
 pub(super) use sys::change_mode;
 pub(super) use table::{InodeTable, Known, NodeLimits, Seen};
 pub use usage::InodeUsage;
@@ -66,8 +66,6 @@ pub(super) struct Inode {
     id: u64,
     session: u64,
     ino: u64,
-    /// As `packed` has it.
-    device: u32,
     mount: Arc<Mount>,
     dax: DaxOnce,
     habits: Habits,
@@ -120,7 +118,7 @@ impl Inode {
     /// Which file of the host it is.
     pub(super) fn host_inode(&self) -> HostInode {
         HostInode {
-            device: unpacked(self.device),
+            device: unpacked(self.mount.device()),
             number: self.ino,
         }
     }
@@ -130,7 +128,7 @@ impl Inode {
         self.session
     }
 
-    /// The mount it is on.
+    /// The mount it is on, as far as that is on its device.
     pub(super) fn mount(&self) -> &Arc<Mount> {
         &self.mount
     }
@@ -138,7 +136,6 @@ impl Inode {
     fn spot(&self) -> Spot {
         Spot {
             ino: self.ino,
-            device: self.device,
             mount: self.mount.number(),
         }
     }

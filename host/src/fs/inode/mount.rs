@@ -1,6 +1,6 @@
-//! The mounts that nodes are on, and whether inodes there can be opened by
-//! handle: tried once a mount, with one descriptor kept for it while a node
-//! is there.
+//! The mounts that nodes are on, each as often as it has devices, and whether
+//! inodes there can be opened by handle: tried once a mount, with one
+//! descriptor kept for it while a node is there.
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
@@ -16,7 +16,7 @@ use super::super::procfd::ProcFd;
 use super::super::{InodeFileHandles, attr};
 use super::descriptors::Descriptors;
 use super::file_handle::{FileHandle, magic};
-use super::identity::{Birth, Key};
+use super::identity::{Birth, Key, packed};
 
 /// File systems whose handles can be opened for as long as the inode exists,
 /// in the host's cache or not. Others may give handles and then not know them
@@ -48,12 +48,15 @@ const BIRTHS: [FsWord; 5] = [
 /// How often a handle is tried again when that may help.
 const TRIES: usize = 3;
 
-/// A mount with a node on it.
+/// A mount with a node on it, or what of it is on one device: a btrfs mount
+/// has a device for each subvolume, an overlay one for each layer.
 #[derive(Debug)]
 pub(in crate::fs) struct Mount {
     id: u64,
+    /// As `packed` has it.
+    device: u32,
     number: u16,
-    by_handle: Option<ByHandle>,
+    by_handle: Option<Arc<ByHandle>>,
     descriptors: Arc<Descriptors>,
     /// Its file system's renames take no flags.
     no_rename_flags: AtomicBool,
@@ -65,9 +68,9 @@ struct ByHandle {
     /// Any inode there, opened for reading: the system call takes no `O_PATH`.
     fd: Arc<OwnedFd>,
     fs: FsWord,
-    /// The device of that inode. A btrfs mount has several, and only that of
-    /// an inode in use keeps its number.
-    device: (u32, u32),
+    /// The device of that inode, as `packed` has it: only the device of an
+    /// inode in use keeps its number.
+    device: u32,
     /// Handles by name come with the mount's unique id.
     by_name: bool,
     mandatory: bool,
@@ -78,7 +81,17 @@ impl Mount {
         self.id
     }
 
-    /// A short name for `id`, for as long as a node is here.
+    /// The device, as `packed` has it.
+    pub(super) fn device(&self) -> u32 {
+        self.device
+    }
+
+    /// Whether an inode with this key is here.
+    pub(in crate::fs) fn has(&self, key: &Key) -> bool {
+        self.id == key.mount && self.device == packed(key.device())
+    }
+
+    /// A short name for mount and device, for as long as a node is here.
     pub(super) fn number(&self) -> u16 {
         self.number
     }
@@ -122,9 +135,9 @@ impl Mount {
     }
 
     /// When an inode here was created, if that helps to tell it from others.
-    pub(super) fn birth(&self, key: &Key, stat: &Statx) -> Birth {
+    pub(super) fn birth(&self, stat: &Statx) -> Birth {
         match &self.by_handle {
-            Some(way) if way.device == key.device() && BIRTHS.contains(&way.fs) => Birth::of(stat),
+            Some(way) if way.device == self.device && BIRTHS.contains(&way.fs) => Birth::of(stat),
             _ => Birth::UNKNOWN,
         }
     }
@@ -158,12 +171,15 @@ impl Mount {
     }
 }
 
-/// All mounts that nodes are on, by their ids.
+/// A mount's id, and a device as `packed` has it.
+type Place = (u64, u32);
+
+/// All mounts that nodes are on.
 #[derive(Debug)]
 pub(in crate::fs) struct MountTable {
     wanted: InodeFileHandles,
     descriptors: Arc<Descriptors>,
-    mounts: Mutex<HashMap<u64, (u16, Weak<Mount>)>>,
+    mounts: Mutex<HashMap<Place, (u16, Weak<Mount>)>>,
 }
 
 impl MountTable {
@@ -181,7 +197,8 @@ impl MountTable {
 
     /// The mount of an inode that `fd` (which may be `O_PATH`) holds.
     /// `EOPNOTSUPP` where handles are mandatory and cannot be had, `ENFILE`
-    /// when nodes are on 65,536 others.
+    /// when nodes are on 65,536 others, each counted as often as it has
+    /// devices.
     pub(in crate::fs) fn of(
         &self,
         proc: &ProcFd,
@@ -189,25 +206,17 @@ impl MountTable {
         stat: &Statx,
     ) -> Result<Arc<Mount>, Errno> {
         let key = attr::key_of(stat);
-        if let Some(known) = self.known(key.mount) {
+        if let Some(known) = self.known(&key) {
             return Ok(known);
         }
-        // Not under the lock: the file system may be slow.
-        let by_handle = match self.wanted {
-            InodeFileHandles::Never => None,
-            wanted => match try_handles(proc, fd, stat, wanted) {
-                Ok(way) => Some(way),
-                Err(why) => {
-                    report(self.wanted, &key, &why);
-                    if wanted == InodeFileHandles::Mandatory {
-                        return Err(Errno::OPNOTSUPP);
-                    }
-                    None
-                }
-            },
+        let by_handle = match self.on_another_device(key.mount) {
+            Some(tried) => tried.by_handle.clone(),
+            // Not under the lock: the file system may be slow.
+            None => self.try_handles(proc, fd, stat)?.map(Arc::new),
         };
+        let place = place_of(&key);
         let mut mounts = self.mounts.lock();
-        if let Some((_, other)) = mounts.get(&key.mount)
+        if let Some((_, other)) = mounts.get(&place)
             && let Some(other) = other.upgrade()
         {
             return Ok(other);
@@ -218,33 +227,68 @@ impl MountTable {
         let number = number.ok_or(Errno::NFILE)?;
         let mount = Arc::new(Mount {
             id: key.mount,
+            device: packed(key.device()),
             number,
             by_handle,
             descriptors: Arc::clone(&self.descriptors),
             no_rename_flags: AtomicBool::new(false),
         });
-        mounts.insert(key.mount, (number, Arc::downgrade(&mount)));
+        mounts.insert(place, (number, Arc::downgrade(&mount)));
         Ok(mount)
     }
 
-    /// The mount with this id, if a node is on it.
-    pub(super) fn known(&self, id: u64) -> Option<Arc<Mount>> {
+    /// The mount of an inode with this key, if a node is there.
+    pub(super) fn known(&self, key: &Key) -> Option<Arc<Mount>> {
         let mounts = self.mounts.lock();
-        let (_, mount) = mounts.get(&id)?;
+        let (_, mount) = mounts.get(&place_of(key))?;
         mount.upgrade()
+    }
+
+    /// The mount with this id, on whichever device a node is.
+    fn on_another_device(&self, id: u64) -> Option<Arc<Mount>> {
+        let mounts = self.mounts.lock();
+        let same = mounts.iter().filter(|((mount, _), _)| *mount == id);
+        same.filter_map(|(_, (_, mount))| mount.upgrade()).next()
+    }
+
+    /// None if they are not wanted, or not to be had where that is no error.
+    fn try_handles(
+        &self,
+        proc: &ProcFd,
+        fd: BorrowedFd<'_>,
+        stat: &Statx,
+    ) -> Result<Option<ByHandle>, Errno> {
+        if self.wanted == InodeFileHandles::Never {
+            return Ok(None);
+        }
+        match try_handles(proc, fd, stat, self.wanted) {
+            Ok(way) => Ok(Some(way)),
+            Err(why) => {
+                report(self.wanted, &attr::key_of(stat), &why);
+                match self.wanted {
+                    InodeFileHandles::Mandatory => Err(Errno::OPNOTSUPP),
+                    _ => Ok(None),
+                }
+            }
+        }
     }
 
     /// Mounts with nodes on them, and those of them with handles.
     pub(in crate::fs) fn count(&self) -> (usize, usize) {
-        let mounts: Vec<_> = self
+        let mounts: HashMap<u64, bool> = self
             .mounts
             .lock()
             .values()
             .filter_map(|(_, mount)| mount.upgrade())
+            .map(|mount| (mount.id, mount.has_handles()))
             .collect();
-        let by_handle = mounts.iter().filter(|mount| mount.has_handles());
+        let by_handle = mounts.values().filter(|by_handle| **by_handle);
         (mounts.len(), by_handle.count())
     }
+}
+
+fn place_of(key: &Key) -> Place {
+    (key.mount, packed(key.device()))
 }
 
 /// Why inodes of a mount cannot be opened by handle.
@@ -297,7 +341,7 @@ fn try_handles(
     Ok(ByHandle {
         fd: Arc::new(opened),
         fs,
-        device: key.device(),
+        device: packed(key.device()),
         by_name,
         mandatory: wanted == InodeFileHandles::Mandatory,
     })

@@ -30,7 +30,7 @@ use super::dax_once::DaxOnce;
 use super::descriptors::{Descriptors, Ticket};
 use super::file_handle::FileHandle;
 use super::habits::Habits;
-use super::identity::{Birth, Key, Moment, packed};
+use super::identity::{Birth, Key, Moment};
 use super::ids::{IdShards, SHARDS};
 use super::index::{Entry, Index, Spot};
 use super::mount::{Mount, MountTable};
@@ -59,6 +59,7 @@ pub(in crate::fs) struct NodeLimits {
 
 /// An inode as it was found, to be bound to a node.
 pub(in crate::fs) struct Seen<'a> {
+    /// Where it is.
     pub(in crate::fs) mount: &'a Arc<Mount>,
     pub(in crate::fs) stat: &'a Statx,
     /// A time when the inode was alive, before it was looked at.
@@ -166,8 +167,8 @@ impl InodeTable {
     pub(in crate::fs) fn known(&self, dir: &Inode, stat: &Statx, horizon: u64) -> Option<Known> {
         let key = attr::key_of(stat);
         let spot = self.spot_from(dir, &key)?;
-        let birth = match key.mount == dir.mount.id() {
-            true => dir.mount.birth(&key, stat),
+        let birth = match dir.mount.has(&key) {
+            true => dir.mount.birth(stat),
             false => Birth::UNKNOWN,
         };
         self.retain_if(dir.session, spot, |entry| {
@@ -188,10 +189,10 @@ impl InodeTable {
         stat: &Statx,
     ) -> Option<Result<Known, Errno>> {
         let key = attr::key_of(stat);
-        if mount != dir.mount.id() || key.mount != mount || packed(key.device()) != dir.device {
+        if mount != key.mount || !dir.mount.has(&key) {
             return None;
         }
-        let birth = dir.mount.birth(&key, stat);
+        let birth = dir.mount.birth(stat);
         let settled = birth.is_settled(then);
         // A node's own handle says that the name was its inode's, and the
         // number that it still is.
@@ -228,7 +229,7 @@ impl InodeTable {
     /// `ESTALE` when a reset came between.
     pub(in crate::fs) fn bind(&self, session: u64, mut seen: Seen<'_>) -> Result<Known, Errno> {
         let key = attr::key_of(seen.stat);
-        let birth = seen.mount.birth(&key, seen.stat);
+        let birth = seen.mount.birth(seen.stat);
         let settled = birth.is_settled(seen.then);
         let handle = seen.handle.take();
         let same = |entry: &Entry| {
@@ -263,7 +264,6 @@ impl InodeTable {
         let inode = Arc::new(Inode {
             id,
             ino: key.ino,
-            device: packed(key.device()),
             session,
             mount: Arc::clone(seen.mount),
             handle,
@@ -366,7 +366,6 @@ impl InodeTable {
         let root = Inode {
             id: ROOT_ID,
             ino: self.root.key.ino,
-            device: packed(self.root.key.device()),
             session: self.session.load(Ordering::Acquire),
             mount: Arc::clone(&self.root.mount),
             handle: None,
@@ -388,9 +387,9 @@ impl InodeTable {
     /// Where an inode with this key is one, that was found in `dir`: on its
     /// mount, mostly. None if no node is on the inode's.
     fn spot_from(&self, dir: &Inode, key: &Key) -> Option<Spot> {
-        match key.mount == dir.mount.id() {
+        match dir.mount.has(key) {
             true => Some(spot_of(key, &dir.mount)),
-            false => Some(spot_of(key, &*self.mounts.known(key.mount)?)),
+            false => Some(spot_of(key, &*self.mounts.known(key)?)),
         }
     }
 
@@ -438,7 +437,6 @@ impl InodeTable {
 fn spot_of(key: &Key, mount: &Mount) -> Spot {
     Spot {
         ino: key.ino,
-        device: packed(key.device()),
         mount: mount.number(),
     }
 }

@@ -2,6 +2,7 @@
 //! As root these run with handles; nobody else can open them, which is tested
 //! as well.
 
+use std::collections::BTreeSet;
 use std::ffi::CString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
@@ -327,6 +328,57 @@ fn a_mount_in_the_share_is_let_go_with_its_last_node() {
     assert_eq!(share.fs.usage().mounts, 1);
     mounted.unmount();
     assert_ne!(share.find(c"m").nodeid, m);
+}
+
+#[test]
+fn a_mount_of_several_devices_is_one_mount() {
+    for (export, by_handle) in [("index=on,nfs_export=on", 1), ("nfs_export=off", 0)] {
+        let all = tempfile::tempdir().unwrap();
+        let path = |name: &str| all.path().join(name).to_str().unwrap().to_owned();
+        for name in ["lower", "upper", "work", "share"] {
+            std::fs::create_dir(path(name)).unwrap();
+        }
+        let lower = Mounted::new(path("lower").into(), &["-t", "tmpfs", "none"]);
+        std::fs::write(path("lower/below"), "1").unwrap();
+        std::fs::write(path("upper/above"), "12").unwrap();
+        let layers = format!(
+            "lowerdir={},upperdir={},workdir={},xino=off,{export}",
+            path("lower"),
+            path("upper"),
+            path("work")
+        );
+        let overlay = ["-t", "overlay", "none", "-o", &layers];
+        let mounted = Mounted::new(path("share").into(), &overlay);
+        let device = |name: &str| std::fs::metadata(path(name)).unwrap().dev();
+        let devices = ["share", "share/above", "share/below"].map(device);
+        let distinct: BTreeSet<_> = devices.into_iter().collect();
+        assert_eq!(distinct.len(), 3, "{devices:?}");
+
+        let fs = SharedDir::open(path("share").as_ref(), ShareOptions::default()).unwrap();
+        let (made, _) = fs
+            .create(ROOT, ROOT_ID, n(c"made"), O_RDWR, 0o644, 0)
+            .unwrap();
+        let names = [n(c"above"), n(c"below"), n(c"made")];
+        let nodes = names.map(|name| fs.lookup(ROOT_ID, name).unwrap().nodeid);
+        assert_eq!(nodes[2], made.nodeid);
+        assert_eq!(
+            names.map(|name| fs.lookup(ROOT_ID, name).unwrap().nodeid),
+            nodes
+        );
+        let usage = fs.usage();
+        assert_eq!((usage.live, usage.mounts), (3, 1));
+        assert_eq!(usage.mounts_by_handle, by_handle, "{export}");
+        // What loses its last name is found among those of its device.
+        fs.unlink(ROOT_ID, names[0]).unwrap();
+        assert_eq!(fs.getattr(nodes[0], None).unwrap().size, 2);
+        for node in nodes {
+            fs.forget(node, 9);
+        }
+        assert_eq!(fs.usage().live, 0);
+        drop(fs);
+        mounted.unmount();
+        lower.unmount();
+    }
 }
 
 #[test]
