@@ -67,6 +67,8 @@ pub(in crate::fs) struct Mount {
 struct ByHandle {
     /// Any inode there, opened for reading: the system call takes no `O_PATH`.
     fd: Arc<OwnedFd>,
+    /// That inode's.
+    handle: FileHandle,
     fs: FsWord,
     /// The device of that inode, as `packed` has it: only the device of an
     /// inode in use keeps its number.
@@ -153,13 +155,13 @@ impl Mount {
         handle.ino(self.by_handle.as_ref()?.fs)
     }
 
-    /// Opens an inode by its handle. `ESTALE` if it exists no more.
+    /// Opens an inode by its handle. `ESTALE` if it exists no more, `ENOMEM`
+    /// if there is no memory for anything else either.
     pub(super) fn open(&self, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
         let way = self.by_handle.as_ref().ok_or(Errno::STALE)?;
         let flags = flags | OFlags::CLOEXEC | OFlags::NOCTTY;
-        let open = || super::sys::open(way.fd.as_fd(), handle.raw(), flags);
         for _ in 0..TRIES {
-            match open() {
+            match way.open(handle, flags) {
                 Err(Errno::MFILE | Errno::NFILE) => self.descriptors.shed(),
                 // What Linux says too while the number of an inode that is
                 // gone is being given to a new one.
@@ -167,7 +169,23 @@ impl Mount {
                 done => return done,
             }
         }
-        open()
+        match way.open(handle, flags) {
+            // A creation may take as long as the disk does.
+            Err(Errno::NOMEM) if way.has_memory() => Err(Errno::STALE),
+            done => done,
+        }
+    }
+}
+
+impl ByHandle {
+    fn open(&self, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
+        super::sys::open(self.fd.as_fd(), handle.raw(), flags)
+    }
+
+    /// Whether the kernel has memory for one more open inode.
+    fn has_memory(&self) -> bool {
+        let flags = OFlags::PATH | OFlags::CLOEXEC;
+        self.open(&self.handle, flags).is_ok()
     }
 }
 
@@ -340,6 +358,7 @@ fn try_handles(
     let by_name = FileHandle::at(opened.as_fd(), c".").is_ok_and(|(_, mount)| mount == key.mount);
     Ok(ByHandle {
         fd: Arc::new(opened),
+        handle,
         fs,
         device: packed(key.device()),
         by_name,

@@ -2,11 +2,12 @@
 //! As root these run with handles; nobody else can open them, which is tested
 //! as well.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, HashSet};
 use std::ffi::CString;
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use daxwindow_shared::fuse::ROOT_ID;
@@ -186,6 +187,40 @@ fn an_inode_number_in_use_again_is_another_node() {
     let reuses = |&wait: &Duration| (0..12).any(|_| numbers_used_again(&share, wait) > 0);
     let reused = waits.iter().filter(|wait| reuses(wait)).count();
     assert!(reused > 0, "this host uses no number again");
+}
+
+#[test]
+fn an_inode_that_is_gone_is_stale_while_its_number_is_given_away() {
+    let share = Share::with(bare());
+    let gone: Vec<u64> = (0..64)
+        .map(|n| share.file(&CString::new(n.to_string()).unwrap(), ""))
+        .collect();
+    for n in 0..gone.len() {
+        std::fs::remove_file(share.path(&n.to_string())).unwrap();
+    }
+    let done = AtomicBool::new(false);
+    let makes = |maker: usize| {
+        while !done.load(Ordering::Relaxed) {
+            for n in 0..32 {
+                share.write(&format!("{maker}.{n}"), "");
+            }
+            for n in 0..32 {
+                std::fs::remove_file(share.path(&format!("{maker}.{n}"))).unwrap();
+            }
+        }
+    };
+    let looks = || (0..1000).flat_map(|_| gone.iter().map(|id| share.fs.getattr(*id, None)));
+    let found: HashSet<_> = std::thread::scope(|scope| {
+        for maker in 0..4 {
+            scope.spawn(move || makes(maker));
+        }
+        let found = looks().map(|look| look.map(drop).map_err(Errno::raw_os_error));
+        let found = found.collect();
+        done.store(true, Ordering::Relaxed);
+        found
+    });
+    let stale = Err(Errno::STALE.raw_os_error());
+    assert_eq!(found, HashSet::from([stale]));
 }
 
 /// Replaces files that the guest knows, `wait` after they were made, and
