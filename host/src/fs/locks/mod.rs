@@ -213,9 +213,14 @@ impl Owner {
         done
     }
 
-    fn used_by(&self, args: &LkIn) {
+    /// Remembers the handle and the process of a request. Linux sends no
+    /// process with `F_UNLCK`.
+    fn used_by(&self, args: &LkIn, kind: Option<LockKind>) {
         let mut state = self.state.lock();
-        (state.pid, state.fh) = (args.lk.pid, args.fh);
+        state.fh = args.fh;
+        if kind.is_some() {
+            state.pid = args.lk.pid;
+        }
     }
 
     fn unlock_all(&self) {
@@ -258,7 +263,7 @@ impl SharedDir {
                 },
                 Some(_) => self.owner(key, &inode, &open)?,
             };
-            owner.used_by(args);
+            owner.used_by(args, kind);
             Wanted::Range(owner, range, kind)
         };
         let session = inode.session();

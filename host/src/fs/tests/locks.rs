@@ -114,6 +114,17 @@ fn ranges_exclude_other_owners_here_and_in_another_guest() {
 }
 
 #[test]
+fn a_lock_of_which_a_part_is_given_back_keeps_the_pid_of_its_holder() {
+    let (_dir, one, _two) = two_guests();
+    one.lock(7, WRITE, (0, 20)).unwrap();
+    let mut unlock = one.ask(7, NONE, (10, 15), LkFlags::empty());
+    unlock.lk.pid = 0;
+    outcome(one.fs.lock(one.node, &unlock)).unwrap();
+    let left = one.conflict(8, WRITE, (0, 0));
+    assert_eq!((left.start, left.end, left.pid), (0, 9, 7));
+}
+
+#[test]
 fn an_owner_that_closes_a_descriptor_loses_its_locks_and_only_those() {
     let (_dir, one, two) = two_guests();
     one.lock(7, WRITE, (0, 9)).unwrap();
