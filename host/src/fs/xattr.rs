@@ -42,8 +42,9 @@ impl SharedDir {
         self.options.xattr
     }
 
-    /// Sets an attribute. With `kill_sgid` the setgid bit goes as well, where
-    /// the group may execute. Errors: `E2BIG` above 64 KiB.
+    /// Sets an attribute. With `kill_sgid` the setgid bit goes as well, from
+    /// whatever kind of inode: the guest's kernel has decided that it must.
+    /// Errors: `E2BIG` above 64 KiB.
     pub fn setxattr(
         &self,
         nodeid: u64,
@@ -175,7 +176,7 @@ impl SharedDir {
 
     fn kill_sgid(&self, inode: &Inode) -> Result<(), Errno> {
         let mode = rustix::fs::fstat(inode.fd()?)?.st_mode;
-        if mode & 0o2010 != 0o2010 || inode.kind() != FileType::RegularFile {
+        if mode & 0o2000 == 0 {
             return Ok(());
         }
         self.set_mode(inode.fd()?, mode & !0o2000)

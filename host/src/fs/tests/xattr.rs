@@ -84,6 +84,20 @@ fn an_acl_takes_setgid_along() {
 }
 
 #[test]
+fn an_acl_takes_setgid_from_directories_and_where_the_group_may_not_execute() {
+    let share = Share::new();
+    let fs = &share.fs;
+    let file = share.file(c"f", "");
+    std::fs::create_dir(share.path("d")).unwrap();
+    let dir = share.find(c"d").nodeid;
+    for (node, name, mode) in [(file, "f", 0o2744), (dir, "d", 0o2755)] {
+        fs.setattr(ROOT, node, &set(1, |s| s.mode = mode)).unwrap();
+        fs.setxattr(node, c"user.a", b"v", 0, true).unwrap();
+        assert_eq!(share.mode(name), mode & 0o777);
+    }
+}
+
+#[test]
 fn links_and_special_files_have_their_own() {
     let share = Share::new();
     let fs = &share.fs;
