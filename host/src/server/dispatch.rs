@@ -8,6 +8,7 @@ use daxwindow_shared::fuse::{
 use rustix::io::Errno;
 
 use super::chain::Reader;
+use super::extensions::Agreed;
 use super::reply::Reply;
 use super::request::BodyBuffer;
 use super::{Call, Fate, Server, Terms};
@@ -22,9 +23,12 @@ impl Server {
         terms: Terms<'_>,
     ) -> Result<Fate, Errno> {
         let opcode = opcode.ok_or(Errno::NOSYS)?;
+        let needs_session = !matches!(opcode, Opcode::Init | Opcode::Destroy);
+        let has_session = needs_session && self.session.is_soon_live();
+        let extended = has_session && self.session.extensions() != Agreed::default();
         let mut buffer = BodyBuffer::new();
-        let (body, extensions) = buffer.fill(&header, opcode, reader)?;
-        if !matches!(opcode, Opcode::Init | Opcode::Destroy) && !self.session.is_soon_live() {
+        let (body, extensions) = buffer.fill(&header, opcode, extended, reader)?;
+        if needs_session && !has_session {
             // What a guest's programs see of a mount whose server is gone.
             return Err(Errno::NOTCONN);
         }

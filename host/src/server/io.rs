@@ -37,7 +37,7 @@ impl Server {
     /// A guest that keeps back what is written reads the pages around it, by
     /// whatever handle it has.
     fn open_for(&self, nodeid: u64, args: &OpenIn) -> Result<u64, Errno> {
-        let kill = kills_suidgid(args.open_flags);
+        let kill = self.session.kills_priv() && kills_suidgid(args.open_flags);
         if self.session.writes_back() && args.flags & ACCESS_MODE == WRITE_ONLY {
             let both = args.flags & !ACCESS_MODE | READ_WRITE;
             match self.fs.open_file(nodeid, both, kill) {
@@ -138,6 +138,7 @@ impl Server {
         if call.data.remaining() < count {
             return Err(Errno::INVAL);
         }
+        // Part of the protocol since 7.31, whatever was agreed.
         if WriteFlags::from_bits_retain(args.write_flags).contains(WriteFlags::KILL_SUIDGID) {
             self.fs.kill_suidgid(call.header.nodeid)?;
         }

@@ -112,14 +112,17 @@ impl BodyBuffer {
     }
 
     /// Copies the arguments that `header` announces, for WRITE without the
-    /// data, and the extensions behind them.
+    /// data, and the extensions behind them, where the session is `extended`:
+    /// in others their count is padding, which may hold anything.
     pub(super) fn fill(
         &mut self,
         header: &InHeader,
         opcode: Opcode,
+        extended: bool,
         reader: &mut Reader<'_>,
     ) -> Result<(Body<'_>, Body<'_>), Errno> {
-        let (mut body, mut extensions) = split_bytes(header, reader.remaining())?;
+        let count = if extended { header.total_extlen } else { 0 };
+        let (mut body, mut extensions) = split_bytes(header.len, count, reader.remaining())?;
         if extensions > 0 && !may_be_extended(opcode) {
             return Err(Errno::INVAL);
         }
@@ -161,12 +164,12 @@ fn may_be_extended(opcode: Opcode) -> bool {
 /// Bytes of the arguments and of the extensions behind them, or `EINVAL` if the
 /// header claims less than itself, more than was sent, or more extensions than
 /// there is room for.
-fn split_bytes(header: &InHeader, available: usize) -> Result<(usize, usize), Errno> {
-    let both = (header.len as usize)
+fn split_bytes(len: u32, total_extlen: u16, available: usize) -> Result<(usize, usize), Errno> {
+    let both = (len as usize)
         .checked_sub(size_of::<InHeader>())
         .filter(|&both| both <= available)
         .ok_or(Errno::INVAL)?;
-    let extensions = usize::from(header.total_extlen) * 8;
+    let extensions = usize::from(total_extlen) * 8;
     let body = both.checked_sub(extensions).ok_or(Errno::INVAL)?;
     Ok((body, extensions))
 }
@@ -177,20 +180,12 @@ mod tests {
     use daxwindow_shared::fuse::{ForgetIn, Rename2In};
     use proptest::prelude::*;
 
-    fn header(len: u32, total_extlen: u16) -> InHeader {
-        InHeader {
-            len,
-            total_extlen,
-            ..Default::default()
-        }
-    }
-
     #[test]
     fn a_header_may_not_lie_about_its_length() {
-        assert_eq!(split_bytes(&header(40, 0), 0), Ok((0, 0)));
-        assert_eq!(split_bytes(&header(48, 0), 8), Ok((8, 0)));
-        assert_eq!(split_bytes(&header(48, 1), 8), Ok((0, 8)));
-        assert_eq!(split_bytes(&header(64, 1), 24), Ok((16, 8)));
+        assert_eq!(split_bytes(40, 0, 0), Ok((0, 0)));
+        assert_eq!(split_bytes(48, 0, 8), Ok((8, 0)));
+        assert_eq!(split_bytes(48, 1, 8), Ok((0, 8)));
+        assert_eq!(split_bytes(64, 1, 24), Ok((16, 8)));
         for (len, ext, available) in [
             (39, 0, 100),
             (0, 0, 0),
@@ -199,7 +194,7 @@ mod tests {
             (48, u16::MAX, 8),
             (64, 1, 8),
         ] {
-            assert_eq!(split_bytes(&header(len, ext), available), Err(Errno::INVAL));
+            assert_eq!(split_bytes(len, ext, available), Err(Errno::INVAL));
         }
     }
 

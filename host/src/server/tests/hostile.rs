@@ -103,6 +103,82 @@ fn lengths_that_lie_are_refused() {
     assert_eq!(guest.on_host("f"), b"");
 }
 
+/// An INIT of 7.31 that offers what Windows guests do.
+fn init_of_old(guest: &Guest) {
+    let flags = InitFlags::DO_READDIRPLUS | InitFlags::MAX_PAGES;
+    let request = InitIn {
+        major: 7,
+        minor: 31,
+        max_readahead: 1 << 17,
+        flags: flags.to_words().0,
+        ..Default::default()
+    };
+    let mut header = InHeader {
+        len: 56,
+        opcode: Opcode::Init as u32,
+        unique: UNIQUE,
+        total_extlen: 0x4142,
+        ..Default::default()
+    };
+    header.padding = 0x4344;
+    let bytes = [header.as_bytes(), &request.as_bytes()[..16]].concat();
+    check(guest.server.handle_bytes(&bytes, PLENTY)).expect("a session");
+}
+
+#[test]
+fn what_a_session_did_not_agree_to_is_neither_believed_nor_refused() {
+    let guest = Guest::unborn(false);
+    init_of_old(&guest);
+    std::os::unix::fs::symlink("target", guest.dir.path().join("link")).expect("a link");
+    let link = guest.lookup("link").nodeid;
+    let target = guest.call(Opcode::Readlink, link, &[&[0xaa; 260]]);
+    assert_eq!(
+        target.as_deref(),
+        Ok(&b"target"[..]),
+        "a body means nothing"
+    );
+
+    guest.host_file("f", b"data");
+    let path = guest.dir.path().join("f");
+    let mode = || path.metadata().expect("there").permissions().mode() & 0o7777;
+    std::fs::set_permissions(&path, PermissionsExt::from_mode(0o4755)).expect("set");
+    let node = guest.lookup("f").nodeid;
+    let open = OpenIn {
+        flags: libc::O_RDWR as u32,
+        open_flags: u32::MAX,
+    };
+    let _: OpenOut = guest.value(Opcode::Open, node, &[open.as_bytes()]);
+    let keep = SetattrIn {
+        valid: SetattrValid::KILL_SUIDGID.bits(),
+        ..Default::default()
+    };
+    let _: AttrOut = guest.value(Opcode::Setattr, node, &[keep.as_bytes()]);
+    assert_eq!(
+        mode(),
+        0o4755,
+        "the guest's kernel clears set-id bits itself"
+    );
+
+    let args = MkdirIn {
+        mode: 0o755,
+        umask: 0,
+    };
+    let body = [args.as_bytes(), b"d\0", &[0xaa; 24]].concat();
+    let header = InHeader {
+        len: (40 + body.len()) as u32,
+        opcode: Opcode::Mkdir as u32,
+        unique: UNIQUE,
+        nodeid: ROOT_ID,
+        total_extlen: 0x4142,
+        ..Default::default()
+    };
+    let made = guest
+        .server
+        .handle_bytes(&[header.as_bytes(), &body].concat(), PLENTY);
+    check(made).expect("no extension was agreed");
+    assert!(guest.dir.path().join("d").is_dir());
+}
+
 #[test]
 fn a_reply_without_room_has_no_effect() {
     let guest = Guest::new();
