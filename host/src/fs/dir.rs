@@ -153,16 +153,34 @@ impl Listing {
             }
             _ => offset,
         };
-        if self.position != Some(offset) {
-            self.position = None;
-            rustix::fs::seek(&self.fd, SeekFrom::Start(offset))?;
-        }
-        self.feed_from_host(offset, sink, budget)
+        let skip_to = match self.position == Some(offset) {
+            true => None,
+            false => self.go_to(offset)?,
+        };
+        self.feed_from_host(offset, skip_to, sink, budget)
     }
 
+    /// Has the host read on from a cookie, or from the start, where everything
+    /// before the cookie that is returned is to be skipped. Cookies of NFS and
+    /// of FUSE servers may have the highest bit set, and Linux lets nobody seek
+    /// to those.
+    fn go_to(&mut self, offset: u64) -> Result<Option<u64>, Errno> {
+        self.position = None;
+        match rustix::fs::seek(&self.fd, SeekFrom::Start(offset)) {
+            Ok(_) => Ok(None),
+            Err(Errno::INVAL) if i64::try_from(offset).is_err() => {
+                rustix::fs::seek(&self.fd, SeekFrom::Start(0))?;
+                Ok(Some(offset))
+            }
+            Err(errno) => Err(errno),
+        }
+    }
+
+    /// `EINVAL` if the cookie to skip to is that of no entry.
     fn feed_from_host(
         &mut self,
         mut offset: u64,
+        mut skip_to: Option<u64>,
         sink: Sink<'_>,
         budget: &Arc<Budget>,
     ) -> Result<(), Errno> {
@@ -173,12 +191,19 @@ impl Listing {
             let entry = entry?;
             let item = item_of(&entry);
             let next = item.offset;
+            if skip_to.is_some() {
+                skip_to = skip_to.filter(|cookie| *cookie != next);
+                continue;
+            }
             if !sink(item) {
                 let keep = Keep::first(offset, item);
                 (self.position, self.rest) = keep.rest_of(&mut host, budget)?;
                 return Ok(());
             }
             offset = next;
+        }
+        if skip_to.is_some() {
+            return Err(Errno::INVAL);
         }
         self.position = Some(offset);
         Ok(())

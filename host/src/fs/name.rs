@@ -4,10 +4,12 @@ use std::ffi::CStr;
 
 use rustix::io::Errno;
 
-/// Longest component Linux knows (`NAME_MAX`), in bytes.
-const MAX_BYTES: usize = 255;
+/// Longest component that a system call takes (`PATH_MAX`, without the NUL), in
+/// bytes. How long a name may be on a file system, that one says: most stop at
+/// 255, FUSE servers and CIFS may not.
+const MAX_BYTES: usize = 4095;
 
-/// One checked path component: not empty, at most 255 bytes, no slash, not
+/// One checked path component: not empty, at most 4095 bytes, no slash, not
 /// "." or "..".
 #[derive(Clone, Copy, Debug)]
 pub struct Name<'a>(&'a CStr);
@@ -55,23 +57,23 @@ mod tests {
 
     #[test]
     fn only_single_components_pass() {
-        for good in ["a", "...", ".a", "..a", "a b", "\u{e9}", &"x".repeat(255)] {
+        for good in ["a", "...", ".a", "..a", "a b", "\u{e9}", &"x".repeat(4095)] {
             assert_eq!(check(good), Ok(()), "{good}");
         }
         for bad in [".", "..", "/", "a/b", "/a", "a/", "../a"] {
             assert_eq!(check(bad), Err(Errno::INVAL), "{bad}");
         }
         assert_eq!(check(""), Err(Errno::NOENT));
-        assert_eq!(check(&"x".repeat(256)), Err(Errno::NAMETOOLONG));
+        assert_eq!(check(&"x".repeat(4096)), Err(Errno::NAMETOOLONG));
     }
 
     proptest! {
         #[test]
-        fn what_passes_has_no_slash(bytes in proptest::collection::vec(1u8.., 0..300)) {
+        fn what_passes_has_no_slash(bytes in proptest::collection::vec(1u8.., 0..5000)) {
             let name = CString::new(bytes).unwrap();
             if let Ok(name) = Name::new(&name) {
                 let name = name.as_c_str().to_bytes();
-                prop_assert!(!name.contains(&b'/') && !name.is_empty() && name.len() <= 255);
+                prop_assert!(!name.contains(&b'/') && !name.is_empty() && name.len() <= 4095);
                 prop_assert!(name != b"." && name != b"..");
             }
         }

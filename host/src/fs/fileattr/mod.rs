@@ -38,7 +38,8 @@ const XFLAGS: u32 = 0x08 | 0x10 | 0x20 | 0x40 | 0x80;
 impl SharedDir {
     /// `FS_IOC_GETFLAGS` by a handle of the node.
     pub fn file_flags(&self, nodeid: u64, fh: u64) -> Result<u32, Errno> {
-        Ok(rustix::fs::ioctl_getflags(self.attr_fd(nodeid, fh)?)?.bits())
+        let flags = rustix::fs::ioctl_getflags(self.attr_fd(nodeid, fh)?);
+        Ok(flags.map_err(no_attributes)?.bits())
     }
 
     /// `FS_IOC_SETFLAGS`.
@@ -55,7 +56,7 @@ impl SharedDir {
 
     /// `FS_IOC_FSGETXATTR`.
     pub fn file_xattr(&self, nodeid: u64, fh: u64) -> Result<FsXattr, Errno> {
-        sys::get(&self.attr_fd(nodeid, fh)?)
+        sys::get(&self.attr_fd(nodeid, fh)?).map_err(no_attributes)
     }
 
     /// `FS_IOC_FSSETXATTR`.
@@ -80,6 +81,17 @@ impl SharedDir {
         }
         let flags = OFlags::RDONLY | OFlags::NONBLOCK;
         self.reopen(&inode, flags)
+    }
+}
+
+/// What a question for attributes answers where the host cannot say: `ENOTTY`,
+/// as of a file that has none. CIFS and FUSE servers say so in other ways, and
+/// an overlay in the guest, which asks before it copies a file up, goes on only
+/// after this one.
+fn no_attributes(errno: Errno) -> Errno {
+    match errno {
+        Errno::OPNOTSUPP | Errno::PERM | Errno::NOSYS => Errno::NOTTY,
+        errno => errno,
     }
 }
 

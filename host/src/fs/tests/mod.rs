@@ -11,6 +11,7 @@ mod lifetime;
 mod locks;
 mod mapping;
 mod names;
+mod odd_lower;
 mod open;
 mod readonly;
 mod setattr;
