@@ -25,14 +25,16 @@ impl SharedDir {
     }
 
     /// Makes the file system a node is on durable; that of the root if the
-    /// node is nothing that is opened here.
+    /// node is nothing that is opened here. An error of writing back is told
+    /// to each descriptor once, and to a fresh one only if nobody has heard of
+    /// it: so each mount has one for this as long as nodes are there.
     pub fn syncfs(&self, nodeid: u64) -> Result<(), Errno> {
         let mut inode = self.inode(nodeid)?;
         let opened = [FileType::RegularFile, FileType::Directory];
         if !opened.contains(&inode.kind()) {
             inode = self.inode(daxwindow_shared::fuse::ROOT_ID)?;
         }
-        let fd = self.reopen(&inode, OFlags::RDONLY)?;
-        rustix::fs::syncfs(fd)
+        let open = || self.reopen(&inode, OFlags::RDONLY);
+        rustix::fs::syncfs(inode.mount().sync_descriptor(open)?)
     }
 }

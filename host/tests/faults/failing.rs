@@ -114,3 +114,30 @@ fn a_sync_says_when_stores_through_the_window_could_not_be_written() {
     file.sync().expect("written");
     assert_eq!(&lower.stored()[at..at + 7], b"kept on");
 }
+
+/// SYNCFS reports what could not be written back even if somebody on the host
+/// has heard of it.
+#[test]
+fn an_error_of_writing_back_that_the_host_has_seen_is_told_to_the_guest_too() {
+    let lower = FailingFs::mount();
+    let daemon = Daemon::start(lower.path(), &[]);
+    let session = attach(&daemon);
+    let root = daxwindow_shared::fuse::ROOT_ID;
+    session.syncfs(root).expect("nothing to write");
+
+    let path = lower.path().join("bad");
+    let file = std::fs::File::options().read(true).write(true).open(&path);
+    let file = file.expect("opened");
+    let host = std::fs::File::open(lower.path()).expect("opened");
+    #[allow(unsafe_code)]
+    // SAFETY: nobody makes the file shorter while it is mapped.
+    let mut map = unsafe { memmap2::MmapMut::map_mut(&file) }.expect("mapped");
+    lower.fail(&[Fault::Write]);
+    map[0] ^= 1;
+    map.flush().expect_err("not written back");
+    let heard = rustix::fs::syncfs(&host);
+    assert_eq!(heard, Err(Errno::IO), "the host hears of it");
+    assert_eq!(errno(session.syncfs(root)), Errno::IO);
+    lower.fail(&[]);
+    session.syncfs(root).expect("told once");
+}

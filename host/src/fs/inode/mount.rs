@@ -5,7 +5,7 @@
 use std::collections::{HashMap, HashSet};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Weak};
+use std::sync::{Arc, OnceLock, Weak};
 
 use parking_lot::Mutex;
 use rustix::fs::{FileType, FsWord, OFlags, Statx};
@@ -60,6 +60,8 @@ pub(in crate::fs) struct Mount {
     descriptors: Arc<Descriptors>,
     /// Its file system's renames take no flags.
     no_rename_flags: AtomicBool,
+    /// Opened by the first SYNCFS where no descriptor is kept.
+    synced_by: OnceLock<OwnedFd>,
 }
 
 /// How inodes of a mount are opened by handle.
@@ -105,6 +107,22 @@ impl Mount {
     /// The descriptor kept for the mount, of the inode by which it was tried.
     pub(super) fn descriptor(&self) -> Option<&Arc<OwnedFd>> {
         self.by_handle.as_ref().map(|way| &way.fd)
+    }
+
+    /// The descriptor by which the file system is synced, always the same:
+    /// that kept for the mount, or what `open` has opened the first time.
+    pub(in crate::fs) fn sync_descriptor(
+        &self,
+        open: impl FnOnce() -> Result<OwnedFd, Errno>,
+    ) -> Result<BorrowedFd<'_>, Errno> {
+        if let Some(kept) = self.descriptor() {
+            return Ok(kept.as_fd());
+        }
+        if let Some(kept) = self.synced_by.get() {
+            return Ok(kept.as_fd());
+        }
+        let opened = open()?;
+        Ok(self.synced_by.get_or_init(|| opened).as_fd())
     }
 
     /// Whether nodes here need no descriptor.
@@ -250,6 +268,7 @@ impl MountTable {
             by_handle,
             descriptors: Arc::clone(&self.descriptors),
             no_rename_flags: AtomicBool::new(false),
+            synced_by: OnceLock::new(),
         });
         mounts.insert(place, (number, Arc::downgrade(&mount)));
         Ok(mount)
