@@ -16,7 +16,7 @@ use crate::dax::padding_process::PaddingProcess;
 use crate::dax::{DaxMode, Naive, Padding};
 use crate::device::serve::Stop;
 use crate::device::socket::{Socket, SocketFile};
-use crate::fs::{InodeFileHandles, SharedDir};
+use crate::fs::{InodeFileHandles, SharedDir, SoleIds};
 use crate::isolation::root::{Root, Tree};
 use crate::isolation::{self, Inside, Plan};
 use crate::observe::ask::print_session;
@@ -49,6 +49,7 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     let mut config = flags.config(max_open_files)?;
     isolation::close_inherited(&config.doors.descriptors())?;
     config.dax.naive = naive;
+    config.share.ids.sole = sole_ids(&config);
     let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
     for warning in &config.warnings {
         tracing::warn!("{warning}");
@@ -65,6 +66,18 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
         logs,
     })?;
     serve(config, inside, outside)
+}
+
+/// The kinds of ids of which there will be one.
+fn sole_ids(config: &Config) -> SoleIds {
+    let is_sole = |ranges: &[isolation::IdMap], file: &str| {
+        let around = std::fs::read_to_string(file).unwrap_or_default();
+        isolation::has_one_id(ranges, &around)
+    };
+    SoleIds {
+        uid: is_sole(&config.isolation.uid_map, "/proc/self/uid_map"),
+        gid: is_sole(&config.isolation.gid_map, "/proc/self/gid_map"),
+    }
 }
 
 /// The rest of a life, with nothing to be seen but what is shared.

@@ -43,6 +43,7 @@ impl AttributeFlags {
         Ok(Ids {
             uid: map("--translate-uid", &self.translate_uid)?,
             gid: map("--translate-gid", &self.translate_gid)?,
+            ..Ids::default()
         })
     }
 

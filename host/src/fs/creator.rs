@@ -12,6 +12,7 @@ use std::os::fd::{AsFd, OwnedFd};
 use rustix::fs::{AtFlags, FileType, Gid, Mode, OFlags, XattrFlags};
 use rustix::io::Errno;
 
+use super::creds::Permission;
 use super::inode::Inode;
 use super::lookup::{RESOLVE, find};
 use super::procfd::ProcFd;
@@ -61,7 +62,7 @@ impl SharedDir {
         create: impl FnOnce() -> Result<T, Errno>,
     ) -> Result<T, Errno> {
         let ids = &self.options.ids;
-        let group = match creator.groups.is_empty() {
+        let group = match creator.groups.is_empty() || ids.sole.gid {
             true => None,
             false => {
                 let owner = rustix::fs::fstat(dir)?.st_gid;
@@ -70,9 +71,14 @@ impl SharedDir {
                 among.then_some(owner)
             }
         };
+        let permission = match ids.translates(creator.caller) {
+            true => Permission::OfCaller,
+            false => Permission::OfGuest,
+        };
         creds::creating(
             ids.on_host(creator.caller)?,
             group.map(Gid::from_raw),
+            permission,
             create,
         )
     }

@@ -11,6 +11,9 @@
 //! setgid bit from those who may not set it, and `CAP_MKNOD`. All others are
 //! off, `CAP_SYS_RESOURCE` among them, which would lift quotas.
 //!
+//! Of a caller whom a rule makes somebody else on the host the guest's kernel
+//! knows nothing: there the host decides, and `CAP_DAC_OVERRIDE` goes as well.
+//!
 //! If the thread cannot be switched back, the request fails, and the thread
 //! creates nothing more until a later attempt to switch back succeeds. It can
 //! do less than before in the meantime, never more.
@@ -30,9 +33,25 @@ use tracing::error;
 use super::Caller;
 
 /// What stays effective while something is created for a caller.
-const CREATE: CapabilitySet = CapabilitySet::DAC_OVERRIDE
-    .union(CapabilitySet::FSETID)
-    .union(CapabilitySet::MKNOD);
+const CREATE: CapabilitySet = CapabilitySet::FSETID.union(CapabilitySet::MKNOD);
+
+/// Who has decided whether the caller may create.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Permission {
+    /// The guest's kernel.
+    OfGuest,
+    /// Nobody yet: the host does, by what the caller is there.
+    OfCaller,
+}
+
+impl Permission {
+    fn powers(self) -> CapabilitySet {
+        match self {
+            Permission::OfGuest => CREATE.union(CapabilitySet::DAC_OVERRIDE),
+            Permission::OfCaller => CREATE,
+        }
+    }
+}
 
 thread_local! {
     /// What this thread failed to get back.
@@ -73,9 +92,10 @@ struct Away {
 pub(super) fn creating<T>(
     caller: Caller,
     group: Option<Gid>,
+    permission: Permission,
     create: impl FnOnce() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
-    switched(caller, group, CREATE, create)
+    switched(caller, group, permission.powers(), create)
 }
 
 /// Runs `open` as the caller with no powers at all, for what the guest has
@@ -85,6 +105,15 @@ pub(super) fn unprivileged<T>(
     open: impl FnOnce() -> Result<T, Errno>,
 ) -> Result<T, Errno> {
     switched(caller, None, CapabilitySet::empty(), open)
+}
+
+/// `EPERM` for an id that the daemon's user namespace does not have, which the
+/// kernel calls invalid.
+pub(super) fn unknown_id(errno: Errno) -> Errno {
+    match errno {
+        Errno::INVAL => Errno::PERM,
+        errno => errno,
+    }
 }
 
 fn switched<T>(
@@ -139,9 +168,9 @@ impl Away {
         if let Some(group) = group {
             set_thread_groups(&[group])?;
         }
-        set_thread_res_gid(None, to_gid, None)?;
+        set_thread_res_gid(None, to_gid, None).map_err(unknown_id)?;
         if let Some(caps) = caps {
-            set_thread_res_uid(None, to_uid, None)?;
+            set_thread_res_uid(None, to_uid, None).map_err(unknown_id)?;
             set_capabilities(
                 None,
                 CapabilitySets {
@@ -202,6 +231,7 @@ impl Home {
 
 #[cfg(test)]
 mod tests {
+    use super::Permission::{OfCaller, OfGuest};
     use super::*;
 
     const SOMEBODY: Caller = Caller {
@@ -231,13 +261,17 @@ mod tests {
     #[test]
     fn a_thread_is_the_caller_and_then_itself() {
         let before = who();
-        let there = creating(SOMEBODY, None, || Ok(who())).unwrap();
-        assert_eq!(there, expected(SOMEBODY, CREATE));
+        let there = creating(SOMEBODY, None, OfGuest, || Ok(who())).unwrap();
+        assert_eq!(there, expected(SOMEBODY, OfGuest.powers()));
         assert_eq!(who(), before);
 
         let there = unprivileged(SOMEBODY, || Ok(who())).unwrap();
         assert_eq!(there, expected(SOMEBODY, CapabilitySet::empty()));
         assert_eq!(who(), before);
+
+        let there = creating(SOMEBODY, None, OfCaller, || Ok(who())).unwrap();
+        assert_eq!(there, expected(SOMEBODY, CREATE), "the host decides");
+        assert!(!there.2.contains(CapabilitySet::DAC_OVERRIDE) || there.0 != SOMEBODY.uid);
     }
 
     #[test]
@@ -248,8 +282,8 @@ mod tests {
             gid: 7,
             pid: 1,
         };
-        let there = creating(caller, None, || Ok(who())).unwrap();
-        assert_eq!(there, expected(caller, CREATE));
+        let there = creating(caller, None, OfGuest, || Ok(who())).unwrap();
+        assert_eq!(there, expected(caller, OfGuest.powers()));
         assert_eq!(who(), before);
     }
 
@@ -262,14 +296,14 @@ mod tests {
                 ran = true;
                 Ok(())
             };
-            creating(SOMEBODY, group, run).unwrap();
+            creating(SOMEBODY, group, OfGuest, run).unwrap();
             assert!(ran, "as who we are");
             return;
         }
         let groups = || rustix::process::getgroups().unwrap();
         let (before, who_before) = (groups(), who());
         let group = Gid::from_raw(27);
-        let there = creating(SOMEBODY, Some(group), || Ok(groups())).unwrap();
+        let there = creating(SOMEBODY, Some(group), OfGuest, || Ok(groups())).unwrap();
         assert_eq!(there, [group]);
         assert_eq!((groups(), who()), (before, who_before));
     }
@@ -277,11 +311,11 @@ mod tests {
     #[test]
     fn an_error_or_a_panic_inside_leaves_the_thread_itself() {
         let before = who();
-        let failed: Result<(), _> = creating(SOMEBODY, None, || Err(Errno::NOSPC));
+        let failed: Result<(), _> = creating(SOMEBODY, None, OfGuest, || Err(Errno::NOSPC));
         assert_eq!(failed, Err(Errno::NOSPC));
         assert_eq!(who(), before);
         let panicked = std::panic::catch_unwind(|| {
-            creating(SOMEBODY, None, || -> Result<(), Errno> {
+            creating(SOMEBODY, None, OfGuest, || -> Result<(), Errno> {
                 panic!("on purpose")
             })
         });
@@ -293,7 +327,10 @@ mod tests {
     fn the_id_that_means_nobody_is_refused() {
         for (uid, gid) in [(u32::MAX, 0), (0, u32::MAX)] {
             let caller = Caller { uid, gid, pid: 1 };
-            assert_eq!(creating(caller, None, || Ok(())), Err(Errno::INVAL));
+            assert_eq!(
+                creating(caller, None, OfGuest, || Ok(())),
+                Err(Errno::INVAL)
+            );
         }
     }
 
@@ -317,7 +354,7 @@ mod tests {
             };
             assert_eq!(away.return_home(), Err(Errno::IO));
             let mut ran = false;
-            let refused = creating(SOMEBODY, None, || {
+            let refused = creating(SOMEBODY, None, OfGuest, || {
                 ran = true;
                 Ok(())
             });
@@ -332,7 +369,7 @@ mod tests {
                 caps: None,
                 grouped: false,
             }));
-            assert_eq!(creating(SOMEBODY, None, || Ok(())), Ok(()));
+            assert_eq!(creating(SOMEBODY, None, OfGuest, || Ok(())), Ok(()));
             assert!(STUCK.get().is_none());
         };
         std::thread::spawn(checks).join().unwrap();

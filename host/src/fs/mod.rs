@@ -75,7 +75,7 @@ pub(crate) use attr::decode_dev;
 pub(crate) use budget::{Budget, Unit as BudgetUnit};
 pub use creator::{Creator, Label};
 pub use dir::DirItem;
-pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids};
+pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids, SoleIds};
 pub use inode::{HostInode, InodeUsage};
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;

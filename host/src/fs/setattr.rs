@@ -11,6 +11,7 @@ use rustix::fs::{
 };
 use rustix::io::Errno;
 
+use super::creds::unknown_id;
 use super::inode::{Inode, change_mode};
 use super::procfd::ProcFd;
 use super::{Caller, SharedDir};
@@ -37,7 +38,8 @@ impl SharedDir {
             )?;
         }
         if let Some((uid, gid)) = owner {
-            rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH)?;
+            rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH)
+                .map_err(unknown_id)?;
             self.drop_capability(&inode)?;
         }
         if valid.contains(SetattrValid::KILL_SUIDGID) {

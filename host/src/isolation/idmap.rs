@@ -69,6 +69,19 @@ impl fmt::Display for IdMap {
     }
 }
 
+/// Whether the daemon's user namespace has one id: by the ranges it is to have,
+/// or without any by `around`, the text of `/proc/self/uid_map` or `gid_map`.
+pub fn has_one_id(ranges: &[IdMap], around: &str) -> bool {
+    let counts = around
+        .lines()
+        .filter_map(|line| line.split_whitespace().nth(2)?.parse::<u64>().ok());
+    let ids: u64 = match ranges {
+        [] => counts.sum(),
+        ranges => ranges.iter().map(|range| u64::from(range.count)).sum(),
+    };
+    ids == 1
+}
+
 /// Both maps of a user namespace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct IdMaps {
@@ -181,6 +194,17 @@ mod tests {
             assert_eq!(text.parse(), Ok(map), "{text:?}");
         }
         assert_eq!(lines(&[map, map]), "0 100000 65536\n0 100000 65536\n");
+    }
+
+    #[test]
+    fn one_id_is_told_from_many() {
+        let range = |text: &str| text.parse::<IdMap>().expect("valid");
+        let (one, many) = (range(":0:1000:1:"), range(":1:100000:65535:"));
+        let host = "         0          0 4294967295\n";
+        let container = "         0       1000          1\n";
+        assert!(has_one_id(&[one], host) && has_one_id(&[], container));
+        assert!(!has_one_id(&[], host) && !has_one_id(&[one, many], container));
+        assert!(!has_one_id(&[], ""), "unknown");
     }
 
     #[test]

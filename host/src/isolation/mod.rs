@@ -40,7 +40,7 @@ use self::caps::ModCaps;
 use self::root::Tree;
 use self::seccomp::{Seccomp, SeccompError};
 
-pub use idmap::{IdMap, IdMapError};
+pub use idmap::{IdMap, IdMapError, has_one_id};
 pub use launch::{Inside, Plan, launch, main_pid};
 pub use limits::{NofileError, set_nofile};
 pub use signals::hold as hold_signals;

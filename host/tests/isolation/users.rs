@@ -17,6 +17,7 @@ use daxwindow_shared::shmem::MapRequest;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 use tempfile::TempDir;
+use zerocopy::{FromBytes, IntoBytes};
 
 use crate::common::{
     DAEMON, Daemon, PAGE, PATIENCE, RANGE, attach, children_of, eventually, in_memory, make_file,
@@ -121,6 +122,48 @@ fn who_is_not_root_is_isolated_as_well() {
         said.contains("--uid-map") && said.contains("newuidmap"),
         "{said}"
     );
+}
+
+/// A user of the host who has no other ids to give serves guests with users of
+/// their own: all that they create is that user's, and nothing is given away.
+#[test]
+fn the_one_id_there_is_creates_for_every_user_of_the_guest() {
+    let place = Place::new();
+    let one = ["--uid-map", ":0:65534:1:", "--gid-map", ":0:65534:1:"];
+    let mut command = Command::new(place.program());
+    command.args(place.flags(&one)).uid(NOBODY).gid(NOBODY);
+    let daemon = Running::start(&mut command);
+    let session = place.connect(Tuning::default());
+    let args = daxwindow_shared::fuse::MkdirIn {
+        mode: 0o755,
+        umask: 0,
+    };
+    let body = [args.as_bytes(), b"made\0"].concat();
+    let header = daxwindow_shared::fuse::InHeader {
+        len: (40 + body.len()) as u32,
+        opcode: daxwindow_shared::fuse::Opcode::Mkdir as u32,
+        unique: 1 << 40,
+        nodeid: ROOT_ID,
+        uid: 1000,
+        gid: 1000,
+        ..Default::default()
+    };
+    let reply = session.raw(1, &[header.as_bytes(), &body], 4096);
+    let reply = reply.expect("answered");
+    let (reply, _) = daxwindow_shared::fuse::OutHeader::read_from_prefix(&reply).expect("whole");
+    assert_eq!(reply.error, 0);
+    let made = place.share.join("made").metadata().expect("there");
+    assert_eq!((made.uid(), made.gid()), (NOBODY, NOBODY));
+    let node = walk(&session, "made").expect("there").nodeid;
+    let owner = daxwindow_shared::fuse::SetattrIn {
+        valid: daxwindow_shared::fuse::flags::SetattrValid::UID.bits(),
+        uid: 1000,
+        ..Default::default()
+    };
+    let refused = session.setattr(node, &owner).expect_err("not to be had");
+    assert_eq!(refused.errno(), rustix::io::Errno::PERM);
+    drop(session);
+    daemon.end();
 }
 
 /// Where a user who is nobody can execute programs, set-id ones too: a file

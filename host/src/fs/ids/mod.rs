@@ -21,6 +21,16 @@ pub use rule::{IdRule, IdRuleError};
 
 use super::Caller;
 
+/// Kinds of ids of which the daemon's user namespace has one: all that a guest
+/// creates belongs to it, whoever creates.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SoleIds {
+    /// There is one user.
+    pub uid: bool,
+    /// There is one group.
+    pub gid: bool,
+}
+
 /// A range of ids and what they become on the other side.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Span {
@@ -138,22 +148,38 @@ pub struct Ids {
     pub uid: IdMap,
     /// `--translate-gid`.
     pub gid: IdMap,
+    /// Where nobody else can own anything.
+    pub sole: SoleIds,
 }
 
 impl Ids {
     /// Whether all ids are the same on both sides.
     pub fn is_identity(&self) -> bool {
-        *self == Ids::default()
+        self.uid == IdMap::default() && self.gid == IdMap::default()
     }
 
     /// Who the caller is on the host. `EPERM` if that is forbidden; the id
     /// that is nobody's stays it.
     pub(super) fn on_host(&self, caller: Caller) -> Result<Caller, Errno> {
+        let (uid, gid) = (self.uid.to_host(caller.uid)?, self.gid.to_host(caller.gid)?);
+        let is_one = |id: u32| id != u32::MAX;
         Ok(Caller {
-            uid: self.uid.to_host(caller.uid)?,
-            gid: self.gid.to_host(caller.gid)?,
+            uid: match self.sole.uid && is_one(uid) {
+                true => rustix::process::geteuid().as_raw(),
+                false => uid,
+            },
+            gid: match self.sole.gid && is_one(gid) {
+                true => rustix::process::getegid().as_raw(),
+                false => gid,
+            },
             ..caller
         })
+    }
+
+    /// Whether a rule makes somebody else of the caller.
+    pub(super) fn translates(&self, caller: Caller) -> bool {
+        self.uid.to_host(caller.uid) != Ok(caller.uid)
+            || self.gid.to_host(caller.gid) != Ok(caller.gid)
     }
 
     /// Attributes with the owner that the guest sees.

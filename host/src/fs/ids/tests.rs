@@ -94,6 +94,7 @@ fn the_documented_example() {
     let ids = Ids {
         uid: map(&["squash-guest:0:1001:4294967295", "host:1001:1000:1"]),
         gid: map(&["squash-guest:0:100:4294967295", "host:100:1000:1"]),
+        ..Ids::default()
     };
     let caller = |uid, gid| Caller { uid, gid, pid: 1 };
     for (uid, gid) in [(0, 0), (1000, 1000), (1, 50_000)] {
@@ -243,4 +244,38 @@ proptest! {
         let there = map.to_host(id).expect("not forbidden");
         prop_assert_eq!(map.to_guest(there), id);
     }
+}
+
+#[test]
+fn where_there_is_one_id_it_creates_and_is_given_to_nobody_else() {
+    let caller = Caller {
+        uid: 1000,
+        gid: 1001,
+        pid: 1,
+    };
+    let sole = SoleIds {
+        uid: true,
+        gid: true,
+    };
+    let ids = Ids {
+        sole,
+        ..Ids::default()
+    };
+    let own = (
+        rustix::process::geteuid().as_raw(),
+        rustix::process::getegid().as_raw(),
+    );
+    let there = ids.on_host(caller).expect("the one there is");
+    assert_eq!((there.uid, there.gid), own);
+    assert_eq!(
+        ids.uid.to_host(1000),
+        Ok(1000),
+        "to be refused by the kernel"
+    );
+    assert!(ids.is_identity() && !ids.translates(caller));
+    let nobody = Caller {
+        uid: u32::MAX,
+        ..caller
+    };
+    assert_eq!(ids.on_host(nobody).map(|c| c.uid), Ok(u32::MAX));
 }

@@ -5,6 +5,7 @@ use std::os::unix::fs::{PermissionsExt, symlink};
 use daxwindow_shared::fuse::ROOT_ID;
 use rustix::io::Errno;
 
+use super::super::{IdMap, Ids};
 use super::*;
 
 const O_EXCL: u32 = libc::O_EXCL as u32;
@@ -249,4 +250,34 @@ fn an_unprivileged_daemon_creates_as_itself() {
         chmod(share.all.path().to_path_buf(), 0o755);
     }
     std::thread::scope(|scope| scope.spawn(work).join().unwrap());
+}
+
+#[test]
+fn a_caller_whom_a_rule_makes_another_creates_where_the_host_lets_that_one() {
+    if !is_root() {
+        return;
+    }
+    let map = |rule: &str| IdMap::new(&[rule.parse().unwrap()]).unwrap();
+    let share = Share::with(ShareOptions {
+        ids: Ids {
+            uid: map("map:0:100000:1000"),
+            gid: map("map:0:100000:1000"),
+            ..Ids::default()
+        },
+        ..ShareOptions::default()
+    });
+    chmod(share.path(""), 0o755);
+    std::fs::create_dir(share.path("roots")).unwrap();
+    chmod(share.path("roots"), 0o755);
+    std::fs::create_dir(share.path("own")).unwrap();
+    chmod(share.path("own"), 0o700);
+    chown(share.path("own"), 100_000, 100_000);
+    let (roots, own) = (share.find(c"roots").nodeid, share.find(c"own").nodeid);
+    let fs = &share.fs;
+    let made = fs.create(ROOT, roots, n(c"f"), O_RDWR, 0o644, 0);
+    assert_eq!(made.err(), Some(Errno::ACCESS), "a fence");
+    let made = fs.mkdir(ROOT, roots, n(c"d"), 0o755, 0);
+    assert_eq!(made.err(), Some(Errno::ACCESS));
+    fs.create(ROOT, own, n(c"f"), O_RDWR, 0o644, 0).unwrap();
+    assert_eq!(share.owner("own/f"), (100_000, 100_000));
 }
