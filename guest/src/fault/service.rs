@@ -22,7 +22,7 @@ use super::view::Ranges;
 use crate::error::{Error, Result};
 use crate::mapper::prefetch::Ahead;
 use crate::mapper::{Core, Effort, Inode, Mapper};
-use crate::window::{Area, Protection};
+use crate::window::{Area, Protection, Staged};
 
 const HELPERS: usize = 2;
 
@@ -31,9 +31,8 @@ pub(crate) struct Shared {
     pub(super) uffd: Uffd,
     pub(super) core: Arc<Core>,
     pub(super) ahead: Arc<Ahead>,
-    /// Registered and empty, one range long: the origin of all such memory.
-    spare: Area,
-    /// Something to move when the reader has to be woken.
+    /// Registered memory that is moved to the doorbell to wake the reader.
+    waker: Mutex<Option<Staged>>,
     doorbell: Area,
     /// A file without pages.
     empty: OwnedFd,
@@ -117,6 +116,13 @@ impl Drop for Faults {
     }
 }
 
+fn register(uffd: &Uffd, len: usize) -> io::Result<Staged> {
+    let staged = Staged::anonymous(len)?;
+    staged.keep_from_children()?;
+    uffd.register_staged(&staged)?;
+    Ok(staged)
+}
+
 /// A helper. Wake-ups: a fault that may wait; the channel's end.
 fn help(shared: &Shared, inbox: &Receiver<Waiting>) {
     for fault in inbox {
@@ -128,21 +134,16 @@ impl Shared {
     fn new(mapper: &Mapper) -> Result<Shared> {
         let core = Arc::clone(mapper.core());
         let uffd = Uffd::open().map_err(local("opening a userfaultfd"))?;
-        let registered = |len| {
-            let area = Area::reserve(len, Protection::ReadWrite)?;
-            area.keep_from_children()?;
-            uffd.register(&area)?;
-            Ok(area)
-        };
-        let spare = registered(core.range_bytes() as usize).map_err(local("registering memory"))?;
-        let doorbell = registered(page_size()).map_err(local("registering memory"))?;
+        let registering = local("registering memory");
+        let waker = register(&uffd, page_size()).map_err(&registering)?;
+        let doorbell = Area::reserve(page_size(), Protection::None).map_err(&registering)?;
         let empty = memfd_create("daxwindow-empty", MemfdFlags::CLOEXEC)
             .map_err(|e| local("creating a memfd")(e.into()))?;
         Ok(Shared {
             uffd,
             core,
             ahead: Arc::clone(mapper.ahead()),
-            spare,
+            waker: Mutex::new(Some(waker)),
             doorbell,
             empty,
             views: RwLock::default(),
@@ -154,8 +155,9 @@ impl Shared {
         self.views.write().remove(&base);
     }
 
-    pub(super) fn spare(&self) -> &Area {
-        &self.spare
+    /// Empty memory whose faults are reported, to be placed in a view.
+    pub(super) fn registered(&self, len: usize) -> io::Result<Staged> {
+        register(&self.uffd, len)
     }
 
     pub(super) fn empty_file(&self) -> BorrowedFd<'_> {
@@ -164,7 +166,10 @@ impl Shared {
 
     /// Wakes the reader by an event of our own.
     fn ring(&self) -> io::Result<()> {
-        self.doorbell.take_registration(0, &self.spare, page_size())
+        match self.waker.lock().take() {
+            Some(waker) => self.doorbell.place(0, waker),
+            None => Ok(()),
+        }
     }
 
     /// The reader. Wake-ups: faults; the events of ranges taken back; the

@@ -11,7 +11,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use rustix::ioctl::{Opcode, opcode};
 use rustix::mm::{UserfaultfdFlags, userfaultfd};
 
-use crate::window::Area;
+use crate::window::{Area, Staged};
 
 const MAGIC: u8 = 0xaa;
 const API_VERSION: u64 = 0xaa;
@@ -117,10 +117,20 @@ impl Uffd {
     /// Has accesses to absent pages of `area`, which must be anonymous,
     /// reported.
     pub(super) fn register(&self, area: &Area) -> io::Result<()> {
+        self.register_range(area.address(), area.len())
+    }
+
+    /// As [`register`](Self::register), before the memory is anywhere. The
+    /// registration moves with it.
+    pub(super) fn register_staged(&self, staged: &Staged) -> io::Result<()> {
+        self.register_range(staged.address(), staged.len())
+    }
+
+    fn register_range(&self, start: usize, len: usize) -> io::Result<()> {
         let mut argument = Register {
             range: RangeArg {
-                start: area.address() as u64,
-                len: area.len() as u64,
+                start: start as u64,
+                len: len as u64,
             },
             mode: MODE_MISSING,
             ioctls: 0,

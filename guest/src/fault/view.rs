@@ -12,7 +12,7 @@ use super::service::Shared;
 use crate::error::{Error, Result};
 use crate::mapper::prefetch::{Batch, FaultPattern, Reading, bytes_in_ranges};
 use crate::mapper::{AliasHolder, Core, Effort, Inode, Pin, duplicate};
-use crate::window::{Area, Protection};
+use crate::window::{Area, Protection, RegularFile};
 
 /// Nothing: a touch is a fault. Also what is said when in doubt, since
 /// serving a fault twice does no harm.
@@ -146,24 +146,24 @@ impl Ranges {
         tracing::debug!(nodeid = self.inode.nodeid(), index, "fault: {error}");
         self.errors.lock().insert(index, error);
         self.set_state(index, FAILED);
-        let protection = Protection::ReadWrite;
-        let empty = self.shared.empty_file();
-        if let Err(e) = self
-            .area
-            .map_file(self.offset(index), self.len(), empty, 0, protection)
-        {
+        if let Err(e) = self.show_failure(index) {
             tracing::error!("a failed range cannot be marked: {e}");
         }
+    }
+
+    fn show_failure(&self, index: u64) -> io::Result<()> {
+        let empty = RegularFile::check(self.shared.empty_file())?;
+        let (at, protection) = (self.offset(index), Protection::ReadWrite);
+        self.area.map_file(at, self.len(), empty, 0, protection)
     }
 
     /// Makes the range registered, empty memory again, in one step. Must not
     /// be called by the thread that reads faults, which has to read the event
     /// of this before it returns.
     fn empty(&self, index: u64) -> io::Result<()> {
+        let registered = self.shared.registered(self.len())?;
         self.set_state(index, EMPTY);
-        let done = self
-            .area
-            .take_registration(self.offset(index), self.shared.spare(), self.len());
+        let done = self.area.place(self.offset(index), registered);
         // Once more: a fault from before may have been served in between, and
         // what it showed is gone now.
         self.set_state(index, EMPTY);

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::MapChannel;
 use crate::error::{Error, Result};
-use crate::window::Window;
+use crate::window::{RegularFile, Window};
 
 /// A memfd of `bytes`.
 pub(crate) fn memfd(bytes: u64) -> File {
@@ -130,7 +130,8 @@ impl MapChannel for Fake {
             .message(at, from, len, writable)
             .validate(self.window.bytes(), rustix::param::page_size() as u64)
             .expect("a mapper sends only valid ranges");
-        self.window.map(request, file.as_fd()).expect("mmap");
+        let regular = RegularFile::check(file.as_fd()).expect("a regular file");
+        self.window.map(request, regular).expect("mmap");
         for piece in (0..len).step_by(RANGE_BYTES as usize) {
             let entry = (nodeid, from + piece, writable);
             self.ledger.lock().insert(at + piece, entry);

@@ -3,18 +3,23 @@
 //! Owns the address space and its copies. Laws: what is not mapped is
 //! inaccessible; a range is replaced in one step, so that somebody who reads
 //! through it sees the old mapping or the new one and nothing else; a copy
-//! into or out of a file that shrinks meanwhile ends early and says so. All
-//! `unsafe` of this room is in `sys`.
+//! into or out of a file that shrinks meanwhile ends early and says so. It
+//! waits for the file's own file system, however long, as through any `mmap`:
+//! a back end that maps files of a FUSE server has to answer for that. All
+//! `unsafe` of this room is in `sys`, and nothing here knows of sessions or
+//! mappers: with the server of map messages it is a front end's half.
 
+pub(crate) mod mappings;
+mod regular;
 pub(crate) mod sys;
 
 use std::io;
-use std::os::fd::BorrowedFd;
 
 use daxwindow_shared::shmem::MapRequest;
 use daxwindow_shared::window::{RANGE_BYTES, WindowRange};
 
-pub(crate) use sys::{Area, Protection};
+pub use regular::RegularFile;
+pub(crate) use sys::{Area, Protection, Staged};
 
 /// The region of address space that a back end maps files into.
 #[derive(Debug)]
@@ -46,8 +51,21 @@ impl Window {
         self.area.address()
     }
 
-    /// Replaces `request.range` by a shared mapping of `file`, in one step.
-    pub fn map(&self, request: MapRequest, file: BorrowedFd<'_>) -> io::Result<()> {
+    /// Whether another mapping may have a part of the window's address space.
+    /// Every call fails from then on; the session has to end.
+    pub fn is_lost(&self) -> bool {
+        self.area.is_lost()
+    }
+
+    /// Has it be as if another mapping had a part of it.
+    #[cfg(test)]
+    pub(crate) fn lose(&self) {
+        self.area.lose();
+    }
+
+    /// Replaces `request.range` by a shared mapping of `file`, in one step. A
+    /// file that cannot be mapped leaves the range as it was.
+    pub fn map(&self, request: MapRequest, file: RegularFile<'_>) -> io::Result<()> {
         let (at, len) = span(request.range)?;
         let protection = match request.writable {
             true => Protection::ReadWrite,

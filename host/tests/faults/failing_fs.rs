@@ -9,8 +9,8 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use fuser::{
     BackgroundSession, BsdFileFlags, Config, Errno, FileAttr, FileHandle, FileType, Filesystem,
-    Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory, ReplyEmpty,
-    ReplyEntry, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
+    FopenFlags, Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyDirectory,
+    ReplyEmpty, ReplyEntry, ReplyOpen, ReplyStatfs, ReplyWrite, Request, TimeOrNow, WriteFlags,
 };
 use parking_lot::Mutex;
 use tempfile::TempDir;
@@ -29,6 +29,9 @@ pub(crate) enum Fault {
     Fsync,
     Truncate,
     Attributes,
+    /// Nothing fails, but it is opened for direct I/O, so that the kernel maps
+    /// none of it.
+    Mmap,
 }
 
 #[derive(Default)]
@@ -190,6 +193,15 @@ impl Filesystem for Files {
             _ => {}
         }
         reply.attr(&Duration::ZERO, &self.attributes(inode));
+    }
+
+    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let unmappable = index(inode).is_some_and(|index| self.fails(index, Fault::Mmap));
+        let flags = match unmappable {
+            true => FopenFlags::FOPEN_DIRECT_IO,
+            false => FopenFlags::empty(),
+        };
+        reply.opened(FileHandle(0), flags);
     }
 
     fn read(

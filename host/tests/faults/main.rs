@@ -11,6 +11,7 @@ mod full;
 mod gone;
 mod mounted;
 mod readonly;
+mod unmappable;
 
 use rustix::io::Errno;
 

@@ -9,7 +9,7 @@
 //! flags, alignment, overflow, inside the window, one descriptor of a regular
 //! file); a refused message is answered with a negated errno and leaves both
 //! the window and the channel as they were; only a message whose end cannot
-//! be found closes the channel.
+//! be found closes the channel, and a window that is lost.
 //!
 //! The framing is done here and not by the vhost crate's handler, which
 //! leaves the body of a message with a wrong descriptor count unread and so
@@ -26,13 +26,12 @@ use std::thread::JoinHandle;
 use daxwindow_shared::shmem::{MapMessage, MapRequest, SHMEM_MAP, SHMEM_UNMAP};
 use daxwindow_shared::window::WindowRange;
 use parking_lot::Mutex;
-use rustix::fs::FileType;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::framing::{self, F_NEED_REPLY, F_REPLY, Message, VERSION, VERSION_MASK};
 use super::mapped::Mapped;
-use crate::window::Window;
+use crate::window::{RegularFile, Window};
 
 /// Which messages a back end maps with. Their numbers mean other things
 /// elsewhere, so a channel has one language.
@@ -206,6 +205,9 @@ impl Worker {
             Ok(Served::HangUp) => return self.channel.shutdown(Shutdown::Both),
             Err(errno) => {
                 self.counters.refusals.fetch_add(1, Ordering::Relaxed);
+                if self.window.is_lost() {
+                    return self.channel.shutdown(Shutdown::Both);
+                }
                 (-i64::from(errno.raw_os_error())) as u64
             }
         };
@@ -242,19 +244,19 @@ impl Worker {
 
     fn map(&self, request: &MapRequest, fds: &[OwnedFd]) -> Result<Served, Errno> {
         let [fd] = fds else { return Err(Errno::BADF) };
-        check_file(fd)?;
+        let file = RegularFile::check(fd.as_fd())?;
         match self.hook.on_map(request) {
             Verdict::Serve => {}
             other => return other.answer(),
         }
-        self.map_range(request, fd)?;
+        self.map_range(request, file)?;
         Ok(Served::Done)
     }
 
-    fn map_range(&self, request: &MapRequest, fd: &OwnedFd) -> Result<(), Errno> {
+    fn map_range(&self, request: &MapRequest, file: RegularFile<'_>) -> Result<(), Errno> {
         let mut mapped = self.mapped.lock();
         self.window
-            .map(*request, fd.as_fd())
+            .map(*request, file)
             .map_err(|error| self.failed("map", &error))?;
         mapped.insert(request.range);
         self.counters.maps.fetch_add(1, Ordering::Relaxed);
@@ -307,16 +309,6 @@ impl Verdict {
             Verdict::HangUp => Ok(Served::HangUp),
             Verdict::Serve | Verdict::Pretend => Ok(Served::Done),
         }
-    }
-}
-
-/// Only a regular file (a memfd is one) has a page cache to share. Mapping a
-/// device or anything else could do whatever its driver likes.
-fn check_file(fd: &OwnedFd) -> Result<(), Errno> {
-    let stat = rustix::fs::fstat(fd)?;
-    match FileType::from_raw_mode(stat.st_mode) {
-        FileType::RegularFile => Ok(()),
-        _ => Err(Errno::ACCESS),
     }
 }
 

@@ -13,6 +13,7 @@ use zerocopy::IntoBytes;
 
 use super::super::framing::{Header, MAX_FDS};
 use super::*;
+use crate::window::mappings;
 
 #[path = "fs_map_test.rs"]
 mod fs_map;
@@ -23,6 +24,7 @@ const WINDOW: u64 = 4 * RANGE_BYTES;
 struct Peer {
     stream: UnixStream,
     server: WindowServer,
+    window: Arc<Window>,
 }
 
 impl Peer {
@@ -40,8 +42,13 @@ impl Peer {
             .set_read_timeout(Some(Duration::from_secs(10)))
             .expect("timeout");
         let window = Arc::new(Window::reserve(WINDOW).expect("window"));
-        let server = WindowServer::start(ours, window, language, true, hook).expect("server");
-        Peer { stream, server }
+        let shared = Arc::clone(&window);
+        let server = WindowServer::start(ours, shared, language, true, hook).expect("server");
+        Peer {
+            stream,
+            server,
+            window,
+        }
     }
 
     fn send(&self, header: Header, body: &[u8], fds: &[BorrowedFd<'_>]) {
@@ -250,6 +257,36 @@ fn only_one_regular_file_is_mapped() {
 }
 
 #[test]
+fn a_file_that_cannot_be_mapped_leaves_no_hole_in_the_window() {
+    let mut peer = Peer::new();
+    // A regular file, but its own mmap fails.
+    let unmappable = File::open("/proc/version").expect("procfs");
+    assert_eq!(peer.map(range(1), &file()), 0);
+    for n in 0..4 {
+        assert_eq!(peer.map(range(n), &unmappable), errno(Errno::IO));
+    }
+    let window = peer.window.address()..peer.window.address() + WINDOW as usize;
+    assert!(mappings::cover(window.clone()));
+    let len = RANGE_BYTES as usize / 2;
+    let own: Vec<Vec<u8>> = (0..1000).map(|_| Vec::with_capacity(len)).collect();
+    for memory in &own {
+        let start = memory.as_ptr().addr();
+        assert!(start >= window.end || start + len <= window.start);
+    }
+    let unmapped = peer.unmap(range(1));
+    assert_eq!((unmapped, peer.server.stats().live), (0, 0));
+}
+
+#[test]
+fn a_window_that_is_lost_ends_the_channel() {
+    let (mut peer, file) = (Peer::new(), file());
+    assert_eq!(peer.map(range(0), &file), 0);
+    peer.window.lose();
+    peer.send(header(SHMEM_MAP, 40), range(0).as_bytes(), &[file.as_fd()]);
+    assert_eq!(peer.stream.read(&mut [0; 1]).expect("end of file"), 0);
+}
+
+#[test]
 fn malformed_messages_are_answered_and_skipped_whole() {
     let (mut peer, file) = (Peer::new(), file());
     for size in [0u32, 39, 41, 4096] {
@@ -331,10 +368,10 @@ fn a_hook_can_refuse_lie_and_hang() {
 
 #[test]
 fn a_server_ends_with_its_channel_and_with_its_owner() {
-    let Peer { stream, server } = Peer::new();
+    let Peer { stream, server, .. } = Peer::new();
     stream.shutdown(Shutdown::Both).expect("shutdown");
     drop(server);
-    let Peer { stream, server } = Peer::new();
+    let Peer { stream, server, .. } = Peer::new();
     drop(server);
     assert_eq!((&stream).read(&mut [0; 1]).expect("end of file"), 0);
 }

@@ -4,14 +4,14 @@
 //! one is mapped. If the kernel refuses one then, those before it are
 //! unmapped again, so that nothing is left of a message that failed.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 
 use daxwindow_shared::fs_map::{FS_MAP, FS_UNMAP, FsMapMessage};
 use daxwindow_shared::shmem::{MapRequest, MessageError};
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::{Served, Verdict, Worker, check_file};
+use super::{RegularFile, Served, Verdict, Worker};
 use crate::transport::vhost_user::framing::Message;
 
 impl Worker {
@@ -31,20 +31,19 @@ impl Worker {
     fn fs_map(&self, body: &FsMapMessage, fds: &[OwnedFd]) -> Result<Served, Errno> {
         let maps = body.maps(self.window.bytes(), self.page_bytes);
         let maps = maps.map_err(refused)?;
-        let file = |index: usize| match fds {
-            [all] => Some(all),
-            each if each.len() == maps.len() => each.get(index),
-            _ => None,
-        };
-        let files: Option<Vec<&OwnedFd>> = (0..maps.len()).map(file).collect();
-        let files = files.ok_or(Errno::BADF)?;
-        fds.iter().try_for_each(check_file)?;
+        if fds.len() != 1 && fds.len() != maps.len() {
+            return Err(Errno::BADF);
+        }
+        let files = fds.iter().map(|fd| RegularFile::check(fd.as_fd()));
+        let files: Vec<_> = files.collect::<Result<_, _>>()?;
         for map in &maps {
             match self.hook.on_map(map) {
                 Verdict::Serve => {}
                 other => return other.answer(),
             }
         }
+        // One descriptor for all of them, or each its own.
+        let files = files.iter().copied().cycle();
         for (done, (map, file)) in maps.iter().zip(files).enumerate() {
             if let Err(errno) = self.map_range(map, file) {
                 for earlier in &maps[..done] {

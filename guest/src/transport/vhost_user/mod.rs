@@ -267,6 +267,9 @@ impl Transport for VhostUser {
     }
 
     fn is_connected(&self) -> bool {
+        if self.window.as_ref().is_some_and(|window| window.is_lost()) {
+            self.watch.disconnect();
+        }
         self.watch.is_connected()
     }
 

@@ -5,18 +5,26 @@
 //! [`Area::bytes`], which refuse whatever does not lie inside the area, so no
 //! call here can touch memory that the area does not own. An area is created
 //! by `mmap` and given back by `munmap`, and its address space is never
-//! handed to anybody else in between.
+//! handed to anybody else in between: what replaces a part of it is [`Staged`]
+//! and then moved there. Should the kernel fail half-way all the same, and
+//! another mapping have the place, the area is lost: every call on it fails,
+//! and it is never unmapped.
 #![allow(unsafe_code)]
 
 mod guard;
+mod staged;
 
 use std::ffi::c_void;
 use std::io;
-use std::os::fd::BorrowedFd;
 use std::ptr::NonNull;
+use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::mm::{self, Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
 use rustix::param::page_size;
+
+use super::regular::RegularFile;
+use staged::Failure;
+pub(crate) use staged::Staged;
 
 /// Areas start on this boundary, so that huge pages of a file can be mapped
 /// huge.
@@ -48,6 +56,8 @@ impl Protection {
 pub(crate) struct Area {
     base: NonNull<u8>,
     len: usize,
+    /// Another mapping may have a part of it.
+    lost: AtomicBool,
 }
 
 // SAFETY: an area is an address and a length. It hands out no references into
@@ -97,6 +107,7 @@ impl Area {
             Ok(Area {
                 base: NonNull::new_unchecked(base),
                 len,
+                lost: AtomicBool::new(false),
             })
         }
     }
@@ -116,30 +127,38 @@ impl Area {
         self.base.as_ptr().wrapping_add(at.min(self.len))
     }
 
+    /// Whether another mapping may have a part of it.
+    pub(crate) fn is_lost(&self) -> bool {
+        // Acquire: pairs with the release in `failed`.
+        self.lost.load(Ordering::Acquire)
+    }
+
     /// Replaces `at..at + len` by a shared mapping of `file`, in one step.
     pub(crate) fn map_file(
         &self,
         at: usize,
         len: usize,
-        file: BorrowedFd<'_>,
+        file: RegularFile<'_>,
         file_offset: u64,
         protection: Protection,
     ) -> io::Result<()> {
-        let target = self.pages(at, len)?;
-        let flags = MapFlags::SHARED | MapFlags::FIXED;
-        // SAFETY: `pages` checked that the whole target belongs to this area,
-        // so MAP_FIXED replaces only memory of the area.
-        unsafe { mm::mmap(target, len, protection.to_mmap(), flags, file, file_offset)? };
-        Ok(())
+        self.pages(at, len)?;
+        self.place(at, Staged::of_file(file, file_offset, len, protection)?)
     }
 
     /// Puts the inaccessible reservation back over `at..at + len`.
     pub(crate) fn map_nothing(&self, at: usize, len: usize) -> io::Result<()> {
         let target = self.pages(at, len)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
-        // SAFETY: as in `map_file`.
-        unsafe { mm::mmap_anonymous(target, len, ProtFlags::empty(), flags)? };
-        Ok(())
+        // SAFETY: `pages` checked that the whole target belongs to this area,
+        // so MAP_FIXED replaces only memory of the area. No file is asked,
+        // and inaccessible memory is not accounted for, so the kernel unmaps
+        // only what it can replace.
+        match unsafe { mm::mmap_anonymous(target, len, ProtFlags::empty(), flags) } {
+            Ok(_) => Ok(()),
+            // SAFETY: as above.
+            Err(errno) => Err(self.failed(unsafe { Failure::after(errno, target, len) })),
+        }
     }
 
     /// Makes `at..at + len` show what `source` shows at `from`: a second
@@ -152,30 +171,34 @@ impl Area {
         from: usize,
         len: usize,
     ) -> io::Result<()> {
-        let target = self.pages(at, len)?;
+        self.pages(at, len)?;
         let origin = source.pages(from, len)?;
-        let flags = MremapFlags::MAYMOVE;
-        // SAFETY: both ranges were checked to lie inside their areas. An old
-        // size of 0 leaves the source as it is and only duplicates it; the
-        // kernel refuses that for private mappings.
-        unsafe { mm::mremap_fixed(origin, 0, len, flags, target)? };
-        Ok(())
+        // SAFETY: `pages` checked that the origin belongs to the source, all
+        // of which is mapped as long as it lives.
+        let staged = unsafe { Staged::alias(origin, len)? };
+        self.place(at, staged)
     }
 
-    /// Replaces `at..at + len` by the first `len` bytes of `spare`, which
-    /// stays mapped. The spare's userfaultfd registration travels along, if
-    /// that was opened with `EVENT_REMAP`: then the target is at no moment
-    /// without one, and this call returns only when somebody has read the
-    /// event.
-    pub(crate) fn take_registration(&self, at: usize, spare: &Area, len: usize) -> io::Result<()> {
-        let target = self.pages(at, len)?;
-        let origin = spare.pages(0, len)?;
-        let flags = MremapFlags::MAYMOVE | MremapFlags::DONTUNMAP;
-        // SAFETY: both ranges were checked to lie inside their areas; the
-        // spare holds no data (every access to it would fault), so moving its
-        // pages away loses nothing.
-        unsafe { mm::mremap_fixed(origin, len, len, flags, target)? };
-        Ok(())
+    /// Replaces the range at `at` by `staged`, in one step. A userfaultfd
+    /// registration travels along, if that was opened with `EVENT_REMAP`:
+    /// then this returns only when the event was read.
+    pub(crate) fn place(&self, at: usize, staged: Staged) -> io::Result<()> {
+        let target = self.pages(at, staged.len())?;
+        // SAFETY: `pages` checked that the whole target belongs to this area.
+        unsafe { staged.move_over(target) }.map_err(|failure| self.failed(failure))
+    }
+
+    #[cfg(test)]
+    pub(crate) fn lose(&self) {
+        self.lost.store(true, Ordering::Release);
+    }
+
+    fn failed(&self, failure: Failure) -> io::Error {
+        if failure.lost && !self.lost.swap(true, Ordering::AcqRel) {
+            let error = &failure.error;
+            tracing::error!(%error, "address space was lost to another mapping; it is given up");
+        }
+        failure.error
     }
 
     /// Changes what may be done with `at..at + len`.
@@ -242,6 +265,7 @@ impl Area {
         }
         match self.bytes(at, len) {
             Some(pointer) => Ok(pointer.cast()),
+            None if self.is_lost() => Err(io::Error::other("the area is lost")),
             None => Err(invalid("the range leaves the area")),
         }
     }
@@ -249,7 +273,7 @@ impl Area {
     /// The address of a range of any alignment inside the area.
     fn bytes(&self, at: usize, len: usize) -> Option<*mut u8> {
         let end = at.checked_add(len)?;
-        if end > self.len {
+        if end > self.len || self.is_lost() {
             return None;
         }
         // SAFETY: `at <= self.len`, so the result is in or at the end of the
@@ -260,6 +284,9 @@ impl Area {
 
 impl Drop for Area {
     fn drop(&mut self) {
+        if self.is_lost() {
+            return;
+        }
         // SAFETY: the area owns exactly this range, and with `self` gone
         // nobody can reach it any more.
         if let Err(e) = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) } {

@@ -6,6 +6,7 @@ use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
 use super::*;
+use crate::window::mappings;
 
 const MIB: usize = 1 << 20;
 
@@ -17,7 +18,8 @@ fn file_of(bytes: &[u8]) -> File {
 
 fn mapped(file: &File, len: usize) -> Area {
     let area = Area::reserve(len, Protection::None).expect("reserve");
-    area.map_file(0, len, file.as_fd(), 0, Protection::ReadWrite)
+    let regular = RegularFile::check(file.as_fd()).expect("a regular file");
+    area.map_file(0, len, regular, 0, Protection::ReadWrite)
         .expect("map");
     area
 }
@@ -98,6 +100,144 @@ fn an_alias_shows_the_same_file() {
     window.map_nothing(0, 2 * MIB).expect("unmap");
     view.copy_out(2 * MIB + 5, &mut out).expect("still there");
     assert_eq!(&out, b"hello");
+}
+
+/// What the file's own `mmap` refuses.
+fn unmappable() -> File {
+    File::open("/proc/version").expect("procfs")
+}
+
+fn map(area: &Area, at: usize, file: &File) -> io::Result<()> {
+    let regular = RegularFile::check(file.as_fd()).expect("a regular file");
+    area.map_file(at, 2 * MIB, regular, 0, Protection::Read)
+}
+
+fn is_whole(area: &Area) -> bool {
+    mappings::cover(area.address()..area.address() + area.len())
+}
+
+#[test]
+fn a_file_that_cannot_be_mapped_leaves_what_was_there() {
+    let area = Area::reserve(6 * MIB, Protection::None).expect("reserve");
+    map(&area, 2 * MIB, &file_of(&vec![5; 2 * MIB])).expect("map");
+    for at in [0, 2 * MIB, 4 * MIB] {
+        map(&area, at, &unmappable()).expect_err("its mmap fails");
+        assert!(is_whole(&area) && !area.is_lost(), "{at:#x}");
+    }
+    let mut out = [0; 1];
+    assert_eq!((area.copy_out(2 * MIB, &mut out), out), (Ok(()), [5]));
+    assert_eq!(area.copy_out(0, &mut out), Err(0));
+}
+
+#[test]
+fn what_is_not_shared_cannot_be_shown_and_leaves_no_hole() {
+    let window = Area::reserve(2 * MIB, Protection::None).expect("reserve");
+    let view = Area::reserve(2 * MIB, Protection::None).expect("reserve");
+    let shown = view.alias(0, &window, 0, 2 * MIB);
+    shown.expect_err("nothing is mapped there");
+    assert!(is_whole(&view) && !view.is_lost());
+}
+
+#[test]
+fn files_of_huge_pages_are_refused_for_they_map_more_than_was_asked_for() {
+    let flags = rustix::fs::MemfdFlags::HUGETLB;
+    let huge = rustix::fs::memfd_create("daxwindow-test", flags).expect("a memfd of huge pages");
+    let refused = RegularFile::check(huge.as_fd()).expect_err("huge pages");
+    assert_eq!(refused, rustix::io::Errno::ACCESS);
+}
+
+/// Unmaps `len` bytes of an area at `at`, as a kernel that fails half-way.
+fn punch(area: &Area, at: usize, len: usize) -> *mut c_void {
+    let target = area.pages(at, len).expect("inside");
+    // SAFETY: inside the area; nothing holds references into it.
+    unsafe { mm::munmap(target, len).expect("munmap") };
+    target
+}
+
+fn after_failure(target: *mut c_void, len: usize) -> Failure {
+    // SAFETY: the target was a part of an area.
+    unsafe { Failure::after(rustix::io::Errno::NOMEM, target, len) }
+}
+
+#[test]
+fn a_hole_is_reserved_again() {
+    let area = Area::reserve(4 * MIB, Protection::None).expect("reserve");
+    let failure = after_failure(punch(&area, MIB, MIB), MIB);
+    assert!(!failure.lost && is_whole(&area));
+}
+
+#[test]
+fn a_place_that_another_mapping_has_taken_is_never_touched_again() {
+    let area = Area::reserve(4 * MIB, Protection::None).expect("reserve");
+    let target = punch(&area, MIB, MIB);
+    let flags = MapFlags::PRIVATE | MapFlags::FIXED_NOREPLACE;
+    // SAFETY: replaces nothing.
+    let other =
+        unsafe { mm::mmap_anonymous(target, MIB, ProtFlags::READ | ProtFlags::WRITE, flags) };
+    let other = other.expect("the place is free").cast::<u8>();
+    // SAFETY: a mapping of this test's own.
+    unsafe { other.write_volatile(7) };
+
+    let failure = after_failure(target, MIB);
+    assert!(failure.lost);
+    let _ = area.failed(failure);
+    assert!(area.is_lost());
+    map(&area, 0, &file_of(&vec![1; 2 * MIB])).expect_err("lost");
+    area.map_nothing(0, 4 * MIB).expect_err("lost");
+    area.populate(0, MIB).expect_err("lost");
+    assert_eq!(area.copy_out(MIB, &mut [0; 1]), Err(0));
+    assert_eq!(area.copy_in(MIB, &[0; 1]), Err(0));
+    drop(area);
+    // SAFETY: as above; the area's drop has left it alone.
+    assert_eq!(unsafe { other.read_volatile() }, 7);
+}
+
+const LIMIT_CHILD: &str = "DAXWINDOW_TEST_LIMIT_CHILD";
+
+/// Runs in a child of its own, which may have no more mappings; see below.
+#[test]
+fn mapping_limit_child() {
+    if std::env::var(LIMIT_CHILD).is_err() {
+        return assert!(std::env::var(LIMIT_CHILD).is_err());
+    }
+    let file = file_of(&vec![5; 2 * MIB]);
+    let area = Area::reserve(6 * MIB, Protection::None).expect("reserve");
+    map(&area, 2 * MIB, &file).expect("map");
+    let page = page_size();
+    let many = Area::reserve((mappings::most() + 16) * page, Protection::None).expect("reserve");
+    let protect = |n: usize, flags| {
+        let at = many.pages(n * page, page).expect("inside");
+        // SAFETY: inside the area, which nothing else uses.
+        unsafe { mm::mprotect(at, page, flags) }
+    };
+    // Neighbours that differ are mappings of their own.
+    let mut odd = 1;
+    while protect(odd, MprotectFlags::READ).is_ok() {
+        odd += 2;
+    }
+    // However few are left, what fails leaves no hole and the area usable.
+    let mut refused = 0;
+    while map(&area, 2 * MIB, &file).is_err() {
+        refused += 1;
+        assert!(is_whole(&area) && !area.is_lost());
+        assert_eq!(area.copy_out(2 * MIB, &mut [0; 1]), Ok(()));
+        odd -= 2;
+        protect(odd, MprotectFlags::empty()).expect("one less");
+    }
+    assert!(refused > 0 && is_whole(&area));
+    area.map_nothing(2 * MIB, 2 * MIB).expect("unmap");
+}
+
+#[test]
+fn a_process_with_as_many_mappings_as_it_may_have_loses_none() {
+    let child = Command::new(std::env::current_exe().unwrap())
+        .args(["--exact", "window::sys::tests::mapping_limit_child"])
+        .env(LIMIT_CHILD, "1")
+        .output()
+        .expect("child");
+    let said = String::from_utf8_lossy(&child.stdout);
+    assert!(child.status.success(), "{said}");
+    assert!(said.contains("1 passed"), "{said}");
 }
 
 const CHILD: &str = "DAXWINDOW_TEST_SIGBUS_CHILD";
