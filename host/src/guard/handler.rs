@@ -158,9 +158,10 @@ fn cover(address: usize) -> bool {
     // The remainder is below the number of flags.
     let torn = &TORN[slot.flag.load(Ordering::Relaxed) % TORN.len()];
     let piecewise = torn.pieces.fetch_add(1, Ordering::Relaxed) < MAX_PIECES;
-    let covered = (piecewise && map_zeros(watched.page(address)))
-        || map_zeros(watched.range.clone())
-        || (give_up_reserve() && map_zeros(watched.range));
+    let replace = libc::MAP_FIXED;
+    let covered = (piecewise && map_zeros(watched.page(address), replace))
+        || map_zeros(watched.range.clone(), replace)
+        || (give_up_reserve() && map_zeros(watched.range, replace));
     if !covered {
         return false;
     }
@@ -183,8 +184,9 @@ fn wait_a_millisecond() {
 
 /// A raw call: the C library's `mmap` is not promised to be safe here.
 /// MAP_NORESERVE also keeps the mapping from growing into a neighbour.
-fn map_zeros(range: Range<usize>) -> bool {
-    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_FIXED | libc::MAP_NORESERVE;
+/// `place`: MAP_FIXED, or MAP_FIXED_NOREPLACE where only a hole is filled.
+fn map_zeros(range: Range<usize>, place: libc::c_int) -> bool {
+    let flags = libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE | place;
     // SAFETY: `range` is whole pages inside a watched range, hence inside a
     // mapping of guest memory that is alive, because somebody touches it.
     // Nobody holds references into guest memory, and its bytes may change at
@@ -287,6 +289,14 @@ pub(super) fn restore(region: &MmapRegion, bytes: usize) -> io::Result<()> {
     let moved = unsafe { libc::mremap(fresh, bytes, bytes, flags, region.as_ptr()) };
     if moved == libc::MAP_FAILED {
         let error = io::Error::last_os_error();
+        // The kernel looks at the number of mappings before it unmaps the
+        // region. Should it have failed later, the hole is filled before
+        // another mapping gets it.
+        let start = region.as_ptr() as usize;
+        map_zeros(
+            start..start.saturating_add(bytes),
+            libc::MAP_FIXED_NOREPLACE,
+        );
         // SAFETY: still ours, since it was not moved.
         unsafe { libc::munmap(fresh, bytes) };
         return Err(error);
