@@ -2,6 +2,8 @@
 //! Views over the fake back end: contents, pressure, errors, ends of files.
 
 use std::os::unix::fs::FileExt;
+use std::os::unix::process::ExitStatusExt;
+use std::process::Command;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
@@ -236,4 +238,56 @@ fn views_come_and_go_under_pressure() {
     });
     room.mapper.evict(&[inode]).expect("evicted");
     assert_eq!(room.fake.live(), 0);
+}
+
+const STORE_CHILD: &str = "DAXWINDOW_TEST_STORE_CHILD";
+
+/// Runs in a child of its own, which does not survive it; see below.
+#[test]
+fn store_child() {
+    let Ok(how) = std::env::var(STORE_CHILD) else {
+        return assert!(std::env::var(STORE_CHILD).is_err());
+    };
+    let room = room(32, if how == "prefetched" { 8 } else { 0 });
+    room.fake.writable_always.store(true, Ordering::SeqCst);
+    room.fake.add(7, pattern_file(7, 16 * R));
+    let inode = Arc::new(Inode::new(7));
+    inode.set_size(16 * R);
+    let view = room.view(&inode, 16, false);
+    for index in 0..8 {
+        assert_eq!(word(&view, index * R), pattern(7, index * R));
+    }
+    // With prefetch, a range that nothing has touched.
+    let target = if how == "prefetched" { 8 } else { 0 };
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while !view.ranges.is_shown(target) {
+        assert!(Instant::now() < deadline, "range {target} is never shown");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    println!("loads work");
+    // SAFETY: inside the view; the store is meant to be a SIGSEGV.
+    unsafe {
+        view.as_mut_ptr()
+            .add((target * R) as usize)
+            .write_volatile(0)
+    };
+    std::process::exit(0);
+}
+
+#[test]
+fn a_store_to_a_view_for_reading_is_a_sigsegv_with_and_without_prefetch() {
+    for how in ["touched", "prefetched"] {
+        let child = Command::new(std::env::current_exe().expect("this program"))
+            .args(["--exact", "--nocapture", "fault::tests::store_child"])
+            .env(STORE_CHILD, how)
+            .output()
+            .expect("child");
+        let said = String::from_utf8_lossy(&child.stdout);
+        assert!(said.contains("loads work"), "{how}: {child:?}");
+        assert_eq!(
+            child.status.signal(),
+            Some(libc::SIGSEGV),
+            "{how}: {child:?}"
+        );
+    }
 }

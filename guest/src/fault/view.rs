@@ -129,14 +129,19 @@ impl Ranges {
         core.acquire(&self.inode, in_file, self.writable, effort)
     }
 
+    /// What may be done with what is shown.
+    fn protection(&self) -> Protection {
+        match self.writable {
+            true => Protection::ReadWrite,
+            false => Protection::Read,
+        }
+    }
+
     /// Shows a pinned range.
     pub(super) fn show(self: &Arc<Self>, index: u64, pin: &Pin<'_>) -> io::Result<()> {
         let weak: Weak<Self> = Arc::downgrade(self);
-        pin.alias_into(&self.area, self.offset(index), weak, index)?;
-        if pin.is_writable() && !self.writable {
-            self.area
-                .protect(self.offset(index), self.len(), Protection::Read)?;
-        }
+        let at = self.offset(index);
+        pin.alias_into(&self.area, at, self.protection(), weak, index)?;
         self.set_state(index, SHOWN);
         Ok(())
     }
@@ -232,7 +237,14 @@ impl Ranges {
         let shown = start + skip..start + run.len() as u64;
         let weak: Weak<dyn AliasHolder> = Arc::downgrade(self) as _;
         let at = self.offset(shown.start);
-        let result = run.alias_into(skip as usize, &self.area, at, &weak, shown.start);
+        let result = run.alias_into(
+            skip as usize,
+            &self.area,
+            at,
+            self.protection(),
+            &weak,
+            shown.start,
+        );
         self.finish_ahead(result, shown);
         run.len() as u64
     }

@@ -6,7 +6,7 @@ use std::fs::File;
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use daxwindow_shared::fuse::RemoveMappingOne;
@@ -58,6 +58,8 @@ pub(crate) struct Fake {
     pub(crate) lose_setups: AtomicU32,
     pub(crate) fail_removals: AtomicU32,
     pub(crate) delay_us: AtomicU64,
+    /// Maps everything writable, whatever was asked for.
+    pub(crate) writable_always: AtomicBool,
     pub(crate) setups: AtomicUsize,
     pub(crate) removal_requests: AtomicUsize,
 }
@@ -83,6 +85,7 @@ impl Fake {
             lose_setups: AtomicU32::new(0),
             fail_removals: AtomicU32::new(0),
             delay_us: AtomicU64::new(0),
+            writable_always: AtomicBool::new(false),
             setups: AtomicUsize::new(0),
             removal_requests: AtomicUsize::new(0),
         })
@@ -127,7 +130,12 @@ impl MapChannel for Fake {
         let file = self.files.lock().get(&nodeid).cloned();
         let file = file.ok_or(remote("SETUPMAPPING", Errno::NOENT))?;
         let request = self
-            .message(at, from, len, writable)
+            .message(
+                at,
+                from,
+                len,
+                writable || self.writable_always.load(Ordering::SeqCst),
+            )
             .validate(self.window.bytes(), rustix::param::page_size() as u64)
             .expect("a mapper sends only valid ranges");
         let regular = RegularFile::check(file.as_fd()).expect("a regular file");

@@ -6,7 +6,7 @@ use std::sync::atomic::Ordering;
 
 use super::slot::Alias;
 use super::{AliasHolder, Core};
-use crate::window::Area;
+use crate::window::{Area, Protection};
 
 /// A range that stays mapped while this lives.
 pub(crate) struct Pin<'a> {
@@ -36,24 +36,21 @@ impl Pin<'_> {
             .copy_in(self.core.window_offset(self.slot) + at, bytes)
     }
 
-    /// Whether stores are possible.
-    pub(crate) fn is_writable(&self) -> bool {
-        self.writable
-    }
-
-    /// Shows the range also in `target` at `at`, until `holder` is asked to
-    /// take it back.
+    /// Shows the range also in `target` at `at`, for what `protection` says,
+    /// until `holder` is asked to take it back.
     pub(crate) fn alias_into(
         &self,
         target: &Area,
         at: usize,
+        protection: Protection,
         holder: Weak<dyn AliasHolder>,
         index: u64,
     ) -> io::Result<()> {
         self.note_alias(holder, index);
         let len = self.core.range_bytes() as usize;
         let from = self.core.window_offset(self.slot);
-        self.core.window.alias_into(target, at, from, len)
+        let window = &self.core.window;
+        window.alias_into(target, at, from, len, protection)
     }
 
     pub(super) fn note_alias(&self, holder: Weak<dyn AliasHolder>, index: u64) {

@@ -13,7 +13,7 @@ use super::inode::NotInserted;
 use super::slot::{SlotRef, State};
 use super::{AliasHolder, Core, Effort, Inode, Pin};
 use crate::error::{Error, Result};
-use crate::window::Area;
+use crate::window::{Area, Protection};
 
 /// Most ranges in one request.
 const RUN_MOST: u32 = 16;
@@ -130,13 +130,14 @@ impl Run<'_> {
         self.core.window.populate(at, bytes)
     }
 
-    /// Shows the ranges from the `skip`-th on also in `target` at `at`, the
-    /// first of them as `index` of `holder`.
+    /// Shows the ranges from the `skip`-th on also in `target` at `at`, for
+    /// what `protection` says, the first of them as `index` of `holder`.
     pub(crate) fn alias_into(
         &self,
         skip: usize,
         target: &Area,
         at: usize,
+        protection: Protection,
         holder: &Weak<dyn AliasHolder>,
         index: u64,
     ) -> io::Result<()> {
@@ -149,6 +150,7 @@ impl Run<'_> {
         }
         let len = shown.len() * self.core.range_bytes() as usize;
         let from = self.core.window_offset(first.slot);
-        self.core.window.alias_into(target, at, from, len)
+        let window = &self.core.window;
+        window.alias_into(target, at, from, len, protection)
     }
 }

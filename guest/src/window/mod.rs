@@ -105,17 +105,19 @@ impl Window {
         self.area.populate(at, len)
     }
 
-    /// Shows what is mapped at `from` also in `target`, at `at`.
+    /// Shows what is mapped at `from` also in `target`, at `at`, for what
+    /// `protection` says.
     pub(crate) fn alias_into(
         &self,
         target: &Area,
         at: usize,
         from: u64,
         len: usize,
+        protection: Protection,
     ) -> io::Result<()> {
         let from = usize::try_from(from)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "outside the window"))?;
-        target.alias(at, &self.area, from, len)
+        target.alias(at, &self.area, from, len, protection)
     }
 }
 

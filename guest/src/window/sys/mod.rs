@@ -19,7 +19,7 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::mm::{self, Advice, MapFlags, MprotectFlags, ProtFlags};
+use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use rustix::param::page_size;
 
 use super::regular::RegularFile;
@@ -162,20 +162,25 @@ impl Area {
     }
 
     /// Makes `at..at + len` show what `source` shows at `from`: a second
-    /// mapping of the same file range. `source` must hold a shared mapping
-    /// there; what this area held is replaced in one step.
+    /// mapping of the same file range, for loads only if `protection` says
+    /// so. `source` must hold a shared mapping there; what this area held is
+    /// replaced in one step.
     pub(crate) fn alias(
         &self,
         at: usize,
         source: &Area,
         from: usize,
         len: usize,
+        protection: Protection,
     ) -> io::Result<()> {
         self.pages(at, len)?;
         let origin = source.pages(from, len)?;
         // SAFETY: `pages` checked that the origin belongs to the source, all
         // of which is mapped as long as it lives.
         let staged = unsafe { Staged::alias(origin, len)? };
+        if protection != Protection::ReadWrite {
+            staged.make_read_only()?;
+        }
         self.place(at, staged)
     }
 
@@ -199,20 +204,6 @@ impl Area {
             tracing::error!(%error, "address space was lost to another mapping; it is given up");
         }
         failure.error
-    }
-
-    /// Changes what may be done with `at..at + len`.
-    pub(crate) fn protect(&self, at: usize, len: usize, protection: Protection) -> io::Result<()> {
-        let target = self.pages(at, len)?;
-        let flags = match protection {
-            Protection::None => MprotectFlags::empty(),
-            Protection::Read => MprotectFlags::READ,
-            Protection::ReadWrite => MprotectFlags::READ | MprotectFlags::WRITE,
-        };
-        // SAFETY: the range lies inside the area; nobody holds references
-        // into it, and raw pointers are documented to follow the protection.
-        unsafe { mm::mprotect(target, len, flags)? };
-        Ok(())
     }
 
     /// Fills the page tables of `at..at + len`, as loads would.

@@ -19,7 +19,7 @@ use std::ffi::c_void;
 use std::io;
 
 use rustix::io::Errno;
-use rustix::mm::{self, Advice, MapFlags, MremapFlags, ProtFlags};
+use rustix::mm::{self, Advice, MapFlags, MprotectFlags, MremapFlags, ProtFlags};
 
 use super::Protection;
 use crate::window::mappings;
@@ -87,6 +87,13 @@ impl Staged {
     /// Bytes of the mapping.
     pub(crate) fn len(&self) -> usize {
         self.len
+    }
+
+    /// Makes stores a SIGSEGV.
+    pub(super) fn make_read_only(&self) -> io::Result<()> {
+        // SAFETY: this value owns the range, and no reference leads into it.
+        unsafe { mm::mprotect(self.base, self.len, MprotectFlags::READ)? };
+        Ok(())
     }
 
     /// Keeps the mapping out of child processes.

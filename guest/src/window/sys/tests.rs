@@ -5,6 +5,8 @@ use std::os::fd::AsFd;
 use std::os::unix::process::ExitStatusExt;
 use std::process::Command;
 
+use rustix::mm::MprotectFlags;
+
 use super::*;
 use crate::window::mappings;
 
@@ -70,7 +72,9 @@ fn an_unmapped_range_ends_the_copy_too() {
     area.map_nothing(page, page).expect("unmap");
     let mut out = vec![0u8; 2 * page];
     assert_eq!(area.copy_out(0, &mut out), Err(page));
-    area.protect(0, page, Protection::Read).expect("protect");
+    let regular = RegularFile::check(file.as_fd()).expect("a regular file");
+    area.map_file(0, page, regular, 0, Protection::Read)
+        .expect("map for loads");
     assert_eq!(area.copy_in(8, b"no"), Err(0));
 }
 
@@ -92,7 +96,8 @@ fn an_alias_shows_the_same_file() {
     let file = file_of(&vec![3u8; 2 * MIB]);
     let window = mapped(&file, 2 * MIB);
     let view = Area::reserve(4 * MIB, Protection::ReadWrite).expect("reserve");
-    view.alias(2 * MIB, &window, 0, 2 * MIB).expect("alias");
+    view.alias(2 * MIB, &window, 0, 2 * MIB, Protection::ReadWrite)
+        .expect("alias");
     view.copy_in(2 * MIB + 5, b"hello").expect("write");
     let mut out = [0u8; 5];
     window.copy_out(5, &mut out).expect("read");
@@ -133,9 +138,19 @@ fn a_file_that_cannot_be_mapped_leaves_what_was_there() {
 fn what_is_not_shared_cannot_be_shown_and_leaves_no_hole() {
     let window = Area::reserve(2 * MIB, Protection::None).expect("reserve");
     let view = Area::reserve(2 * MIB, Protection::None).expect("reserve");
-    let shown = view.alias(0, &window, 0, 2 * MIB);
+    let shown = view.alias(0, &window, 0, 2 * MIB, Protection::ReadWrite);
     shown.expect_err("nothing is mapped there");
     assert!(is_whole(&view) && !view.is_lost());
+}
+
+#[test]
+fn an_alias_for_loads_takes_no_stores() {
+    let window = mapped(&file_of(&vec![3; 2 * MIB]), 2 * MIB);
+    let view = Area::reserve(2 * MIB, Protection::None).expect("reserve");
+    view.alias(0, &window, 0, 2 * MIB, Protection::Read)
+        .expect("alias");
+    assert_eq!(view.copy_in(0, b"no"), Err(0));
+    window.copy_in(0, b"as before").expect("the origin does");
 }
 
 #[test]
