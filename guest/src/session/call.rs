@@ -111,7 +111,8 @@ impl Core {
     /// Takes the completions of a queue, whoever they are for.
     pub(super) fn reap(&self, queue: usize) {
         if let Ok(lane) = self.lane(queue) {
-            lane.reap(self.transport.as_ref());
+            // Who waits is told of a broken queue.
+            let _ = lane.reap(self.transport.as_ref());
         }
     }
 
@@ -296,26 +297,20 @@ pub(super) struct Ticket<C: Deref<Target = Core>> {
 
 impl<C: Deref<Target = Core>> Ticket<C> {
     /// Waits for the reply to `request` and checks its header. `allowed`:
-    /// bytes behind it.
+    /// bytes behind it. Buffers that the device may still use are lent
+    /// afterwards.
     pub(super) fn wait(
         mut self,
         request: &Request<'_>,
         allowed: RangeInclusive<usize>,
     ) -> Result<Reply<C>> {
-        let outcome = match self.outcome() {
-            Ok(outcome) => outcome,
-            Err(error) => {
-                let data = request.payload.into_iter().chain(request.room);
-                data.for_each(|data| self.hold(data.buf.lend()));
-                return Err(error);
-            }
-        };
-        if let Outcome::Broken(_) = outcome {
-            // The device has the buffers for good: nobody may use them again.
+        let outcome = self.outcome();
+        if !matches!(outcome, Ok(Outcome::Used { .. } | Outcome::Reset)) {
+            // The device may use the buffers still.
             let data = request.payload.into_iter().chain(request.room);
-            data.for_each(|data| std::mem::forget(data.buf.lend()));
+            data.for_each(|data| self.hold(data.buf.lend()));
         }
-        self.judge(outcome, allowed)
+        self.judge(outcome?, allowed)
     }
 
     /// Waits for a request whose buffers are held already.

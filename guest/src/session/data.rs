@@ -38,8 +38,9 @@ impl Session {
     }
 
     /// Reads straight into `buf[at..at + len]`; returns the bytes read, fewer
-    /// than `len` only at end of file. After a time-out the buffer is refused
-    /// until the device has given it back.
+    /// than `len` only at end of file. When it ended without the device, by a
+    /// time-out or with the queue, the buffer is refused until the device has
+    /// given it back or is reset.
     pub fn read(
         &self,
         nodeid: u64,

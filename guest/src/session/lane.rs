@@ -8,8 +8,8 @@
 //!
 //! Laws:
 //! - A slot, and every buffer its chain names, stays taken until the device
-//!   gives the chain back; a request given up before leaves an orphan, which
-//!   the completion frees.
+//!   gives the chain back or is reset; a request that ends before, be it with
+//!   the connection or the queue, leaves an orphan until then.
 //! - Whenever somebody waits and nobody leads, somebody was told to lead.
 //! - Lock order: gate, election, slot; the queue's own lock is never held
 //!   while one of these is taken.
@@ -156,7 +156,7 @@ impl Lane {
 
     /// Waits a little for somebody's completion.
     fn make_room(&self, transport: &dyn Transport, deadline: Instant) -> Result<(), Halt> {
-        if self.reap(transport) {
+        if self.reap(transport).map_err(Halt::Broken)? {
             return Ok(());
         }
         if !transport.is_connected() {
@@ -312,7 +312,8 @@ impl Lane {
     ) -> Result<(), Halt> {
         let began = Instant::now();
         loop {
-            self.reap(transport);
+            // That the queue is broken is then the request's outcome.
+            let _ = self.reap(transport);
             if self.is_done(slot) {
                 self.spin.learn(watch, began.elapsed());
                 return Ok(());
@@ -325,7 +326,7 @@ impl Lane {
                 Wake::TimedOut => return Err(Halt::TimedOut),
                 Wake::Disconnected => {
                     // Answers from before the end still count.
-                    self.reap(transport);
+                    let _ = self.reap(transport);
                     self.fail_all(Outcome::Disconnected);
                     return Ok(());
                 }
@@ -354,8 +355,9 @@ impl Lane {
         Ok(())
     }
 
-    /// Takes all completions there are; returns whether there were any.
-    pub(super) fn reap(&self, transport: &dyn Transport) -> bool {
+    /// Takes all completions there are; returns whether there were any. On a
+    /// queue that the device broke nothing is in flight afterwards.
+    pub(super) fn reap(&self, transport: &dyn Transport) -> Result<bool, &'static str> {
         let nothing = Completion {
             token: 0,
             written: 0,
@@ -366,16 +368,16 @@ impl Lane {
         loop {
             let gate = self.gate.read();
             match transport.reap(self.queue, &mut batch) {
-                Ok(0) => return any,
+                Ok(0) => return Ok(any),
                 Ok(count) => {
                     any = true;
                     batch[..count].iter().for_each(|done| self.complete(done));
                 }
                 Err(SubmitError::Broken(why)) => {
                     self.fail_all(Outcome::Broken(why));
-                    return true;
+                    return Err(why);
                 }
-                Err(_) => return any,
+                Err(_) => return Ok(any),
             }
             drop(gate);
         }
@@ -406,6 +408,9 @@ impl Lane {
                 drop(held);
                 self.release(index);
             }
+            // Not collected yet: the device has nothing of it any more.
+            Phase::Done(Outcome::Disconnected | Outcome::Broken(_))
+                if outcome == Outcome::Reset => {}
             // Nothing in flight here: as it was.
             other => state.phase = other,
         }
@@ -444,13 +449,16 @@ impl Lane {
         }
     }
 
-    /// Ends the use of a slot. If the device still has its chain, the slot
-    /// and `buffers` are held back until it is done.
+    /// Ends the use of a slot. If the device may still have its chain, the
+    /// slot and `buffers` are held back until it is done, or reset, or the
+    /// lane is dropped.
     pub(super) fn retire(&self, slot: u32, buffers: impl IntoIterator<Item = Lent>) {
         let mut state = self.slots[slot as usize].phase.lock();
         state.nudged = false;
         match state.phase {
-            Phase::InFlight => state.phase = Phase::Orphan(buffers.into_iter().collect()),
+            Phase::InFlight | Phase::Done(Outcome::Disconnected | Outcome::Broken(_)) => {
+                state.phase = Phase::Orphan(buffers.into_iter().collect());
+            }
             Phase::Done(_) => {
                 state.phase = Phase::Free;
                 drop(state);

@@ -20,7 +20,7 @@ impl<'a> Data<'a> {
             return Err(Error::Invalid(what));
         }
         if buf.is_lent() {
-            let what = "the buffer still belongs to a request that timed out";
+            let what = "the buffer still belongs to a request that the device has not given back";
             return Err(Error::Invalid(what.into()));
         }
         Ok(Data { buf, at, len })

@@ -58,8 +58,9 @@ impl Pending {
     }
 
     /// Waits; the bytes read or written, and the buffer if the request had
-    /// one. After a time-out the buffer is refused for further requests until
-    /// the device has given it back.
+    /// one. When it ended without the device, by a time-out or with the queue,
+    /// the buffer is refused for further requests until the device has given
+    /// it back or is reset.
     pub fn wait(self) -> (Result<usize>, Option<DmaBuf>) {
         let Pending { ticket, buf, kind } = self;
         let result = match kind {

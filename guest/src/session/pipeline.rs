@@ -175,14 +175,14 @@ impl Pipeline {
     /// # Errors
     ///
     /// [`Error::Invalid`] if the place is in flight, has no buffer, or one
-    /// that is too small.
+    /// that is too small or that the daemon may still use.
     pub fn fill(&mut self, place: usize, at: usize, bytes: &[u8]) -> Result<()> {
         let buf = match self.places.get_mut(place) {
             Some(Place {
                 flight: None,
                 buf: Some(buf),
                 ..
-            }) => buf,
+            }) if !buf.is_lent() => buf,
             _ => return Err(unusable(place)),
         };
         if at
@@ -313,6 +313,6 @@ impl Pipeline {
 
 fn unusable(place: usize) -> Error {
     Error::Invalid(format!(
-        "place {place} of a pipeline is in flight, or has no buffer of that size"
+        "place {place} of a pipeline is in flight, or has no buffer of that size to use"
     ))
 }

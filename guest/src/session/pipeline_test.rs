@@ -127,3 +127,26 @@ fn a_pipeline_ends_in_time_and_with_the_connection() {
     let gone = pipeline.collect(|_, _| panic!("nothing came"));
     assert!(matches!(gone, Err(Error::Disconnected)), "{gone:?}");
 }
+
+#[test]
+fn a_place_of_a_broken_queue_keeps_its_buffer_out_of_use() {
+    let (session, _transport) = session(2, 8, LONG, breaker());
+    let mut pipeline = session.pipeline(1, 1, 4096).expect("a pipeline");
+    let read = ReadIn {
+        size: 100,
+        ..ReadIn::default()
+    };
+    let args = [read.as_bytes()];
+    let mut order = Order::new(Opcode::Read, 2, &args);
+    order.room_bytes = 4096;
+    pipeline.submit(0, &order).expect("sent");
+    let broken = |_, answer: Result<Answer<'_>>| {
+        let error = answer.err().expect("broken");
+        assert!(matches!(error, Error::Protocol { .. }), "{error:?}");
+    };
+    assert_eq!(pipeline.collect(broken).expect("collected"), 1);
+    let again = pipeline.submit(0, &order);
+    assert!(matches!(again, Err(Error::Invalid(_))), "{again:?}");
+    let stored = pipeline.fill(0, 0, &[1; 8]);
+    assert!(matches!(stored, Err(Error::Invalid(_))), "{stored:?}");
+}

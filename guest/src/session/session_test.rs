@@ -394,6 +394,61 @@ fn a_broken_used_index_fails_the_queue_but_not_the_process() {
     }
 }
 
+/// A device that breaks the queue at the first READ.
+fn breaker() -> Program {
+    program(|bench, job| {
+        let read = is(job, Opcode::Read);
+        if read {
+            bench.break_used_index(job.queue);
+        }
+        read
+    })
+}
+
+#[test]
+fn buffers_of_a_broken_queue_stay_lent_until_a_reset() {
+    let (session, _transport) = session(2, 8, LONG, breaker());
+    let buf = session.alloc(4096).expect("buffer");
+    let addr = buf.addr();
+    let pending = session.submit_read(5, 0, 7, buf).expect("room");
+    let (result, buf) = pending.wait();
+    assert!(matches!(result, Err(Error::Protocol { .. })), "{result:?}");
+    let buf = buf.expect("the buffer");
+    assert!(buf.is_lent());
+    drop(buf);
+    let rest: Vec<_> = std::iter::from_fn(|| session.alloc(4096).ok()).collect();
+    assert!(rest.iter().all(|buf| buf.addr() != addr));
+    drop(rest);
+    // With all slots taken, requests still end.
+    for _ in 0..20 {
+        let error = session.getattr(1, None).expect_err("broken");
+        assert!(matches!(error, Error::Protocol { .. }), "{error:?}");
+    }
+    session.reset_device().expect("reset and INIT");
+    assert_eq!(session.core.lane(1).expect("lane").free_slots(), 8);
+    let rest: Vec<_> = std::iter::from_fn(|| session.alloc(4096).ok()).collect();
+    assert!(rest.iter().any(|buf| buf.addr() == addr));
+}
+
+#[test]
+fn buffers_in_flight_stay_lent_when_the_connection_ends() {
+    let keeper = Keeper::default();
+    let (session, transport) = session(2, 8, LONG, keeper.program());
+    let mut buf = session.alloc(4096).expect("buffer");
+    let mut other = session.alloc(4096).expect("buffer");
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| session.read(5, 0, 7, &mut buf, 0, 4096));
+        keeper.wait_for(1);
+        transport.disconnect();
+        let result = reader.join().expect("no panic");
+        assert!(matches!(result, Err(Error::Disconnected)), "{result:?}");
+    });
+    assert!(buf.is_lent());
+    let result = session.read(5, 0, 7, &mut other, 0, 4096);
+    assert!(matches!(result, Err(Error::Disconnected)), "{result:?}");
+    assert!(!other.is_lent());
+}
+
 #[test]
 fn pendings_keep_the_queue_full_and_may_be_dropped() {
     let (session, _transport) = session(2, 16, LONG, program(|_, _| false));

@@ -1,9 +1,13 @@
 //! Guest memory: one sealed memfd, mapped once and shared with the device,
 //! and the buffers handed out of it.
 //!
-//! Law: every access is checked against the mapping, and no Rust reference to
+//! Laws: every access is checked against the mapping, and no Rust reference to
 //! shared bytes ever exists, only atomics and raw copies, because the device
-//! may write at any time. All `unsafe` of the transport is in this file.
+//! may write at any time. Of this process, one thread at a time copies a byte:
+//! callers outside this crate reach the bytes only through a [`DmaBuf`], which
+//! owns its block and takes `&mut self` for stores; inside it, a slot's bytes
+//! are its holder's, and ring words are only touched as atomics or under the
+//! queue's lock. All `unsafe` of the transport is in this file.
 #![allow(unsafe_code)]
 
 use std::io;
@@ -115,7 +119,7 @@ impl GuestMemory {
     /// # Panics
     /// If the range is not inside guest memory; callers pass addresses they
     /// allocated, never ones the device named.
-    pub fn read(&self, addr: GuestAddr, out: &mut [u8]) {
+    pub(crate) fn read(&self, addr: GuestAddr, out: &mut [u8]) {
         let from = self.at(addr, out.len());
         // SAFETY: `at` checked that `out.len()` bytes from `from` are mapped;
         // `out` is ordinary memory and cannot overlap the shared mapping.
@@ -126,21 +130,21 @@ impl GuestMemory {
     ///
     /// # Panics
     /// As [`read`](Self::read).
-    pub fn write(&self, addr: GuestAddr, bytes: &[u8]) {
+    pub(crate) fn write(&self, addr: GuestAddr, bytes: &[u8]) {
         let to = self.at(addr, bytes.len());
         // SAFETY: as in `read`, the other way round.
         unsafe { std::ptr::copy_nonoverlapping(bytes.as_ptr(), to.as_ptr(), bytes.len()) }
     }
 
     /// Reads one wire struct.
-    pub fn load<T: FromBytes + IntoBytes>(&self, addr: GuestAddr) -> T {
+    pub(crate) fn load<T: FromBytes + IntoBytes>(&self, addr: GuestAddr) -> T {
         let mut value = T::new_zeroed();
         self.read(addr, value.as_mut_bytes());
         value
     }
 
     /// Writes one wire struct.
-    pub fn store<T: IntoBytes + Immutable>(&self, addr: GuestAddr, value: &T) {
+    pub(crate) fn store<T: IntoBytes + Immutable>(&self, addr: GuestAddr, value: &T) {
         self.write(addr, value.as_bytes());
     }
 
@@ -148,7 +152,7 @@ impl GuestMemory {
     ///
     /// # Panics
     /// If it is unaligned or outside guest memory.
-    pub fn word(&self, addr: GuestAddr) -> &AtomicU16 {
+    pub(crate) fn word(&self, addr: GuestAddr) -> &AtomicU16 {
         let word = self.at(addr, 2).as_ptr().cast::<u16>();
         assert!(word.is_aligned(), "{addr:?} is not aligned");
         // SAFETY: in bounds (`at`), aligned (above), alive as long as `self`;
