@@ -9,7 +9,8 @@
 //! flags, alignment, overflow, inside the window, one descriptor of a regular
 //! file); a refused message is answered with a negated errno and leaves both
 //! the window and the channel as they were; only a message whose end cannot
-//! be found closes the channel, and a window that is lost.
+//! be found closes the channel, and a window that is lost. However a back end
+//! maps, the process keeps half of the mappings that the kernel allows it.
 //!
 //! The framing is done here and not by the vhost crate's handler, which
 //! leaves the body of a message with a wrong descriptor count unread and so
@@ -24,14 +25,14 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
 use daxwindow_shared::shmem::{MapMessage, MapRequest, SHMEM_MAP, SHMEM_UNMAP};
-use daxwindow_shared::window::WindowRange;
+use daxwindow_shared::window::{RANGE_BYTES, WindowRange};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::framing::{self, F_NEED_REPLY, F_REPLY, Message, VERSION, VERSION_MASK};
 use super::mapped::Mapped;
-use crate::window::{RegularFile, Window};
+use crate::window::{RegularFile, Window, mappings};
 
 /// Which messages a back end maps with. Their numbers mean other things
 /// elsewhere, so a channel has one language.
@@ -114,6 +115,7 @@ impl WindowServer {
         let counters = Arc::new(Counters::default());
         let worker = Worker {
             channel: channel.try_clone()?,
+            most_mappings: most_mappings(window.bytes()),
             window,
             language,
             reply_ack,
@@ -165,8 +167,21 @@ struct Worker {
     reply_ack: bool,
     hook: Arc<dyn WindowHook>,
     mapped: Mutex<Mapped>,
+    /// As many as the window may be cut into.
+    most_mappings: usize,
     counters: Arc<Counters>,
     page_bytes: u64,
+}
+
+/// Mappings of small pieces that any window may hold.
+const SMALL_PIECES: usize = 8192;
+
+/// One for each range of the window and one between each two, but not more
+/// than half of what the process may have.
+fn most_mappings(window_bytes: u64) -> usize {
+    let ranges = usize::try_from(window_bytes / RANGE_BYTES).unwrap_or(usize::MAX);
+    let wanted = ranges.saturating_mul(2).max(SMALL_PIECES);
+    wanted.min(mappings::most() / 2)
 }
 
 /// How a message ended, if not in an error.
@@ -255,6 +270,9 @@ impl Worker {
 
     fn map_range(&self, request: &MapRequest, file: RegularFile<'_>) -> Result<(), Errno> {
         let mut mapped = self.mapped.lock();
+        if !mapped.has_room(self.most_mappings) && !mapped.replaces(request.range) {
+            return Err(self.too_many(&mapped));
+        }
         self.window
             .map(*request, file)
             .map_err(|error| self.failed("map", &error))?;
@@ -284,6 +302,9 @@ impl Worker {
 
     fn unmap_range(&self, range: WindowRange) -> Result<(), Errno> {
         let mut mapped = self.mapped.lock();
+        if !mapped.has_room(self.most_mappings) && mapped.splits(range) {
+            return Err(self.too_many(&mapped));
+        }
         self.window
             .unmap(range)
             .map_err(|error| self.failed("unmap", &error))?;
@@ -293,6 +314,12 @@ impl Worker {
             .live
             .store(mapped.len() as u64, Ordering::Relaxed);
         Ok(())
+    }
+
+    fn too_many(&self, mapped: &Mapped) -> Errno {
+        let (pieces, most) = (mapped.len(), self.most_mappings);
+        tracing::warn!(pieces, most, "the window is in too many pieces");
+        Errno::NOMEM
     }
 
     fn failed(&self, operation: &str, error: &io::Error) -> Errno {

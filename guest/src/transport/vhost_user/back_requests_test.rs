@@ -13,7 +13,6 @@ use zerocopy::IntoBytes;
 
 use super::super::framing::{Header, MAX_FDS};
 use super::*;
-use crate::window::mappings;
 
 #[path = "fs_map_test.rs"]
 mod fs_map;
@@ -37,11 +36,15 @@ impl Peer {
     }
 
     fn speaking(language: Language, hook: Option<Arc<dyn WindowHook>>) -> Peer {
+        Peer::over(WINDOW, language, hook)
+    }
+
+    fn over(bytes: u64, language: Language, hook: Option<Arc<dyn WindowHook>>) -> Peer {
         let (ours, stream) = UnixStream::pair().expect("pair");
         stream
             .set_read_timeout(Some(Duration::from_secs(10)))
             .expect("timeout");
-        let window = Arc::new(Window::reserve(WINDOW).expect("window"));
+        let window = Arc::new(Window::reserve(bytes).expect("window"));
         let shared = Arc::clone(&window);
         let server = WindowServer::start(ours, shared, language, true, hook).expect("server");
         Peer {
@@ -284,6 +287,64 @@ fn a_window_that_is_lost_ends_the_channel() {
     peer.window.lose();
     peer.send(header(SHMEM_MAP, 40), range(0).as_bytes(), &[file.as_fd()]);
     assert_eq!(peer.stream.read(&mut [0; 1]).expect("end of file"), 0);
+}
+
+#[test]
+fn a_back_end_that_cuts_the_window_into_pieces_leaves_the_program_its_mappings() {
+    const PIECE: u64 = 4096;
+    let mut peer = Peer::over(32 * RANGE_BYTES, Language::Shmem, None);
+    let file = file();
+    let piece = |n: u64| MapMessage {
+        shm_offset: n * PIECE,
+        len: PIECE,
+        ..MapMessage::default()
+    };
+    // Every other page: each piece takes a mapping and leaves one behind it.
+    let refused = (0..8192).find(|n| peer.map(piece(2 * n), &file) != 0);
+    let count = refused.expect("there is an end") as usize;
+    assert!(
+        (SMALL_PIECES / 2 - 2..=SMALL_PIECES / 2).contains(&count),
+        "{count}"
+    );
+    assert_eq!(peer.map(piece(1 << 13), &file), errno(Errno::NOMEM));
+    // What is there may be replaced and go, and then there is room.
+    assert_eq!(peer.map(piece(0), &file), 0);
+    for n in 0..3 {
+        assert_eq!(peer.unmap(piece(2 * n)), 0);
+    }
+    assert_eq!(peer.map(piece(1 << 13), &file), 0);
+    assert_eq!(peer.map(piece((1 << 13) + 2), &file), 0);
+}
+
+#[test]
+fn a_message_keeps_no_more_descriptors_than_any_carries_however_it_is_cut_up() {
+    fn open_files() -> usize {
+        std::fs::read_dir("/proc/self/fd").expect("procfs").count()
+    }
+    let mut peer = Peer::new();
+    let file = file();
+    let before = open_files();
+    let whole = [header(SHMEM_MAP, 40).as_bytes(), range(0).as_bytes()].concat();
+    let (last, pieces) = whole.split_last().expect("bytes");
+    for byte in pieces {
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut control = SendAncillaryBuffer::new(&mut space);
+        let fds = [file.as_fd(); MAX_FDS];
+        assert!(control.push(SendAncillaryMessage::ScmRights(&fds)));
+        let iov = [IoSlice::new(std::slice::from_ref(byte))];
+        rustix::net::sendmsg(&peer.stream, &iov, &mut control, SendFlags::empty()).expect("sent");
+    }
+    // The server has taken all but what it waits for.
+    let deadline = std::time::Instant::now() + Duration::from_secs(60);
+    while rustix::io::ioctl_fionread(&peer.server.channel).expect("FIONREAD") > 0 {
+        assert!(std::time::Instant::now() < deadline, "nothing is taken");
+        std::thread::sleep(Duration::from_millis(1));
+    }
+    // Other tests of this process open files, too, but not that many.
+    assert!(open_files() < before + pieces.len() * MAX_FDS / 2);
+    peer.stream.write_all(&[*last]).expect("sent");
+    assert_eq!(peer.answer(), errno(Errno::BADF));
+    assert_eq!(peer.map(range(0), &file), 0);
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! vhost-user messages as bytes: what the vhost crate has no call for.
 //!
-//! Law: a message is taken from the socket whole, with all its descriptors,
-//! or the socket is given up.
+//! Law: a message is taken from the socket whole, or the socket is given up;
+//! however it is cut up, only a bounded number of descriptors is kept.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;
@@ -29,8 +29,11 @@ pub(super) const F_REPLY: u32 = 1 << 2;
 pub(super) const F_NEED_REPLY: u32 = 1 << 3;
 /// Largest body that is read; a longer one closes the channel.
 const MAX_BODY: usize = 4096;
-/// Descriptors taken with one message: as many as any message carries.
+/// Most descriptors that any message carries.
 pub(super) const MAX_FDS: usize = 8;
+/// Descriptors kept of one message: one more than any carries, so that a
+/// message with too many is refused like one with too few.
+const KEPT_FDS: usize = MAX_FDS + 1;
 
 /// A message as received, complete but not checked.
 pub(super) struct Message {
@@ -71,7 +74,7 @@ pub(super) fn receive(socket: &UnixStream, mut body: Vec<u8>) -> io::Result<Opti
 fn receive_all(socket: &UnixStream, out: &mut [u8], fds: &mut Vec<OwnedFd>) -> io::Result<bool> {
     let mut filled = 0;
     while filled < out.len() {
-        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(MAX_FDS))];
+        let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KEPT_FDS))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let rest = &mut out[filled..];
         let mut iov = [IoSliceMut::new(rest)];
@@ -83,7 +86,9 @@ fn receive_all(socket: &UnixStream, out: &mut [u8], fds: &mut Vec<OwnedFd>) -> i
         };
         for message in control.drain() {
             if let RecvAncillaryMessage::ScmRights(rights) = message {
-                fds.extend(rights);
+                let room = KEPT_FDS.saturating_sub(fds.len());
+                // Those beyond it are closed.
+                fds.extend(rights.take(room));
             }
         }
         if received.bytes == 0 {

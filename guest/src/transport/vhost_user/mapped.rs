@@ -1,7 +1,8 @@
 //! Which bytes of the window are mapped: a set of disjoint ranges.
 //!
-//! Law: the set is what the address space holds, so a range can be unmapped
-//! only if every byte of it was mapped.
+//! Laws: the set is what the address space holds, so a range can be unmapped
+//! only if every byte of it was mapped; how many mappings it takes is known
+//! without counting.
 
 use std::collections::BTreeMap;
 
@@ -11,13 +12,18 @@ use daxwindow_shared::window::WindowRange;
 #[derive(Debug, Default)]
 pub(super) struct Mapped {
     ends: BTreeMap<u64, u64>,
+    /// Pieces that begin where another one ends.
+    joints: usize,
 }
+
+/// Most mappings that one change adds: a piece inside another one leaves two.
+const MOST_ADDED: usize = 2;
 
 impl Mapped {
     /// Adds `range`; what it covers already is replaced.
     pub(super) fn insert(&mut self, range: WindowRange) {
         self.cut(range);
-        self.ends.insert(range.start().0, range.end().0);
+        self.put(range.start().0, range.end().0);
     }
 
     /// Takes `range` out.
@@ -47,23 +53,61 @@ impl Mapped {
         self.ends.len()
     }
 
+    /// Whether there are no more mappings than `most`, pieces and what lies
+    /// around them, whatever is changed next.
+    pub(super) fn has_room(&self, most: usize) -> bool {
+        let behind = self.ends.len().saturating_sub(self.joints);
+        // And one before the first piece.
+        1 + self.ends.len() + behind + MOST_ADDED <= most
+    }
+
+    /// Whether mapping `range` only replaces whole pieces.
+    pub(super) fn replaces(&self, range: WindowRange) -> bool {
+        self.covers(range) && !self.splits(range)
+    }
+
+    /// Whether `range` begins or ends inside a piece.
+    pub(super) fn splits(&self, range: WindowRange) -> bool {
+        let inside = |at: u64| {
+            let before = self.ends.range(..at).next_back();
+            before.is_some_and(|(_, end)| *end > at)
+        };
+        inside(range.start().0) || inside(range.end().0)
+    }
+
     /// Removes the bytes of `range`, keeping what sticks out on both sides.
     fn cut(&mut self, range: WindowRange) {
         let (from, to) = (range.start().0, range.end().0);
         let before = self.ends.range(..from).next_back().map(|(s, e)| (*s, *e));
-        if let Some((start, end)) = before.filter(|(_, end)| *end > from) {
-            self.ends.insert(start, from);
+        let before = before.filter(|(_, end)| *end > from);
+        let inside = self.ends.range(from..to).map(|(s, e)| (*s, *e));
+        let cut: Vec<(u64, u64)> = before.into_iter().chain(inside).collect();
+        for (start, end) in cut {
+            self.take(start, end);
+            if start < from {
+                self.put(start, from);
+            }
             if end > to {
-                self.ends.insert(to, end);
+                self.put(to, end);
             }
         }
-        let inside: Vec<(u64, u64)> = self.ends.range(from..to).map(|(s, e)| (*s, *e)).collect();
-        for (start, end) in inside {
-            self.ends.remove(&start);
-            if end > to {
-                self.ends.insert(to, end);
-            }
-        }
+    }
+
+    fn put(&mut self, start: u64, end: u64) {
+        self.joints += self.neighbours(start, end);
+        self.ends.insert(start, end);
+    }
+
+    fn take(&mut self, start: u64, end: u64) {
+        self.ends.remove(&start);
+        self.joints -= self.neighbours(start, end);
+    }
+
+    /// Pieces that touch `start..end`.
+    fn neighbours(&self, start: u64, end: u64) -> usize {
+        let before = self.ends.range(..start).next_back();
+        let before = before.is_some_and(|(_, end)| *end == start);
+        usize::from(before) + usize::from(self.ends.contains_key(&end))
     }
 }
 
@@ -74,6 +118,26 @@ mod tests {
 
     const PAGE: u64 = 4096;
     const PAGES: u64 = 24;
+
+    /// Pieces, and gaps behind them.
+    fn mappings(mapped: &Mapped) -> usize {
+        let touches = |end: &&u64| mapped.ends.contains_key(end);
+        let joints = mapped.ends.values().filter(touches).count();
+        mapped.ends.len() * 2 - joints
+    }
+
+    #[test]
+    fn only_what_leaves_the_number_of_pieces_alone_replaces() {
+        let range = |at, pages| WindowRange::new(at * PAGE, pages * PAGE, PAGES * PAGE, PAGE);
+        let range = |at, pages| range(at, pages).expect("inside");
+        let mut mapped = Mapped::default();
+        mapped.insert(range(0, 4));
+        mapped.insert(range(4, 2));
+        assert!(mapped.replaces(range(0, 4)) && mapped.replaces(range(0, 6)));
+        assert!(!mapped.replaces(range(0, 3)) && !mapped.replaces(range(6, 2)));
+        assert!(mapped.splits(range(1, 3)) && mapped.splits(range(0, 5)));
+        assert!(!mapped.splits(range(4, 8)));
+    }
 
     proptest! {
         #[test]
@@ -93,6 +157,8 @@ mod tests {
                     _ => {}
                 }
                 prop_assert_eq!(mapped.covers(range), flags.iter().all(|f| *f));
+                let count = mappings(&mapped);
+                prop_assert!(mapped.has_room(count + 3) && !mapped.has_room(count + 2));
             }
         }
     }
