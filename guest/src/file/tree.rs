@@ -3,6 +3,7 @@
 //! Paths are relative to the share's root and resolved one component at a
 //! time. Law: every look-up made on the way is given back.
 
+use std::collections::HashSet;
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path};
@@ -151,6 +152,12 @@ impl Guest {
     }
 
     /// The names in a directory, without "." and "..", in no order.
+    ///
+    /// # Errors
+    ///
+    /// A directory that would take more than 512 MiB of memory, which is
+    /// about three million names, is not listed in one piece;
+    /// [`Session::readdir`] reads it bit by bit. Otherwise as for any request.
     pub fn list(&self, path: impl AsRef<Path>) -> Result<Vec<DirEntry>> {
         let directory = self.walk(&components(path.as_ref())?)?;
         let session = self.session();
@@ -218,10 +225,15 @@ impl Guest {
     }
 }
 
-/// Reads a directory to its end.
+/// Bytes that the entries of one listing may take.
+const LISTING_BYTES: usize = 512 << 20;
+
+/// Reads a directory to its end, or to the end of what is allowed: a daemon
+/// may make entries up for ever, and such that are left out, too.
 fn list_all(session: &Session, nodeid: u64, fh: u64) -> Result<Vec<DirEntry>> {
-    let mut all = Vec::new();
+    let (mut all, mut bytes) = (Vec::new(), 0usize);
     let (mut offset, mut plus) = (0, true);
+    let mut read = HashSet::from([offset]);
     loop {
         let result = match plus {
             true => session.readdirplus(nodeid, fh, offset),
@@ -237,15 +249,30 @@ fn list_all(session: &Session, nodeid: u64, fh: u64) -> Result<Vec<DirEntry>> {
         let Some(last) = batch.last() else {
             return Ok(all);
         };
-        if last.head.off == offset {
-            return Err(Error::Protocol {
-                operation: "READDIRPLUS",
-                what: "the directory does not go on".into(),
-            });
-        }
         offset = last.head.off;
+        let taken = batch
+            .iter()
+            .map(|item| item.name.len() + size_of::<DirEntry>());
+        bytes = bytes.saturating_add(taken.sum());
         all.extend(batch.into_iter().filter_map(|item| listed(session, item)));
+        may_go_on(read.insert(offset), bytes)?;
     }
+}
+
+/// Whether a listing goes on at an offset that is `new`, after `bytes` of
+/// entries.
+fn may_go_on(new: bool, bytes: usize) -> Result<()> {
+    if !new {
+        return Err(Error::Protocol {
+            operation: "READDIRPLUS",
+            what: "the directory does not go on".into(),
+        });
+    }
+    if bytes > LISTING_BYTES {
+        let what = format!("the names of a directory take more than {LISTING_BYTES} bytes");
+        return Err(Error::Invalid(what));
+    }
+    Ok(())
 }
 
 fn listed(session: &Session, item: Listed) -> Option<DirEntry> {

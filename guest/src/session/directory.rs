@@ -5,10 +5,24 @@ use daxwindow_shared::fuse::{Dirent, EntryOut, Opcode, OpenIn, OpenOut, ReadIn, 
 
 use super::Session;
 use super::call::{Request, bytes};
-use crate::error::Result;
+use super::names::operation;
+use crate::error::{Error, Result};
 
 /// Room for one reply of entries.
 const LIST_BYTES: usize = 64 * 1024;
+
+/// Whether a directory can hold the name: a caller that joins it to a path
+/// stays in that directory, "." and ".." aside.
+fn is_name(name: &[u8]) -> bool {
+    !name.is_empty() && !name.contains(&b'/') && !name.contains(&0)
+}
+
+fn bad_name(opcode: Opcode, name: &[u8]) -> Error {
+    Error::Protocol {
+        operation: operation(opcode),
+        what: format!("\"{}\" is no name", name.escape_ascii()),
+    }
+}
 
 /// One entry of a directory, with what READDIRPLUS looked up.
 #[derive(Clone, Debug)]
@@ -34,7 +48,8 @@ impl Session {
     }
 
     /// The next entries from `offset` on (zero, or the last entry's
-    /// `head.off`); none at the end.
+    /// `head.off`); none at the end. An answer with a name that no directory
+    /// can hold (empty, or with a slash or a NUL byte) is an error as a whole.
     pub fn readdir(&self, nodeid: u64, fh: u64, offset: u64) -> Result<Vec<Listed>> {
         self.list(Opcode::Readdir, nodeid, fh, offset)
     }
@@ -53,14 +68,16 @@ impl Session {
             ..ReadIn::default()
         };
         let reply = self.bytes_of(opcode, nodeid, &[bytes(&read)], room)?;
-        let listed = entries(&reply, opcode == Opcode::Readdirplus);
-        Ok(listed
-            .map(|e| Listed {
-                head: e.head,
-                entry: e.entry,
-                name: e.name.to_vec(),
+        entries(&reply, opcode == Opcode::Readdirplus)
+            .map(|e| match is_name(e.name) {
+                true => Ok(Listed {
+                    head: e.head,
+                    entry: e.entry,
+                    name: e.name.to_vec(),
+                }),
+                false => Err(bad_name(opcode, e.name)),
             })
-            .collect())
+            .collect()
     }
 
     /// Closes a directory.

@@ -10,6 +10,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::*;
 use crate::transport::test_device::{Bench, Job, Program, TestTransport};
 
+#[path = "listing_test.rs"]
+mod listing;
 #[path = "pipeline_test.rs"]
 mod pipeline;
 
