@@ -1,7 +1,8 @@
 //! Requests byte by byte, and the laws every answer keeps.
 
 use daxwindow_guest::session::Session;
-use daxwindow_shared::fuse::{InHeader, OutHeader};
+use daxwindow_shared::fuse::flags::InitFlags;
+use daxwindow_shared::fuse::{InHeader, InitIn, InitOut, Opcode, OutHeader};
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// Room left for a reply when a test does not care.
@@ -79,4 +80,20 @@ pub(crate) fn check(reply: &[u8], unique: u64) -> Option<Answer> {
         errno: -header.error,
         body: body.to_vec(),
     })
+}
+
+/// Starts over with an INIT that offers `flags`; answers what was agreed.
+pub(crate) fn offer(session: &Session, flags: InitFlags) -> InitFlags {
+    let (flags, flags2) = (flags | InitFlags::INIT_EXT).to_words();
+    let init = InitIn {
+        major: 7,
+        minor: 45,
+        flags,
+        flags2,
+        ..InitIn::default()
+    };
+    let answer = ask(session, &Message::new(Opcode::Init as u32, 0, args(init)));
+    assert_eq!(answer.errno, 0);
+    let (out, _) = InitOut::read_from_prefix(&answer.body).expect("an answer to INIT");
+    InitFlags::from_words(out.flags, out.flags2)
 }

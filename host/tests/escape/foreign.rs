@@ -10,12 +10,12 @@ use daxwindow_shared::fuse::{CopyFileRangeIn, Opcode, ROOT_ID, SetattrIn};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
-use crate::common::wire::{Message, ask};
+use crate::common::wire::{Message, ask, offer};
 use crate::common::{
     Daemon, PATIENCE, RANGE, attach, eventually, in_memory, on_disk, open, read_by_request, walk,
     write_by_request,
 };
-use crate::{House, INSIDE, SANDBOXES, offer, refused};
+use crate::{House, INSIDE, SANDBOXES, refused};
 
 const HANDLES: [&str; 3] = ["never", "prefer", "mandatory"];
 

@@ -18,14 +18,8 @@ use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
 
 use daxwindow_guest::Result;
-use daxwindow_guest::session::Session;
-use daxwindow_shared::fuse::flags::InitFlags;
-use daxwindow_shared::fuse::{InitIn, InitOut, Opcode};
 use rustix::io::Errno;
 use tempfile::TempDir;
-use zerocopy::FromBytes;
-
-use common::wire::{Message, args, ask};
 
 /// What no guest may read.
 const SECRET: &[u8] = b"nobody in the guest may read this";
@@ -92,20 +86,4 @@ fn state_of(dir: &Path) -> BTreeMap<PathBuf, String> {
 fn refused<T>(result: Result<T>, errnos: &[Errno]) {
     let error = result.err().expect("refused").errno();
     assert!(errnos.contains(&error), "{error} is none of {errnos:?}");
-}
-
-/// Starts over with an INIT that offers `flags`; answers what was agreed.
-fn offer(session: &Session, flags: InitFlags) -> InitFlags {
-    let (flags, flags2) = (flags | InitFlags::INIT_EXT).to_words();
-    let init = InitIn {
-        major: 7,
-        minor: 45,
-        flags,
-        flags2,
-        ..InitIn::default()
-    };
-    let answer = ask(session, &Message::new(Opcode::Init as u32, 0, args(init)));
-    assert_eq!(answer.errno, 0);
-    let (out, _) = InitOut::read_from_prefix(&answer.body).expect("an answer to INIT");
-    InitFlags::from_words(out.flags, out.flags2)
 }

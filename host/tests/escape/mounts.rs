@@ -8,9 +8,9 @@ use daxwindow_shared::fuse::{EntryOut, Opcode, ROOT_ID};
 use rustix::io::Errno;
 use rustix::mount::{MountFlags, UnmountFlags, mount, mount_bind, unmount};
 
-use crate::common::wire::{Message, ask};
+use crate::common::wire::{Message, ask, offer};
 use crate::common::{Daemon, attach, on_disk, open, read_by_request, walk};
-use crate::{House, INSIDE, SANDBOXES, SECRET, offer, refused};
+use crate::{House, INSIDE, SANDBOXES, SECRET, refused};
 
 /// Unmounted on drop.
 struct Mounted(PathBuf);
