@@ -130,7 +130,7 @@ impl SharedDir {
             new_name.as_c_str(),
             AtFlags::SYMLINK_FOLLOW,
         )?;
-        self.lookup_in(&dir, new_name)
+        self.linked(&dir, new_name, &inode)
     }
 
     /// Creates and opens a regular file; without `O_EXCL` opens the one that
@@ -181,7 +181,7 @@ impl SharedDir {
             self.set_label(&file, label)?;
         }
         let node = self.proc.reopen(&file, OFlags::PATH)?;
-        let entry = self.bind(&dir, Found::new(node)?)?;
+        let entry = self.bind(&dir, c"", Found::new(node)?)?;
         self.hand_out(&dir, want, room, file, entry)
     }
 
@@ -240,7 +240,7 @@ impl SharedDir {
         if let Some(label) = creator.label
             && let Some(file) = self.create_labelled(creator, dir, name, label, (flags, mode))?
         {
-            let entry = self.bind_created(dir, &file)?;
+            let entry = self.bind_created(dir, name, &file)?;
             return Ok((file, entry));
         }
         let flags = flags
@@ -256,7 +256,7 @@ impl SharedDir {
         if let Some(label) = creator.label {
             self.labelled(dir, name, (&file, FileType::RegularFile), label)?;
         }
-        let entry = self.bind_created(dir, &file)?;
+        let entry = self.bind_created(dir, name, &file)?;
         Ok((file, entry))
     }
 
@@ -278,7 +278,7 @@ impl SharedDir {
             self.drop_capability_of(&file)?;
             found.stat = stat(&found.fd)?;
         }
-        Ok((file, self.bind(dir, found)?))
+        Ok((file, self.bind(dir, name.as_c_str(), found)?))
     }
 
     /// The directory for a new name, when something may be created and then

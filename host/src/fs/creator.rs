@@ -94,7 +94,7 @@ impl SharedDir {
         if let Some(label) = creator.label {
             self.labelled(dir, name, (&found.fd, found.kind()), label)?;
         }
-        self.bind(dir, found)
+        self.bind(dir, name.as_c_str(), found)
     }
 
     /// Labels what was just created, or removes it.

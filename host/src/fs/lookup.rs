@@ -1,6 +1,6 @@
 //! Names to nodes, and back to nothing.
 
-use std::ffi::OsStr;
+use std::ffi::{CStr, OsStr};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
 use super::attr::{key_of, kind_of, stat, stat_at};
-use super::inode::{FileHandle, Inode, Known, Moment, Mount, NodeFd, Seen};
+use super::inode::{FileHandle, Identity, Inode, Known, Moment, Mount, NodeFd, Seen};
 use super::{Entry, Name, SharedDir};
 
 /// How every name is resolved: beneath its parent, through no link of any
@@ -63,7 +63,7 @@ impl SharedDir {
     pub(super) fn lookup_in(&self, dir: &Inode, name: Name<'_>) -> Result<Entry, Errno> {
         let fd = dir.fd()?;
         if name.is_component() {
-            if dir.habits().finds_known() {
+            if dir.habits().finds_known() && dir.mount().knows_by_number() {
                 let horizon = self.inodes.horizon();
                 let stat = stat_at(&fd, name)?;
                 if let Some(known) = self.inodes.known(dir, &stat, horizon) {
@@ -76,7 +76,7 @@ impl SharedDir {
                 return Ok(entry);
             }
         }
-        self.bind(dir, find(&fd, name)?)
+        self.bind(dir, name.as_c_str(), find(&fd, name)?)
     }
 
     /// By handle and attributes of one name, if they are surely of one inode.
@@ -97,15 +97,15 @@ impl SharedDir {
         Ok(Some(self.entry_of(dir, &stat, known)))
     }
 
-    /// Makes an inode known to the guest, one lookup counted. `dir` is where
-    /// it was found.
-    pub(super) fn bind(&self, dir: &Inode, found: Found) -> Result<Entry, Errno> {
+    /// Makes an inode known to the guest, one lookup counted. It was found in
+    /// `dir` by `name`, which is empty if it has none.
+    pub(super) fn bind(&self, dir: &Inode, name: &CStr, found: Found) -> Result<Entry, Errno> {
         let mount = self.mount_of(dir, found.fd.as_fd(), &found.stat)?;
         let seen = Seen {
             mount: &mount,
             stat: &found.stat,
             then: found.then,
-            handle: mount.handle_of(&found.fd)?,
+            identity: mount.identity_of(&found.fd, &found.stat, (dir.id(), name))?,
             fd: Some(found.fd),
         };
         let known = self.inodes.bind(dir.session(), seen)?;
@@ -113,23 +113,46 @@ impl SharedDir {
         Ok(self.entry_of(dir, &found.stat, known))
     }
 
-    /// The same for a file just created in `dir` and open.
-    pub(super) fn bind_created(&self, dir: &Inode, file: &OwnedFd) -> Result<Entry, Errno> {
+    /// The same for a file just created and open.
+    pub(super) fn bind_created(
+        &self,
+        dir: &Inode,
+        name: Name<'_>,
+        file: &OwnedFd,
+    ) -> Result<Entry, Errno> {
         let then = Moment::now();
         let stat = stat(file)?;
         let Some(handle) = dir.mount().handle_of(file)? else {
             let node = self.proc.reopen(file, OFlags::PATH)?;
-            return self.bind(dir, Found::new(node)?);
+            return self.bind(dir, name.as_c_str(), Found::new(node)?);
         };
         let seen = Seen {
             mount: &self.mount_of(dir, file.as_fd(), &stat)?,
             stat: &stat,
             then,
-            handle: Some(handle),
+            identity: Identity::Handle(handle),
             fd: None,
         };
         let known = self.inodes.bind(dir.session(), seen)?;
         Ok(self.entry_of(dir, &stat, known))
+    }
+
+    /// Looks a name up that was just given to the node `inode`: it is the
+    /// node's also where the file system below has another inode for each name.
+    pub(super) fn linked(
+        &self,
+        dir: &Inode,
+        name: Name<'_>,
+        inode: &Inode,
+    ) -> Result<Entry, Errno> {
+        if dir.mount().knows_by_number() {
+            return self.lookup_in(dir, name);
+        }
+        let found = find(dir.fd()?, name)?;
+        match self.inodes.known_again(dir, inode, &found.stat) {
+            Some(known) => Ok(self.entry_of(dir, &found.stat, known)),
+            None => self.bind(dir, name.as_c_str(), found),
+        }
     }
 
     /// The mount of an inode that was found in `dir`.

@@ -12,6 +12,7 @@
 mod common;
 
 mod features;
+mod identity;
 mod places;
 mod power_cut;
 mod quota;

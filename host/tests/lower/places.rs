@@ -29,6 +29,26 @@ impl Place {
         &self.at
     }
 
+    /// Mounts an overlay in `base`, over `lower` there, and goes there.
+    fn lay_over(&mut self, base: &Path) {
+        let parts = ["lower", "upper", "work", "merged"].map(|name| base.join(name));
+        for part in &parts[1..] {
+            std::fs::create_dir(part).expect("a directory");
+        }
+        let [lower, upper, work, merged] = parts;
+        let options = format!(
+            "lowerdir={},upperdir={},workdir={}",
+            lower.display(),
+            upper.display(),
+            work.display()
+        );
+        let options = CString::new(options).expect("no zero");
+        let flags = MountFlags::empty();
+        mount("overlay", &merged, "overlay", flags, &*options).expect("mounted");
+        self.mounts.push(merged.clone());
+        self.at = merged;
+    }
+
     /// Unmounts and mounts the image again, as after a power cut.
     pub(crate) fn mount_again(&self) {
         unmount(&self.at, UnmountFlags::empty()).expect("nobody is in it");
@@ -116,9 +136,18 @@ pub(crate) fn btrfs() -> Place {
 }
 
 pub(crate) fn tmpfs() -> Place {
+    in_memory("tmpfs")
+}
+
+/// It has no file handles at all.
+pub(crate) fn ramfs() -> Place {
+    in_memory("ramfs")
+}
+
+fn in_memory(kind: &str) -> Place {
     let folder = on_disk();
     let at = folders(&folder, &["at"]).remove(0);
-    mount("tmpfs", &at, "tmpfs", MountFlags::empty(), c"size=64m").expect("mounted");
+    mount(kind, &at, kind, MountFlags::empty(), c"size=64m").expect("mounted");
     prepare(&at);
     Place {
         mounts: vec![at.clone()],
@@ -131,27 +160,23 @@ pub(crate) fn tmpfs() -> Place {
 pub(crate) fn overlayfs() -> Place {
     let mut place = ext4("rw");
     let base = place.at.clone();
-    let parts = ["upper", "work", "merged"].map(|name| base.join(name));
-    for part in &parts {
-        std::fs::create_dir(part).expect("a directory");
-    }
     let lower = base.join("lower");
     std::fs::create_dir(&lower).expect("a directory");
     for name in ["seed", "link", "many"] {
         std::fs::rename(base.join(name), lower.join(name)).expect("moved");
     }
-    let [upper, work, merged] = parts;
-    let options = format!(
-        "lowerdir={},upperdir={},workdir={}",
-        lower.display(),
-        upper.display(),
-        work.display()
-    );
-    let options = CString::new(options).expect("no zero");
-    let flags = MountFlags::empty();
-    mount("overlay", &merged, "overlay", flags, &*options).expect("mounted");
-    place.mounts.push(merged.clone());
-    place.at = merged;
+    place.lay_over(&base);
+    place
+}
+
+/// An overlay on tmpfs, with what `fill` makes in its lower layer.
+pub(crate) fn overlay_over(fill: impl FnOnce(&Path)) -> Place {
+    let mut place = tmpfs();
+    let base = place.at.clone();
+    let lower = base.join("lower");
+    std::fs::create_dir(&lower).expect("a directory");
+    fill(&lower);
+    place.lay_over(&base);
     place
 }
 

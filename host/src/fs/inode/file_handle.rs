@@ -31,6 +31,7 @@ pub(super) mod magic {
     pub(in crate::fs::inode) const SQUASHFS: FsWord = 0x7371_7368;
     pub(in crate::fs::inode) const BCACHEFS: FsWord = 0xca45_1a4e;
     pub(in crate::fs::inode) const ZFS: FsWord = 0x2fc1_2fc1;
+    pub(in crate::fs::inode) const FUSE: FsWord = 0x6573_5546;
 }
 
 /// One handle; equal handles on one mount are one inode.
@@ -50,6 +51,12 @@ impl FileHandle {
     /// Handle of the inode behind a descriptor.
     pub(super) fn of(fd: impl AsFd) -> Result<FileHandle, Errno> {
         FileHandle::new(&sys::handle_of(fd.as_fd())?)
+    }
+
+    /// A handle that tells the inode behind a descriptor from others, while
+    /// the descriptor is open. It may be impossible to open the inode by it.
+    pub(super) fn to_compare(fd: impl AsFd) -> Result<FileHandle, Errno> {
+        FileHandle::new(&sys::handle_to_compare(fd.as_fd())?)
     }
 
     /// Handle of what a name stands for, and the unique id of its mount.
@@ -94,6 +101,18 @@ impl FileHandle {
             Bytes::Inline { len, data } => data.get(..usize::from(*len)).unwrap_or(data),
             Bytes::Boxed(bytes) => bytes,
         }
+    }
+
+    /// Whether overlayfs made it, and of a file in the upper layer: then equal
+    /// handles are one inode. A handle of a file in a lower layer, or copied up
+    /// from there, is the same for all names that the layer has for the file.
+    /// Source: `struct ovl_fh` in `fs/overlayfs/overlayfs.h`.
+    pub(super) fn is_of_upper_layer(&self) -> bool {
+        const TYPE: i32 = 0xf8;
+        const FLAGS_AT: usize = 6;
+        const PATH_UPPER: u8 = 1 << 2;
+        let flags = self.bytes().get(FLAGS_AT);
+        self.kind == TYPE && flags.is_some_and(|flags| flags & PATH_UPPER != 0)
     }
 
     /// The inode number in a handle of a file system that is known to put it
@@ -169,5 +188,15 @@ mod tests {
         assert_eq!(handle(0x4d, &btrfs).ino(magic::BTRFS), None);
         assert_eq!(handle(1, &ext).ino(magic::OVERLAY), None);
         assert_eq!(handle(2, &ext).ino(magic::EXT), None);
+    }
+
+    #[test]
+    fn overlayfs_tells_which_layer_a_handle_is_of() {
+        // Padding, version, magic number, length, flags, and what follows.
+        let of = |flags: u8| [0, 0, 0, 0, 0xfb, 33, flags, 1, 0x7a, 0x54];
+        assert!(handle(0xf8, &of(4)).is_of_upper_layer());
+        assert!(!handle(0xf8, &of(0)).is_of_upper_layer());
+        assert!(!handle(0xf8, &[0, 0, 0, 0, 0xfb]).is_of_upper_layer());
+        assert!(!handle(0x81, &of(4)).is_of_upper_layer());
     }
 }

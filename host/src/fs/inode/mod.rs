@@ -3,6 +3,7 @@
 //! | file | owns |
 //! | --- | --- |
 //! | `table` | nodes by id and by identity |
+//! | `table::bind` | an inode that was found, to its node |
 //! | `index` | what a lookup asks of a node, in one place |
 //! | `identity` | when two looks were at one inode |
 //! | `file_handle` | handles: an inode's name for good |
@@ -34,19 +35,20 @@ mod usage;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::{Arc, OnceLock};
 
-use rustix::fs::{FileType, OFlags};
+use rustix::fs::{FileType, OFlags, Statx};
 use rustix::io::Errno;
 
+use super::attr;
 use super::budget::Unit;
 use dax_once::DaxOnce;
 use descriptors::Ticket;
 use habits::Habits;
-use identity::unpacked;
+use identity::{Birth, unpacked};
 use index::Spot;
 
 pub(super) use file_handle::FileHandle;
 pub use identity::HostInode;
-pub(super) use identity::{Key, Moment};
+pub(super) use identity::{Identity, Key, Moment};
 pub(super) use ids::IdShards;
 pub(super) use mount::Mount;
 pub(super) use sys::change_mode;
@@ -70,8 +72,8 @@ pub(super) struct Inode {
     dax: DaxOnce,
     habits: Habits,
     kind: FileType,
-    /// None if `held` is set from the start.
-    handle: Option<FileHandle>,
+    /// Without a handle that opens it, `held` is set from the start.
+    identity: Identity,
     held: OnceLock<Box<Held>>,
     cached: Ticket,
     _unit: Option<Unit>,
@@ -161,7 +163,7 @@ impl Inode {
         if let Some(fd) = descriptors.get(self.id, &self.cached) {
             return Ok(NodeFd::Shared(fd));
         }
-        let handle = self.handle.as_ref().ok_or(Errno::STALE)?;
+        let handle = self.identity.handle().ok_or(Errno::STALE)?;
         let fd = Arc::new(self.mount.open(handle, OFlags::PATH)?);
         descriptors.put(self.id, &self.cached, &fd);
         Ok(NodeFd::Shared(fd))
@@ -173,7 +175,7 @@ impl Inode {
         if self.held.get().is_some() {
             return None;
         }
-        let handle = self.handle.as_ref()?;
+        let handle = self.identity.handle()?;
         Some(self.mount.open(handle, flags))
     }
 
@@ -206,7 +208,24 @@ impl Inode {
         openable(self.kind)
     }
 
-    /// Whether something has pinned the inode since before now.
+    /// Whether an inode of this number and these attributes is the node's,
+    /// because something has pinned that since before now.
+    fn is_pinned_as(&self, stat: &Statx) -> bool {
+        self.mount.numbers().tell(stat) && self.is_pinned()
+    }
+
+    /// Whether the inode still has its number and a name, and has the type and
+    /// the age of another with that number.
+    fn is_still(&self, other: &Statx) -> bool {
+        let Ok(stat) = self.fd().and_then(attr::stat) else {
+            return false;
+        };
+        attr::key_of(&stat) == attr::key_of(other)
+            && attr::kind_of(&stat) == attr::kind_of(other)
+            && stat.stx_nlink > 0
+            && Birth::of(&stat) == Birth::of(other)
+    }
+
     fn is_pinned(&self) -> bool {
         self.held.get().is_some()
             || self

@@ -3,6 +3,7 @@
 //! descriptor kept for it while a node is there.
 
 use std::collections::{HashMap, HashSet};
+use std::ffi::CStr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
@@ -16,7 +17,7 @@ use super::super::procfd::ProcFd;
 use super::super::{InodeFileHandles, attr};
 use super::descriptors::Descriptors;
 use super::file_handle::{FileHandle, magic};
-use super::identity::{Birth, Key, packed};
+use super::identity::{Birth, Identity, Key, Numbers, packed};
 
 /// File systems whose handles can be opened for as long as the inode exists,
 /// in the host's cache or not. Others may give handles and then not know them
@@ -56,6 +57,8 @@ pub(in crate::fs) struct Mount {
     /// As `packed` has it.
     device: u32,
     number: u16,
+    fs: FsWord,
+    numbers: Numbers,
     by_handle: Option<Arc<ByHandle>>,
     descriptors: Arc<Descriptors>,
     /// Its file system's renames take no flags.
@@ -71,7 +74,6 @@ struct ByHandle {
     fd: Arc<OwnedFd>,
     /// That inode's.
     handle: FileHandle,
-    fs: FsWord,
     /// The device of that inode, as `packed` has it: only the device of an
     /// inode in use keeps its number.
     device: u32,
@@ -130,6 +132,16 @@ impl Mount {
         self.by_handle.is_some()
     }
 
+    /// What numbers of inodes here tell.
+    pub(super) fn numbers(&self) -> Numbers {
+        self.numbers
+    }
+
+    /// Whether a name's attributes can tell which node it is of.
+    pub(in crate::fs) fn knows_by_number(&self) -> bool {
+        self.numbers != Numbers::Unreliable
+    }
+
     /// Whether a rename there can be told to replace nothing.
     pub(in crate::fs) fn renames_to_free(&self) -> bool {
         !self.no_rename_flags.load(Ordering::Relaxed)
@@ -154,10 +166,40 @@ impl Mount {
         }
     }
 
+    /// What an inode here is known by, that `fd` holds and was found in the
+    /// directory of node `dir` by `name`, which is empty if it has none.
+    pub(in crate::fs) fn identity_of(
+        &self,
+        fd: impl AsFd,
+        stat: &Statx,
+        (dir, name): (u64, &CStr),
+    ) -> Result<Identity, Errno> {
+        if let Some(handle) = self.handle_of(&fd)? {
+            return Ok(Identity::Handle(handle));
+        }
+        if self.has_handles() || self.numbers.tell(stat) {
+            return Ok(Identity::Number);
+        }
+        let handle = FileHandle::of(&fd).or_else(|_| self.handle_to_compare(&fd));
+        Ok(match self.numbers {
+            Numbers::UniqueUnlessLinked => Identity::of_linked(handle.ok(), dir, name),
+            _ => handle.map_or(Identity::Number, Identity::Handle),
+        })
+    }
+
+    /// Other file systems than these put no more than the number into handles
+    /// that they cannot open.
+    fn handle_to_compare(&self, fd: impl AsFd) -> Result<FileHandle, Errno> {
+        match self.fs {
+            magic::OVERLAY | magic::FUSE => FileHandle::to_compare(fd),
+            _ => Err(Errno::OPNOTSUPP),
+        }
+    }
+
     /// When an inode here was created, if that helps to tell it from others.
     pub(super) fn birth(&self, stat: &Statx) -> Birth {
         match &self.by_handle {
-            Some(way) if way.device == self.device && BIRTHS.contains(&way.fs) => Birth::of(stat),
+            Some(way) if way.device == self.device && BIRTHS.contains(&self.fs) => Birth::of(stat),
             _ => Birth::UNKNOWN,
         }
     }
@@ -165,12 +207,13 @@ impl Mount {
     /// Whether a handle and attributes taken of one name, in this order, can
     /// be shown to be of one inode.
     pub(in crate::fs) fn pairs_by_name(&self) -> bool {
-        self.by_handle.as_ref().is_some_and(|way| way.by_name)
+        let by_name = self.by_handle.as_ref().is_some_and(|way| way.by_name);
+        by_name && self.numbers == Numbers::Unique
     }
 
     /// The inode number in a handle of this mount.
     pub(super) fn ino_in(&self, handle: &FileHandle) -> Option<u64> {
-        handle.ino(self.by_handle.as_ref()?.fs)
+        handle.ino(self.fs)
     }
 
     /// Opens an inode by its handle. `ESTALE` if it exists no more, `ENOMEM`
@@ -245,10 +288,12 @@ impl MountTable {
         if let Some(known) = self.known(&key) {
             return Ok(known);
         }
+        // Not under the lock: the file system may be slow. One that does not
+        // say what it is is relied on for nothing.
+        let fs = rustix::fs::fstatfs(fd).map_or(0, |statfs| statfs.f_type);
         let by_handle = match self.on_another_device(key.mount) {
             Some(tried) => tried.by_handle.clone(),
-            // Not under the lock: the file system may be slow.
-            None => self.try_handles(proc, fd, stat)?.map(Arc::new),
+            None => self.try_handles(proc, fd, (stat, fs))?.map(Arc::new),
         };
         let place = place_of(&key);
         let mut mounts = self.mounts.lock();
@@ -265,6 +310,8 @@ impl MountTable {
             id: key.mount,
             device: packed(key.device()),
             number,
+            fs,
+            numbers: Numbers::of(fs, by_handle.is_some()),
             by_handle,
             descriptors: Arc::clone(&self.descriptors),
             no_rename_flags: AtomicBool::new(false),
@@ -293,12 +340,12 @@ impl MountTable {
         &self,
         proc: &ProcFd,
         fd: BorrowedFd<'_>,
-        stat: &Statx,
+        (stat, fs): (&Statx, FsWord),
     ) -> Result<Option<ByHandle>, Errno> {
         if self.wanted == InodeFileHandles::Never {
             return Ok(None);
         }
-        match try_handles(proc, fd, stat, self.wanted) {
+        match try_handles(proc, fd, (stat, fs), self.wanted) {
             Ok(way) => Ok(Some(way)),
             Err(why) => {
                 report(self.wanted, &attr::key_of(stat), &why);
@@ -348,7 +395,7 @@ enum NoHandles {
 fn try_handles(
     proc: &ProcFd,
     fd: BorrowedFd<'_>,
-    stat: &Statx,
+    (stat, fs): (&Statx, FsWord),
     wanted: InodeFileHandles,
 ) -> Result<ByHandle, NoHandles> {
     let flags = OFlags::RDONLY | OFlags::NONBLOCK;
@@ -368,9 +415,6 @@ fn try_handles(
     if attr::key_of(&again) != key {
         return Err(NoHandles::Another);
     }
-    let fs = rustix::fs::fstatfs(&opened)
-        .map_err(NoHandles::None)?
-        .f_type;
     if wanted != InodeFileHandles::Mandatory && !LASTING.contains(&fs) {
         return Err(NoHandles::Forgetful(fs));
     }
@@ -378,7 +422,6 @@ fn try_handles(
     Ok(ByHandle {
         fd: Arc::new(opened),
         handle,
-        fs,
         device: packed(key.device()),
         by_name,
         mandatory: wanted == InodeFileHandles::Mandatory,

@@ -16,6 +16,9 @@ pub(super) const MAX_BYTES: usize = 128;
 /// `AT_HANDLE_MNT_ID_UNIQUE`, since Linux 6.12.
 const UNIQUE_MOUNT: libc::c_int = 0x001;
 
+/// `AT_HANDLE_FID`, since Linux 6.6.
+const NEED_NOT_OPEN: libc::c_int = 0x200;
+
 /// `struct file_handle` of `linux/fs.h` with room for any.
 #[repr(C)]
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,13 @@ impl RawHandle {
 pub(super) fn handle_of(fd: BorrowedFd<'_>) -> Result<RawHandle, Errno> {
     let mut mount = 0;
     encode(fd, c"", libc::AT_EMPTY_PATH, &mut mount)
+}
+
+/// The same where no inode can be opened by handle, too. `EINVAL` before Linux
+/// 6.6.
+pub(super) fn handle_to_compare(fd: BorrowedFd<'_>) -> Result<RawHandle, Errno> {
+    let mut mount = 0;
+    encode(fd, c"", libc::AT_EMPTY_PATH | NEED_NOT_OPEN, &mut mount)
 }
 
 /// Handle of what a name in a directory stands for, and the unique id of the

@@ -1,17 +1,19 @@
 //! Nodes by id and by identity.
 //!
-//! Node ids grow and are never reused: a stale id finds nothing. A node lives
-//! while its lookup count, as FUSE defines it, is above zero; a count that
-//! reached zero never rises again, so a lookup that races the last forget
-//! gets a new node instead of a dying one. Several nodes may have one inode
-//! number, if all but one are of inodes that are gone.
+//! Node ids grow and are never reused: a stale id
+//! finds nothing. A node lives while its lookup count, as FUSE defines it, is
+//! above zero; a count that reached zero never rises again, so a lookup that
+//! races the last forget gets a new node instead of a dying one. Several nodes
+//! may have one inode number, if all but one are of inodes that are gone, or
+//! numbers do not tell inodes apart.
 //!
 //! The map and the index are sharded, and no shard is locked across a system
 //! call. Lock order: a shard of the index before one of the map, either before
 //! a shard of descriptors.
 
+mod bind;
+
 use std::hash::BuildHasher;
-use std::num::NonZeroU64;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
@@ -28,13 +30,14 @@ use super::super::budget::Budget;
 use super::super::procfd::ProcFd;
 use super::dax_once::DaxOnce;
 use super::descriptors::{Descriptors, Ticket};
-use super::file_handle::FileHandle;
 use super::habits::Habits;
-use super::identity::{Birth, Key, Moment};
+use super::identity::{Birth, Identity, Key};
 use super::ids::{IdShards, SHARDS};
 use super::index::{Entry, Index, Spot};
 use super::mount::{Mount, MountTable};
 use super::{Held, Inode, sys};
+
+pub(in crate::fs) use bind::Seen;
 
 /// Nodes whose memory is worth giving back.
 const MANY: usize = 1 << 13;
@@ -55,19 +58,6 @@ pub(in crate::fs) struct NodeLimits {
     pub(in crate::fs) inode_descriptors: usize,
     pub(in crate::fs) cached_descriptors: usize,
     pub(in crate::fs) handles: InodeFileHandles,
-}
-
-/// An inode as it was found, to be bound to a node.
-pub(in crate::fs) struct Seen<'a> {
-    /// Where it is.
-    pub(in crate::fs) mount: &'a Arc<Mount>,
-    pub(in crate::fs) stat: &'a Statx,
-    /// A time when the inode was alive, before it was looked at.
-    pub(in crate::fs) then: Moment,
-    /// What to know it by.
-    pub(in crate::fs) handle: Option<FileHandle>,
-    /// An `O_PATH` descriptor of it, without which it needs a handle.
-    pub(in crate::fs) fd: Option<OwnedFd>,
 }
 
 /// All inodes of one guest.
@@ -174,118 +164,22 @@ impl InodeTable {
         self.retain_if(dir.session, spot, |entry| {
             entry.id() < horizon
                 && (entry.is_settled() && birth.is_known() && entry.birth() == birth
-                    || self.is_node(entry, Inode::is_pinned))
+                    || self.is_node(entry, |inode| inode.is_pinned_as(stat)))
         })
     }
 
-    /// The node of a name's handle and attributes, which were taken in this
-    /// order after `then`; none if that does not prove them to be of one
-    /// inode.
-    pub(in crate::fs) fn bind_pair(
+    /// A node, with one lookup more on its count, if an inode of these
+    /// attributes can be the node's. Nothing but its number may say so.
+    pub(in crate::fs) fn known_again(
         &self,
         dir: &Inode,
-        then: Moment,
-        (handle, mount): (FileHandle, u64),
+        inode: &Inode,
         stat: &Statx,
-    ) -> Option<Result<Known, Errno>> {
-        let key = attr::key_of(stat);
-        if mount != key.mount || !dir.mount.has(&key) {
+    ) -> Option<Known> {
+        if !inode.is_still(stat) {
             return None;
         }
-        let birth = dir.mount.birth(stat);
-        let settled = birth.is_settled(then);
-        // A node's own handle says that the name was its inode's, and the
-        // number that it still is.
-        let same = |entry: &Entry| {
-            let has_handle = |inode: &Inode| inode.handle.as_ref() == Some(&handle);
-            let same = entry.birth() == birth && self.is_node(entry, has_handle);
-            if same && settled {
-                entry.settle();
-            }
-            same
-        };
-        if let Some(known) = self.retain_if(dir.session, spot_of(&key, &dir.mount), same) {
-            return Some(Ok(known));
-        }
-        // Who has this number now was born before the handle was taken, so the
-        // handle, which is of this number too, is its own.
-        let is_pair = settled && dir.mount.ino_in(&handle) == Some(key.ino);
-        is_pair.then(|| {
-            self.bind(
-                dir.session,
-                Seen {
-                    mount: &dir.mount,
-                    stat,
-                    then,
-                    handle: Some(handle),
-                    fd: None,
-                },
-            )
-        })
-    }
-
-    /// The node of an inode just found, with one lookup more on its count.
-    /// `session` is that of the directory. Errors: `ENFILE` over budget,
-    /// `ESTALE` when a reset came between.
-    pub(in crate::fs) fn bind(&self, session: u64, mut seen: Seen<'_>) -> Result<Known, Errno> {
-        let key = attr::key_of(seen.stat);
-        let birth = seen.mount.birth(seen.stat);
-        let settled = birth.is_settled(seen.then);
-        let handle = seen.handle.take();
-        let same = |entry: &Entry| {
-            let same = self.is_node(entry, |inode| inode.handle == handle);
-            if same && settled {
-                entry.settle();
-            }
-            same
-        };
-        let spot = spot_of(&key, seen.mount);
-        if let Some(known) = self.retain_if(session, spot, same) {
-            return Ok(known);
-        }
-        let unit = self.budget.take_one();
-        let held = held_by(&mut seen, handle.is_some())?;
-        let hash = self.hash(&spot);
-        let mut shard = self.shard(hash).write();
-        // Under the lock that `clear` needs: what is added now, it will find.
-        if self.session.load(Ordering::Acquire) != session {
-            return Err(Errno::STALE);
-        }
-        if let Some(known) = retain_in(&shard, hash, spot, same) {
-            return Ok(known);
-        }
-        let unit = Some(unit.ok_or(Errno::NFILE)?);
-        self.peak.fetch_max(self.live(), Ordering::Relaxed);
-        let kind = attr::kind_of(seen.stat);
-        let fd = seen.fd.map(Arc::new);
-        let id = self.next_id.fetch_add(1, Ordering::AcqRel);
-        // Not even a counter that has come round gives 0 out.
-        let some_id = NonZeroU64::new(id).ok_or(Errno::NFILE)?;
-        let inode = Arc::new(Inode {
-            id,
-            ino: key.ino,
-            session,
-            mount: Arc::clone(seen.mount),
-            handle,
-            held: held.map_or_else(OnceLock::new, OnceLock::from),
-            cached: Ticket::default(),
-            kind,
-            dax: DaxOnce::new(kind),
-            habits: Habits::default(),
-            _unit: unit,
-        });
-        self.by_id.of(id).write().insert(id, Arc::clone(&inode));
-        let entry = Entry::new(some_id, spot, birth, settled, DaxOnce::new(kind));
-        shard.insert(hash, entry, |spot| self.hash(spot));
-        drop(shard);
-        if let Some(fd) = fd {
-            inode.mount.descriptors().put(id, &inode.cached, &fd);
-        }
-        Ok(Known {
-            id,
-            dax: inode.dax(),
-            before: false,
-        })
+        self.retain_if(dir.session, inode.spot(), |entry| entry.id() == inode.id)
     }
 
     /// A node that may be the one of this inode, to keep it while a name of
@@ -295,13 +189,16 @@ impl InodeTable {
         let Some(spot) = self.spot_from(dir, &key) else {
             return Vec::new();
         };
+        let mut nodes = self.at(spot);
+        nodes.retain(|inode| inode.session == dir.session);
+        nodes
+    }
+
+    fn at(&self, spot: Spot) -> Vec<Arc<Inode>> {
         let hash = self.hash(&spot);
         let shard = self.shard(hash).read();
-        shard
-            .at(hash, spot)
-            .filter_map(|entry| self.get(entry.id()))
-            .filter(|inode| inode.session == dir.session)
-            .collect()
+        let nodes = shard.at(hash, spot);
+        nodes.filter_map(|entry| self.get(entry.id())).collect()
     }
 
     /// Takes back `count` lookups of a node. The root stays; more lookups than
@@ -368,7 +265,7 @@ impl InodeTable {
             ino: self.root.key.ino,
             session: self.session.load(Ordering::Acquire),
             mount: Arc::clone(&self.root.mount),
-            handle: None,
+            identity: Identity::Number,
             held: OnceLock::from(held),
             cached: Ticket::default(),
             kind: FileType::Directory,
@@ -439,25 +336,6 @@ fn spot_of(key: &Key, mount: &Mount) -> Spot {
         ino: key.ino,
         mount: mount.number(),
     }
-}
-
-/// What a new node has to hold: its descriptor if it has no handle, or its
-/// inode no name.
-fn held_by(seen: &mut Seen<'_>, has_handle: bool) -> Result<Option<Box<Held>>, Errno> {
-    if has_handle && seen.stat.stx_nlink > 0 {
-        return Ok(None);
-    }
-    let held = match (seen.mount.descriptors().hold(), seen.fd.take()) {
-        (Some(unit), Some(fd)) => Held {
-            fd: Arc::new(fd),
-            _unit: Some(unit),
-        },
-        // Lives as long as it is open.
-        _ if has_handle => return Ok(None),
-        (None, _) => return Err(Errno::NFILE),
-        (_, None) => return Err(Errno::STALE),
-    };
-    Ok(Some(Box::new(held)))
 }
 
 fn retain_in(

@@ -286,12 +286,13 @@ proptest! {
         let table = InodeTable::new(root, &proc, Arc::clone(&session), limits).unwrap();
         let bind = |session, n: u64| {
             let fd = open(n.to_string()).unwrap();
+            let stat = attr::stat(&fd).unwrap();
             let root = table.get(ROOT_ID).unwrap();
             table.bind(session, Seen {
                 mount: root.mount(),
-                stat: &attr::stat(&fd).unwrap(),
+                stat: &stat,
                 then: Moment::now(),
-                handle: root.mount().handle_of(&fd).unwrap(),
+                identity: root.mount().identity_of(&fd, &stat, (ROOT_ID, c"")).unwrap(),
                 fd: Some(fd),
             })
         };
