@@ -218,7 +218,7 @@ impl SharedDir {
             generation: 0,
             attr: self.attr_of(stat),
             dax: known.dax,
-            submount: is_dir && key_of(stat).mount != dir.mount().id(),
+            submount: is_dir && !dir.mount().has(&key_of(stat)),
         }
     }
 }

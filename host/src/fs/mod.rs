@@ -109,7 +109,8 @@ pub struct Entry {
     /// Whether the node has DAX; none if that is to be decided now, see
     /// [`SharedDir::settle_dax`].
     pub dax: Option<bool>,
-    /// A directory that another file system is mounted on.
+    /// A directory that another file system is mounted on, or that has a
+    /// device of its own, as the top of a btrfs subvolume has.
     pub submount: bool,
 }
 

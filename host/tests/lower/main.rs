@@ -16,6 +16,7 @@ mod identity;
 mod places;
 mod power_cut;
 mod quota;
+mod submounts;
 mod table;
 
 use rustix::io::Errno;

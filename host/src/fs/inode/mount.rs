@@ -83,10 +83,6 @@ struct ByHandle {
 }
 
 impl Mount {
-    pub(in crate::fs) fn id(&self) -> u64 {
-        self.id
-    }
-
     /// The device, as `packed` has it.
     pub(super) fn device(&self) -> u32 {
         self.device
