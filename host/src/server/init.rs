@@ -37,7 +37,6 @@ const ACCEPTED: InitFlags = InitFlags::ASYNC_READ
     .union(InitFlags::CACHE_SYMLINKS)
     .union(InitFlags::HAS_IOCTL_DIR)
     .union(InitFlags::CREATE_SUPP_GROUP)
-    .union(InitFlags::NO_EXPORT_SUPPORT)
     .union(InitFlags::ALLOW_IDMAP);
 
 impl Server {

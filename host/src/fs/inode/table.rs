@@ -1,6 +1,6 @@
 //! Nodes by id and by identity.
 //!
-//! Node ids grow and are never reused: a stale id
+//! Node ids grow and are never reused, not even by the next daemon: a stale id
 //! finds nothing. A node lives while its lookup count, as FUSE defines it, is
 //! above zero; a count that reached zero never rises again, so a lookup that
 //! races the last forget gets a new node instead of a dying one. Several nodes
@@ -23,6 +23,7 @@ use foldhash::quality::RandomState;
 use parking_lot::RwLock;
 use rustix::fs::{FileType, Statx};
 use rustix::io::Errno;
+use rustix::time::{ClockId, clock_gettime};
 
 use super::super::InodeFileHandles;
 use super::super::attr;
@@ -103,7 +104,7 @@ impl InodeTable {
             by_id: IdShards::new(),
             by_spot: (0..SHARDS).map(|n| RwLock::new(Index::new(n))).collect(),
             hasher: RandomState::default(),
-            next_id: AtomicU64::new(ROOT_ID + 1),
+            next_id: AtomicU64::new(first_id()),
             session,
             budget: Budget::new(limits.inodes),
             peak: AtomicUsize::new(0),
@@ -328,6 +329,17 @@ impl InodeTable {
         }
         retain_in(&shard, hash, spot, is_it)
     }
+}
+
+/// The first node id: one above all that a daemon can have given out that
+/// started earlier, by the time in milliseconds, with a million ids for each.
+/// A guest's file handles are made of node ids and may be kept for longer than
+/// a daemon lives.
+fn first_id() -> u64 {
+    let now = clock_gettime(ClockId::Realtime);
+    let seconds = u64::try_from(now.tv_sec).unwrap_or(0);
+    let ms = seconds.saturating_mul(1000) + now.tv_nsec as u64 / 1_000_000;
+    (ms << 20).max(ROOT_ID + 1)
 }
 
 /// Where an inode with this key is one, on its mount.

@@ -36,6 +36,27 @@ fn a_node_lives_as_long_as_its_lookups() {
     assert_ne!(share.find(c"f").nodeid, id, "an id is not used twice");
 }
 
+/// A guest may keep file handles, which are made of node ids, for longer than a
+/// daemon lives.
+#[test]
+fn a_node_id_means_nothing_to_the_next_daemon() {
+    let all = tempfile::tempdir().unwrap();
+    std::fs::write(all.path().join("f"), "x").unwrap();
+    let ids = || {
+        let fs = SharedDir::open(all.path(), ShareOptions::default()).unwrap();
+        let ids = [0; 4].map(|_| {
+            let id = fs.lookup(ROOT_ID, n(c"f")).unwrap().nodeid;
+            fs.forget(id, 1);
+            id
+        });
+        std::thread::sleep(std::time::Duration::from_millis(2));
+        ids
+    };
+    let (before, after) = (ids(), ids());
+    assert!(before.is_sorted() && after.is_sorted());
+    assert!(before[3] < after[0], "{before:?} {after:?}");
+}
+
 #[test]
 fn hostile_forgets_end_nothing_but_the_node() {
     let share = Share::new();

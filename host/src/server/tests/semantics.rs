@@ -125,6 +125,7 @@ fn what_has_a_flag_is_agreed_only_when_asked_for() {
         InitFlags::POSIX_ACL,
         InitFlags::DONT_MASK,
         InitFlags::EXPORT_SUPPORT,
+        InitFlags::NO_EXPORT_SUPPORT,
         InitFlags::HAS_EXPIRE_ONLY,
         InitFlags::HAS_RESEND,
         InitFlags::HANDLE_KILLPRIV,
@@ -134,7 +135,6 @@ fn what_has_a_flag_is_agreed_only_when_asked_for() {
     let taken = InitFlags::SUBMOUNTS
         | InitFlags::CREATE_SUPP_GROUP
         | InitFlags::ALLOW_IDMAP
-        | InitFlags::NO_EXPORT_SUPPORT
         | InitFlags::HANDLE_KILLPRIV_V2;
     assert!(defaults.contains(taken), "{defaults:?}");
 
