@@ -4,7 +4,7 @@ use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
 
-use daxwindow_shared::fuse::flags::{AttrFlags, GetattrFlags, SetattrValid, StatxMask};
+use daxwindow_shared::fuse::flags::{AttrFlags, GetattrFlags, StatxMask};
 use daxwindow_shared::fuse::{
     Attr, AttrOut, GetattrIn, SetattrIn, Statx, StatxIn, StatxOut, SxTime,
 };
@@ -26,10 +26,7 @@ impl Server {
     }
 
     pub(super) fn setattr(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
-        let mut args: SetattrIn = call.body.only()?;
-        if !self.session.kills_priv() {
-            args.valid &= !SetattrValid::KILL_SUIDGID.bits();
-        }
+        let args: SetattrIn = call.body.only()?;
         let attr = self
             .fs
             .setattr(caller(&call.header), call.header.nodeid, &args)?;

@@ -5,9 +5,9 @@
 //! counts none and lets the security context follow the last name: there
 //! whatever is left is taken for extensions.
 //!
-//! Law: every length is checked against what was sent. Where an extension was
-//! agreed, one that was not, comes twice, or is of an unknown kind makes the
-//! request invalid; where none was, what follows the arguments means nothing.
+//! Law: every length is checked against what was sent; an extension that was
+//! not agreed, comes twice, or is of an unknown kind makes the request invalid.
+//! Where none was agreed, the header's count is padding, which may hold anything.
 
 use std::ffi::CStr;
 
@@ -52,17 +52,13 @@ impl Server {
 
     /// Who creates, once all arguments are taken.
     pub(super) fn creator<'b>(&self, call: &mut Call<'b, '_, '_>) -> Result<Creator<'b>, Errno> {
-        let agreed = self.session.extensions();
-        if agreed == Agreed::default() {
-            return Ok(caller(&call.header).into());
-        }
         let mut extensions = call.extensions;
         if extensions.rest().is_empty() {
             extensions = call.body;
         } else {
             call.body.end()?;
         }
-        let found = parse(extensions, agreed)?;
+        let found = parse(extensions, self.session.extensions())?;
         Ok(Creator {
             caller: caller(&call.header),
             groups: found.groups.unwrap_or_default(),
