@@ -95,6 +95,7 @@ fn run(flags: &Flags) -> Result<(), Box<dyn std::error::Error>> {
         file_handles: flags.file_handles,
         files: Vec::new(),
         logs: Vec::new(),
+        view: None,
     })?;
     let heard = Arc::new(AtomicBool::new(false));
     if flags.heed {

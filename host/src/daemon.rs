@@ -12,8 +12,7 @@ use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::cli::{Command, Config, Flags, Listen};
-use crate::dax::padding_process::PaddingProcess;
-use crate::dax::{DaxMode, Naive, Padding};
+use crate::dax::{DaxMode, Naive, Padding, padding_process};
 use crate::device::serve::Stop;
 use crate::device::socket::{Socket, SocketFile};
 use crate::fs::{InodeFileHandles, SharedDir, SoleIds};
@@ -64,6 +63,7 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
         file_handles: config.share.inode_file_handles != InodeFileHandles::Never,
         files: outside.take_files(),
         logs,
+        view: config.dax.padding.root(),
     })?;
     serve(config, inside, outside)
 }
@@ -224,8 +224,8 @@ fn padding(config: &Config, logs: &[RawFd]) -> Padding {
     if !isolation::caps::may_mount() {
         return Padding::Failed("the daemon has no CAP_SYS_ADMIN".to_owned());
     }
-    match PaddingProcess::start(config.isolation.seccomp, logs) {
-        Ok(process) => Padding::Process(Arc::new(process)),
+    match padding_process::start(config.isolation.seccomp, logs) {
+        Ok(view) => Padding::Process(Arc::new(view)),
         Err(cause) => Padding::Failed(format!("cannot start a process for it: {cause}")),
     }
 }

@@ -12,6 +12,7 @@
 //! | [`barrier`] | when a mapping is live |
 //! | [`ledger`] | the bookkeeping, without I/O |
 //! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
+//! | `padded_server`, `padding_orders` | the other half of that, and what it is told |
 //! | [`padding`], [`padding_process`] | and who makes them |
 //! | `source` | where files come from |
 //! | `session` | a front end comes, is tried out at INIT, and goes |
@@ -50,7 +51,9 @@ pub mod map_error;
 pub mod naive;
 pub mod no_dax;
 pub mod padded;
+mod padded_server;
 pub mod padding;
+mod padding_orders;
 pub mod padding_process;
 pub mod pending;
 #[cfg(test)]
@@ -114,6 +117,26 @@ struct Connected {
     can: Capabilities,
     /// What files are mapped through, if the front end needs it.
     view: Option<View>,
+}
+
+impl Connected {
+    /// Whether it needs padded files and there are none any more.
+    fn lacks_view(&self) -> bool {
+        self.view.as_ref().is_some_and(View::is_gone)
+    }
+
+    /// The same, found out now.
+    fn has_lost_view(&self) -> bool {
+        self.view.as_ref().is_some_and(View::has_ended)
+    }
+
+    /// What it can do, as things are now.
+    fn can_now(&self) -> Capabilities {
+        Capabilities {
+            padded: self.can.padded && !self.lacks_view(),
+            ..self.can
+        }
+    }
 }
 
 #[derive(Default)]
@@ -213,7 +236,8 @@ impl Dax {
         let Some(connected) = &*self.connected.load() else {
             return false;
         };
-        let decision = self.options.decide(file, &connected.can, self.page_bytes);
+        let can = connected.can_now();
+        let decision = self.options.decide(file, &can, self.page_bytes);
         self.counters.decided(decision);
         tracing::trace!(name = ?file.name, ?decision, "dax: decided");
         decision.is_ok()

@@ -9,54 +9,48 @@
 //! ending where the file ends, growing as it grows. Nothing can be grown or
 //! truncated through it.
 //!
+//! This is its client: it hands a descriptor to the server
+//! ([`super::padded_server`]) and opens it under a number.
+//!
+//! Laws: the server never waits for the file system of a file. That file
+//! system is asked by the kernel in the thread that opens the padded file, so
+//! that nobody else waits for its answer. What opens in the view is another
+//! process than the one that serves it, so that the end of the server ends
+//! the requests of those who wait for it.
+//!
 //! Needs Linux 6.9 and `CAP_SYS_ADMIN`. Live mappings outlive the view.
 
-use std::collections::HashMap;
-use std::ffi::OsStr;
-use std::os::fd::{AsRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, UNIX_EPOCH};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
-use fuser::{
-    BackgroundSession, Config, FileAttr, FileHandle, FileType, Filesystem, FopenFlags, Generation,
-    INodeNo, InitFlags, KernelConfig, LockOwner, OpenAccMode, OpenFlags, ReplyAttr, ReplyEmpty,
-    ReplyEntry, ReplyOpen, Request, SessionACL,
-};
-use parking_lot::Mutex;
-use rustix::fs::{Mode, OFlags};
+use rustix::fs::{AtFlags, Mode, OFlags, StatxFlags, openat, statx};
 use rustix::io::Errno;
 use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
+use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
+use zerocopy::IntoBytes;
 
-/// Size every file claims: beyond any range a guest can ask for, and a
-/// multiple of every page size.
-const CLAIMED_BYTES: u64 = 1 << 62;
-/// Attributes never change, so the kernel need not ask twice.
-const FOREVER: Duration = Duration::from_secs(1 << 30);
+use super::padded_server::PaddedServer;
+use super::padding_orders::{Order, send};
 
-/// A running view. Dropping it ends the file system; descriptors opened
+/// The client's half of a view. Dropping it ends the view; descriptors opened
 /// through it keep their mappings.
+#[derive(Debug)]
 pub struct PaddedView {
     root: OwnedFd,
-    waiting: Arc<Waiting>,
-    next: AtomicU64,
-    session: Option<BackgroundSession>,
+    /// To the server.
+    line: OwnedFd,
+    next_number: AtomicU64,
+    next_share: AtomicU32,
+    gone: AtomicBool,
 }
-
-impl std::fmt::Debug for PaddedView {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("PaddedView").finish_non_exhaustive()
-    }
-}
-
-/// Files on their way through an open of the view, by inode number there, and
-/// whether that open is for writing.
-type Waiting = Mutex<HashMap<u64, (Arc<OwnedFd>, bool)>>;
 
 /// The file system, mounted nowhere and not served yet.
-pub struct Mount {
-    device: OwnedFd,
-    root: OwnedFd,
+pub(super) struct Mount {
+    /// The server's half.
+    pub(super) device: OwnedFd,
+    /// The client's: the directory in which files are opened.
+    pub(super) root: OwnedFd,
 }
 
 impl Mount {
@@ -65,7 +59,7 @@ impl Mount {
     /// # Errors
     ///
     /// `EPERM` without `CAP_SYS_ADMIN`.
-    pub fn new() -> std::io::Result<Mount> {
+    pub(super) fn new() -> std::io::Result<Mount> {
         let flags = OFlags::RDWR | OFlags::CLOEXEC;
         let device = rustix::fs::open("/dev/fuse", flags, Mode::empty()).map_err(|errno| {
             let cause = std::io::Error::from(errno);
@@ -74,71 +68,102 @@ impl Mount {
         let root = mount(&device)?;
         Ok(Mount { device, root })
     }
-
-    /// Starts the thread that serves it.
-    ///
-    /// # Errors
-    ///
-    /// `EOPNOTSUPP` on a kernel without FUSE passthrough.
-    pub fn serve(self) -> std::io::Result<PaddedView> {
-        let Mount { device, root } = self;
-        let waiting = Arc::new(Waiting::default());
-        let files = Files {
-            waiting: waiting.clone(),
-            backings: Mutex::default(),
-        };
-        let session = fuser::Session::from_fd(files, device, SessionACL::All, Config::default())?;
-        let session = session.spawn()?;
-        Ok(PaddedView {
-            root,
-            waiting,
-            next: AtomicU64::new(2),
-            session: Some(session),
-        })
-    }
 }
 
 impl PaddedView {
-    /// Mounts the view and starts its thread.
+    /// Mounts a view and serves it by threads of this process, which must not
+    /// be killed while it opens a file.
     ///
     /// # Errors
     ///
     /// `EPERM` without `CAP_SYS_ADMIN`, `EOPNOTSUPP` on a kernel without FUSE
     /// passthrough.
     pub fn new() -> std::io::Result<PaddedView> {
-        Mount::new()?.serve()
+        let Mount { device, root } = Mount::new()?;
+        let flags = SocketFlags::CLOEXEC;
+        let (ours, theirs) = socketpair(AddressFamily::UNIX, SocketType::SEQPACKET, flags, None)?;
+        let server = PaddedServer::start(device, Arc::new(theirs))?;
+        std::thread::Builder::new()
+            .name("padding".into())
+            .spawn(move || server.until_the_end())?;
+        Ok(PaddedView::of(root, ours))
     }
 
-    /// The descriptor in which its files are opened.
-    pub fn root_fd(&self) -> RawFd {
-        self.root.as_raw_fd()
+    /// The client of a server at the other end of `line`.
+    pub(super) fn of(root: OwnedFd, line: OwnedFd) -> PaddedView {
+        PaddedView {
+            root,
+            line,
+            // The root is 1.
+            next_number: AtomicU64::new(2),
+            next_share: AtomicU32::new(0),
+            gone: AtomicBool::new(false),
+        }
     }
 
-    /// A descriptor that maps the pages of `file` and claims room past its
-    /// end. `writable` needs a `file` open for reading and writing.
-    pub fn pad(&self, file: &Arc<OwnedFd>, writable: bool) -> Result<Arc<OwnedFd>, Errno> {
+    /// The directory in which padded files are opened.
+    pub fn root(&self) -> BorrowedFd<'_> {
+        self.root.as_fd()
+    }
+
+    /// A number for a share, to tell its files from those of others.
+    pub(super) fn next_share(&self) -> u32 {
+        self.next_share.fetch_add(1, Ordering::Relaxed)
+    }
+
+    /// A descriptor that maps the pages of `file` of a share and claims room
+    /// past its end. `writable` needs a `file` open for reading and writing.
+    ///
+    /// # Errors
+    ///
+    /// What the kernel says.
+    pub fn pad(&self, share: u32, file: &OwnedFd, writable: bool) -> Result<Arc<OwnedFd>, Errno> {
         // An inode of the view has one backing file for life, so every
         // descriptor gets an inode of its own.
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        self.waiting.lock().insert(number, (file.clone(), writable));
-        let access = if writable {
-            OFlags::RDWR
-        } else {
-            OFlags::RDONLY
+        let number = self.next_number.fetch_add(1, Ordering::Relaxed);
+        let (what, access) = match writable {
+            true => (Order::WRITE, OFlags::RDWR),
+            false => (Order::READ, OFlags::RDONLY),
         };
-        let name = number.to_string();
-        let opened = rustix::fs::openat(&self.root, name, access | OFlags::CLOEXEC, Mode::empty());
-        self.waiting.lock().remove(&number);
+        let order = Order {
+            number,
+            share,
+            what,
+        };
+        let opened = send(&self.line, order.as_bytes(), Some(file)).and_then(|()| {
+            let flags = access | OFlags::CLOEXEC;
+            openat(&self.root, number.to_string(), flags, Mode::empty())
+        });
+        if opened.is_err() {
+            self.give_up(order);
+        }
         opened.map(Arc::new)
     }
-}
 
-impl Drop for PaddedView {
-    fn drop(&mut self) {
-        // The session ends when the kernel drops the mount, which happens
-        // when the last descriptor opened through it is closed: it must not
-        // be waited for here.
-        drop(self.session.take());
+    /// Takes back an order that may not have been carried out.
+    fn give_up(&self, order: Order) {
+        let what = Order::WITHDRAW;
+        // If it cannot be sent, there is nobody to take it back from.
+        let _ = send(&self.line, Order { what, ..order }.as_bytes(), None);
+        self.has_ended();
+    }
+
+    /// Finds out whether the server has ended, by asking it.
+    pub fn has_ended(&self) -> bool {
+        let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_FORCE_SYNC;
+        let has_ended = statx(&self.root, "", flags, StatxFlags::TYPE).is_err();
+        if has_ended && !self.gone.swap(true, Ordering::Relaxed) {
+            tracing::error!(
+                "dax: the process that pads files has ended; front ends that refuse ranges past \
+                 the end of a file get no DAX for further files until the daemon is restarted"
+            );
+        }
+        has_ended
+    }
+
+    /// Whether the server was found to have ended.
+    pub fn is_gone(&self) -> bool {
+        self.gone.load(Ordering::Relaxed)
     }
 }
 
@@ -159,130 +184,14 @@ fn mount(device: &OwnedFd) -> Result<OwnedFd, Errno> {
         rustix::process::getegid().as_raw().to_string(),
     )?;
     // The VMM that is given a descriptor may be another user's than the daemon,
-    // and looks at the size. Whoever is given none finds no way in: the mount
-    // is nowhere, and an open is answered once.
+    // and looks at the size. Nobody else finds a way in: the mount is nowhere,
+    // and an open is answered once.
     m::fsconfig_set_flag(&context, "allow_other")?;
     m::fsconfig_create(&context)?;
     let attributes = MountAttrFlags::MOUNT_ATTR_NOSUID
         | MountAttrFlags::MOUNT_ATTR_NODEV
         | MountAttrFlags::MOUNT_ATTR_NOEXEC;
     m::fsmount(&context, FsMountFlags::FSMOUNT_CLOEXEC, attributes)
-}
-
-/// The file system itself: a flat directory whose names are numbers.
-struct Files {
-    waiting: Arc<Waiting>,
-    /// Backing files by handle, registered until the handle is released.
-    backings: Mutex<HashMap<u64, fuser::BackingId>>,
-}
-
-impl Files {
-    fn is_file(&self, inode: INodeNo) -> bool {
-        inode != INodeNo::ROOT
-    }
-}
-
-fn attributes(inode: INodeNo) -> FileAttr {
-    let directory = inode == INodeNo::ROOT;
-    FileAttr {
-        ino: inode,
-        size: if directory { 0 } else { CLAIMED_BYTES },
-        blocks: 0,
-        atime: UNIX_EPOCH,
-        mtime: UNIX_EPOCH,
-        ctime: UNIX_EPOCH,
-        crtime: UNIX_EPOCH,
-        kind: if directory {
-            FileType::Directory
-        } else {
-            FileType::RegularFile
-        },
-        perm: if directory { 0o500 } else { 0o600 },
-        nlink: 1,
-        uid: rustix::process::geteuid().as_raw(),
-        gid: rustix::process::getegid().as_raw(),
-        rdev: 0,
-        blksize: 4096,
-        flags: 0,
-    }
-}
-
-impl Filesystem for Files {
-    fn init(&mut self, _: &Request, config: &mut KernelConfig) -> std::io::Result<()> {
-        let unsupported = || std::io::Error::from(Errno::OPNOTSUPP);
-        config
-            .add_capabilities(InitFlags::FUSE_PASSTHROUGH)
-            .map_err(|_| unsupported())?;
-        // Depth 2 lets a backing file lie on a stacked file system itself.
-        config
-            .set_max_stack_depth(2)
-            .map(|_| ())
-            .map_err(|_| unsupported())
-    }
-
-    fn lookup(&self, _: &Request, parent: INodeNo, name: &OsStr, reply: ReplyEntry) {
-        let number = name.to_str().and_then(|name| name.parse().ok());
-        match number
-            .filter(|number| parent == INodeNo::ROOT && self.waiting.lock().contains_key(number))
-        {
-            Some(number) => {
-                reply.entry(&Duration::ZERO, &attributes(INodeNo(number)), Generation(0));
-            }
-            None => reply.error(fuser::Errno::ENOENT),
-        }
-    }
-
-    fn getattr(&self, _: &Request, inode: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
-        reply.attr(&FOREVER, &attributes(inode));
-    }
-
-    /// Once for each: only the descriptor that `pad` asks for is ever opened,
-    /// and with the access that it asks for, since the kernel opens the file
-    /// behind it with the same.
-    fn open(&self, _: &Request, inode: INodeNo, flags: OpenFlags, reply: ReplyOpen) {
-        let waiting = self.waiting.lock().remove(&inode.0);
-        let Some((file, writable)) = waiting.filter(|_| self.is_file(inode)) else {
-            reply.error(fuser::Errno::ENOENT);
-            return;
-        };
-        let allowed = match writable {
-            true => OpenAccMode::O_RDWR,
-            false => OpenAccMode::O_RDONLY,
-        };
-        if flags.acc_mode() != allowed {
-            reply.error(fuser::Errno::EACCES);
-            return;
-        }
-        match reply.open_backing(&*file) {
-            Ok(backing) => {
-                reply.opened_passthrough(FileHandle(inode.0), FopenFlags::empty(), &backing);
-                self.backings.lock().insert(inode.0, backing);
-            }
-            Err(error) => {
-                tracing::debug!(%error, "padded view: the file cannot back a passthrough");
-                reply.error(fuser::Errno::EOPNOTSUPP);
-            }
-        }
-    }
-
-    /// Once, and the kernel asks no more.
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.error(fuser::Errno::ENOSYS);
-    }
-
-    fn release(
-        &self,
-        _: &Request,
-        _: INodeNo,
-        handle: FileHandle,
-        _: OpenFlags,
-        _: Option<LockOwner>,
-        _: bool,
-        reply: ReplyEmpty,
-    ) {
-        self.backings.lock().remove(&handle.0);
-        reply.ok();
-    }
 }
 
 #[cfg(test)]
@@ -292,8 +201,8 @@ mod tests {
     use std::fs::File;
     use std::os::unix::fs::FileExt;
 
-    fn share(file: &File) -> Arc<OwnedFd> {
-        Arc::new(file.try_clone().expect("clone").into())
+    fn share(file: &File) -> OwnedFd {
+        file.try_clone().expect("clone").into()
     }
 
     /// Reads through a mapping, as a front end would.
@@ -326,7 +235,7 @@ mod tests {
         let view = PaddedView::new().expect("root, Linux 6.9");
         let file = tempfile::tempfile().expect("temporary file");
         file.write_all_at(b"hello", 0).expect("written");
-        let padded = view.pad(&share(&file), true).expect("padded");
+        let padded = view.pad(0, &share(&file), true).expect("padded");
         assert!(seek(&*padded, SeekFrom::End(0)).expect("seek") >= 1 << 40);
         assert_eq!(mapped(&padded, 0, 5), b"hello");
         // Growth and change are seen, nothing has grown by itself.
@@ -347,7 +256,7 @@ mod tests {
         }
         let file = tempfile::tempfile().expect("temporary file");
         file.write_all_at(b"still here", 0).expect("written");
-        let padded = view.pad(&share(&file), false).expect("padded");
+        let padded = view.pad(0, &share(&file), false).expect("padded");
         let shown = mapped(&padded, 0, 10);
         drop(view);
         assert_eq!(shown, b"still here");

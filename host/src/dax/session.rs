@@ -70,6 +70,7 @@ impl Dax {
         tracing::info!(window_bytes = self.window_bytes(), mode = ?self.options.mode,
             "dax: front end tried out: {can}");
         let view = self.view.get().cloned();
+        let view = view.map(|view| view.and_then(View::working));
         let trouble = view.clone().and_then(Result::err);
         self.conclude(DaxVerdict::of(&self.options, &can, trouble));
         let view = view.and_then(Result::ok).filter(|_| can.padded);
@@ -87,6 +88,7 @@ impl Dax {
     /// The padded view, tried out when it is first needed.
     fn view(&self) -> Option<View> {
         let tried = || self.options.padding.view();
-        self.view.get_or_init(tried).clone().ok()
+        let view = self.view.get_or_init(tried).clone();
+        view.and_then(View::working).ok()
     }
 }

@@ -1,8 +1,10 @@
-//! SETUPMAPPING: check, reserve, ask the front end, enter.
+//! SETUPMAPPING: check, open the file, reserve, ask the front end, enter.
 //!
 //! A request reserves its range of the window, so that requests on the same
 //! range follow each other; no lock is held while the front end is asked,
 //! because its answer may have to wait for a memory-table update of ours.
+//! Nothing is reserved while the file system of the file is asked: the end of
+//! a session waits for reservations, and that file system may never answer.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
@@ -33,6 +35,22 @@ struct Setup {
     write: bool,
 }
 
+/// The file that a request maps.
+struct Opened {
+    fd: Arc<OwnedFd>,
+    writable: bool,
+    size: u64,
+}
+
+/// What a range does not show yet, the most that may be lacking last.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Lack {
+    /// It shows the bytes, to be read only.
+    Stores,
+    /// It shows something else, or nothing, in part at least.
+    Bytes,
+}
+
 impl Dax {
     pub(super) fn try_setup(
         &self,
@@ -57,18 +75,71 @@ impl Dax {
             // Who fails half-way has to clear up.
             false => &mut nobody,
         };
-        let reserved = self.reserve(setup.range);
         let request = Request::new(connected, Work::Setup, deputy);
-        request.reservation.set(reserved.reservation);
-        let mut fresh = Vec::new();
-        let result = self.map_all(&request, source, &setup, granule, &mut fresh);
-        if result.is_err() {
-            // Half a range would show its reader a hole.
-            for range in fresh {
-                let _ = self.unmap_piece(&request, range);
+        loop {
+            let lack = self.lacks(&setup, granule);
+            let file = self.prepare(&request.connected, source, &setup, lack)?;
+            let reserved = self.reserve(setup.range);
+            request.reservation.set(reserved.reservation);
+            if !self.is_current(&request.connected) {
+                return Err(MapError::NoWindow);
+            }
+            if self.lacks(&setup, granule) > lack {
+                // Some of it was unmapped meanwhile.
+                continue;
+            }
+            let lacks_view = request.connected.lacks_view();
+            let result = self.map_or_nothing(&request, file.as_ref(), &setup, granule);
+            let refused = result == Err(FrontEndError::Refused.into());
+            if refused && !lacks_view && request.connected.has_lost_view() {
+                // Padded files cannot be mapped any more, others can.
+                continue;
+            }
+            return result;
+        }
+    }
+
+    /// Does all that asks the file's file system; no file if none is needed.
+    fn prepare(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        setup: &Setup,
+        lack: Option<Lack>,
+    ) -> Result<Option<Opened>, MapError> {
+        if setup.write || lack.is_some() {
+            // Also where the bytes are shown already: until now the guest has
+            // only read them.
+            self.make_room(source, setup)?;
+        }
+        let size = match lack {
+            None => return Ok(None),
+            Some(Lack::Stores) => 0,
+            Some(Lack::Bytes) => source.bytes(setup.nodeid).map_err(MapError::File)?,
+        };
+        if lack == Some(Lack::Bytes) {
+            self.within_file(connected, setup, size)?;
+        }
+        let (fd, writable) = self.open(connected, source, setup)?;
+        Ok(Some(Opened { fd, writable, size }))
+    }
+
+    fn lacks(&self, setup: &Setup, granule: u64) -> Option<Lack> {
+        let state = self.state.lock();
+        let mut lack = None;
+        for range in setup.range.pieces(granule) {
+            let offset = setup.file_offset + (range.start().0 - setup.range.start().0);
+            let there = state.ledger.overlapping(&range);
+            match there
+                .iter()
+                .find(|piece| piece.shows(&range, setup.nodeid, offset))
+            {
+                None => return Some(Lack::Bytes),
+                Some(piece) if setup.write && !piece.writable => lack = Some(Lack::Stores),
+                Some(_) => {}
             }
         }
-        result
+        lack
     }
 
     fn check(&self, nodeid: u64, args: &SetupMappingIn) -> Result<Setup, MapError> {
@@ -96,10 +167,28 @@ impl Dax {
         WindowRange::new(offset, len, self.window_bytes(), self.page_bytes)
     }
 
+    fn map_or_nothing(
+        &self,
+        request: &Request<'_>,
+        file: Option<&Opened>,
+        setup: &Setup,
+        granule: u64,
+    ) -> Result<(), MapError> {
+        let mut fresh = Vec::new();
+        let result = self.map_all(request, file, setup, granule, &mut fresh);
+        if result.is_err() {
+            // Half a range would show its reader a hole.
+            for range in fresh {
+                let _ = self.unmap_piece(request, range);
+            }
+        }
+        result
+    }
+
     fn map_all(
         &self,
         request: &Request<'_>,
-        source: &dyn MapSource,
+        file: Option<&Opened>,
         setup: &Setup,
         granule: u64,
         fresh: &mut Vec<WindowRange>,
@@ -111,7 +200,7 @@ impl Dax {
                 file_offset: setup.file_offset + skipped,
                 ..*setup
             };
-            if self.map_one(request, source, &part)? {
+            if self.map_one(request, file, &part)? {
                 fresh.push(range);
             }
         }
@@ -122,7 +211,7 @@ impl Dax {
     fn map_one(
         &self,
         request: &Request<'_>,
-        source: &dyn MapSource,
+        file: Option<&Opened>,
         setup: &Setup,
     ) -> Result<bool, MapError> {
         let connected = &request.connected;
@@ -130,16 +219,11 @@ impl Dax {
         let shown = overlapping
             .iter()
             .find(|piece| piece.shows(&setup.range, setup.nodeid, setup.file_offset));
-        if setup.write || shown.is_none() {
-            // Also where the bytes are shown already: until now the guest has
-            // only read them.
-            self.make_room(source, setup)?;
-        }
         if let Some(piece) = shown {
-            return self.upgrade(request, source, setup, piece).map(|()| false);
+            return self.upgrade(request, file, setup, piece).map(|()| false);
         }
-        let range = self.within_file(connected, setup, source)?;
-        let (fd, writable) = self.open(connected, source, setup)?;
+        let file = file.ok_or(MapError::NoWindow)?;
+        let range = self.within_file(connected, setup, file.size)?;
         if !overlapping.is_empty() {
             self.make_way(request, &range, &overlapping)?;
         }
@@ -148,10 +232,10 @@ impl Dax {
             range,
             nodeid: setup.nodeid,
             file_offset: setup.file_offset,
-            writable,
+            writable: file.writable,
             certain: true,
         };
-        self.map_piece(request, piece, &fd)?;
+        self.map_piece(request, piece, &file.fd)?;
         Ok(overlapping.is_empty())
     }
 
@@ -173,7 +257,7 @@ impl Dax {
     fn upgrade(
         &self,
         request: &Request<'_>,
-        source: &dyn MapSource,
+        file: Option<&Opened>,
         setup: &Setup,
         piece: &Piece,
     ) -> Result<(), MapError> {
@@ -181,14 +265,14 @@ impl Dax {
             count(&self.counters.setup_hits);
             return Ok(());
         }
+        let file = file.ok_or(MapError::NoWindow)?;
         if self.options.naive.leaves_out(Naive::WRITABLE_FIRST) {
-            return self.remap(request, source, setup, piece);
+            return self.remap(request, file, piece);
         }
         let can = &request.connected.can;
         if !can.replace || (piece.range != setup.range && !can.partial_unmap) {
             return Err(MapError::Upgrade);
         }
-        let fd = self.file(&request.connected, source, setup.nodeid, true)?;
         // MAP_FIXED over the live range: readers see the old or the new
         // mapping, and a refusal leaves the old one.
         let upgraded = Piece {
@@ -197,24 +281,17 @@ impl Dax {
             writable: true,
             ..*piece
         };
-        self.map_piece(request, upgraded, &fd)?;
+        self.map_piece(request, upgraded, &file.fd)?;
         count(&self.counters.upgrades);
         Ok(())
     }
 
     /// What a naive upgrade is: between unmapping and mapping, readers see a
     /// hole.
-    fn remap(
-        &self,
-        request: &Request<'_>,
-        source: &dyn MapSource,
-        setup: &Setup,
-        piece: &Piece,
-    ) -> Result<(), MapError> {
-        let fd = self.file(&request.connected, source, setup.nodeid, true)?;
+    fn remap(&self, request: &Request<'_>, file: &Opened, piece: &Piece) -> Result<(), MapError> {
         self.unmap_piece(request, piece.range)?;
         let writable = true;
-        self.map_piece(request, Piece { writable, ..*piece }, &fd)
+        self.map_piece(request, Piece { writable, ..*piece }, &file.fd)
     }
 
     /// Opens the file as the policy wants it: writable from the start where
@@ -225,7 +302,7 @@ impl Dax {
         source: &dyn MapSource,
         setup: &Setup,
     ) -> Result<(Arc<OwnedFd>, bool), MapError> {
-        let cached = |writable| self.state.lock().ledger.file(setup.nodeid, writable);
+        let cached = |writable| self.kept_file(connected, setup.nodeid, writable);
         let can = &connected.can;
         if let Some(fd) = cached(true)
             && !self.options.naive.leaves_out(Naive::WRITABLE_FIRST)
@@ -258,13 +335,26 @@ impl Dax {
         nodeid: u64,
         writable: bool,
     ) -> Result<Arc<OwnedFd>, MapError> {
-        if let Some(fd) = self.state.lock().ledger.file(nodeid, writable) {
+        if let Some(fd) = self.kept_file(connected, nodeid, writable) {
             return Ok(fd);
         }
         let file = source
             .open_for_mapping(nodeid, writable)
             .map_err(MapError::File)?;
         self.pad(connected, file.fd, writable)
+    }
+
+    fn kept_file(
+        &self,
+        connected: &Arc<Connected>,
+        nodeid: u64,
+        writable: bool,
+    ) -> Option<Arc<OwnedFd>> {
+        // It is padded.
+        if connected.lacks_view() {
+            return None;
+        }
+        self.state.lock().ledger.file(nodeid, writable)
     }
 
     /// What the front end is given for `fd`: itself, or its padded self.
@@ -275,8 +365,11 @@ impl Dax {
         writable: bool,
     ) -> Result<Arc<OwnedFd>, MapError> {
         match &connected.view {
-            Some(view) => view.pad(&fd, writable).map_err(MapError::File),
-            None => Ok(fd),
+            Some(view) if !view.is_gone() => match view.pad(&fd, writable) {
+                Err(_) if view.is_gone() => Ok(fd),
+                padded => padded.map_err(MapError::File),
+            },
+            _ => Ok(fd),
         }
     }
 
@@ -285,25 +378,22 @@ impl Dax {
         &self,
         connected: &Arc<Connected>,
         setup: &Setup,
-        source: &dyn MapSource,
+        size: u64,
     ) -> Result<WindowRange, MapError> {
-        let size = source.bytes(setup.nodeid).map_err(MapError::File)?;
         let left = size.saturating_sub(setup.file_offset);
         if left == 0 && !self.options.naive.leaves_out(Naive::CHECK_END) {
             // Who asks has not heard yet that the file was cut. To touch what
             // is not there ends some VMMs, and others make an empty file grow.
             return Err(MapError::PastEnd);
         }
-        let free = connected.can.maps_past_eof()
-            && self
-                .options
-                .may_map(0, &connected.can, self.page_bytes)
-                .is_ok();
-        if free {
+        let can = connected.can_now();
+        let free = can.maps_past_eof() && self.options.may_map(0, &can, self.page_bytes).is_ok();
+        // The guest was told that it may have the file, when it was padded.
+        let inside = connected.lacks_view() && left >= setup.range.len();
+        if free || inside {
             return Ok(setup.range);
         }
-        self.options
-            .may_map(size, &connected.can, self.page_bytes)?;
+        self.options.may_map(size, &can, self.page_bytes)?;
         setup.range.first(left).ok_or(MapError::PastEnd)
     }
 

@@ -4,6 +4,7 @@
 use std::fmt;
 
 use super::capabilities::{Capabilities, ProbeError};
+use super::padding::View;
 use super::policy::{DaxMode, DaxOptions};
 use super::{Dax, DaxOffer};
 
@@ -196,6 +197,14 @@ impl Dax {
         let lost = |connected: &super::Connected| connected.front_end.is_gone();
         if self.connected.load().as_deref().is_some_and(lost) {
             return DaxVerdict::Off(DaxOff::ChannelLost);
+        }
+        let view = self
+            .connected
+            .load()
+            .as_deref()
+            .and_then(|c| c.view.clone());
+        if let Some(Err(trouble)) = view.map(View::working) {
+            return DaxVerdict::Off(DaxOff::PastEndOfFile(trouble));
         }
         match self.verdict.lock().clone() {
             DaxVerdict::Unknown => DaxVerdict::of_options(&self.options),

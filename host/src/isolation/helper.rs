@@ -71,14 +71,14 @@ impl Alone {
     }
 
     /// Allows, to all threads there are, no more system calls than padding
-    /// files takes; opens are of names in `view` only.
+    /// files takes; nothing can be opened.
     ///
     /// # Errors
     ///
     /// What the kernel says.
-    pub(crate) fn pads_only(self, view: RawFd, seccomp: Seccomp) -> io::Result<()> {
+    pub(crate) fn pads_only(self, seccomp: Seccomp) -> io::Result<()> {
         rustix::thread::set_no_new_privs(true)?;
-        calls::padding(view)
+        calls::padding()
             .refused(libc::SYS_socket)
             .enforce(seccomp)
             .map_err(io::Error::other)

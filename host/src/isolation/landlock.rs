@@ -1,7 +1,7 @@
 //! Landlock: a second fence around the share, where the kernel has it, which
 //! holds for paths that somehow lead out of the root, too.
 
-use std::os::fd::OwnedFd;
+use std::os::fd::{BorrowedFd, OwnedFd};
 
 use landlock::{
     ABI, Access, AccessFs, AccessNet, BitFlags, CompatLevel, Compatible, PathBeneath, Ruleset,
@@ -15,6 +15,8 @@ const TRIED: ABI = ABI::V7;
 pub(super) struct Fence<'a> {
     /// Everything below these, but no execution.
     pub trees: &'a [OwnedFd],
+    /// Where padded files are opened.
+    pub view: Option<BorrowedFd<'a>>,
     /// Other trees may come, which the rules cannot be extended to.
     pub more_trees: bool,
     /// Files are opened by handle. Such a file may have no path at the time,
@@ -43,6 +45,12 @@ pub(super) fn restrict(fence: &Fence<'_>) -> Result<&'static str, RulesetError> 
         for tree in fence.trees {
             rules = rules.add_rule(PathBeneath::new(tree, allowed))?;
         }
+    }
+    let opening = handled & (AccessFs::ReadFile | AccessFs::WriteFile);
+    if let Some(view) = fence.view
+        && !opening.is_empty()
+    {
+        rules = rules.add_rule(PathBeneath::new(view, opening))?;
     }
     let words = match () {
         () if fence.more_trees => "network and execution only, as shares may come",

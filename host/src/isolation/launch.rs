@@ -2,7 +2,7 @@
 //! given up everything else; one stays outside and looks after it.
 
 use std::io::Write;
-use std::os::fd::{AsFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::sync::OnceLock;
 
@@ -41,6 +41,8 @@ pub struct Plan<'a> {
     pub files: Vec<SocketFile>,
     /// What is logged to, besides standard error.
     pub logs: Vec<RawFd>,
+    /// The directory in which padded files are opened.
+    pub view: Option<BorrowedFd<'a>>,
 }
 
 /// What the serving process has in hand.
@@ -247,6 +249,7 @@ fn lock(
         Sandbox::None => "off",
         _ => landlock::restrict(&Fence {
             trees,
+            view: plan.view,
             more_trees: matches!(plan.root, Root::Empty { more: true, .. }),
             file_handles: plan.file_handles,
         })?,

@@ -10,13 +10,16 @@ use std::io::{BufRead, BufReader, Read, Seek, SeekFrom};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daxwindow_guest::file::{File as GuestFile, Guest, GuestOptions};
 use daxwindow_guest::session::{Session, SessionOptions, Tuning};
+use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
 use daxwindow_guest::{Error, Result};
 use daxwindow_shared::fuse::{EntryOut, OpenOut, ROOT_ID};
+use daxwindow_shared::shmem::MapRequest;
 use parking_lot::{Condvar, Mutex};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -311,6 +314,23 @@ pub(crate) fn options(daemon: &Daemon) -> SessionOptions {
 /// A session with a window.
 pub(crate) fn attach(daemon: &Daemon) -> Arc<Session> {
     Session::connect(options(daemon)).expect("a session")
+}
+
+/// A front end like QEMU: it maps nothing past the end of a file. Two pages of
+/// a file of one are how it is asked whether it does.
+#[derive(Default)]
+pub(crate) struct Strict {
+    pub(crate) asked: AtomicUsize,
+}
+
+impl WindowHook for Strict {
+    fn on_map(&self, request: &MapRequest) -> Verdict {
+        let is_trial = request.range.len() == 2 * PAGE;
+        match is_trial && self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
+            true => Verdict::Refuse(rustix::io::Errno::INVAL),
+            false => Verdict::Serve,
+        }
+    }
 }
 
 /// A session without a window.

@@ -7,20 +7,18 @@ use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::Ordering;
 
 use daxwindow_bench::vm::{Kit, package_root};
 use daxwindow_guest::session::{Session, SessionOptions, Tuning};
-use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
 use daxwindow_shared::fuse::ROOT_ID;
-use daxwindow_shared::shmem::MapRequest;
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 use tempfile::TempDir;
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::common::{
-    DAEMON, Daemon, PAGE, PATIENCE, RANGE, attach, children_of, eventually, in_memory, make_file,
+    DAEMON, Daemon, PATIENCE, RANGE, Strict, attach, children_of, eventually, in_memory, make_file,
     name_of, open, pattern, read_by_request, serving, walk, write_by_request,
 };
 use crate::{
@@ -263,23 +261,6 @@ impl Drop for Running {
         let _ = self.0.wait();
         if std::thread::panicking() {
             eprintln!("--- its log:\n{}---", self.log());
-        }
-    }
-}
-
-/// A front end like QEMU: it maps nothing past the end of a file. Two pages of
-/// a file of one are how it is asked whether it does.
-#[derive(Default)]
-struct Strict {
-    asked: AtomicUsize,
-}
-
-impl WindowHook for Strict {
-    fn on_map(&self, request: &MapRequest) -> Verdict {
-        let is_trial = request.range.len() == 2 * PAGE;
-        match is_trial && self.asked.fetch_add(1, Ordering::SeqCst) == 0 {
-            true => Verdict::Refuse(rustix::io::Errno::INVAL),
-            false => Verdict::Serve,
         }
     }
 }

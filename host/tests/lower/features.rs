@@ -166,7 +166,7 @@ fn padded(tried: &Tried<'_>) -> Outcome {
     let view = PaddedView::new().expect("root, Linux 6.9");
     let path = tried.at.join("seed");
     let file = std::fs::File::open(path).expect("there");
-    let padded = view.pad(&Arc::new(file.into()), false)?;
+    let padded = view.pad(0, &file.into(), false)?;
     let mut got = [0; 100];
     let count = rustix::io::pread(&*padded, &mut got, 0)?;
     assert_same(&got[..count], &pattern(1, 0, 100), "the padded file");

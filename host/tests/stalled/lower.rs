@@ -20,7 +20,9 @@ pub(crate) const LEN: u64 = 1 << 20;
 pub(crate) const SLOW: &str = "slow";
 /// The file whose attributes are held back.
 pub(crate) const FROZEN: &str = "frozen";
-const NAMES: [&str; 2] = [SLOW, FROZEN];
+/// Files whose opens can be held back, and which can be mapped.
+pub(crate) const OPENED: [&str; 2] = ["opened", "opened-too"];
+const NAMES: [&str; 4] = [SLOW, FROZEN, OPENED[0], OPENED[1]];
 const FROZEN_INO: u64 = 3;
 
 /// A mounted file system; unmounted on drop, with everything let go.
@@ -33,6 +35,10 @@ pub(crate) struct Lower {
 struct State {
     stalled: bool,
     held: Vec<Held>,
+    /// Opens of the files for that so far.
+    opens: usize,
+    /// From which on they are held back.
+    stalled_opens: Option<usize>,
 }
 
 /// A request without its answer.
@@ -40,6 +46,7 @@ enum Held {
     Read(ReplyData, u64, u32),
     Attr(ReplyAttr, u64),
     Fsync(ReplyEmpty),
+    Open(ReplyOpen),
 }
 
 impl Held {
@@ -48,6 +55,7 @@ impl Held {
             Held::Read(reply, offset, len) => reply.data(&bytes(offset, len)),
             Held::Attr(reply, ino) => reply.attr(&Duration::ZERO, &attr(ino)),
             Held::Fsync(reply) => reply.ok(),
+            Held::Open(reply) => reply.opened(FileHandle(0), FopenFlags::empty()),
         }
     }
 }
@@ -77,6 +85,17 @@ impl Lower {
         self.state.lock().stalled = true;
     }
 
+    /// Opens of [`OPENED`] so far.
+    pub(crate) fn opens(&self) -> usize {
+        self.state.lock().opens
+    }
+
+    /// Answers so many more opens of [`OPENED`], and holds the next ones back.
+    pub(crate) fn stall_opens_after(&self, opens: usize) {
+        let mut state = self.state.lock();
+        state.stalled_opens = Some(state.opens + opens);
+    }
+
     /// Requests held back.
     pub(crate) fn held(&self) -> usize {
         self.state.lock().held.len()
@@ -91,6 +110,7 @@ impl Lower {
     pub(crate) fn release(&self) {
         let mut state = self.state.lock();
         state.stalled = false;
+        state.stalled_opens = None;
         state.held.drain(..).for_each(Held::answer);
     }
 }
@@ -150,7 +170,20 @@ impl Filesystem for Files {
         self.answer(Held::Attr(reply, ino), ino == FROZEN_INO);
     }
 
-    fn open(&self, _: &Request, _: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+    fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        if u64::from(ino) > FROZEN_INO {
+            let mut state = self.0.lock();
+            let held = Held::Open(reply);
+            let is_stalled = state
+                .stalled_opens
+                .is_some_and(|first| state.opens >= first);
+            state.opens += 1;
+            match is_stalled {
+                true => state.held.push(held),
+                false => held.answer(),
+            }
+            return;
+        }
         // Each read is a request of its own.
         reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
     }

@@ -7,6 +7,7 @@
 mod common;
 
 mod lower;
+mod padded;
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
