@@ -2,7 +2,8 @@
 //!
 //! Laws: pieces never overlap; every piece is one map as the front end knows
 //! it (or, with a byte-granular front end, part of one); an inode's files
-//! stay open exactly as long as it has pieces.
+//! stay open exactly as long as it has pieces, and are closed by the caller:
+//! that may take as long as their file system likes, and is not for a lock.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -52,6 +53,14 @@ struct InodeUse {
     pieces: usize,
     read_only: Option<Arc<OwnedFd>>,
     read_write: Option<Arc<OwnedFd>>,
+    /// Size of the file when it was mapped last.
+    bytes: Option<u64>,
+}
+
+impl InodeUse {
+    fn files(self) -> impl Iterator<Item = Arc<OwnedFd>> {
+        self.read_only.into_iter().chain(self.read_write)
+    }
 }
 
 /// All live pieces of one guest.
@@ -60,6 +69,8 @@ pub struct Ledger {
     pieces: BTreeMap<u64, Piece>,
     inodes: HashMap<u64, InodeUse>,
     bytes: u64,
+    /// Files that are not needed any more.
+    unused: Vec<Arc<OwnedFd>>,
 }
 
 impl Ledger {
@@ -131,7 +142,9 @@ impl Ledger {
 
     /// Removes everything and returns it.
     pub fn take(&mut self) -> Vec<Piece> {
-        self.inodes.clear();
+        for inode in std::mem::take(&mut self.inodes).into_values() {
+            self.unused.extend(inode.files());
+        }
         self.bytes = 0;
         std::mem::take(&mut self.pieces).into_values().collect()
     }
@@ -155,8 +168,25 @@ impl Ledger {
             } else {
                 &mut inode.read_only
             };
-            *slot = Some(fd);
+            self.unused.extend(slot.replace(fd));
         }
+    }
+
+    /// Notes the size of the inode's file, if the inode has pieces.
+    pub fn note_bytes(&mut self, nodeid: u64, bytes: u64) {
+        if let Some(inode) = self.inodes.get_mut(&nodeid) {
+            inode.bytes = Some(bytes);
+        }
+    }
+
+    /// Size of the inode's file when it was mapped last, if that was noted.
+    pub fn bytes_of(&self, nodeid: u64) -> Option<u64> {
+        self.inodes.get(&nodeid)?.bytes
+    }
+
+    /// Hands over the files that are not needed any more, to be closed.
+    pub fn unused(&mut self) -> Vec<Arc<OwnedFd>> {
+        std::mem::take(&mut self.unused)
     }
 
     fn add(&mut self, piece: Piece) {
@@ -170,7 +200,9 @@ impl Ledger {
         if let Some(inode) = self.inodes.get_mut(&piece.nodeid) {
             inode.pieces = inode.pieces.saturating_sub(1);
             if inode.pieces == 0 {
-                self.inodes.remove(&piece.nodeid);
+                let inode = self.inodes.remove(&piece.nodeid);
+                self.unused
+                    .extend(inode.into_iter().flat_map(InodeUse::files));
             }
         }
     }
@@ -294,6 +326,7 @@ mod tests {
         assert!(ledger.file(7, false).is_some());
         assert!(ledger.file(7, true).is_none());
         ledger.carve(&range(0, 4));
+        drop(ledger.unused());
         assert_eq!(Arc::strong_count(&fd), 1);
         assert!(ledger.is_empty());
     }

@@ -367,11 +367,17 @@ impl Dax {
     }
 
     /// What is mapped, by node id: ranges of the file, first byte and the one
-    /// behind the last, in no order. What may or may not be mapped is.
+    /// behind the last, in no order; no further than to the end of the file's
+    /// last page as it was when the file was mapped last, since no file system
+    /// is asked. What may or may not be mapped is.
     pub fn mapped_ranges(&self) -> HashMap<u64, Vec<(u64, u64)>> {
         let mut all = HashMap::<u64, Vec<(u64, u64)>>::new();
-        for piece in self.state.lock().ledger.pieces() {
+        let state = self.state.lock();
+        for piece in state.ledger.pieces() {
             let end = piece.file_offset.saturating_add(piece.range.len());
+            let bytes = state.ledger.bytes_of(piece.nodeid);
+            let last_page = bytes.and_then(|bytes| bytes.checked_next_multiple_of(self.page_bytes));
+            let end = end.min(last_page.unwrap_or(u64::MAX));
             let ranges = all.entry(piece.nodeid).or_default();
             ranges.push((piece.file_offset, end));
         }
@@ -406,12 +412,23 @@ impl Dax {
             piece,
             fd,
         } = entering;
+        self.change(|ledger| {
+            if !self.is_current(&connected) {
+                return Err(FrontEndError::Gone);
+            }
+            ledger.insert(Piece { certain, ..piece });
+            ledger.keep_file(piece.nodeid, piece.writable, fd);
+            Ok(())
+        })
+    }
+
+    /// Changes the ledger, and closes what it needs no more without its lock.
+    fn change<T>(&self, change: impl FnOnce(&mut Ledger) -> T) -> T {
         let mut state = self.state.lock();
-        if !self.is_current(&connected) {
-            return Err(FrontEndError::Gone);
-        }
-        state.ledger.insert(Piece { certain, ..piece });
-        state.ledger.keep_file(piece.nodeid, piece.writable, fd);
-        Ok(())
+        let changed = change(&mut state.ledger);
+        let unused = state.ledger.unused();
+        drop(state);
+        drop(unused);
+        changed
     }
 }

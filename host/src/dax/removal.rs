@@ -8,7 +8,7 @@ use daxwindow_shared::window::WindowRange;
 
 use super::counters::count;
 use super::front_end::{Ask, FrontEndError};
-use super::ledger::Piece;
+use super::ledger::{Ledger, Piece};
 use super::map_error::MapError;
 use super::naive::Naive;
 use super::pending::{Request, Work};
@@ -41,7 +41,7 @@ impl Dax {
         }
         let forget = !certain || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
         if result.is_ok() || (forget && result == Err(FrontEndError::Refused)) {
-            self.state.lock().ledger.carve(&range);
+            self.change(|ledger| ledger.carve(&range));
             return Ok(());
         }
         count(&self.counters.failed_removals);
@@ -119,7 +119,7 @@ impl Dax {
             return;
         };
         let _reserved = self.reserve(whole);
-        let pieces = self.state.lock().ledger.take();
+        let pieces = self.change(Ledger::take);
         let Some(connected) = connected else { return };
         if self.options.naive.leaves_out(Naive::UNMAP_AT_END) {
             return;

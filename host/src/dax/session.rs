@@ -7,6 +7,7 @@ use rustix::io::Errno;
 
 use super::capabilities::{self, Capabilities, ProbeError};
 use super::front_end::FrontEnd;
+use super::ledger::Ledger;
 use super::naive::Naive;
 use super::padding::View;
 use super::policy::{DaxMode, MemorySlots};
@@ -24,7 +25,7 @@ impl Dax {
         if let Some(last) = last {
             last.close();
         }
-        self.state.lock().ledger.take();
+        self.change(Ledger::take);
     }
 
     /// FUSE_INIT: unmaps what an earlier session left, tries the front end

@@ -236,6 +236,7 @@ impl Dax {
             certain: true,
         };
         self.map_piece(request, piece, &file.fd)?;
+        self.state.lock().ledger.note_bytes(setup.nodeid, file.size);
         Ok(overlapping.is_empty())
     }
 

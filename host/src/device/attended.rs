@@ -3,7 +3,7 @@
 
 use std::io;
 use std::os::unix::net::UnixStream;
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
 use crate::observe::logs::Throttle;
@@ -19,12 +19,16 @@ pub struct AttendError {
     cause: io::Error,
 }
 
+/// How long the end of a thread is waited for, which a client may hold up.
+const END_PATIENCE: Duration = Duration::from_secs(2);
+
 /// A socket that is attended to. Dropping it ends the thread and removes the
 /// file.
 #[derive(Debug)]
 pub struct Attended {
     stop: Stop,
-    thread: Option<JoinHandle<()>>,
+    /// Closed when the thread has ended.
+    ended: Receiver<()>,
 }
 
 impl Attended {
@@ -44,23 +48,23 @@ impl Attended {
         let nonblocking = socket.listener().set_nonblocking(true);
         let stop = nonblocking.and_then(|()| Stop::new()).map_err(failed)?;
         let heed = stop.clone();
-        let thread = std::thread::Builder::new()
+        let (alive, ended) = channel();
+        std::thread::Builder::new()
             .name(name.into())
-            .spawn(move || attend(name, &socket, &heed, each))
+            .spawn(move || {
+                attend(name, &socket, &heed, each);
+                drop(socket);
+                drop(alive);
+            })
             .map_err(failed)?;
-        Ok(Attended {
-            stop,
-            thread: Some(thread),
-        })
+        Ok(Attended { stop, ended })
     }
 }
 
 impl Drop for Attended {
     fn drop(&mut self) {
         self.stop.request();
-        if let Some(thread) = self.thread.take() {
-            let _ = thread.join();
-        }
+        let _ = self.ended.recv_timeout(END_PATIENCE);
     }
 }
 
@@ -88,5 +92,29 @@ fn attend(name: &str, socket: &Socket, stop: &Stop, each: impl Fn(&UnixStream) -
         if let (Err(error), Some(held_back)) = (attended, complaints.pass()) {
             tracing::warn!(%error, held_back, "{name}: a client was not answered");
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_end_does_not_wait_for_a_client_that_is_never_answered() {
+        let dir = tempfile::tempdir().expect("temporary directory");
+        let path = dir.path().join("s");
+        let socket = Socket::bind("--socket", &path).expect("free");
+        let (answer, never) = channel::<()>();
+        let (begun, began) = channel();
+        let attended = Attended::start(("--socket", "test"), socket, move |_| {
+            let _ = begun.send(());
+            let _ = never.recv();
+            Ok(())
+        });
+        let attended = attended.expect("a thread");
+        let _client = UnixStream::connect(&path).expect("listens");
+        began.recv().expect("a client");
+        drop(attended);
+        drop(answer);
     }
 }

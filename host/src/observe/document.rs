@@ -62,7 +62,8 @@ pub struct Common {
     pub files: u64,
     /// Of these, files of which some byte is mapped by more than one guest.
     pub shared_files: u64,
-    /// Sum over the guests of the bytes that each has mapped.
+    /// Sum over the guests of the bytes that each has mapped, as far as each
+    /// file reached when the guest mapped a range of it last.
     pub mapped_bytes: u64,
     /// Bytes that at least one guest has mapped.
     pub distinct_bytes: u64,

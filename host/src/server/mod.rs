@@ -58,7 +58,7 @@ use daxwindow_shared::fuse::{InHeader, Opcode};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::dax::{Dax, DaxOffer, MapSource, NoDax};
+use crate::dax::{Dax, DaxOffer, NoDax};
 use crate::fs::SharedDir;
 use crate::observe::counters::Counters;
 use crate::observe::logs::Throttle;
@@ -142,14 +142,6 @@ impl Server {
     /// The shared directory.
     pub fn fs(&self) -> &SharedDir {
         &self.fs
-    }
-
-    /// Where the last page of a regular file ends now; without end if that
-    /// cannot be known.
-    pub fn file_end(&self, nodeid: u64) -> u64 {
-        let page = rustix::param::page_size() as u64;
-        let bytes = self.fs.bytes(nodeid).unwrap_or(u64::MAX);
-        bytes.checked_next_multiple_of(page).unwrap_or(u64::MAX)
     }
 
     /// A client has connected, or is gone.

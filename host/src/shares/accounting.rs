@@ -2,7 +2,8 @@
 //! what that saves.
 //!
 //! Nothing is counted while guests map; who asks pays, by going through the
-//! ledgers. Each is locked for as long as its list takes to copy.
+//! ledgers. Each is locked for as long as its list takes to copy. No file
+//! system is asked, which might not answer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -48,9 +49,7 @@ fn mapped(guest: usize, server: &Server) -> Mapped {
     for (nodeid, ranges) in server.dax().mapped_ranges() {
         let host = server.fs().host_inode(nodeid);
         let which = host.map_or(Which::Forgotten { guest, nodeid }, Which::Host);
-        let end = server.file_end(nodeid);
-        let ranges = ranges.into_iter().map(|(from, to)| (from, to.min(end)));
-        let ranges = ranges.filter(|(from, to)| from < to);
+        let ranges = ranges.into_iter().filter(|(from, to)| from < to);
         all.entry(which).or_default().extend(ranges);
     }
     all

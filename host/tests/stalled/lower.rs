@@ -20,7 +20,7 @@ pub(crate) const LEN: u64 = 1 << 20;
 pub(crate) const SLOW: &str = "slow";
 /// The file whose attributes are held back.
 pub(crate) const FROZEN: &str = "frozen";
-/// Files whose opens can be held back, and which can be mapped.
+/// The same; their opens can be held back, too, and they can be mapped.
 pub(crate) const OPENED: [&str; 2] = ["opened", "opened-too"];
 const NAMES: [&str; 4] = [SLOW, FROZEN, OPENED[0], OPENED[1]];
 const FROZEN_INO: u64 = 3;
@@ -167,7 +167,7 @@ impl Filesystem for Files {
 
     fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let ino = u64::from(ino);
-        self.answer(Held::Attr(reply, ino), ino == FROZEN_INO);
+        self.answer(Held::Attr(reply, ino), ino >= FROZEN_INO);
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {

@@ -8,6 +8,7 @@ mod common;
 
 mod lower;
 mod padded;
+mod status;
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
