@@ -76,6 +76,11 @@ impl ModCaps {
         self.drop.contains(&capability)
     }
 
+    /// Those of `capabilities` that it adds.
+    pub(super) fn adds(&self, capabilities: &CapsHashSet) -> CapsHashSet {
+        self.add.intersection(capabilities).copied().collect()
+    }
+
     /// What serving keeps.
     pub(super) fn keeps(&self, file_handles: bool) -> CapsHashSet {
         let mut keep: CapsHashSet = SERVING.into_iter().collect();
@@ -86,6 +91,22 @@ impl ModCaps {
         keep.retain(|capability| !self.drops(*capability));
         keep
     }
+}
+
+/// Capabilities of this process that came with the file of its program: they
+/// are everybody's who may execute it, and say nothing about who called. Only
+/// a caller who has a capability can make it inheritable.
+///
+/// # Errors
+///
+/// What the kernel says.
+pub(super) fn of_the_file() -> Result<CapsHashSet, caps::errors::CapsError> {
+    if rustix::process::getuid().is_root() {
+        return Ok(CapsHashSet::new());
+    }
+    let inherited = caps::read(None, CapSet::Inheritable)?;
+    let permitted = caps::read(None, CapSet::Permitted)?;
+    Ok(permitted.difference(&inherited).copied().collect())
 }
 
 /// Whether this thread may use a capability now.

@@ -130,25 +130,31 @@ pub fn launch(plan: Plan<'_>) -> Result<Inside, IsolationError> {
     if plan.file_handles && plan.options.modcaps.drops(read_search) {
         return Err(IsolationError::NeedsReadSearch);
     }
+    let of_the_file = caps::of_the_file()?;
     let maps = !plan.options.uid_map.is_empty() || !plan.options.gid_map.is_empty();
     match plan.options.sandbox {
-        Sandbox::Namespace => in_namespaces(plan),
+        Sandbox::Namespace => in_namespaces(plan, of_the_file),
         _ if maps => Err(IsolationError::MapsWithoutNamespace),
         Sandbox::Chroot if !caps::has(Capability::CAP_SYS_CHROOT) => {
             Err(IsolationError::ChrootNotRoot)
         }
-        Sandbox::Chroot => fork(plan, |plan| root::chroot(&plan.root)),
-        Sandbox::None => here(plan),
+        Sandbox::Chroot => fork(plan, of_the_file, |plan| root::chroot(&plan.root)),
+        Sandbox::None => here(plan, &of_the_file),
     }
 }
 
-fn in_namespaces(plan: Plan<'_>) -> Result<Inside, IsolationError> {
+fn in_namespaces(plan: Plan<'_>, of_the_file: CapsHashSet) -> Result<Inside, IsolationError> {
     let options = plan.options;
     let asked = !options.uid_map.is_empty() || !options.gid_map.is_empty();
     let maps = (asked || !caps::has(Capability::CAP_SYS_ADMIN))
         .then(|| IdMaps::new(&options.uid_map, &options.gid_map));
     namespaces::prepare(maps.as_ref())?;
-    fork(plan, |plan| {
+    let withheld = match maps {
+        // In a user namespace of its own there are others.
+        Some(_) => CapsHashSet::new(),
+        None => of_the_file,
+    };
+    fork(plan, withheld, |plan| {
         namespaces::enter()?;
         // As who was called, who may be the only one to see the directory.
         let inside = root::pivot(&plan.root)?;
@@ -163,9 +169,11 @@ fn in_namespaces(plan: Plan<'_>) -> Result<Inside, IsolationError> {
     })
 }
 
-/// Makes the serving process, which then does `enter`.
+/// Makes the serving process, which then does `enter` and keeps none of the
+/// capabilities `withheld`.
 fn fork(
     plan: Plan<'_>,
+    withheld: CapsHashSet,
     enter: impl FnOnce(&Plan<'_>) -> Result<root::Inside, IsolationError>,
 ) -> Result<Inside, IsolationError> {
     let failed = |action| move |cause| IsolationError::process(action, cause);
@@ -184,7 +192,7 @@ fn fork(
             let inside = enter(&plan)?;
             drop_groups()?;
             follow(&theirs)?;
-            lock(&plan, &inside.trees, calls::serving())?;
+            lock(&plan, &inside.trees, &withheld, calls::serving())?;
             if let Some(proc_fd) = inside.proc_fd {
                 ProcFd::is_working_directory(proc_fd);
             }
@@ -197,10 +205,10 @@ fn fork(
     }
 }
 
-fn here(plan: Plan<'_>) -> Result<Inside, IsolationError> {
+fn here(plan: Plan<'_>, withheld: &CapsHashSet) -> Result<Inside, IsolationError> {
     let inside = root::open(&plan.root)?;
     drop_groups()?;
-    lock(&plan, &inside.trees, calls::serving_alone())?;
+    lock(&plan, &inside.trees, withheld, calls::serving_alone())?;
     Ok(Inside {
         trees: inside.trees,
         files: plan.files,
@@ -239,10 +247,17 @@ fn follow(line: &UnixStream) -> Result<(), IsolationError> {
 fn lock(
     plan: &Plan<'_>,
     trees: &[OwnedFd],
+    withheld: &CapsHashSet,
     allowed: super::seccomp::Allowed,
 ) -> Result<(), IsolationError> {
     let options = plan.options;
-    let left = caps::keep_only(&options.modcaps.keeps(plan.file_handles))?;
+    let refused = options.modcaps.adds(withheld);
+    if !refused.is_empty() {
+        return Err(IsolationError::OfTheFile(names(&refused)));
+    }
+    let mut keep = options.modcaps.keeps(plan.file_handles);
+    keep.retain(|capability| !withheld.contains(capability));
+    let left = caps::keep_only(&keep)?;
     rustix::thread::set_no_new_privs(true)
         .map_err(|errno| IsolationError::process("set no_new_privs", errno.into()))?;
     let landlock = match options.sandbox {

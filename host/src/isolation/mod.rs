@@ -113,6 +113,14 @@ pub enum IsolationError {
          --inode-file-handles never"
     )]
     NeedsReadSearch,
+    /// Everybody would have them.
+    #[error(
+        "--modcaps: {0} came with the file of the program (setcap), which gives it to whoever \
+         starts the daemon, and pads files only; start it as root, or with the capability \
+         inheritable and ambient (AmbientCapabilities= of systemd, setpriv --inh-caps \
+         --ambient-caps)"
+    )]
+    OfTheFile(String),
     /// Maps without a namespace to hold them.
     #[error("--uid-map and --gid-map need a user namespace; use --sandbox namespace")]
     MapsWithoutNamespace,

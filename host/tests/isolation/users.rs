@@ -265,13 +265,13 @@ impl Drop for Running {
     }
 }
 
-/// `security.capability` of `setcap cap_sys_admin+ep`.
-fn set_capability(program: &Path) {
+/// `security.capability` of `setcap NAME,...+ep`.
+fn set_capabilities(program: &Path, capabilities: &[u32]) {
     let mut value = [0; 20];
     // Revision 2, effective; then what is permitted, of which the lower word
     // comes first.
     value[..4].copy_from_slice(&0x0200_0001u32.to_le_bytes());
-    value[4..8].copy_from_slice(&(1u32 << SYS_ADMIN).to_le_bytes());
+    value[4..8].copy_from_slice(&(mask(capabilities) as u32).to_le_bytes());
     let flags = rustix::fs::XattrFlags::empty();
     rustix::fs::setxattr(program, "security.capability", &value, flags).expect("set");
 }
@@ -303,7 +303,7 @@ fn with_the_capability_anybody_has_padded_files() {
         make_file(&place.share.join("file"), 1, 100_001);
         chown(place.share.join("file"), Some(NOBODY), None).expect("given away");
         if capable {
-            set_capability(&place.program());
+            set_capabilities(&place.program(), &[SYS_ADMIN]);
         }
         let daemon = Running::start(&mut with_fuse_for_all(&place, &["--dax", "always"]));
         let strict = Arc::new(Strict::default());
@@ -364,6 +364,53 @@ fn with_the_capability_anybody_has_padded_files() {
         let log = daemon.end();
         assert!(log.contains("isolated"), "{log}");
     }
+}
+
+/// They are everybody's who may execute the program, so they are for padding
+/// files and not for what a guest asks for, or the operator's flags.
+#[test]
+fn capabilities_of_the_file_of_the_program_serve_no_guest() {
+    for sandbox in ["namespace", "none"] {
+        let place = Place::new();
+        let of_the_file = [SYS_ADMIN, DAC_OVERRIDE, DAC_READ_SEARCH];
+        set_capabilities(&place.program(), &of_the_file);
+        let asked = ["--sandbox", sandbox, "--modcaps", "+sys_admin:+net_raw"];
+        let refused = with_fuse_for_all(&place, &asked).output().expect("starts");
+        let said = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(1), "{said}");
+        assert!(
+            said.contains("--modcaps: sys_admin came with the file"),
+            "{said}"
+        );
+
+        std::fs::remove_file(place.dir.path().join("fuse")).expect("made anew");
+        let flags = ["--sandbox", sandbox, "--inode-file-handles", "never"];
+        let daemon = Running::start(&mut with_fuse_for_all(&place, &flags));
+        let session = place.connect(Tuning::default());
+        session.mkdir(ROOT_ID, b"made", 0o755).expect("made");
+        let pid = serving(daemon.id());
+        for set in ["CapPrm", "CapEff", "CapInh", "CapAmb"] {
+            assert_eq!(capabilities(pid, set), 0, "{set} {sandbox}");
+        }
+        drop(session);
+        daemon.end();
+    }
+}
+
+#[test]
+fn capabilities_of_the_caller_serve_as_the_flags_say() {
+    let place = Place::new();
+    let mut command = Command::new("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]);
+    command.args(["--inh-caps=+sys_admin", "--ambient-caps=+sys_admin", "--"]);
+    command.arg(place.program());
+    command.args(place.flags(&["--modcaps", "+sys_admin"]));
+    let daemon = Running::start(&mut command);
+    let session = place.connect(Tuning::default());
+    let pid = serving(daemon.id());
+    assert_eq!(capabilities(pid, "CapPrm"), mask(&[SYS_ADMIN]));
+    drop(session);
+    daemon.end();
 }
 
 /// With the program that the host has for it, and what /etc/subuid says.
