@@ -8,6 +8,10 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use syslog_tracing::{Facility, Options, Syslog};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::layer::SubscriberExt;
+use tracing_subscriber::util::SubscriberInitExt;
+
+use super::log_limit::LogLimit;
 
 /// The queue crate logs each thing a guest does wrong, without a limit; the
 /// device reports the same, throttled.
@@ -76,6 +80,8 @@ fn to_syslog(filter: EnvFilter) -> Result<(), LogError> {
         // Both are syslog's own.
         .without_time()
         .with_level(false)
+        .finish()
+        .with(LogLimit::default())
         .try_init()
         .map_err(|_| LogError::AlreadySet)
 }
@@ -86,6 +92,8 @@ fn to_stderr(filter: EnvFilter) -> Result<(), LogError> {
         .with_writer(std::io::stderr)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(true)
+        .finish()
+        .with(LogLimit::default())
         .try_init()
         .map_err(|_| LogError::AlreadySet)
 }

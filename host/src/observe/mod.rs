@@ -1,7 +1,8 @@
 //! What the daemon tells about itself.
 //!
-//! - [`logs`]: set-up of tracing, and a throttle for messages that a guest
-//!   could cause at will.
+//! - [`logs`]: set-up of tracing, and a throttle for messages about what a
+//!   guest does wrong.
+//! - `log_limit`: how often any line is logged.
 //! - [`counters`]: per request kind, how many, how many failed, how long.
 //! - [`queues`]: per queue, how many, and what was done about slow ones.
 //! - [`document`]: the status document, field by field.
@@ -18,6 +19,7 @@ pub mod capabilities;
 mod collect;
 pub mod counters;
 pub mod document;
+mod log_limit;
 pub mod logs;
 pub mod queues;
 pub mod status_socket;

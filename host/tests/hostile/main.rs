@@ -9,6 +9,7 @@ mod driver;
 
 mod descriptors;
 mod front_end;
+mod log;
 mod mutated;
 mod neighbours;
 mod requests;
