@@ -19,7 +19,7 @@ use clap::{Parser, ValueEnum};
 use daxwindow_host::cli::SandboxFlags;
 use daxwindow_host::isolation::root::{Root, Tree};
 use daxwindow_host::isolation::{self, Plan};
-use daxwindow_host::observe::logs;
+use daxwindow_host::observe::{logs, panics};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
@@ -67,6 +67,8 @@ enum Act {
     Tcp,
     /// Connects to an abstract socket
     Abstract,
+    /// Panics, and goes on, as a request does that meets a defect
+    Panic,
 }
 
 fn main() -> ExitCode {
@@ -85,6 +87,7 @@ fn run(flags: &Flags) -> Result<(), Box<dyn std::error::Error>> {
     let open = |dir: &PathBuf| rustix::fs::openat(CWD, dir, path, Mode::empty());
     let elsewhere = flags.elsewhere.as_ref().map(open).transpose()?;
     logs::init("warn", false)?;
+    panics::to_log();
     isolation::hold_signals()?;
     let inside = isolation::launch(Plan {
         options: &flags.sandbox.options(),
@@ -145,6 +148,10 @@ fn run_act(act: Act, target: &str, share: &OwnedFd, elsewhere: Option<&OwnedFd>)
         Act::Inside => everything(share),
         Act::Execute => say("execute", Command::new(target).status()),
         Act::Tcp => say("connect", std::net::TcpStream::connect(target)),
+        Act::Panic => {
+            let panicked = std::panic::catch_unwind(|| panic!("struck in a test"));
+            say("panic", panicked.err().ok_or(io::ErrorKind::Other));
+        }
         Act::Abstract => {
             let address = SocketAddr::from_abstract_name(target);
             say(

@@ -20,8 +20,8 @@ use crate::isolation::root::{Root, Tree};
 use crate::isolation::{self, Inside, Plan};
 use crate::observe::ask::print_session;
 use crate::observe::capabilities::Capabilities;
-use crate::observe::logs;
 use crate::observe::status_socket;
+use crate::observe::{logs, panics};
 use crate::shares::control;
 use crate::shares::name::NameError;
 use crate::shares::share::Changes;
@@ -50,6 +50,7 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     config.dax.naive = naive;
     config.share.ids.sole = sole_ids(&config);
     let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
+    panics::to_log();
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }

@@ -3,6 +3,7 @@
 //! - [`logs`]: set-up of tracing, and a throttle for messages about what a
 //!   guest does wrong.
 //! - `log_limit`: how often any line is logged.
+//! - [`panics`]: what is logged of a panic.
 //! - [`counters`]: per request kind, how many, how many failed, how long.
 //! - [`queues`]: per queue, how many, and what was done about slow ones.
 //! - [`document`]: the status document, field by field.
@@ -21,6 +22,7 @@ pub mod counters;
 pub mod document;
 mod log_limit;
 pub mod logs;
+pub mod panics;
 pub mod queues;
 pub mod status_socket;
 mod text;

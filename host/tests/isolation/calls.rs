@@ -88,6 +88,23 @@ fn with_log_and_none_it_is_made() {
     }
 }
 
+/// A request that meets a defect of the daemon costs that request alone, also
+/// where the environment asks for a walk of the stack.
+#[test]
+fn a_panic_is_logged_and_survived() {
+    for sandbox in SANDBOXES {
+        let share = in_memory();
+        let mut command = confined(share.path(), &["--sandbox", sandbox]);
+        command.env("RUST_BACKTRACE", "1").arg("panic");
+        let output = command.output().expect("starts");
+        assert!(output.status.success(), "{sandbox}: {output:?}");
+        assert_eq!(said(&output), ["panic: done"]);
+        let log = String::from_utf8_lossy(&output.stderr);
+        let named = log.contains("panicked: struck in a test") && log.contains("confined.rs");
+        assert!(named, "{log}");
+    }
+}
+
 /// The daemon itself says what became of it, and how to find out more.
 #[test]
 fn who_looks_after_it_says_why_it_ended() {
