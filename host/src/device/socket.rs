@@ -5,14 +5,14 @@
 
 use std::ffi::{OsStr, OsString};
 use std::io;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::UnixListener;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{
-    AtFlags, CWD, FileType, Gid, Mode, OFlags, chmod, chownat, openat, statat, unlinkat,
+    AtFlags, CWD, FileType, Gid, Mode, OFlags, chmod, chownat, fstat, openat, statat, unlinkat,
 };
 use rustix::io::Errno;
 use rustix::net::{
@@ -224,10 +224,33 @@ impl Socket {
             action: "give the socket to the group",
             cause: cause.into(),
         };
+        let file = self.open_file().map_err(failed)?;
         // In this order, or another group could connect in between.
-        let flags = AtFlags::SYMLINK_NOFOLLOW;
-        chownat(CWD, &self.path, None, Some(group), flags).map_err(failed)?;
-        chmod(&self.path, GROUP_MODE).map_err(failed)
+        let flags = AtFlags::EMPTY_PATH;
+        chownat(&file, "", None, Some(group), flags).map_err(failed)?;
+        chmod(format!("/proc/self/fd/{}", file.as_raw_fd()), GROUP_MODE).map_err(failed)
+    }
+
+    /// The file of the socket and nothing that others have put in its place,
+    /// which may be a link: the directory may be for others to write.
+    fn open_file(&self) -> Result<OwnedFd, Errno> {
+        let flags = OFlags::PATH | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let opened = match &self.file {
+            Some(file) => openat(&file.directory, &file.name, flags, Mode::empty()),
+            None => openat(CWD, &self.path, flags, Mode::empty()),
+        }?;
+        let stat = fstat(&opened)?;
+        let is_socket = FileType::from_raw_mode(stat.st_mode) == FileType::Socket;
+        let identity = Some((stat.st_dev, stat.st_ino));
+        let is_ours = self
+            .file
+            .as_ref()
+            .is_none_or(|file| file.identity == identity);
+        // A second name may be that of another's socket.
+        match is_socket && is_ours && stat.st_nlink == 1 {
+            true => Ok(opened),
+            false => Err(Errno::STALE),
+        }
     }
 
     /// Takes over a socket that listens already, as `--fd` names it.

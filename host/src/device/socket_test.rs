@@ -1,7 +1,7 @@
 //! Files of sockets: replaced, refused, removed.
 
 use super::*;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 const FLAG: &str = "--socket-path";
 
@@ -52,6 +52,43 @@ fn a_socket_that_was_given_goes_with_its_file_and_others_are_refused() {
     let file = std::fs::File::create(&path).expect("created");
     let refused = Socket::given(file.into(), home(), path.clone());
     assert!(refused.is_err() && path.exists());
+}
+
+/// Where others may write the directory, they may put anything in the place of
+/// the socket.
+#[test]
+fn a_group_is_let_into_the_socket_and_into_nothing_that_has_its_name() {
+    let dir = tempfile::tempdir().expect("temporary directory");
+    let [path, precious, aside] = ["s", "precious", "aside"].map(|name| dir.path().join(name));
+    let of = |path: &Path| {
+        let meta = std::fs::metadata(path).expect("there");
+        (meta.mode() & 0o777, meta.gid())
+    };
+    let group = Gid::from_raw(4711);
+    let socket = Socket::bind(FLAG, &path).expect("free");
+    socket.let_in(group).expect("its own");
+    assert_eq!(of(&path), (0o660, 4711));
+    drop(socket);
+
+    let other = UnixListener::bind(&precious).expect("bound");
+    std::fs::set_permissions(&precious, PermissionsExt::from_mode(0o600)).expect("set");
+    let before = of(&precious);
+    let replacements: [&dyn Fn(); 3] = [
+        &|| std::os::unix::fs::symlink(&precious, &path).expect("a link"),
+        &|| std::fs::hard_link(&precious, &path).expect("another name"),
+        &|| drop(UnixListener::bind(&path).expect("another socket")),
+    ];
+    for replace in replacements {
+        let socket = Socket::bind(FLAG, &path).expect("free");
+        std::fs::rename(&path, &aside).expect("put aside");
+        replace();
+        let error = socket.let_in(group).expect_err("not the socket");
+        assert!(error.to_string().contains("--socket-group"), "{error}");
+        assert_eq!(of(&precious), before);
+        drop(socket);
+        std::fs::remove_file(&path).expect("it is left alone");
+    }
+    drop(other);
 }
 
 #[test]
