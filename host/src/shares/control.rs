@@ -1,7 +1,7 @@
 //! The control socket: shares are added and removed here.
 //!
-//! One thread, one connection at a time. Only the daemon's own user and root
-//! are heard: the file lets nobody else in, and the kernel's word on who has
+//! A thread for each connection: a directory that is added may be on a file
+//! system that does not answer. Only the daemon's own user and root are heard: the file lets nobody else in, and the kernel's word on who has
 //! connected is asked for besides. Nothing that comes is looked up by path:
 //! directory and socket come as descriptors, so that it works however the
 //! daemon is confined.
@@ -52,7 +52,16 @@ pub fn bind(directory: &Path) -> Result<Socket, SocketError> {
 pub fn attend(socket: Socket, shares: &Arc<Shares>) -> Result<Attended, AttendError> {
     let shares = shares.clone();
     let names = ("--socket-dir", "control");
-    Attended::start(names, socket, move |client| hear(client, &shares))
+    Attended::start(names, socket, move |client| {
+        let (client, shares) = (client.try_clone()?, shares.clone());
+        let thread = std::thread::Builder::new().name("request".into());
+        let hear = move || {
+            if let Err(error) = hear(&client, &shares) {
+                tracing::warn!(%error, "control: a client was not answered");
+            }
+        };
+        thread.spawn(hear).map(drop)
+    })
 }
 
 /// Takes one request and answers it.

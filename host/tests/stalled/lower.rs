@@ -12,7 +12,7 @@ use fuser::{
 };
 use parking_lot::Mutex;
 
-use crate::common::{eventually, pattern};
+use crate::common::{eventually, name_of, pattern};
 
 /// Bytes of each file.
 pub(crate) const LEN: u64 = 1 << 20;
@@ -34,6 +34,8 @@ pub(crate) struct Lower {
 #[derive(Default)]
 struct State {
     stalled: bool,
+    /// The attributes of its root, too, for threads with a name of their own.
+    stalled_root: bool,
     held: Vec<Held>,
     /// Opens of the files for that so far.
     opens: usize,
@@ -85,6 +87,13 @@ impl Lower {
         self.state.lock().stalled = true;
     }
 
+    /// The same, and tells nothing about its root either to any but the first
+    /// thread of a process of ours.
+    pub(crate) fn stall_root(&self) {
+        let mut state = self.state.lock();
+        (state.stalled, state.stalled_root) = (true, true);
+    }
+
     /// Opens of [`OPENED`] so far.
     pub(crate) fn opens(&self) -> usize {
         self.state.lock().opens
@@ -109,7 +118,7 @@ impl Lower {
     /// Answers everything.
     pub(crate) fn release(&self) {
         let mut state = self.state.lock();
-        state.stalled = false;
+        (state.stalled, state.stalled_root) = (false, false);
         state.stalled_opens = None;
         state.held.drain(..).for_each(Held::answer);
     }
@@ -165,9 +174,11 @@ impl Filesystem for Files {
         }
     }
 
-    fn getattr(&self, _: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
+    fn getattr(&self, request: &Request, ino: INodeNo, _: Option<FileHandle>, reply: ReplyAttr) {
         let ino = u64::from(ino);
-        self.answer(Held::Attr(reply, ino), ino >= FROZEN_INO);
+        let is_first = || name_of(request.pid()) == "daxwindowd";
+        let is_held = ino >= FROZEN_INO || (self.0.lock().stalled_root && !is_first());
+        self.answer(Held::Attr(reply, ino), is_held);
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
