@@ -1,9 +1,9 @@
 //! virtiofsd's flags about live migration, which this daemon does not do.
 //!
-//! Law: what asks for nothing more than virtiofsd does by default is taken,
-//! so that a command line that spells the defaults out still starts; what
-//! promises more is refused. The VMM learns in its own way that it cannot
-//! migrate: `VHOST_USER_PROTOCOL_F_DEVICE_STATE` is not offered.
+//! Law: a command line of virtiofsd starts, whatever it says of migration, and
+//! the log says once that nothing migrates if it asks for more than the
+//! defaults. The VMM learns it in its own way:
+//! `VHOST_USER_PROTOCOL_F_DEVICE_STATE` is not offered.
 
 use clap::Args;
 use clap::builder::PossibleValuesParser;
@@ -12,8 +12,7 @@ use clap::builder::PossibleValuesParser;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "For command lines of virtiofsd")]
 pub struct MigrationFlags {
-    /// There is no live migration: only the default of virtiofsd is taken,
-    /// and has no effect
+    /// No effect: there is no live migration
     #[arg(
         long,
         value_name = "MODE",
@@ -21,7 +20,7 @@ pub struct MigrationFlags {
     )]
     pub migration_mode: Option<String>,
 
-    /// As --migration-mode
+    /// No effect, as --migration-mode
     #[arg(
         long,
         value_name = "ACTION",
@@ -29,37 +28,30 @@ pub struct MigrationFlags {
     )]
     pub migration_on_error: Option<String>,
 
-    /// Refused: there is no live migration
+    /// No effect, as --migration-mode
     #[arg(long)]
     pub migration_verify_handles: bool,
 
-    /// Refused: there is no live migration
+    /// No effect, as --migration-mode
     #[arg(long)]
     pub migration_confirm_paths: bool,
 }
 
 impl MigrationFlags {
-    /// The flag that cannot be heeded, if there is one, as it was typed.
-    pub(super) fn refused(&self) -> Option<&'static str> {
-        if self.migration_mode.as_deref() == Some("file-handles") {
-            return Some("--migration-mode=file-handles");
-        }
-        if self.migration_on_error.as_deref() == Some("guest-error") {
-            return Some("--migration-on-error=guest-error");
-        }
-        if self.migration_verify_handles {
-            return Some("--migration-verify-handles");
-        }
-        self.migration_confirm_paths
-            .then_some("--migration-confirm-paths")
+    /// What to say of flags that ask for more than virtiofsd does by default.
+    pub(super) fn warning(&self) -> Option<&'static str> {
+        let asks = self.migration_mode.as_deref() == Some("file-handles")
+            || self.migration_on_error.as_deref() == Some("guest-error")
+            || self.migration_verify_handles
+            || self.migration_confirm_paths;
+        asks.then_some(WARNING)
     }
 }
 
-/// What to do instead.
-pub(super) const REFUSAL: &str = "the daemon cannot hand over a guest's open files and mapped \
-    ranges to another one, so a VM with this share does not migrate. Unmount the share in the \
-    guest and remove its device before, and add it again at the destination; or serve this share \
-    with virtiofsd";
+const WARNING: &str = "--migration-...: no effect, a VM with this share does not migrate: the \
+    daemon cannot hand over a guest's open files and mapped ranges to another one. Unmount the \
+    share in the guest and remove its device before, and add it again at the destination; or \
+    serve this share with virtiofsd";
 
 #[cfg(test)]
 mod tests {
@@ -73,21 +65,18 @@ mod tests {
     }
 
     #[test]
-    fn what_would_need_migration_is_refused_and_defaults_are_taken() {
-        for flag in ["--migration-mode=find-paths", "--migration-on-error=abort"] {
-            assert!(settled(flag).is_ok(), "{flag}");
-        }
-        for flag in [
-            "--migration-mode=file-handles",
-            "--migration-on-error=guest-error",
-            "--migration-verify-handles",
-            "--migration-confirm-paths",
+    fn every_command_line_about_migration_starts_and_is_warned_if_it_asks_for_some() {
+        for (flag, asks) in [
+            ("--migration-mode=find-paths", false),
+            ("--migration-on-error=abort", false),
+            ("--migration-mode=file-handles", true),
+            ("--migration-on-error=guest-error", true),
+            ("--migration-verify-handles", true),
+            ("--migration-confirm-paths", true),
         ] {
-            let error = settled(flag).expect_err("refused");
-            assert_eq!(error.exit_code(), 2);
-            for word in [flag, "does not migrate", "virtiofsd"] {
-                assert!(error.to_string().contains(word), "{error}");
-            }
+            let config = settled(flag).expect(flag).config(1024).expect(flag);
+            let warned = config.warnings.iter().filter(|w| w.contains("migrate"));
+            assert_eq!(warned.count(), usize::from(asks), "{flag}");
         }
         assert!(settled("--migration-mode=somehow").is_err());
     }

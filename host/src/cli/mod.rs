@@ -182,10 +182,6 @@ impl Flags {
         if let Err(message) = self.apply_compat() {
             return error(ErrorKind::InvalidValue, message);
         }
-        if let Some(flag) = self.migration.refused() {
-            let message = format!("{flag}: {}", migration::REFUSAL);
-            return error(ErrorKind::ArgumentConflict, message);
-        }
         if !self.report.serves() || self.command.is_some() {
             return Ok(self);
         }
@@ -242,7 +238,11 @@ impl Flags {
         // To each the same.
         let max_open_files = max_open_files / doors.max_shares as u64;
         Ok(Config {
-            warnings: self.cache.warnings(dax.mode != DaxMode::Never),
+            warnings: {
+                let mut warnings = self.cache.warnings(dax.mode != DaxMode::Never);
+                warnings.extend(self.migration.warning());
+                warnings
+            },
             share: self.inodes.apply(
                 ShareOptions {
                     readonly: self.readonly,
