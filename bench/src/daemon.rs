@@ -20,6 +20,8 @@ use crate::cleanup::{self, Scratch};
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 const KEPT_LINES: usize = 40;
+/// Stay when a client has gone. Older builds have no such flag, and do.
+pub(crate) const KEEP_SERVING: &str = "--keep-serving";
 
 /// Which inodes get DAX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -50,6 +52,7 @@ impl Share {
         }
     }
 
+    /// The daemon is told to serve one client after the other.
     pub(crate) fn arguments(&self, socket: &Path) -> Vec<OsString> {
         let dax = match self.dax {
             Dax::Never => "never",
@@ -64,6 +67,7 @@ impl Share {
             dax.into(),
             "--num-request-queues".into(),
             self.request_queues.to_string().into(),
+            KEEP_SERVING.into(),
         ];
         if self.dax != Dax::Never {
             arguments.extend(["--dax-window".into(), self.window_bytes.to_string().into()]);
@@ -119,6 +123,13 @@ pub(crate) fn version(binary: &Path) -> String {
         }
         _ => "unknown".into(),
     }
+}
+
+/// Whether its `--help` has a flag.
+pub(crate) fn has_flag(binary: &Path, flag: &str) -> bool {
+    let mut help = Command::new(binary);
+    let output = help.arg("--help").stdin(Stdio::null()).output();
+    output.is_ok_and(|output| String::from_utf8_lossy(&output.stdout).contains(flag))
 }
 
 /// A running daemon; ended by SIGTERM on drop.

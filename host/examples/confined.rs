@@ -99,6 +99,7 @@ fn run(flags: &Flags) -> Result<(), Box<dyn std::error::Error>> {
         files: Vec::new(),
         logs: Vec::new(),
         view: None,
+        strays: Vec::new(),
     })?;
     let heard = Arc::new(AtomicBool::new(false));
     if flags.heed {

@@ -84,8 +84,8 @@ fn daemon_page(command: &Command) -> io::Result<Vec<u8>> {
         "SIGNALS",
         &[
             (
-                "SIGTERM, SIGINT",
-                "end the daemon in order; a second one ends it at once",
+                "SIGTERM, SIGINT, SIGQUIT, SIGHUP",
+                "end the daemon in order; a second one ends it at once, but for SIGHUP. SIGQUIT and SIGHUP do nothing to a daemon that was started to ignore them",
             ),
             ("SIGUSR1", "logs what was counted so far"),
         ],
@@ -109,7 +109,10 @@ fn daemon_page(command: &Command) -> io::Result<Vec<u8>> {
         &mut text,
         "EXIT STATUS",
         &[
-            ("0", "a signal ended it, or what was asked for is printed"),
+            (
+                "0",
+                "a signal or its last guest ended it, or what was asked for is printed",
+            ),
             ("1", "it cannot serve, for the reason that it has said"),
             ("2", "the flags cannot be, for the reason that it has said"),
         ],

@@ -8,7 +8,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustix::fs::Mode;
 use rustix::process::umask;
-use signal_hook::consts::{SIGINT, SIGTERM, SIGUSR1};
+use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
 use crate::cli::{Command, Config, Flags, Listen};
@@ -46,7 +46,8 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     }
     let max_open_files = isolation::set_nofile(flags.sandbox.rlimit_nofile)?;
     let mut config = flags.config(max_open_files)?;
-    isolation::close_inherited(&config.doors.descriptors())?;
+    isolation::ignore_file_size_signal();
+    let strays = isolation::inherited(&config.doors.descriptors())?;
     config.dax.naive = naive;
     config.share.ids.sole = sole_ids(&config);
     let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
@@ -65,6 +66,7 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
         files: outside.take_files(),
         logs,
         view: config.dax.padding.root(),
+        strays,
     })?;
     serve(config, inside, outside)
 }
@@ -103,56 +105,72 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     let control = control
         .map(|socket| control::attend(socket, &shares))
         .transpose()?;
+    let inside = Arc::new(inside);
+    // Before there is a share, whose guest may come and go at once.
+    let told = tell_changes(&inside, &shares, &stop, once);
     for share in fixed {
         shares.add(share)?;
     }
-    let inside = Arc::new(inside);
-    let left_alone = tell_changes(&inside, &shares, &stop, once);
+    told.ready(&inside, &shares);
     stop.wait();
     inside.is_stopping();
     // Nothing is added any more.
     drop(control);
     shares.end();
-    if !left_alone.load(Ordering::SeqCst) {
+    if !told.left_alone.load(Ordering::SeqCst) {
         tracing::info!("ended by a signal");
     }
     Ok(())
 }
 
-/// Says that guests may come, and from then on what changes. With `once` the
-/// end of the last guest is that of the daemon; whether it was is what the
-/// answer will tell.
-fn tell_changes(
-    inside: &Arc<Inside>,
-    shares: &Arc<Shares>,
-    stop: &Stop,
-    once: bool,
-) -> Arc<AtomicBool> {
-    let left_alone = Arc::new(AtomicBool::new(false));
-    let is_ready = Arc::new(AtomicBool::new(false));
-    let had_guest = AtomicBool::new(false);
-    let (told, over, alone) = (inside.clone(), stop.clone(), left_alone.clone());
-    let ready = is_ready.clone();
-    shares.observe(move |shares| {
-        if ready.load(Ordering::SeqCst) {
-            told.has_changed(&shares.summary());
+/// What has been said of the daemon's guests.
+#[derive(Default)]
+struct Told {
+    is_ready: AtomicBool,
+    had_guest: AtomicBool,
+    /// The end of the last guest is that of the daemon.
+    left_alone: AtomicBool,
+}
+
+impl Told {
+    /// Says that guests may come, and has what changes said from then on.
+    fn ready(&self, inside: &Inside, shares: &Shares) {
+        let said = shares.summary();
+        inside.is_ready(&said);
+        self.is_ready.store(true, Ordering::SeqCst);
+        let now = shares.summary();
+        if now != said {
+            inside.has_changed(&now);
+        }
+    }
+
+    /// Guests have come or gone. Answers whether the last has gone just now.
+    fn changed(&self, inside: &Inside, shares: &Shares) -> bool {
+        if self.is_ready.load(Ordering::SeqCst) {
+            inside.has_changed(&shares.summary());
         }
         let guests = shares.guests();
-        let had = had_guest.fetch_or(guests > 0, Ordering::SeqCst);
-        if once && guests == 0 && had {
-            tracing::info!("the last guest has gone, and with --once the daemon ends");
-            alone.store(true, Ordering::SeqCst);
-            over.request();
+        let had = self.had_guest.fetch_or(guests > 0, Ordering::SeqCst);
+        guests == 0 && had
+    }
+}
+
+/// Has it said when guests come and go. With `once` the end of the last one is
+/// that of the daemon.
+fn tell_changes(inside: &Arc<Inside>, shares: &Arc<Shares>, stop: &Stop, once: bool) -> Arc<Told> {
+    let told = Arc::new(Told::default());
+    let (inside, stop, kept) = (inside.clone(), stop.clone(), told.clone());
+    shares.observe(move |shares| {
+        let is_last = told.changed(&inside, shares) && once;
+        if is_last && !told.left_alone.swap(true, Ordering::SeqCst) {
+            tracing::info!(
+                "the last guest has gone, and the daemon ends (--once, or one socket without \
+                 --keep-serving)"
+            );
+            stop.request();
         }
     });
-    let said = shares.summary();
-    inside.is_ready(&said);
-    is_ready.store(true, Ordering::SeqCst);
-    let now = shares.summary();
-    if now != said {
-        inside.has_changed(&now);
-    }
-    left_alone
+    kept
 }
 
 /// Sockets that listen, made where they can be seen.
@@ -268,15 +286,19 @@ fn free_name(shares: &[NewShare], socket: &Path) -> Result<ShareName, NameError>
     }
 }
 
-/// SIGTERM and SIGINT end the daemon in order, a second one at once; SIGUSR1
-/// logs the counters.
+/// SIGUSR1 logs the counters; every other signal ends the daemon in order, a
+/// second one at once. SIGHUP does not count as a second one: the end of a
+/// terminal may come by way of its shell and of the kernel.
 fn heed_signals(stop: Stop, shares: Arc<Shares>) -> std::io::Result<()> {
+    let heeded = isolation::heeded_signals();
     let second = Arc::new(AtomicBool::new(false));
-    for signal in [SIGTERM, SIGINT] {
-        signal_hook::flag::register_conditional_shutdown(signal, 1, second.clone())?;
-        signal_hook::flag::register(signal, second.clone())?;
+    for signal in [SIGTERM, SIGINT, SIGQUIT] {
+        if heeded.contains(&signal) {
+            signal_hook::flag::register_conditional_shutdown(signal, 1, second.clone())?;
+            signal_hook::flag::register(signal, second.clone())?;
+        }
     }
-    let mut signals = Signals::new([SIGTERM, SIGINT, SIGUSR1])?;
+    let mut signals = Signals::new(heeded)?;
     std::thread::Builder::new()
         .name("signals".into())
         .spawn(move || {

@@ -222,6 +222,7 @@ fn a_stale_socket_is_replaced() {
     assert!(killed.socket().exists(), "nobody cleaned up");
     assert_eq!(pid_beside(killed.socket()), Some(killed.main_pid()));
     let mut next = Command::new(DAEMON)
+        .arg("--keep-serving")
         .arg("--socket-path")
         .arg(killed.socket())
         .arg("--shared-dir")
@@ -272,7 +273,8 @@ fn an_inherited_socket_is_served_and_the_service_manager_told() {
     drop(listener);
     let fd = given.as_raw_fd().to_string();
     let mut daemon = Command::new(DAEMON)
-        .args(["--fd", &fd, "--shared-dir", text(share.path())])
+        .args(["--keep-serving", "--fd", &fd])
+        .args(["--shared-dir", text(share.path())])
         .env("NOTIFY_SOCKET", &told)
         .stderr(Stdio::null())
         .spawn()

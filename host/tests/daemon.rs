@@ -53,6 +53,7 @@ impl Daemon {
         let share = dir.path().join("share");
         std::fs::create_dir_all(&share).expect("made");
         let mut child = command()
+            .arg("--keep-serving")
             .arg("--socket-path")
             .arg(dir.path().join("socket"))
             .arg("--shared-dir")

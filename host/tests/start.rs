@@ -186,6 +186,7 @@ fn a_command_line_of_an_old_virtiofsd_still_starts() {
     let args = ["--socket", text(&socket), "-o", &options, "-f", "-d"];
     let daemon = Started(
         Command::new(DAEMON)
+            .arg("--keep-serving")
             .args(args)
             .stderr(Stdio::null())
             .spawn()
@@ -222,7 +223,13 @@ fn a_log_in_syslog() {
     command
         .args(["--mount", "bash", "-c", script, text(&log), "", DAEMON])
         .args(["--socket-path", text(&socket), "--shared-dir"])
-        .args([text(share.path()), "--dax", "never", "--syslog"])
+        .args([
+            text(share.path()),
+            "--dax",
+            "never",
+            "--syslog",
+            "--keep-serving",
+        ])
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())
         .stderr(Stdio::piped());
@@ -263,7 +270,13 @@ fn without_syslog_the_log_is_on_standard_error() {
     command
         .args(["--mount", "bash", "-c", script, "", DAEMON])
         .args(["--socket-path", text(&socket), "--shared-dir"])
-        .args([text(share.path()), "--dax", "never", "--syslog"])
+        .args([
+            text(share.path()),
+            "--dax",
+            "never",
+            "--syslog",
+            "--keep-serving",
+        ])
         .env_remove("RUST_LOG")
         .stdin(Stdio::null())
         .stderr(Stdio::piped());

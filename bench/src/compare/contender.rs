@@ -13,7 +13,7 @@ use daxwindow_guest::session::{Session, SessionOptions};
 
 use super::flags::flag_sets;
 use crate::attach;
-use crate::daemon::{self, Daemon, Dax, Share};
+use crate::daemon::{self, Daemon, Dax, KEEP_SERVING, Share};
 use crate::vm::Kit;
 use crate::vm::peers::{ALIOTH, Peer};
 
@@ -167,12 +167,15 @@ impl Contender {
                     0 => Dax::Never,
                     _ => Dax::Always,
                 };
-                Share {
+                let share = Share {
                     readonly: false,
                     request_queues: queues,
                     ..Share::readonly(directory, dax, window_bytes)
-                }
-                .arguments(socket)
+                };
+                let mut arguments = share.arguments(socket);
+                let keeps = daemon::has_flag(&self.program, KEEP_SERVING);
+                arguments.retain(|flag| keeps || flag != KEEP_SERVING);
+                arguments
             }
             Dialect::Virtiofsd => vec![
                 "--socket-path".into(),

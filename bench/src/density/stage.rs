@@ -12,7 +12,7 @@ use anyhow::{Context, Result, ensure};
 use serde_json::Value;
 
 use crate::cleanup::Scratch;
-use crate::daemon::Daemon;
+use crate::daemon::{Daemon, KEEP_SERVING};
 use crate::host_memory::bytes_read_by;
 use crate::processes::family;
 use crate::vm::whole_status;
@@ -71,6 +71,7 @@ impl Stage {
             let mut arguments: Vec<OsString> = sockets
                 .flat_map(|path| ["--socket-path".into(), path.into()])
                 .collect();
+            arguments.push(KEEP_SERVING.into());
             arguments.extend(["--shared-dir".into(), wanted.directory.into()]);
             arguments.extend(["--status-socket".into(), status.clone().into()]);
             let window = wanted.window_bytes.to_string();

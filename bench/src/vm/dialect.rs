@@ -13,6 +13,7 @@ use super::kit::Kit;
 use super::options::{Dax, DeviceChoice, ShareOptions};
 use super::peers::Peer;
 use super::qemu::{GENERIC_DEVICE, escaped};
+use crate::daemon::KEEP_SERVING;
 
 /// Bytes of virtio-fs configuration space: tag and number of queues.
 const CONFIG_BYTES: usize = 40;
@@ -30,6 +31,8 @@ pub(crate) struct Dialect {
     has_window: bool,
     /// Takes `--dax-exclude`.
     has_names: bool,
+    /// Has to be told to stay when its client goes.
+    keeps_serving: bool,
     device: DeviceChoice,
 }
 
@@ -63,6 +66,7 @@ impl Dialect {
             binary,
             has_window,
             has_names: help.contains("--dax-exclude"),
+            keeps_serving: help.contains(KEEP_SERVING),
             device,
         }
     }
@@ -82,6 +86,9 @@ impl Dialect {
             "--shared-dir".into(),
             share.directory.clone().into(),
         ];
+        if self.keeps_serving {
+            arguments.push(KEEP_SERVING.into());
+        }
         if self.has_window {
             for (flag, value) in [
                 ("--tag", share.tag.clone()),

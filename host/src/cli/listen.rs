@@ -31,9 +31,18 @@ pub struct ListenFlags {
     pub max_shares: Option<u16>,
 
     /// End when a guest has been connected and none is any more, as virtiofsd
-    /// does
-    #[arg(long, conflicts_with = "print_session")]
+    /// does: the default with one socket
+    #[arg(
+        long,
+        conflicts_with = "print_session",
+        overrides_with = "keep_serving"
+    )]
     pub once: bool,
+
+    /// Stay when a guest has gone, and serve the next: the default with several
+    /// sockets and with --socket-dir
+    #[arg(long, conflicts_with = "print_session", overrides_with = "once")]
+    pub keep_serving: bool,
 }
 
 /// Where the VMM connects.
@@ -93,13 +102,15 @@ impl ListenFlags {
             Some(_) => usize::from(self.max_shares.unwrap_or(MAX_SHARES)),
             None => fixed.len().max(1),
         };
+        // What virtiofsd can be told.
+        let is_one = fixed.len() == 1 && self.socket_dir.is_none();
         match fixed.len() > max_shares {
             true => Err(FlagError::TooManySockets(fixed.len())),
             false => Ok(Doors {
                 fixed,
                 socket_dir: self.socket_dir,
                 max_shares,
-                once: self.once,
+                once: self.once || is_one && !self.keep_serving,
             }),
         }
     }

@@ -43,6 +43,9 @@ pub struct Plan<'a> {
     pub logs: Vec<RawFd>,
     /// The directory in which padded files are opened.
     pub view: Option<BorrowedFd<'a>>,
+    /// What the daemon was started with and has no use for. The process that
+    /// was called keeps it, the one that serves, if that is another, does not.
+    pub strays: Vec<RawFd>,
 }
 
 /// What the serving process has in hand.
@@ -186,6 +189,12 @@ fn fork(
         Fork::Child => {
             drop(ours);
             let mut plan = plan;
+            #[allow(unsafe_code)]
+            // SAFETY: nobody owns what came through an exec, but for what
+            // `inherited` was told to leave out.
+            unsafe {
+                sys::close_strays(&plan.strays);
+            }
             plan.files.drain(..).for_each(SocketFile::leave);
             // Signals from the terminal come by way of the supervisor.
             setsid().map_err(|errno| failed("leave the session")(errno.into()))?;

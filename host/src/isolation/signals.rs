@@ -7,19 +7,21 @@
 
 use nix::sys::signal::{SigSet, Signal};
 
-use super::IsolationError;
+use super::{IsolationError, sys};
 
-/// What the daemon heeds or hands on.
-const HEEDED: [Signal; 5] = [
-    Signal::SIGTERM,
-    Signal::SIGINT,
-    Signal::SIGQUIT,
-    Signal::SIGHUP,
-    Signal::SIGUSR1,
-];
+/// What the daemon heeds, as numbers: whatever the process that was called is
+/// not to ignore, as `nohup` has it ignore `SIGHUP`.
+pub fn heeded() -> Vec<i32> {
+    let always = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGUSR1];
+    let unless_ignored = [Signal::SIGHUP, Signal::SIGQUIT].map(|signal| signal as i32);
+    let unless_ignored = unless_ignored.into_iter().filter(|n| !sys::is_ignored(*n));
+    let always = always.into_iter().map(|signal| signal as i32);
+    always.chain(unless_ignored).collect()
+}
 
-fn heeded() -> SigSet {
-    HEEDED.into_iter().collect()
+fn set() -> SigSet {
+    let numbers = heeded().into_iter();
+    numbers.filter_map(|n| Signal::try_from(n).ok()).collect()
 }
 
 /// Holds them, for this thread and what it makes from now on.
@@ -28,13 +30,13 @@ fn heeded() -> SigSet {
 ///
 /// What the kernel says.
 pub fn hold() -> Result<(), IsolationError> {
-    let held = heeded().thread_block();
+    let held = set().thread_block();
     held.map_err(|errno| IsolationError::process("hold signals", errno.into()))
 }
 
 /// They have handlers: lets go what has come, and what comes.
 pub(super) fn release() -> Result<(), IsolationError> {
-    let released = heeded().thread_unblock();
+    let released = set().thread_unblock();
     released.map_err(|errno| IsolationError::process("let go of signals", errno.into()))
 }
 

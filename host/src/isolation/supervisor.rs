@@ -14,7 +14,6 @@ use rustix::process::{
     setrlimit, waitpid,
 };
 use sd_notify::NotifyState;
-use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::backend::SignalDelivery;
 use signal_hook::iterator::exfiltrator::SignalOnly;
 
@@ -22,8 +21,6 @@ use super::launch::Plan;
 use super::{IsolationError, calls, caps, signals as held, sys};
 use crate::device::socket::SocketFile;
 
-/// Handed on to the serving process.
-const HANDED_ON: [i32; 5] = [SIGTERM, SIGINT, SIGQUIT, SIGHUP, SIGUSR1];
 /// To remove sockets from directories that are others'.
 const KEPT: [Capability; 2] = [Capability::CAP_DAC_OVERRIDE, Capability::CAP_KILL];
 
@@ -110,15 +107,17 @@ fn attend(pid: Pid, mut line: UnixStream, plan: &Plan<'_>) -> Result<End, Isolat
     let files = plan.files.iter().flat_map(SocketFile::descriptors);
     let files = files.map(|fd| fd.as_raw_fd());
     let files: Vec<_> = files.chain([pidfd.as_raw_fd()]).collect();
-    let keep = [&keep, &files[..], &plan.logs].concat();
+    // A lock of fcntl(2) on what this process was started with is lost once it
+    // closes any descriptor of that file: libvirt's on its pid file is one.
+    let keep = [&keep, &files[..], &plan.logs, &plan.strays].concat();
     #[allow(unsafe_code)]
     // SAFETY: this process ends in `supervise` without a return to those who
     // own the descriptors closed here, and runs no destructor of theirs.
     unsafe {
         sys::close_all_but(&keep);
     }
-    let mut signals =
-        SignalDelivery::with_pipe(read, write, SignalOnly, HANDED_ON).map_err(looking_after)?;
+    let mut signals = SignalDelivery::with_pipe(read, write, SignalOnly, held::heeded())
+        .map_err(looking_after)?;
     held::release()?;
     // What dies of a signal is the serving process, and this one only says so.
     let none = Rlimit {

@@ -9,6 +9,9 @@ use rustix::io::Errno;
 use rustix::process::Pid;
 use rustix::thread::UnshareFlags;
 
+/// Lists what this process has open, by number.
+const DESCRIPTORS: &str = "/proc/self/fd";
+
 /// Which of two processes this is.
 pub(super) enum Fork {
     /// The one that was made.
@@ -46,6 +49,26 @@ pub(super) fn unshare(namespaces: UnshareFlags) -> io::Result<()> {
     Ok(())
 }
 
+/// Has writes past the limit of a file's size fail with `EFBIG`, here and in
+/// processes made from this one, where `SIGXFSZ` would end them.
+pub fn ignore_file_size_signal() {
+    // SAFETY: no handler is installed; nobody in this program installs one.
+    unsafe {
+        libc::signal(libc::SIGXFSZ, libc::SIG_IGN);
+    }
+}
+
+/// Whether this process has been told to ignore `signal`, as nohup tells it.
+pub(super) fn is_ignored(signal: i32) -> bool {
+    let mut action = std::mem::MaybeUninit::<libc::sigaction>::uninit();
+    // SAFETY: nothing is changed, and the kernel writes a whole structure
+    // where it returns 0.
+    unsafe {
+        libc::sigaction(signal, std::ptr::null(), action.as_mut_ptr()) == 0
+            && action.assume_init().sa_sigaction == libc::SIG_IGN
+    }
+}
+
 /// Does `work` and says which descriptors have come by it.
 ///
 /// # Errors
@@ -61,7 +84,9 @@ pub fn opened_by<E>(work: impl FnOnce() -> Result<(), E>) -> Result<Vec<RawFd>, 
 
 fn open_descriptors() -> io::Result<Vec<RawFd>> {
     let mut found = Vec::new();
-    for entry in std::fs::read_dir("/proc/self/fd")? {
+    let listed = std::fs::read_dir(DESCRIPTORS);
+    let listed = listed.map_err(|e| io::Error::new(e.kind(), format!("{DESCRIPTORS}: {e}")))?;
+    for entry in listed {
         let name = entry?.file_name();
         found.extend(name.to_str().and_then(|name| name.parse::<RawFd>().ok()));
     }
@@ -71,25 +96,36 @@ fn open_descriptors() -> io::Result<Vec<RawFd>> {
     Ok(found)
 }
 
-/// Closes what this process was started with and has no use for: every
-/// descriptor from 3 on but these.
+/// What this process was started with and has no use for: every descriptor
+/// from 3 on but `keep`. Programs that it executes do not get them. To be
+/// called before it opens any of its own.
 ///
 /// # Errors
 ///
-/// When procfs cannot be read.
-pub fn close_inherited(keep: &[RawFd]) -> io::Result<()> {
+/// When procfs cannot be read, with a name.
+pub fn inherited(keep: &[RawFd]) -> io::Result<Vec<RawFd>> {
     let mut strays = open_descriptors()?;
-    strays.retain(|fd| *fd > 2 && !keep.contains(fd));
-    for fd in strays {
-        // SAFETY: only looks at a number, and says so if nothing is behind it.
-        let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
-        if flags >= 0 && flags & libc::FD_CLOEXEC == 0 {
-            // SAFETY: what nobody has made close-on-exec came through an exec:
-            // this program opens nothing else so. Hence nobody here owns it.
-            unsafe { libc::close(fd) };
-        }
+    // What is close-on-exec did not come through one.
+    // SAFETY: only looks at a number, and says so if nothing is behind it.
+    let came = |fd: RawFd| unsafe { libc::fcntl(fd, libc::F_GETFD) } & libc::FD_CLOEXEC == 0;
+    strays.retain(|fd| *fd > 2 && !keep.contains(fd) && came(*fd));
+    for fd in &strays {
+        // SAFETY: sets a flag of a number, and fails if nothing is behind it.
+        unsafe { libc::fcntl(*fd, libc::F_SETFD, libc::FD_CLOEXEC) };
     }
-    Ok(())
+    Ok(strays)
+}
+
+/// Closes what [`inherited`] found.
+///
+/// # Safety
+///
+/// Nobody in this process may own or use one of them.
+pub(super) unsafe fn close_strays(strays: &[RawFd]) {
+    for fd in strays {
+        // SAFETY: as the caller promises.
+        unsafe { libc::close(*fd) };
+    }
 }
 
 /// Closes every descriptor from 3 on but these.

@@ -112,9 +112,17 @@ impl Daemon {
     }
 
     fn start_program(program: &Path, share: &Path, flags: &[&str]) -> Daemon {
+        Daemon::start_by(Command::new(program), share, flags)
+    }
+
+    /// As [`Daemon::start`], by a command that takes the daemon's flags. What
+    /// is started serves one guest after the other, unless `--once` is among
+    /// the flags.
+    pub(crate) fn start_by(mut command: Command, share: &Path, flags: &[&str]) -> Daemon {
         let place = tempfile::tempdir().expect("a directory for the socket");
         let socket = place.path().join("s");
-        let mut child = Command::new(program)
+        let mut child = command
+            .arg("--keep-serving")
             .arg("--socket-path")
             .arg(&socket)
             .arg("--shared-dir")
@@ -125,12 +133,7 @@ impl Daemon {
             .stdout(Stdio::null())
             .stderr(Stdio::piped())
             .spawn()
-            .unwrap_or_else(|error| {
-                panic!(
-                    "start {}: {error} (cargo build --examples)",
-                    program.display()
-                )
-            });
+            .unwrap_or_else(|error| panic!("{command:?}: {error} (cargo build --examples)"));
         let stderr = BufReader::new(child.stderr.take().expect("piped"));
         let log = Arc::new(Log::default());
         let sink = Arc::clone(&log);

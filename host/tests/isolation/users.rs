@@ -199,7 +199,8 @@ impl Place {
     /// The daemon's arguments.
     fn flags(&self, extra: &[&str]) -> Vec<String> {
         let path = |path: &Path| path.to_str().expect("UTF-8").to_owned();
-        let mut flags = vec!["--socket-path".into(), path(&self.socket)];
+        let mut flags = vec!["--keep-serving".into()];
+        flags.extend(["--socket-path".into(), path(&self.socket)]);
         flags.extend(["--shared-dir".into(), path(&self.share)]);
         flags.extend(extra.iter().map(|flag| (*flag).to_owned()));
         flags
