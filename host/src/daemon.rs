@@ -18,6 +18,7 @@ use crate::device::socket::{Socket, SocketFile};
 use crate::fs::{InodeFileHandles, SharedDir, SoleIds};
 use crate::isolation::root::{Root, Tree};
 use crate::isolation::{self, Inside, Plan};
+use crate::log_writer;
 use crate::observe::ask::print_session;
 use crate::observe::capabilities::Capabilities;
 use crate::observe::status_socket;
@@ -52,6 +53,8 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     config.share.ids.sole = sole_ids(&config);
     let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
     panics::to_log();
+    let log = logs.first().copied().unwrap_or(2);
+    log_writer::write_only_if(move || isolation::takes_writes(log));
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -88,6 +91,7 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
     SharedDir::prepare()?;
+    log_writer::start()?;
     let fixed = fixed_shares(&config, &inside, outside.sockets)?;
     inside.close_trees();
     // Apart from what threads keep, which is never dropped.

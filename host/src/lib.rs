@@ -26,6 +26,7 @@ pub mod device;
 pub mod fs;
 pub mod guard;
 pub mod isolation;
+pub mod log_writer;
 pub mod observe;
 pub mod server;
 pub mod shares;

@@ -6,16 +6,19 @@ use clap::Parser;
 use daxwindow_host::cli::Flags;
 use daxwindow_host::daemon;
 use daxwindow_host::dax::Naive;
+use daxwindow_host::log_writer;
 
 fn main() -> ExitCode {
     let flags = Flags::parse()
         .settled()
         .unwrap_or_else(|error| error.exit());
-    match daemon::run(flags, Naive::default()) {
+    let code = match daemon::run(flags, Naive::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            eprintln!("daxwindowd: {error}");
+            log_writer::say(&format!("daxwindowd: {error}\n"));
             ExitCode::FAILURE
         }
-    }
+    };
+    log_writer::flush();
+    code
 }

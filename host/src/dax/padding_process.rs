@@ -16,6 +16,7 @@ use super::padded_server::PaddedServer;
 use super::padding_orders::{receive, send};
 use crate::isolation::seccomp::Seccomp;
 use crate::isolation::{Alone, spawn};
+use crate::log_writer;
 
 /// Its word that it serves; anything else is a sentence that says why not.
 const READY: &[u8] = &[0];
@@ -62,6 +63,8 @@ fn ready(line: &Arc<OwnedFd>, device: OwnedFd, seccomp: Seccomp) -> Result<Padde
     let server = PaddedServer::start(device, line.clone())
         .map_err(|cause| format!("cannot serve the view: {cause}"))?;
     alone.pads_only(seccomp).map_err(isolated)?;
+    // Without it a log that is not read holds up what is padded meanwhile.
+    let _ = log_writer::start();
     Ok(server)
 }
 

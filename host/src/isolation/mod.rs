@@ -44,7 +44,7 @@ pub use idmap::{IdMap, IdMapError, has_one_id};
 pub use launch::{Inside, Plan, launch, main_pid};
 pub use limits::{NofileError, set_nofile};
 pub use signals::{heeded as heeded_signals, hold as hold_signals};
-pub use sys::{ignore_file_size_signal, inherited, opened_by};
+pub use sys::{ignore_file_size_signal, inherited, opened_by, takes_writes};
 
 pub(crate) use helper::{Alone, spawn};
 

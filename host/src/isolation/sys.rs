@@ -69,6 +69,21 @@ pub(super) fn is_ignored(signal: i32) -> bool {
     }
 }
 
+/// Whether a write to a descriptor returns at once, now or in a moment: one of
+/// up to a page, for a pipe.
+pub fn takes_writes(fd: RawFd) -> bool {
+    const MOMENT_MS: i32 = 100;
+
+    let mut asked = libc::pollfd {
+        fd,
+        events: libc::POLLOUT,
+        revents: 0,
+    };
+    // SAFETY: one structure of ours; a number with nothing behind it is
+    // answered as such.
+    unsafe { libc::poll(&raw mut asked, 1, MOMENT_MS) > 0 }
+}
+
 /// Does `work` and says which descriptors have come by it.
 ///
 /// # Errors

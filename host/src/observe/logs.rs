@@ -1,4 +1,5 @@
-//! Logs go to standard error or to syslog, one line each, through tracing.
+//! Logs go to standard error or to syslog, one line each, through tracing and
+//! [`log_writer`](crate::log_writer).
 
 use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixDatagram;
@@ -8,10 +9,12 @@ use std::time::{Duration, Instant};
 use parking_lot::Mutex;
 use syslog_tracing::{Facility, Options, Syslog};
 use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
 use super::log_limit::LogLimit;
+use crate::log_writer::Log;
 
 /// The queue crate logs each thing a guest does wrong, without a limit; the
 /// device reports the same, throttled.
@@ -27,6 +30,16 @@ pub enum LogError {
         filter: String,
         /// What the parser says.
         cause: tracing_subscriber::filter::ParseError,
+    },
+    /// A word alone would be a target, of which everything is logged, and all
+    /// else nothing.
+    #[error(
+        "--log-level: {word:?} is no level (off, error, warn, info, debug, trace) and \
+         no target=level"
+    )]
+    Word {
+        /// What was given.
+        word: String,
     },
     /// There is a writer to syslog already.
     #[error("--syslog: already in use")]
@@ -60,7 +73,10 @@ fn filter(level: &str) -> Result<EnvFilter, LogError> {
         .filter(|given| !given.is_empty());
     match given {
         Some(given) => parse(given),
-        None => parse(format!("{QUIET},{level}")),
+        None => {
+            require_levels(level)?;
+            parse(format!("{QUIET},{level}"))
+        }
     }
 }
 
@@ -75,7 +91,8 @@ fn to_syslog(filter: EnvFilter) -> Result<(), LogError> {
     let writer = Syslog::new(c"daxwindowd", options, Facility::User);
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(writer.ok_or(LogError::SyslogInUse)?)
+        .with_writer(Log::Syslog(writer.ok_or(LogError::SyslogInUse)?))
+        .log_internal_errors(false)
         .with_ansi(false)
         // Both are syslog's own.
         .without_time()
@@ -89,13 +106,26 @@ fn to_syslog(filter: EnvFilter) -> Result<(), LogError> {
 fn to_stderr(filter: EnvFilter) -> Result<(), LogError> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
-        .with_writer(std::io::stderr)
+        .with_writer(Log::Stderr)
+        .log_internal_errors(false)
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(true)
         .finish()
         .with(LogLimit::default())
         .try_init()
         .map_err(|_| LogError::AlreadySet)
+}
+
+/// `RUST_LOG` may be meant for other programs as well, and names their targets.
+fn require_levels(given: &str) -> Result<(), LogError> {
+    let is_level = |word: &str| word.parse::<LevelFilter>().is_ok();
+    let mut words = given.split(',').map(str::trim);
+    match words.find(|word| !word.contains(['=', '[']) && !is_level(word)) {
+        Some(word) => Err(LogError::Word {
+            word: word.to_owned(),
+        }),
+        None => Ok(()),
+    }
 }
 
 fn parse(filter: String) -> Result<EnvFilter, LogError> {
@@ -153,6 +183,26 @@ mod tests {
     fn a_bad_filter_is_an_error_that_names_it() {
         let error = parse("host=notalevel".into()).expect_err("no such level");
         assert!(error.to_string().contains("notalevel"), "{error}");
-        assert!(parse("info,daxwindow_host=trace".into()).is_ok());
+        for good in [
+            "info,daxwindow_host=trace",
+            "OFF",
+            "virtio_queue=off,info",
+            "3",
+            "daxwindow_host[share{name=a}]=debug",
+        ] {
+            assert!(require_levels(good).is_ok(), "{good}");
+            assert!(parse(good.into()).is_ok(), "{good}");
+        }
+    }
+
+    #[test]
+    fn a_word_that_is_no_level_is_refused_and_named() {
+        for (filter, word) in [
+            ("inof", "\"inof\""),
+            ("info,daxwindow_host", "\"daxwindow_host\""),
+        ] {
+            let error = require_levels(filter).expect_err(filter).to_string();
+            assert!(error.contains(word) && error.contains("trace"), "{error}");
+        }
     }
 }
