@@ -158,13 +158,26 @@ fn bash_completes() {
 
 #[test]
 fn the_file_for_discovery_says_what_the_program_does() {
-    let found: serde_json::Value = serde_json::from_str(&dist("50-daxwindowd.json")).expect("JSON");
+    let found: serde_json::Value = serde_json::from_str(&dist("60-daxwindowd.json")).expect("JSON");
     let says: serde_json::Value =
         serde_json::from_str(&Capabilities::ours().to_json()).expect("JSON");
     assert_eq!(found["type"], says["type"]);
     assert_eq!(found["features"], says["features"]);
     assert_eq!(found["binary"], BINARY);
     assert!(found["description"].is_string());
+}
+
+/// A manager takes the first file that suits it, by name.
+#[test]
+fn the_file_for_discovery_takes_no_domain_from_virtiofsd() {
+    let dir = Path::new(env!("CARGO_MANIFEST_DIR")).join("dist");
+    let names = fs::read_dir(dir).expect("there").filter_map(|entry| {
+        let name = entry.expect("an entry").file_name().into_string().ok()?;
+        name.ends_with(".json").then_some(name)
+    });
+    let names: Vec<_> = names.collect();
+    assert_eq!(names.len(), 1, "{names:?}");
+    assert!(names[0].as_str() > "50-virtiofsd.json", "{names:?}");
 }
 
 /// Sections of a unit: keys and values in order.
@@ -246,6 +259,7 @@ fn the_units_belong_together_and_start_what_there_is() {
     assert_eq!(flags.shared_dir, Some(PathBuf::from("/srv/data")));
     assert_eq!(flags.tag, "data");
     assert!(flags.readonly);
+    assert!(flags.listen.keep_serving, "guests come and go");
 }
 
 /// A line of the file that the service's comment shows.
