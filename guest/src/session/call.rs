@@ -19,7 +19,7 @@ use super::parts::{Data, Parts};
 use super::spin::Watch;
 use crate::error::{Error, Result};
 use crate::transport::memory::Lent;
-use crate::transport::{Chain, Transport};
+use crate::transport::{Chain, DmaBuf, Transport};
 
 const IN_HEADER: usize = size_of::<InHeader>();
 const OUT_HEADER: usize = size_of::<OutHeader>();
@@ -134,6 +134,15 @@ impl Core {
     /// A number no other request has; even, as the kernel's are.
     fn next_unique(&self) -> u64 {
         self.unique.fetch_add(2, Ordering::Relaxed)
+    }
+
+    /// A buffer of at least `bytes` in guest memory.
+    pub(super) fn alloc(&self, bytes: usize) -> Result<DmaBuf> {
+        let full = || Error::Local {
+            operation: "allocate a buffer in guest memory",
+            source: Errno::NOMEM.into(),
+        };
+        self.transport.memory().alloc(bytes).ok_or_else(full)
     }
 
     pub(super) fn deadline(&self) -> Instant {

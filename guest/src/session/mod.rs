@@ -9,11 +9,12 @@
 //!   family.
 //! - [`pending`](Pending): requests waited for later; [`pipeline`](Pipeline):
 //!   many of them, taken as they are done.
-//! - `raw`: doors for hostile tests.
+//! - `raw`: doors for hostile tests; [`relay`](Relay): requests of a kernel's.
 //!
 //! Laws: a call ends with an answer, a time-out, or, as soon as the daemon is
-//! gone, [`Error::Disconnected`]; what the daemon answers can fail a call but
-//! never this process; memory the device may still write is never reused.
+//! gone, [`Disconnected`](crate::Error::Disconnected); what the daemon answers
+//! can fail a call but never this process; memory the device may still write is
+//! never reused.
 
 mod attributes;
 mod call;
@@ -27,6 +28,7 @@ mod parts;
 mod pending;
 mod pipeline;
 mod raw;
+mod relay;
 mod spin;
 
 use std::path::PathBuf;
@@ -40,7 +42,7 @@ use parking_lot::RwLock;
 
 use self::call::{Caller, Core, Request};
 use self::negotiate::Limits;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::transport::Transport;
 use crate::transport::vhost_user::back_requests::WindowHook;
 use crate::transport::vhost_user::{VhostUser, VhostUserOptions};
@@ -50,6 +52,7 @@ pub use crate::transport::{DmaBuf, RawDescriptor};
 pub use directory::Listed;
 pub use pending::Pending;
 pub use pipeline::{Answer, Order, Pipeline};
+pub use relay::Relay;
 
 /// How long DESTROY may take when a session is dropped.
 const FAREWELL: Duration = Duration::from_secs(2);
@@ -142,23 +145,7 @@ impl Session {
 
     /// As [`connect`](Self::connect), with settings of one's own.
     pub fn connect_with(options: SessionOptions, tuning: Tuning) -> Result<Arc<Session>> {
-        let device = Arc::new(VhostUser::connect(VhostUserOptions {
-            socket: options.socket,
-            memory_bytes: options.memory_bytes,
-            queue_size: options.queue_size,
-            request_queues: options.request_queues,
-            window_limit_bytes: if options.dax {
-                tuning.window_limit_bytes
-            } else {
-                0
-            },
-            legacy_window_bytes: options.legacy_window_bytes,
-            control_timeout: tuning.control_timeout,
-            hook: tuning.hook,
-        })?);
-        let transport: Arc<dyn Transport> = device.clone();
-        let mut core = Core::new(transport, caller(), options.timeout, tuning.spin)?;
-        core.separate_headers = options.separate_headers;
+        let (core, device) = set_up(options, tuning)?;
         Session::begin(core, Some(device))
     }
 
@@ -211,11 +198,7 @@ impl Session {
 
     /// A buffer of at least `bytes` in guest memory.
     pub fn alloc(&self, bytes: usize) -> Result<DmaBuf> {
-        let full = || Error::Local {
-            operation: "allocate a buffer in guest memory",
-            source: rustix::io::Errno::NOMEM.into(),
-        };
-        self.core.transport.memory().alloc(bytes).ok_or_else(full)
+        self.core.alloc(bytes)
     }
 
     /// Ends the FUSE session: the daemon drops all mappings, inodes and
@@ -283,6 +266,28 @@ impl Drop for Session {
         }
         self.core.transport.disconnect();
     }
+}
+
+/// Connects to the daemon and sets the device up, without a request yet.
+fn set_up(options: SessionOptions, tuning: Tuning) -> Result<(Core, Arc<VhostUser>)> {
+    let device = Arc::new(VhostUser::connect(VhostUserOptions {
+        socket: options.socket,
+        memory_bytes: options.memory_bytes,
+        queue_size: options.queue_size,
+        request_queues: options.request_queues,
+        window_limit_bytes: if options.dax {
+            tuning.window_limit_bytes
+        } else {
+            0
+        },
+        legacy_window_bytes: options.legacy_window_bytes,
+        control_timeout: tuning.control_timeout,
+        hook: tuning.hook,
+    })?);
+    let transport: Arc<dyn Transport> = device.clone();
+    let mut core = Core::new(transport, caller(), options.timeout, tuning.spin)?;
+    core.separate_headers = options.separate_headers;
+    Ok((core, device))
 }
 
 /// This process, as the daemon may log it.

@@ -5,10 +5,11 @@
 use std::time::{Duration, Instant};
 
 use super::Session;
+use super::call::Core;
 use super::lane::{Outcome, segment};
 use super::spin::Watch;
 use crate::error::{Error, Result};
-use crate::transport::{Chain, RawDescriptor};
+use crate::transport::{Chain, DmaBuf, RawDescriptor, Segment};
 
 const OPERATION: &str = "raw request";
 
@@ -17,42 +18,9 @@ impl Session {
     /// of room; returns the bytes the device wrote, as many as it says.
     /// Queue 0 is hiprio.
     pub fn raw(&self, queue: usize, readable: &[&[u8]], writable_bytes: usize) -> Result<Vec<u8>> {
-        let core = &*self.core;
-        let mut buffers = Vec::with_capacity(readable.len() + 1);
-        for bytes in readable {
-            buffers.push(self.spill(&[bytes])?);
-        }
-        let reply = self.alloc(writable_bytes)?;
-        let segments: Vec<_> = buffers
-            .iter()
-            .map(|buf| segment(buf.addr(), buf.len()))
-            .collect();
-        let room = [segment(reply.addr(), reply.len())];
-        let writable = if writable_bytes == 0 {
-            &room[..0]
-        } else {
-            &room[..]
-        };
-        let chain = Chain {
-            readable: &segments,
-            writable,
-        };
-
-        let lane = core.lane(queue)?;
-        let (transport, deadline) = (core.transport.as_ref(), core.deadline());
-        let halted = |halt| core.halted(OPERATION, halt, core.timeout);
-        let slot = lane.acquire(transport, deadline).map_err(halted)?;
-        lane.send(transport, slot, chain, deadline)
-            .map_err(halted)?;
-        let waited = lane.wait(transport, slot, Watch::Yielding, deadline);
-        buffers.push(reply);
-        lane.retire(slot, buffers.iter().map(|buf| buf.lend()));
-        let written = written(waited.map_err(halted)?)? as usize;
-        let reply = buffers.pop().filter(|reply| written <= reply.len());
-        let reply = reply.ok_or_else(|| broken(format!("{written} bytes used")))?;
-        let mut out = vec![0; written];
-        reply.copy_to(0, &mut out);
-        Ok(out)
+        let room = [writable_bytes];
+        let room = if writable_bytes == 0 { &[][..] } else { &room };
+        self.core.exchange(queue, readable, room)
     }
 
     /// Queues descriptors as they are; returns the used length. A device may
@@ -74,6 +42,63 @@ impl Session {
         lane.retire(slot, None);
         written(waited.map_err(halted)?)
     }
+}
+
+impl Core {
+    /// Sends `readable` and makes `room`, one descriptor each, on `queue`;
+    /// returns the bytes the device wrote, as many as it says.
+    pub(super) fn exchange(
+        &self,
+        queue: usize,
+        readable: &[&[u8]],
+        room: &[usize],
+    ) -> Result<Vec<u8>> {
+        let sent = readable.iter().map(|bytes| self.filled(bytes));
+        let sent = sent.collect::<Result<Vec<_>>>()?;
+        let reply = room.iter().map(|&bytes| self.alloc(bytes));
+        let reply = reply.collect::<Result<Vec<_>>>()?;
+        let [readable, writable] = [&sent, &reply].map(|buffers| segments(buffers));
+        let chain = Chain {
+            readable: &readable,
+            writable: &writable,
+        };
+
+        let lane = self.lane(queue)?;
+        let (transport, deadline) = (self.transport.as_ref(), self.deadline());
+        let halted = |halt| self.halted(OPERATION, halt, self.timeout);
+        let slot = lane.acquire(transport, deadline).map_err(halted)?;
+        lane.send(transport, slot, chain, deadline)
+            .map_err(halted)?;
+        let waited = lane.wait(transport, slot, Watch::Yielding, deadline);
+        lane.retire(slot, sent.iter().chain(&reply).map(DmaBuf::lend));
+        gather(&reply, written(waited.map_err(halted)?)? as usize)
+    }
+
+    fn filled(&self, bytes: &[u8]) -> Result<DmaBuf> {
+        let mut buf = self.alloc(bytes.len())?;
+        buf.copy_from(0, bytes);
+        Ok(buf)
+    }
+}
+
+fn segments(buffers: &[DmaBuf]) -> Vec<Segment> {
+    let buffers = buffers.iter();
+    buffers.map(|buf| segment(buf.addr(), buf.len())).collect()
+}
+
+/// The first `written` bytes of what the device has filled in order.
+fn gather(reply: &[DmaBuf], written: usize) -> Result<Vec<u8>> {
+    if written > reply.iter().map(DmaBuf::len).sum() {
+        return Err(broken(format!("{written} bytes used")));
+    }
+    let mut out = vec![0; written];
+    let mut rest = &mut out[..];
+    for buf in reply {
+        let (part, behind) = rest.split_at_mut(rest.len().min(buf.len()));
+        buf.copy_to(0, part);
+        rest = behind;
+    }
+    Ok(out)
 }
 
 fn written(outcome: Outcome) -> Result<u32> {

@@ -8,6 +8,7 @@ use parking_lot::Mutex;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::*;
+use crate::error::Error;
 use crate::transport::test_device::{Bench, Job, Program, TestTransport};
 
 #[path = "listing_test.rs"]
