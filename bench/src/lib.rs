@@ -14,6 +14,7 @@
 //! | `fio` | fio in real guests, on every way to a file of the host |
 //! | `files` | test files that can be checked |
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
+//! | `mount` | a share in a directory of the host, without a virtual machine |
 //! | `placement` | on which processors a measurement runs |
 //! | `figures` | figures with goals, JSON, tables |
 //! | `report` | results as a page with pictures, and as files |
@@ -38,6 +39,7 @@ mod host_memory;
 mod inodes;
 mod machine;
 mod micro;
+mod mount;
 mod placement;
 mod processes;
 mod raw;
@@ -75,6 +77,7 @@ enum Command {
     DensityReader(density::ReaderArgs),
     Fio(Box<fio::Args>),
     Report(report::Args),
+    Mount(mount::Args),
     Vm(Box<vm::Args>),
 }
 
@@ -88,7 +91,21 @@ pub fn main() -> ExitCode {
         .with_ansi(std::io::stderr().is_terminal())
         .init();
     let failed = cli.command.failure();
-    let done = cleanup::watch_signals().and_then(|()| match cli.command {
+    let done = run(cli.command);
+    cleanup::end_everything();
+    done.unwrap_or_else(|e| {
+        eprintln!("daxwindow-bench: {e:#}");
+        failed
+    })
+}
+
+fn run(command: Command) -> anyhow::Result<ExitCode> {
+    // There a signal does not mean an end at once.
+    if !matches!(command, Command::Mount(_)) {
+        cleanup::watch_signals()?;
+    }
+    match command {
+        Command::Mount(args) => mount::run(&args).map(|()| verdict(true)),
         Command::Demo(args) => demo::run(&args).map(verdict),
         Command::Micro(args) => micro::run(&args).map(verdict),
         Command::Compare(args) => compare::run(&args).map(verdict),
@@ -99,12 +116,7 @@ pub fn main() -> ExitCode {
         Command::Fio(args) => fio::run(&args).map(verdict),
         Command::Report(args) => report::run(&args).map(verdict),
         Command::Vm(args) => vm::run(*args),
-    });
-    cleanup::end_everything();
-    done.unwrap_or_else(|e| {
-        eprintln!("daxwindow-bench: {e:#}");
-        failed
-    })
+    }
 }
 
 impl Command {
@@ -120,6 +132,7 @@ impl Command {
             | Command::DensityReader(_)
             | Command::Fio(_)
             | Command::Report(_)
+            | Command::Mount(_)
             | Command::Inodes(_) => ExitCode::FAILURE,
         }
     }

@@ -17,6 +17,7 @@ use std::time::{Duration, Instant};
 use daxwindow_bench::vm::{Dax, Kit, ShareOptions, Vm, VmOptions, peers};
 
 use crate::counted::Counted;
+use crate::fsx::{self, FSX};
 
 /// Ten times what it takes, for machines that have other work as well.
 const LIMIT: Duration = Duration::from_secs(900);
@@ -61,23 +62,12 @@ impl Run {
         (0..runs).map(one).collect()
     }
 
-    fn config(&self) -> String {
-        format!(
-            "flen = {}\nnomsyncafterwrite = {}\n[opsize]\nmin = 1\nmax = {}\n\
-             [weights]\nmapread = 12\nmapwrite = 12\nread = 8\nwrite = 8\n\
-             truncate = 2\npunch_hole = 2\nposix_fallocate = 2\ncopy_file_range = 2\n\
-             close_open = 1\nsendfile = 1\nposix_fadvise = 0.5\ninvalidate = 0.5\n\
-             fsync = 0.05\nfdatasync = 0.05\n",
-            self.file, !self.syncs, self.step
-        )
-    }
-
     /// A shell's line that ends with the word ok, or the end of what fsx said.
     fn line(&self, seed: usize) -> String {
         let Run {
             share, operations, ..
         } = self;
-        let config = self.config();
+        let config = fsx::config(self.file, self.step, self.syncs);
         format!(
             "printf '%s' '{config}' >/tmp/{seed}.toml\n\
              if fsx -f /tmp/{seed}.toml -N {operations} -S {seed} /{share}/{seed} >/tmp/{seed}.out 2>&1\n\
@@ -106,7 +96,7 @@ fn exercise(
     first: usize,
 ) -> (Vm, Duration) {
     let mut options = VmOptions::new(shares);
-    options.tools = vec!["crate:fsx@0.3.2".into()];
+    options.tools = vec![format!("crate:{FSX}")];
     let mut vm = Vm::boot(&options).expect("boots");
     let mut script = String::new();
     for lane in 0..abreast {

@@ -13,6 +13,8 @@ mod counted;
 mod databases;
 mod exercisers;
 mod forest;
+#[path = "../common/fsx.rs"]
+mod fsx;
 mod full;
 mod lifecycle;
 mod lower;
@@ -24,6 +26,10 @@ mod root;
 mod semantics;
 mod several;
 mod sqlite;
+#[path = "../common/stress.rs"]
+mod stress;
+#[path = "../common/pjdfstest.rs"]
+mod suite;
 mod together;
 mod traps;
 mod trees;
