@@ -86,23 +86,7 @@ impl Agent {
 
     /// Waits for the guest's first word and returns its kernel's release.
     pub(crate) fn ready(&mut self, deadline: Instant, alive: &mut dyn Alive) -> Result<String> {
-        self.control.set_read_timeout(Some(STEP))?;
-        let mut line = Vec::new();
-        while !line.ends_with(b"\n") {
-            let mut byte = [0];
-            match self.control.read(&mut byte) {
-                Ok(0) => bail!("the guest's control port closed"),
-                Ok(_) => line.push(byte[0]),
-                Err(e) if is_timeout(&e) => wait_on(deadline, alive)?,
-                Err(e) => return Err(e).context("read the guest's control port"),
-            }
-        }
-        let line = String::from_utf8_lossy(&line);
-        match line.trim().split_once(' ') {
-            Some(("READY", release)) => Ok(release.to_owned()),
-            Some(("FAILED", why)) => bail!("in the guest: {}", why.trim()),
-            _ => bail!("the guest says {:?}", line.trim()),
-        }
+        release(&read_line(&self.control, deadline, alive)?)
     }
 
     /// Runs `script` in the guest's shell; returns its status once both
@@ -182,6 +166,35 @@ impl Agent {
     }
 }
 
+/// The next line that the guest says on its control port.
+pub(crate) fn read_line(
+    mut control: &UnixStream,
+    deadline: Instant,
+    alive: &mut dyn Alive,
+) -> Result<String> {
+    control.set_read_timeout(Some(STEP))?;
+    let mut line = Vec::new();
+    while !line.ends_with(b"\n") {
+        let mut byte = [0];
+        match control.read(&mut byte) {
+            Ok(0) => bail!("the guest's control port closed"),
+            Ok(_) => line.push(byte[0]),
+            Err(e) if is_timeout(&e) => wait_on(deadline, alive)?,
+            Err(e) => return Err(e).context("read the guest's control port"),
+        }
+    }
+    Ok(String::from_utf8_lossy(&line).trim().to_owned())
+}
+
+/// The kernel's release, if a guest's first line says that it is ready.
+pub(crate) fn release(line: &str) -> Result<String> {
+    match line.split_once(' ') {
+        Some(("READY", release)) => Ok(release.to_owned()),
+        Some(("FAILED", why)) => bail!("in the guest: {}", why.trim()),
+        _ => bail!("the guest says {line:?}"),
+    }
+}
+
 /// Reads what is there. QEMU passes bytes on in the order they were written.
 fn forget(mut stream: &UnixStream) -> Result<()> {
     stream.set_nonblocking(true)?;
@@ -222,7 +235,7 @@ pub(crate) fn is_timeout(error: &std::io::Error) -> bool {
 pub(crate) enum NoAnswer {
     #[error("time is up")]
     TimeUp,
-    #[error("QEMU has ended")]
+    #[error("the guest's process has ended")]
     Gone,
 }
 

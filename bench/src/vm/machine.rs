@@ -75,7 +75,8 @@ impl Machine {
         command.args(devices).arg("-kernel").arg(&kernel.image);
         if let Purpose::Initramfs(then) = purpose {
             let image = scratch.path().join("initramfs");
-            std::fs::write(&image, initramfs(kit, options, then)?)
+            let init = script::init(&options.shares, then);
+            std::fs::write(&image, initramfs(kit, options, &init)?.finish()?)
                 .with_context(|| format!("write {}", image.display()))?;
             command.arg("-initrd").arg(&image);
         }
@@ -134,12 +135,13 @@ impl Machine {
     }
 }
 
-type Daemons = Vec<Option<Process>>;
+/// One for each share, but not for one with a socket of its own.
+pub(crate) type Daemons = Vec<Option<Process>>;
 
 /// Starts a daemon for each share. The root of an emulated guest keeps its
 /// code out of the window where that is left to the daemon: QEMU's emulator
 /// goes on with its translation of code whose range shows another file now.
-fn start_daemons(
+pub(crate) fn start_daemons(
     kit: &Kit,
     options: &VmOptions,
     folder: &Path,
@@ -168,7 +170,8 @@ fn start_daemons(
     Ok((daemons, devices))
 }
 
-fn socket_of(folder: &Path, index: usize) -> PathBuf {
+/// Where the `index`th share's daemon listens.
+pub(crate) fn socket_of(folder: &Path, index: usize) -> PathBuf {
     folder.join(format!("fs{index}.sock"))
 }
 
@@ -196,7 +199,8 @@ fn wait_for_socket(daemon: &mut Process, socket: &Path) -> Result<()> {
     Ok(())
 }
 
-fn initramfs(kit: &Kit, options: &VmOptions, then: &Then) -> Result<Vec<u8>> {
+/// Everything that the options put into a guest, and its first program.
+pub(crate) fn initramfs(kit: &Kit, options: &VmOptions, init: &str) -> Result<Initramfs> {
     let mut image = Initramfs::new()?;
     Userland::find(kit, &options.tools)?.add_to(&mut image)?;
     for path in &options.programs {
@@ -205,8 +209,8 @@ fn initramfs(kit: &Kit, options: &VmOptions, then: &Then) -> Result<Vec<u8>> {
     for (guest, host) in &options.files {
         image.copy(guest.trim_start_matches('/'), host)?;
     }
-    image.program("init", script::init(&options.shares, then).as_bytes())?;
-    image.finish()
+    image.program("init", init.as_bytes())?;
+    Ok(image)
 }
 
 fn machine_arguments(command: &mut Command, options: &VmOptions, accel: Accel) {

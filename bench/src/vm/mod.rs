@@ -21,6 +21,7 @@
 //! | [`guest`] | one guest |
 //! | `machine` | its processes, and QEMU's command line |
 //! | `monitor` | commands to QEMU |
+//! | [`uml`] | a guest that is a process of the host's, for what needs no DAX |
 //! | [`agent`], `console` | commands into it, and what its kernel says |
 //! | `daemon_status` | what a daemon says of itself |
 //! | `mapping_cost` | what a mapping costs |
@@ -61,6 +62,7 @@ mod root;
 mod script;
 mod surroundings;
 mod terminal;
+pub mod uml;
 pub mod userland;
 
 pub use agent::Output;
@@ -76,6 +78,7 @@ pub(crate) use modules::module_of;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
 pub use program::example;
 pub(crate) use surroundings::Surroundings;
+pub use uml::Uml;
 pub(crate) use userland::package_version;
 pub use userland::{host_command, package_root};
 

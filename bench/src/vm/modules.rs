@@ -33,7 +33,8 @@ pub(crate) fn module_of(kit: &Kit, flavour: Flavour, name: &str) -> Result<PathB
     find(&root, name).with_context(|| format!("{package} has no module {name}"))
 }
 
-fn find(root: &Path, name: &str) -> Option<PathBuf> {
+/// The file of a module in an unpacked package.
+pub(crate) fn find(root: &Path, name: &str) -> Option<PathBuf> {
     let entries = walkdir::WalkDir::new(root).into_iter();
     entries
         .filter_map(Result::ok)

@@ -88,6 +88,9 @@ fn libraries(loader: &Path, program: &Path) -> Result<BTreeSet<PathBuf>> {
         .with_context(|| format!("libraries of {}", program.display()))
 }
 
+/// The kind of the segment that names the loader.
+const PT_INTERP: u64 = 3;
+
 /// A program header of a 64-bit ELF file: its type, place and length.
 #[derive(Clone, Copy, Debug)]
 struct Segment {
@@ -124,12 +127,30 @@ fn segments(file: &[u8]) -> Option<Vec<Segment>> {
 
 /// The loader that a program names; none when it is linked statically.
 fn interpreter(file: &[u8], segments: &[Segment]) -> Option<PathBuf> {
-    const PT_INTERP: u64 = 3;
     let segment = segments.iter().find(|segment| segment.kind == PT_INTERP)?;
     let start = usize::try_from(segment.offset).ok()?;
     let end = start.checked_add(usize::try_from(segment.bytes).ok()?)?;
     let name = String::from_utf8_lossy(file.get(start..end)?).into_owned();
     Some(name.trim_end_matches('\0').into())
+}
+
+/// The same program, which names another loader; a relative path is one of
+/// the working directory.
+pub(crate) fn with_interpreter(mut file: Vec<u8>, loader: &str) -> Result<Vec<u8>> {
+    let segments = segments(&file).context("no 64-bit ELF program")?;
+    let place = segments.iter().find(|segment| segment.kind == PT_INTERP);
+    let place = place.and_then(|segment| {
+        let start = usize::try_from(segment.offset).ok()?;
+        let end = start.checked_add(usize::try_from(segment.bytes).ok()?)?;
+        file.get_mut(start..end)
+    });
+    let place = place.context("it names no loader")?;
+    if loader.len() >= place.len() {
+        bail!("there is no room for the name {loader:?}");
+    }
+    place.fill(0);
+    place[..loader.len()].copy_from_slice(loader.as_bytes());
+    Ok(file)
 }
 
 /// Without what no segment has, and without the section table that names it.
@@ -189,6 +210,30 @@ mod tests {
         let output = Command::new(loader).arg(path).arg("--help").output();
         let said = String::from_utf8_lossy(&output.expect("starts").stdout).into_owned();
         assert!(said.starts_with("Usage:"), "{said}");
+    }
+
+    #[test]
+    fn a_program_may_name_a_loader_of_the_working_directory() {
+        let folder = tempfile::tempdir().expect("directory");
+        let whole = std::fs::read("/bin/true").expect("there");
+        let table = segments(&whole).expect("a program");
+        let loader = interpreter(&whole, &table).expect("a dynamic one");
+        let linked = with_interpreter(whole.clone(), "loader").expect("fits");
+        assert_eq!(interpreter(&linked, &table), Some("loader".into()));
+        let program = folder.path().join("true");
+        std::fs::write(&program, linked).expect("written");
+        let mode = std::os::unix::fs::PermissionsExt::from_mode(0o755);
+        std::fs::set_permissions(&program, mode).expect("executable");
+        std::os::unix::fs::symlink(loader, folder.path().join("loader")).expect("linked");
+        let mut command = Command::new(program);
+        assert!(
+            command
+                .current_dir(folder.path())
+                .status()
+                .expect("starts")
+                .success()
+        );
+        assert!(with_interpreter(whole, &"x".repeat(200)).is_err());
     }
 
     #[test]

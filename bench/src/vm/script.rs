@@ -1,6 +1,8 @@
 //! The scripts that busybox runs in the guest: init, and the loop that takes
 //! commands from the host.
 
+use std::path::Path;
+
 use super::options::ShareOptions;
 
 /// Names of the ports between host and guest, in QEMU and in the guest.
@@ -34,22 +36,42 @@ const OWN_TMP: &str = "mount -t tmpfs tmp /tmp\n";
 
 /// Both ends of a port are there before it is read: writing waits for the
 /// host, reading does not.
-const AGENT: &str = r#"for port in /sys/class/virtio-ports/*; do
+const PORTS_OPENED: &str = r#"for port in /sys/class/virtio-ports/*; do
     ln -s "/dev/${port##*/}" "/run/$(cat "$port/name")"
 done
 exec 3<>/run/daxwindow.control 4>/run/daxwindow.out 5>/run/daxwindow.err
-if [ -n "$failed" ]; then
+"#;
+
+/// The first word to the host.
+const FIRST_WORD: &str = r#"if [ -n "$failed" ]; then
     echo "FAILED $failed" >&3
 else
     echo "READY $(uname -r)" >&3
 fi
-while read -r verb token bytes <&3; do
+"#;
+
+const AGENT: &str = r#"while read -r verb token bytes <&3; do
     [ "$verb" = RUN ] || break
     dd of=/run/script iflag=fullblock bs="$bytes" count=1 <&3 2>/dev/null
     sh /run/script </dev/null >&4 2>&5 3<&- 4>&- 5>&-
     status=$?
     printf '\036%s %d\n' "$token" "$status" >&4
     printf '\036%s %d\n' "$token" "$status" >&5
+done
+"#;
+
+/// Where a kernel that is a process of the host's has a folder of the host.
+pub(crate) const HOST_FOLDER: &str = "/run/host";
+
+/// What such a kernel has in place of ports: a serial line for orders, and
+/// files of the host for scripts and what they write.
+const SERIAL_LINE: &str = "stty -F /dev/ttyS0 raw -echo\nexec 3<>/dev/ttyS0\n";
+
+const SERIAL_AGENT: &str = r#"cd /
+while read -r verb number <&3; do
+    [ "$verb" = RUN ] || break
+    sh "/run/host/script$number" </dev/null >"/run/host/out$number" 2>"/run/host/err$number" 3<&-
+    echo "DONE $number $?" >&3
 done
 "#;
 
@@ -97,7 +119,7 @@ pub(crate) fn init(shares: &[ShareOptions], then: &Then) -> String {
     script.push_str(OWN_TMP);
     script.push_str(&mounts(shares));
     match then {
-        Then::Agent => script.push_str(AGENT),
+        Then::Agent => script.push_str(&agent()),
         Then::Shell { rows, columns } => script.push_str(&shell(*rows, *columns)),
     }
     script.push_str(EPILOGUE);
@@ -114,7 +136,7 @@ pub(crate) fn root_init(others: &[ShareOptions]) -> String {
     [
         ROOT_PROLOGUE,
         &mounts(others),
-        AGENT,
+        &agent(),
         "cd /\n",
         &unmounts,
         ROOT_EPILOGUE,
@@ -122,7 +144,32 @@ pub(crate) fn root_init(others: &[ShareOptions]) -> String {
     .concat()
 }
 
-/// The same for somebody at the console.
+/// The init script of a kernel that is a process of the host's: it has modules
+/// to load before the shares can be mounted, and sees `folder` of the host.
+pub(crate) fn uml_init(shares: &[ShareOptions], modules: &[&str], folder: &Path) -> String {
+    let mut script = [PROLOGUE, OWN_TMP].concat();
+    for module in modules {
+        script.push_str(&format!("insmod /{}\n", module_path(module)));
+    }
+    script.push_str(&mounts(shares));
+    let folder = quote(&folder.display().to_string());
+    script.push_str(&format!(
+        "mkdir {HOST_FOLDER}\nmount -t hostfs -o {folder} none {HOST_FOLDER} || \
+         failed=\"$failed no folder of the host\"\n"
+    ));
+    [&script, SERIAL_LINE, FIRST_WORD, SERIAL_AGENT, EPILOGUE].concat()
+}
+
+/// Where such a kernel's module is in the initramfs.
+pub(crate) fn module_path(name: &str) -> String {
+    format!("lib/modules/{name}.ko")
+}
+
+fn agent() -> String {
+    [PORTS_OPENED, FIRST_WORD, AGENT].concat()
+}
+
+/// The script of a root directory for somebody at the console.
 pub(crate) fn console_init() -> String {
     [ROOT_PROLOGUE, CONSOLE_SHELL, ROOT_EPILOGUE].concat()
 }
@@ -233,6 +280,23 @@ mod tests {
             assert!(!script.contains(" /tmp"), "its own is kept");
         }
         assert!(root_init(&[]).contains("READY") && !root_init(&[]).contains("umount"));
+    }
+
+    #[test]
+    fn the_script_of_a_kernel_that_is_a_process_loads_modules_first() {
+        let share = ShareOptions::new("/d", Dax::Never);
+        let script = uml_init(&[share], &["fuse", "virtiofs"], Path::new("/tmp/a b"));
+        let mut check = Command::new("sh");
+        let status = check.args(["-n", "-c", &script]).status().expect("sh");
+        assert!(status.success(), "{script}");
+        let at = |text: &str| {
+            script
+                .find(text)
+                .unwrap_or_else(|| panic!("{text}: {script}"))
+        };
+        assert!(at("modules/fuse.ko") < at("modules/virtiofs.ko"));
+        assert!(at("modules/virtiofs.ko") < at("mount -t virtiofs"));
+        assert!(at("mount -t hostfs -o '/tmp/a b' none") < at("READY"));
     }
 
     #[test]

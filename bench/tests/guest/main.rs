@@ -33,4 +33,5 @@ mod suite;
 mod together;
 mod traps;
 mod trees;
+mod user_mode;
 mod workshop;
