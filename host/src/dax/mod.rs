@@ -29,7 +29,7 @@
 
 use std::collections::HashMap;
 use std::sync::{Arc, OnceLock};
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use daxwindow_shared::fuse::{RemoveMappingOne, SetupMappingIn};
@@ -90,6 +90,8 @@ use padding::View;
 use pending::Entering;
 use reservation::Reservation;
 use verdict::ViewTrouble;
+
+use crate::observe::logs::Throttle;
 
 /// What INIT may promise the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -160,6 +162,8 @@ pub struct Dax {
     state: Mutex<State>,
     released: Condvar,
     counters: Counters,
+    /// What a front end can make the log say again and again.
+    complaints: Throttle,
     naive_lock: Mutex<()>,
 }
 
@@ -177,6 +181,7 @@ impl Dax {
             state: Mutex::default(),
             released: Condvar::new(),
             counters: Counters::default(),
+            complaints: Throttle::new(Duration::from_secs(60)),
             naive_lock: Mutex::default(),
         }
     }

@@ -95,6 +95,9 @@ impl Dax {
                 // Padded files cannot be mapped any more, others can.
                 continue;
             }
+            if refused {
+                self.note_refusal(source, nodeid);
+            }
             return result;
         }
     }
@@ -238,6 +241,22 @@ impl Dax {
         self.map_piece(request, piece, &file.fd)?;
         self.state.lock().ledger.note_bytes(setup.nodeid, file.size);
         Ok(overlapping.is_empty())
+    }
+
+    /// What is refused to a file of which nothing is mapped is taken for a
+    /// matter of the file: some file systems cannot map shared.
+    fn note_refusal(&self, source: &dyn MapSource, nodeid: u64) {
+        if self.has_live_ranges(nodeid) {
+            return;
+        }
+        source.refused(nodeid);
+        if let Some(held_back) = self.complaints.pass() {
+            tracing::warn!(
+                nodeid,
+                held_back,
+                "dax: the VMM refuses to map a file; new inodes of it get no DAX in this session"
+            );
+        }
     }
 
     fn make_room(&self, source: &dyn MapSource, setup: &Setup) -> Result<(), MapError> {

@@ -44,6 +44,12 @@ pub trait MapSource {
     /// As for [`MapSource::open_for_mapping`].
     fn bytes(&self, nodeid: u64) -> Result<u64, Errno>;
 
+    /// Notes that the front end refuses to map the file behind `nodeid`, so that
+    /// the guest is not told again to map it.
+    fn refused(&self, nodeid: u64) {
+        let _ = nodeid;
+    }
+
     /// Sees to it that stores into `range` find room, if the file system of
     /// the file has less than `scarce` bytes left. A source whose files have
     /// no holes has nothing to do.

@@ -145,6 +145,7 @@ impl Model {
 struct Files {
     files: Vec<File>,
     opened: Mutex<u64>,
+    refused: Mutex<Vec<u64>>,
 }
 
 impl Files {
@@ -159,6 +160,7 @@ impl Files {
         Files {
             files,
             opened: Mutex::default(),
+            refused: Mutex::default(),
         }
     }
 
@@ -182,6 +184,10 @@ impl MapSource for Files {
         let path = format!("/proc/self/fd/{}", file.as_fd().as_raw_fd());
         let fd = rustix::fs::open(path, access, rustix::fs::Mode::empty())?;
         Ok(MapFile { fd: Arc::new(fd) })
+    }
+
+    fn refused(&self, nodeid: u64) {
+        self.refused.lock().push(nodeid);
     }
 
     fn bytes(&self, nodeid: u64) -> Result<u64, Errno> {
@@ -630,4 +636,21 @@ fn requests_on_many_ranges_run_side_by_side() {
     });
     assert_eq!(entered(&dax, &files), *model.pages.lock());
     assert!(dax.stats().setups >= 800);
+}
+
+/// A file that the front end refuses is told of, unless something of it is
+/// mapped: then it is not for the file's sake.
+#[test]
+fn a_refused_file_is_told_of() {
+    let (dax, model) = dax(Kind::Plain, 4, DaxOptions::default());
+    let files = Files::new(2, 8 * RANGE);
+    dax.setup(&files, 0, &setup_in(0, 0, true)).expect("mapped");
+    for file in [0, 1] {
+        *model.refuse_next.lock() = 1;
+        assert_eq!(
+            dax.setup(&files, file, &setup_in(1, 1, true)),
+            Err(Errno::IO)
+        );
+    }
+    assert_eq!(*files.refused.lock(), [1]);
 }

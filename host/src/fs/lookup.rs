@@ -181,6 +181,7 @@ impl SharedDir {
     /// is decided (by another of its names, at the same time); answers what
     /// holds.
     pub fn settle_dax(&self, nodeid: u64, dax: bool) -> bool {
+        let dax = dax && !self.is_unmappable(nodeid);
         self.inodes.settle_dax(nodeid, dax)
     }
 

@@ -1,13 +1,15 @@
 //! Files for the window.
 
+use std::collections::HashSet;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
+use parking_lot::Mutex;
 use rustix::fs::{Access, AtFlags, OFlags};
 use rustix::io::Errno;
 
-use super::SharedDir;
 use super::procfd::ProcFd;
+use super::{HostInode, SharedDir};
 use crate::dax::{MapFile, MapSource, NoDax, StoreRange};
 
 /// statfs(2).
@@ -36,7 +38,45 @@ impl SharedDir {
     }
 }
 
+/// Files that the guest's front end refuses to map, of one session.
+#[derive(Debug, Default)]
+pub(super) struct Unmappable(Mutex<HashSet<HostInode>>);
+
+impl Unmappable {
+    pub(super) fn clear(&self) {
+        self.0.lock().clear();
+    }
+}
+
+/// Files of which this is remembered; over that it is found out once more.
+const MOST_UNMAPPABLE: usize = 4096;
+
+impl SharedDir {
+    /// Whether the front end was found to refuse the file. The node may be
+    /// another than at the time: a guest drops an inode that has lost DAX.
+    pub(super) fn is_unmappable(&self, nodeid: u64) -> bool {
+        let known = self.unmappable.0.lock();
+        !known.is_empty()
+            && self
+                .host_inode(nodeid)
+                .is_some_and(|inode| known.contains(&inode))
+    }
+}
+
 impl MapSource for SharedDir {
+    fn refused(&self, nodeid: u64) {
+        let Some(inode) = self.host_inode(nodeid) else {
+            return;
+        };
+        let mut known = self.unmappable.0.lock();
+        if known.len() >= MOST_UNMAPPABLE {
+            known.clear();
+        }
+        known.insert(inode);
+        drop(known);
+        self.inodes.withdraw_dax(nodeid);
+    }
+
     /// Opens a regular file by its node, so that it may have no name, no
     /// permission bits and no open handle.
     fn open_for_mapping(&self, nodeid: u64, writable: bool) -> Result<MapFile, Errno> {

@@ -69,6 +69,7 @@ use rustix::io::Errno;
 use handle::HandleTable;
 use inode::{Inode, InodeTable, NodeLimits};
 use locks::LockTable;
+use mapping::Unmappable;
 use xattrmap::XattrNames;
 
 pub(crate) use attr::decode_dev;
@@ -194,6 +195,7 @@ pub struct SharedDir {
     acls: AtomicBool,
     /// Bytes of directory listings read but not yet asked for.
     listing: Arc<Budget>,
+    unmappable: Unmappable,
 }
 
 impl SharedDir {
@@ -244,6 +246,7 @@ impl SharedDir {
             xattr_names: XattrNames::new(options.xattr_map.clone()),
             acls: AtomicBool::new(true),
             listing: Budget::new(dir::MAX_LISTING_BYTES),
+            unmappable: Unmappable::default(),
             session,
             options,
         })
@@ -262,6 +265,7 @@ impl SharedDir {
         self.handles.clear();
         self.locks.clear();
         self.inodes.clear();
+        self.unmappable.clear();
     }
 
     /// Device and number of the host's inode behind `nodeid`, while the guest

@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use daxwindow_guest::session::{Session, SessionOptions, Tuning};
 use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
 use daxwindow_shared::fuse::RemoveMappingOne;
+use daxwindow_shared::fuse::flags::AttrFlags;
 use daxwindow_shared::shmem::MapRequest;
 use rustix::io::Errno;
 use tempfile::TempDir;
@@ -78,7 +79,7 @@ impl WindowHook for Moody {
 struct Scene {
     moody: Arc<Moody>,
     session: Arc<Session>,
-    _share: TempDir,
+    share: TempDir,
     daemon: Daemon,
 }
 
@@ -115,7 +116,7 @@ fn scene_with(at_init: Mood, request_queues: usize, flags: &[&str]) -> Scene {
     Scene {
         moody,
         session,
-        _share: share,
+        share,
         daemon,
     }
 }
@@ -261,6 +262,29 @@ fn one_that_hangs_at_init_delays_it_and_gets_no_dax() {
     assert!(!scene.session.inode_dax());
     scene.assert_reads();
     assert_serves_after(scene);
+}
+
+/// The bytes of a file that the front end refuses come by request, and nobody is
+/// told to map it any more.
+#[test]
+fn one_that_refuses_a_file_takes_dax_from_that_file() {
+    let scene = scene(Mood::Serve);
+    make_file(&scene.share.path().join("other"), 4, LEN);
+    let has_dax = |name| {
+        let attr = walk(&scene.session, name).expect("there").attr;
+        attr.flags & AttrFlags::DAX.bits() != 0
+    };
+    assert!(has_dax("file") && has_dax("other"));
+    scene.moody.set(Mood::Refuse);
+    let error = scene.setup(0).expect_err("refused");
+    assert_eq!(error.errno(), Errno::IO);
+    scene.moody.set(Mood::Serve);
+    scene.assert_reads();
+    assert!(!has_dax("file") && has_dax("other"));
+    // A guest drops the inode then, and looks it up anew.
+    scene.session.forget(scene.node(), u64::MAX);
+    assert!(!has_dax("file") && has_dax("other"));
+    scene.assert_reads();
 }
 
 #[test]

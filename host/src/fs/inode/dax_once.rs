@@ -1,5 +1,6 @@
 //! Whether a node has DAX: decided once and kept while the node lives, since
-//! a guest drops an inode from its cache when it hears otherwise.
+//! a guest drops an inode from its cache when it hears otherwise; which is what
+//! it is to do with a file that turns out not to be mapped.
 
 use std::sync::atomic::{AtomicU8, Ordering};
 
@@ -26,6 +27,11 @@ impl DaxOnce {
             DaxOnce::OPEN => None,
             decided => Some(decided == DaxOnce::YES),
         }
+    }
+
+    /// It has none from now on, whatever was decided.
+    pub(super) fn withdraw(&self) {
+        self.0.store(DaxOnce::NO, Ordering::Relaxed);
     }
 
     /// Decides, unless somebody has; answers what holds.

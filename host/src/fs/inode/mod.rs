@@ -153,6 +153,11 @@ impl Inode {
         self.dax.settle(dax)
     }
 
+    /// The node has no DAX from now on.
+    fn withdraw_dax(&self) {
+        self.dax.withdraw();
+    }
+
     /// An `O_PATH` descriptor of the inode. `ESTALE` if it exists no more,
     /// which only happens to a node without descriptor.
     pub(super) fn fd(&self) -> Result<NodeFd<'_>, Errno> {

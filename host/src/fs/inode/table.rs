@@ -233,6 +233,17 @@ impl InodeTable {
         dax
     }
 
+    /// Takes DAX from a node.
+    pub(in crate::fs) fn withdraw_dax(&self, id: u64) {
+        if let Some(inode) = self.get(id) {
+            inode.withdraw_dax();
+            self.is_entry(&inode, |entry| {
+                entry.dax.withdraw();
+                true
+            });
+        }
+    }
+
     /// Gives memory back to the host when most nodes are gone.
     fn give_back(&self) {
         let (peak, live) = (self.peak.load(Ordering::Relaxed), self.live());

@@ -35,6 +35,25 @@ fn a_node_keeps_what_was_decided_first() {
 }
 
 #[test]
+fn a_file_that_cannot_be_mapped_has_no_dax_until_the_session_ends() {
+    use crate::dax::MapSource;
+    let share = Share::new();
+    let (f, g) = (share.file(c"f", "content"), share.file(c"g", "content"));
+    assert!(share.fs.settle_dax(f, true) && share.fs.settle_dax(g, true));
+    share.fs.refused(f);
+    share.fs.refused(4711);
+    assert!(!share.fs.is_dax(f) && share.fs.is_dax(g));
+    assert_eq!(share.find(c"f").dax, Some(false));
+    // The guest drops the inode, and hears the same of the next.
+    share.fs.forget(f, u64::MAX);
+    let again = share.find(c"f");
+    assert_eq!(again.dax, None);
+    assert!(!share.fs.settle_dax(again.nodeid, true));
+    share.fs.reset();
+    assert!(share.fs.settle_dax(share.find(c"f").nodeid, true));
+}
+
+#[test]
 fn only_regular_files_are_to_be_decided_about() {
     let share = Share::new();
     std::fs::create_dir(share.path("d")).unwrap();
