@@ -32,8 +32,8 @@ pub struct InodeFlags {
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_open_files: Option<u64>,
 
-    /// Ranges of 2M that a guest may have mapped at a time: the window is cut
-    /// to them [default: what the VMM's memory slots allow]
+    /// Ranges of 2M, or smaller pieces, that a guest may have mapped at a time:
+    /// the window is cut to them [default: what the VMM's memory slots allow]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     pub max_mappings: Option<u64>,
 

@@ -220,6 +220,8 @@ impl Flags {
     pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
         let mut dax = self.window.options(self.readonly)?;
         dax.max_maps = self.inodes.max_maps(dax.max_maps);
+        let asked = self.inodes.max_maps(None);
+        dax.max_pieces = asked.unwrap_or(dax.max_pieces);
         let ids = self.attributes.ids()?;
         let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
         if acls != WhenFlag::Never {
@@ -237,6 +239,7 @@ impl Flags {
         let doors = self.listen.doors(self.socket_path, self.fd, activated)?;
         // To each the same.
         let max_open_files = max_open_files / doors.max_shares as u64;
+        dax.max_files = dax.max_files.min((max_open_files / 8) as usize);
         Ok(Config {
             warnings: {
                 let mut warnings = self.cache.warnings(dax.mode != DaxMode::Never);
@@ -346,7 +349,12 @@ mod tests {
         );
         assert_eq!(config.device.config.tag(), Some("daxwindow"));
         assert_eq!(config.device.config.num_request_queues.get(), 1);
-        assert_eq!(config.share.max_handles, 256);
+        assert_eq!((config.share.max_handles, config.dax.max_files), (256, 128));
+        let default = DaxOptions::default().max_pieces;
+        assert_eq!(config.dax.max_pieces, default);
+        let few = parse(&["--max-mappings", "7"]).expect("valid");
+        let few = few.config(1024).expect("valid").dax;
+        assert_eq!((few.max_maps, few.max_pieces), (Some(7), 7));
     }
 
     #[test]

@@ -2,8 +2,9 @@
 //!
 //! Laws: pieces never overlap; every piece is one map as the front end knows
 //! it (or, with a byte-granular front end, part of one); an inode's files
-//! stay open exactly as long as it has pieces, and are closed by the caller:
-//! that may take as long as their file system likes, and is not for a lock.
+//! stay open no longer than it has pieces, and no more than so many in all;
+//! they are closed by the caller: that may take as long as their file system
+//! likes, and is not for a lock.
 
 use std::collections::{BTreeMap, HashMap};
 use std::os::fd::OwnedFd;
@@ -64,16 +65,42 @@ impl InodeUse {
 }
 
 /// All live pieces of one guest.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct Ledger {
     pieces: BTreeMap<u64, Piece>,
     inodes: HashMap<u64, InodeUse>,
     bytes: u64,
     /// Files that are not needed any more.
     unused: Vec<Arc<OwnedFd>>,
+    /// Files that are kept open, and how many may be.
+    files: usize,
+    max_files: usize,
+}
+
+impl Default for Ledger {
+    fn default() -> Ledger {
+        Ledger::new(usize::MAX)
+    }
 }
 
 impl Ledger {
+    /// Nothing is mapped. Of the files that will be, at most `max_files` are
+    /// kept open; others are opened again for each map.
+    pub fn new(max_files: usize) -> Ledger {
+        Ledger {
+            pieces: BTreeMap::new(),
+            inodes: HashMap::new(),
+            bytes: 0,
+            files: 0,
+            max_files,
+        }
+    }
+
+    /// Files kept open.
+    pub fn files(&self) -> usize {
+        self.files
+    }
+
     /// Number of live pieces.
     pub fn len(&self) -> usize {
         self.pieces.len()
@@ -146,6 +173,7 @@ impl Ledger {
             self.unused.extend(inode.files());
         }
         self.bytes = 0;
+        self.files = 0;
         std::mem::take(&mut self.pieces).into_values().collect()
     }
 
@@ -160,16 +188,26 @@ impl Ledger {
         }
     }
 
-    /// Keeps `fd` for the inode's next map, if the inode has pieces.
+    /// Keeps `fd` for the inode's next map, if the inode has pieces and there
+    /// is room.
     pub fn keep_file(&mut self, nodeid: u64, writable: bool, fd: Arc<OwnedFd>) {
-        if let Some(inode) = self.inodes.get_mut(&nodeid) {
-            let slot = if writable {
-                &mut inode.read_write
-            } else {
-                &mut inode.read_only
-            };
-            self.unused.extend(slot.replace(fd));
+        let Some(inode) = self.inodes.get_mut(&nodeid) else {
+            self.unused.push(fd);
+            return;
+        };
+        let slot = if writable {
+            &mut inode.read_write
+        } else {
+            &mut inode.read_only
+        };
+        if slot.is_none() {
+            if self.files >= self.max_files {
+                self.unused.push(fd);
+                return;
+            }
+            self.files += 1;
         }
+        self.unused.extend(slot.replace(fd));
     }
 
     /// Notes the size of the inode's file, if the inode has pieces.
@@ -201,8 +239,11 @@ impl Ledger {
             inode.pieces = inode.pieces.saturating_sub(1);
             if inode.pieces == 0 {
                 let inode = self.inodes.remove(&piece.nodeid);
-                self.unused
-                    .extend(inode.into_iter().flat_map(InodeUse::files));
+                let files = inode.into_iter().flat_map(InodeUse::files);
+                let before = self.unused.len();
+                self.unused.extend(files);
+                let closed = self.unused.len() - before;
+                self.files = self.files.saturating_sub(closed);
             }
         }
     }
@@ -301,6 +342,41 @@ mod tests {
                 }
             }
         }
+    }
+
+    fn piece(page: u64, pages: u64, nodeid: u64) -> Piece {
+        Piece {
+            range: range(page, pages),
+            nodeid,
+            file_offset: page * PAGE,
+            writable: true,
+            certain: true,
+        }
+    }
+
+    #[test]
+    fn no_more_files_are_kept_open_than_may_be() {
+        let open = || {
+            Arc::new(OwnedFd::from(
+                std::fs::File::open("/dev/null").expect("null"),
+            ))
+        };
+        let mut ledger = Ledger::new(3);
+        for nodeid in 0..5 {
+            ledger.insert(piece(nodeid, 1, nodeid));
+            ledger.keep_file(nodeid, true, open());
+        }
+        ledger.keep_file(0, true, open());
+        ledger.keep_file(0, false, open());
+        let kept = |ledger: &Ledger| (0..5).filter(|n| ledger.file(*n, true).is_some()).count();
+        assert_eq!((kept(&ledger), ledger.files()), (3, 3));
+        // One that goes makes room for another.
+        ledger.carve(&range(1, 1));
+        ledger.keep_file(4, true, open());
+        assert!(ledger.file(4, true).is_some() && ledger.file(3, true).is_none());
+        assert_eq!((kept(&ledger), ledger.files()), (3, 3));
+        ledger.take();
+        assert_eq!(ledger.files(), 0);
     }
 
     #[test]

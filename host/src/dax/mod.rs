@@ -171,18 +171,21 @@ impl Dax {
     /// A window without a front end yet.
     pub fn new(options: DaxOptions) -> Dax {
         Dax {
-            options,
             page_bytes: rustix::param::page_size() as u64,
             front_end: Mutex::default(),
             connected: ArcSwapOption::empty(),
             view: OnceLock::new(),
             verdict: Mutex::default(),
             table: MemoryTable::default(),
-            state: Mutex::default(),
+            state: Mutex::new(State {
+                ledger: Ledger::new(options.max_files),
+                ..State::default()
+            }),
             released: Condvar::new(),
             counters: Counters::default(),
             complaints: Throttle::new(Duration::from_secs(60)),
             naive_lock: Mutex::default(),
+            options,
         }
     }
 

@@ -69,6 +69,10 @@ pub enum MemorySlots {
 /// included. `VHOST_USER_MAX_RAM_SLOTS` of QEMU 11, which aborts beyond.
 pub const VMM_SLOTS: usize = 512;
 
+/// Half of the mappings that the kernel lets a process have by default, 65,530
+/// (`vm.max_map_count`): as many ranges as a window of 64 GiB has.
+pub const DEFAULT_MAX_PIECES: usize = 1 << 15;
+
 /// What the operator decided.
 #[derive(Clone, Debug)]
 pub struct DaxOptions {
@@ -95,6 +99,11 @@ pub struct DaxOptions {
     /// of its own. The window offered has room for no more. None for one
     /// that maps with a plain mmap, which is offered the window as it is.
     pub max_maps: Option<usize>,
+    /// Pieces that may be mapped at once where the front end maps with a plain
+    /// mmap, which makes each a mapping of its process.
+    pub max_pieces: usize,
+    /// Files that are kept open for further maps while they are mapped.
+    pub max_files: usize,
     /// How long the front end may take over one request.
     pub front_end_timeout: std::time::Duration,
     /// Nothing, but in tests.
@@ -114,6 +123,8 @@ impl Default for DaxOptions {
             allocate_below: DEFAULT_ALLOCATE_BELOW,
             memory_slots: MemorySlots::Auto,
             max_maps: Some(VMM_SLOTS - 64),
+            max_pieces: DEFAULT_MAX_PIECES,
+            max_files: 1 << 10,
             front_end_timeout: super::channel::DEFAULT_TIMEOUT,
             naive: Naive::default(),
         }

@@ -102,6 +102,11 @@ impl Dax {
             let Some(part) = unmapped.intersection(&range) else {
                 continue;
             };
+            // What remains of a piece on both sides is one more.
+            let splits = |piece: &Piece| matches!(piece.range.around(&part), (Some(_), Some(_)));
+            if overlapping.iter().any(splits) {
+                self.check_budget(&request.connected, &part)?;
+            }
             match self.unmap_piece(request, part) {
                 Ok(()) => count(&self.counters.removals),
                 Err(_) if request.is_lost() => return Err(FrontEndError::Abandoned.into()),

@@ -22,7 +22,7 @@ use super::map_error::MapError;
 use super::naive::Naive;
 use super::pending::{Entering, Request, Work};
 use super::policy::VMM_SLOTS;
-use super::{Connected, Dax, Deputy, MapSource, StoreRange};
+use super::{Capabilities, Connected, Dax, Deputy, MapSource, StoreRange};
 
 /// Memory slots of the VMM that are never taken, whatever the options say.
 const SLOT_MARGIN: usize = 8;
@@ -230,7 +230,7 @@ impl Dax {
         if !overlapping.is_empty() {
             self.make_way(request, &range, &overlapping)?;
         }
-        self.check_budget(connected)?;
+        self.check_budget(connected, &range)?;
         let piece = Piece {
             range,
             nodeid: setup.nodeid,
@@ -437,15 +437,25 @@ impl Dax {
         Ok(())
     }
 
-    fn check_budget(&self, connected: &Arc<Connected>) -> Result<(), MapError> {
-        if connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::SLOT_LIMIT) {
+    /// Whether there may be one more piece, in `range`, where it takes the place
+    /// of those that it covers.
+    pub(super) fn check_budget(
+        &self,
+        connected: &Arc<Connected>,
+        range: &WindowRange,
+    ) -> Result<(), MapError> {
+        if self.options.naive.leaves_out(Naive::SLOT_LIMIT) {
             return Ok(());
         }
-        let (live, under_way) = {
+        let most = self.most_pieces(&connected.can);
+        let (full, under_way) = {
             let state = self.state.lock();
-            (state.ledger.len(), state.busy.len())
+            let covers = || {
+                let overlapping = state.ledger.overlapping(range);
+                overlapping.iter().any(|piece| range.contains(&piece.range))
+            };
+            (state.ledger.len() >= most && !covers(), state.busy.len())
         };
-        let full = self.options.max_maps.is_some_and(|most| live >= most);
         // Other devices' maps and the VMM's own memory are in the table too.
         let crowded =
             connected.can.announced && self.table.len() + under_way + SLOT_MARGIN > VMM_SLOTS;
@@ -453,6 +463,14 @@ impl Dax {
             return Err(MapError::SlotBudget);
         }
         Ok(())
+    }
+
+    /// Pieces that the guest may have.
+    fn most_pieces(&self, can: &Capabilities) -> usize {
+        match can.is_byte_granular() {
+            true => self.options.max_pieces,
+            false => self.options.max_maps.unwrap_or(usize::MAX),
+        }
     }
 
     /// Maps and enters. What the front end surely refused changes nothing;

@@ -638,6 +638,65 @@ fn requests_on_many_ranges_run_side_by_side() {
     assert!(dax.stats().setups >= 800);
 }
 
+#[test]
+fn maps_of_a_front_end_that_thinks_in_bytes_are_counted() {
+    let (dax, model) = dax(
+        Kind::Plain,
+        2,
+        DaxOptions {
+            max_pieces: 3,
+            ..DaxOptions::default()
+        },
+    );
+    let files = Files::new(5, RANGE);
+    let page = |page: u64| SetupMappingIn {
+        len: PAGE,
+        moffset: page * PAGE,
+        ..setup_in(0, 0, true)
+    };
+    for file in 0..3 {
+        dax.setup(&files, file, &page(2 * file)).expect("mapped");
+    }
+    let before = *model.messages.lock();
+    assert_eq!(dax.setup(&files, 3, &page(6)), Err(Errno::IO));
+    assert_eq!(*model.messages.lock(), before, "it was not asked");
+    // What takes the place of another is one as well.
+    dax.setup(&files, 3, &page(4)).expect("mapped over it");
+    dax.remove(&remove_one(0, PAGE)).expect("removed");
+    // A hole in a map makes two of it.
+    let whole = SetupMappingIn {
+        moffset: RANGE,
+        ..setup_in(0, 1, true)
+    };
+    dax.setup(&files, 4, &whole).expect("mapped");
+    let hole = remove_one(RANGE + PAGE, PAGE);
+    assert_eq!(dax.remove(&hole), Err(Errno::IO));
+    assert_eq!(dax.stats().live_ranges, 3);
+    dax.remove(&remove_one(4 * PAGE, PAGE)).expect("removed");
+    dax.remove(&hole).expect("removed");
+    assert_eq!(dax.stats().live_ranges, 3);
+}
+
+#[test]
+fn files_over_the_budget_are_opened_for_each_map() {
+    let (dax, _model) = dax(
+        Kind::Plain,
+        8,
+        DaxOptions {
+            max_files: 1,
+            ..DaxOptions::default()
+        },
+    );
+    let files = Files::new(2, 8 * RANGE);
+    // The first opens each file read-only to look at its mode, and then for good.
+    for (file, opened) in [(0, 2), (0, 2), (1, 4), (1, 6), (0, 6)] {
+        let at = dax.stats().live_ranges;
+        dax.setup(&files, file, &setup_in(at, at, false))
+            .expect("mapped");
+        assert_eq!(*files.opened.lock(), opened);
+    }
+}
+
 /// A file that the front end refuses is told of, unless something of it is
 /// mapped: then it is not for the file's sake.
 #[test]

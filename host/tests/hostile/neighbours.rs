@@ -159,6 +159,38 @@ impl Scene {
     }
 }
 
+/// Each file that is mapped takes a descriptor of the guest's own part, and each
+/// map one of its own number, whatever its front end bears.
+#[test]
+fn maps_of_many_files_leave_a_neighbour_its_descriptors() {
+    const PIECE: u64 = 4096;
+    let scene = Scene::new(&["--rlimit-nofile", "2000"]);
+    let many = scene.share.path().join("many");
+    std::fs::create_dir(&many).expect("made");
+    for name in 0..3000 {
+        std::fs::write(many.join(name.to_string()), [1; PIECE as usize]).expect("written");
+    }
+    let greedy = attach_soon(&scene.daemon);
+    let directory = walk(&greedy, "many").expect("there").nodeid;
+    let map = |name: u64| {
+        let found = greedy.lookup(directory, name.to_string().as_bytes())?;
+        greedy.setup_mapping(found.nodeid, 0, name * PIECE, PIECE, true)
+    };
+    let mapped = (0..3000).take_while(|name| map(*name).is_ok()).count();
+    assert!(mapped > 100, "{mapped} were mapped");
+    scene.good.goes_on();
+    for name in 0..50 {
+        let name = format!("new-{name}");
+        std::fs::write(scene.share.path().join(&name), name.as_bytes()).expect("written");
+    }
+    scene.good.end();
+    let neighbour = session(&scene.socket, true);
+    for name in 0..50 {
+        open(&neighbour, &format!("new-{name}"), libc::O_RDWR).expect("looked up and opened");
+    }
+    assert!(greedy.lookup(directory, b"0").is_ok(), "it goes on itself");
+}
+
 #[test]
 fn memory_that_vanishes_is_its_own_guests_loss() {
     let scene = Scene::new(&[]);
