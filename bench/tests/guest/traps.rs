@@ -9,6 +9,9 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
+use nix::sys::signal::{Signal, kill};
+use nix::unistd::Pid;
+
 use daxwindow_bench::vm::{Dax, Output, ShareOptions, Vm, VmOptions, example};
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -110,6 +113,10 @@ fn the_daemon_gets_a_guest_past_every_trap() {
     let stress = "guest_probe stress /mnt/narrow --threads 6 --seconds 15 --write";
     let stressed = run(&mut vm, stress);
     assert!(stressed.contains("all right"), "{stressed}");
+    frozen_while_at_work(
+        &mut vm,
+        "guest_probe stress /mnt/narrow --threads 4 --seconds 12",
+    );
     let reused = run(&mut vm, &format!("cd /mnt/wide; {REMOVE_AND_REUSE}"));
     assert_eq!(reused, "0\n", "bytes of another file");
     // Upgrades under readers (10).
@@ -127,6 +134,27 @@ fn the_daemon_gets_a_guest_past_every_trap() {
 
     vm.shutdown().expect("powers off");
     assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
+}
+
+/// The VMM stands still for longer than the daemon waits before it says so, with
+/// ranges being mapped and removed; everything is right afterwards.
+fn frozen_while_at_work(vm: &mut Vm, stress: &str) {
+    let qemu = Pid::from_raw(vm.qemu_pid());
+    let at_work = std::thread::spawn(move || {
+        std::thread::sleep(Duration::from_secs(4));
+        for (signal, pause) in [(Signal::SIGSTOP, 7), (Signal::SIGCONT, 0)] {
+            kill(qemu, signal).expect("it runs");
+            std::thread::sleep(Duration::from_secs(pause));
+        }
+    });
+    let stressed = run(vm, stress);
+    at_work.join().expect("signalled");
+    assert!(stressed.contains("all right"), "{stressed}");
+    let again = run(
+        vm,
+        "guest_probe stress /mnt/narrow --threads 4 --seconds 3 --write",
+    );
+    assert!(again.contains("all right"), "{again}");
 }
 
 /// A file is mapped by one process while another opens it anew.

@@ -231,7 +231,6 @@ impl Flags {
         let map = self.attributes.xattrmap;
         let device = DeviceOptions {
             config: virtiofs::Config::new(&self.tag, self.queues.num_request_queues)?,
-            front_end_timeout: dax.front_end_timeout,
             thread_pool_size: usize::from(self.queues.thread_pool_size),
             max_parked: usize::from(self.inodes.max_parked),
         };

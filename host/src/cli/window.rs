@@ -79,7 +79,8 @@ pub struct WindowFlags {
     #[arg(long, conflicts_with = "slot_reserve")]
     pub no_slot_limit: bool,
 
-    /// How long the VMM may take over one map, in seconds
+    /// How long the VMM may take over one map before the log tells of it, in
+    /// seconds. What needs the map waits for it as long as the VMM is connected
     #[arg(
         long,
         value_name = "SECONDS",

@@ -3,12 +3,12 @@
 
 use std::collections::BTreeMap;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock, Weak, mpsc};
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use daxwindow_shared::fuse::{NO_HANDLE, SetupMappingIn};
+use daxwindow_shared::fuse::{NO_HANDLE, RemoveMappingOne, SetupMappingIn};
 use parking_lot::{Condvar, Mutex};
 
 use super::front_end::Ask;
@@ -32,6 +32,10 @@ struct Announcer {
     messages: AtomicU64,
     announce: Mutex<mpsc::Sender<()>>,
     pending: Mutex<bool>,
+    /// Held: it is stopped between its answer and the announcement.
+    frozen: Mutex<()>,
+    /// It goes on without an announcement.
+    mute: AtomicBool,
 }
 
 impl Announcer {
@@ -45,6 +49,8 @@ impl Announcer {
             messages: AtomicU64::new(0),
             announce: Mutex::new(announce),
             pending: Mutex::new(false),
+            frozen: Mutex::default(),
+            mute: AtomicBool::new(false),
         });
         let weak: Weak<Announcer> = Arc::downgrade(&announcer);
         let dax_seen = Arc::downgrade(dax);
@@ -54,6 +60,7 @@ impl Announcer {
                 let (Some(announcer), Some(dax)) = (weak.upgrade(), dax_seen.upgrade()) else {
                     return;
                 };
+                drop(announcer.frozen.lock());
                 announcer.commit(&dax);
             }
         });
@@ -68,7 +75,7 @@ impl Announcer {
         let windows = maps.iter().map(|(start, len)| (BASE + start, *len));
         let table: Vec<_> = [RAM].into_iter().chain(others).chain(windows).collect();
         // A table that has no room is not sent, and the last one stays.
-        if table.len() <= self.table_room {
+        if table.len() <= self.table_room && !self.mute.load(Ordering::SeqCst) {
             dax.memory_table(&table);
         }
         *self.pending.lock() = false;
@@ -78,6 +85,10 @@ impl Announcer {
     /// Waits for the last commit, as a main loop does.
     fn turn(&self) -> parking_lot::MutexGuard<'_, bool> {
         self.messages.fetch_add(1, Ordering::Relaxed);
+        self.until_committed()
+    }
+
+    fn until_committed(&self) -> parking_lot::MutexGuard<'_, bool> {
         let mut pending = self.pending.lock();
         while *pending {
             self.committed.wait(&mut pending);
@@ -88,6 +99,13 @@ impl Announcer {
     fn acknowledge(&self, mut pending: parking_lot::MutexGuard<'_, bool>) {
         *pending = true;
         self.announce.lock().send(()).expect("the thread runs");
+    }
+
+    /// Stops it, once it has announced what it was asked for, until the guard is
+    /// dropped.
+    fn freeze(&self) -> parking_lot::MutexGuard<'_, ()> {
+        drop(self.until_committed());
+        self.frozen.lock()
     }
 
     fn is_live(dax: &Dax, offset: u64) -> bool {
@@ -213,6 +231,84 @@ fn a_setup_returns_when_the_range_is_announced() {
         !Announcer::is_live(&naive, 0),
         "an acknowledgement is early"
     );
+}
+
+/// A window whose front end is asked again after a moment.
+fn impatient() -> (Arc<Dax>, Arc<Announcer>) {
+    let dax = window(DaxOptions {
+        front_end_timeout: Duration::from_millis(20),
+        ..Default::default()
+    });
+    let front_end = Announcer::attach(&dax, VMM_SLOTS, 0);
+    assert!(dax.init().inode_dax);
+    (dax, front_end)
+}
+
+fn unmap(dax: &Dax, range: u64) -> Result<(), Errno> {
+    dax.remove(&[RemoveMappingOne {
+        moffset: range * RANGE,
+        len: RANGE,
+    }])
+}
+
+/// Until so many messages have come since `before`.
+fn until_asked(front_end: &Announcer, before: u64, times: u64) {
+    let deadline = Instant::now() + Duration::from_secs(60);
+    while front_end.messages.load(Ordering::Relaxed) < before + times {
+        assert!(Instant::now() < deadline, "never asked");
+        thread::yield_now();
+    }
+}
+
+#[test]
+fn one_that_is_stopped_before_it_announces_is_waited_for() {
+    let (dax, front_end) = impatient();
+    for live in [true, false] {
+        let before = front_end.messages.load(Ordering::Relaxed);
+        let frozen = front_end.freeze();
+        thread::scope(|scope| {
+            let waits = scope.spawn(|| if live { map(&dax, 1) } else { unmap(&dax, 1) });
+            // It is asked once more, and is as mute.
+            until_asked(&front_end, before, 2);
+            thread::sleep(Duration::from_millis(60));
+            assert!(!waits.is_finished());
+            drop(frozen);
+            assert_eq!(waits.join().expect("no panic"), Ok(()));
+        });
+        assert_eq!(Announcer::is_live(&dax, RANGE), live);
+    }
+    let stats = dax.stats();
+    assert_eq!((stats.live_ranges, stats.failed_removals), (0, 0));
+}
+
+#[test]
+fn what_is_never_announced_costs_one_range() {
+    let (dax, front_end) = impatient();
+    front_end.mute.store(true, Ordering::SeqCst);
+    assert_eq!(map(&dax, 1), Err(Errno::IO));
+    front_end.mute.store(false, Ordering::SeqCst);
+    assert_eq!((map(&dax, 2), map(&dax, 1)), (Ok(()), Ok(())));
+    assert!(Announcer::is_live(&dax, RANGE) && Announcer::is_live(&dax, 2 * RANGE));
+    assert_eq!(dax.stats().live_ranges, 2);
+}
+
+#[test]
+fn a_wait_for_an_announcement_is_called_off_with_the_others() {
+    let (dax, front_end) = impatient();
+    let before = front_end.messages.load(Ordering::Relaxed);
+    let frozen = front_end.freeze();
+    thread::scope(|scope| {
+        let waits = scope.spawn(|| map(&dax, 1));
+        until_asked(&front_end, before, 1);
+        let called_off = dax.cancel_waits();
+        // This front end answers in the thread that asks, as soon as it goes on.
+        drop(frozen);
+        let told = waits.join().expect("no panic");
+        assert!(told == Err(Errno::IO) || Announcer::is_live(&dax, RANGE));
+        drop(called_off);
+    });
+    assert_eq!(map(&dax, 1), Ok(()));
+    assert!(Announcer::is_live(&dax, RANGE));
 }
 
 #[test]

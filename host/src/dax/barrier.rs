@@ -6,7 +6,7 @@
 //! until a region is there, or is gone.
 
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use daxwindow_shared::window::WindowRange;
 use parking_lot::{Condvar, Mutex};
@@ -24,7 +24,6 @@ pub struct MemoryTable {
 struct State {
     /// Guest physical address -> bytes.
     regions: BTreeMap<u64, u64>,
-    cancelled: u64,
 }
 
 impl MemoryTable {
@@ -49,34 +48,38 @@ impl MemoryTable {
         self.state.lock().regions.clone()
     }
 
-    /// Calls off all waits.
-    pub fn cancel_waits(&self) {
-        self.state.lock().cancelled += 1;
+    /// Has every wait look again whether it is called off.
+    pub fn wake_waits(&self) {
+        drop(self.state.lock());
         self.changed.notify_all();
     }
 
     /// Waits until the region of `range` in the window at guest physical
-    /// address `base` is in the table (`present`) or is not.
+    /// address `base` is in the table (`present`) or is not, for `patience` at
+    /// most. Returns whether that came to be.
+    ///
+    /// # Errors
+    ///
+    /// [`FrontEndError::Cancelled`] as soon as `is_called_off`, which may change
+    /// before a call of [`MemoryTable::wake_waits`].
     pub fn wait(
         &self,
         base: u64,
         range: WindowRange,
         present: bool,
-        timeout: Duration,
-    ) -> Result<(), FrontEndError> {
+        patience: Duration,
+        is_called_off: impl Fn() -> bool,
+    ) -> Result<bool, FrontEndError> {
         let address = base.wrapping_add(range.start().0);
-        let deadline = Instant::now() + timeout;
+        let is_there =
+            |state: &State| (state.regions.get(&address) == Some(&range.len())) == present;
+        let goes_on = |state: &mut State| !is_there(state) && !is_called_off();
         let mut state = self.state.lock();
-        let cancelled = state.cancelled;
-        while (state.regions.get(&address) == Some(&range.len())) != present {
-            if self.changed.wait_until(&mut state, deadline).timed_out() {
-                return Err(FrontEndError::TimedOut);
-            }
-            if state.cancelled != cancelled {
-                return Err(FrontEndError::Cancelled);
-            }
+        self.changed.wait_while_for(&mut state, goes_on, patience);
+        match is_there(&state) {
+            false if is_called_off() => Err(FrontEndError::Cancelled),
+            there => Ok(there),
         }
-        Ok(())
     }
 }
 
@@ -84,6 +87,7 @@ impl MemoryTable {
 mod tests {
     use super::*;
     use std::sync::Arc;
+    use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 
     const BASE: u64 = 0xe000_0000;
 
@@ -95,35 +99,31 @@ mod tests {
     fn a_wait_ends_with_the_announcement_and_not_before() {
         let table = Arc::new(MemoryTable::default());
         let short = Duration::from_millis(20);
-        assert_eq!(
-            table.wait(BASE, range(), true, short),
-            Err(FrontEndError::TimedOut)
-        );
-        assert_eq!(table.wait(BASE, range(), false, short), Ok(()));
+        let wait = |present| table.wait(BASE, range(), present, short, || false);
+        assert_eq!((wait(true), wait(false)), (Ok(false), Ok(true)));
         let other = table.clone();
-        let waiter =
-            std::thread::spawn(move || other.wait(BASE, range(), true, Duration::from_secs(60)));
+        let waiter = std::thread::spawn(move || {
+            other.wait(BASE, range(), true, Duration::from_secs(60), || false)
+        });
         // A region of another length at the same place is not this mapping.
         table.update(&[(0, 1 << 30), (BASE + 0x20_0000, 0x1000)]);
-        assert_eq!(
-            table.wait(BASE, range(), true, short),
-            Err(FrontEndError::TimedOut)
-        );
+        assert_eq!(wait(true), Ok(false));
         table.update(&[(0, 1 << 30), (BASE + 0x20_0000, 0x20_0000)]);
-        assert_eq!(waiter.join().expect("no panic"), Ok(()));
+        assert_eq!(waiter.join().expect("no panic"), Ok(true));
         assert_eq!(table.len(), 2);
     }
 
     #[test]
     fn a_wait_can_be_called_off() {
         let table = Arc::new(MemoryTable::default());
-        let other = table.clone();
-        let waiter =
-            std::thread::spawn(move || other.wait(BASE, range(), true, Duration::from_secs(60)));
-        while !waiter.is_finished() {
-            table.cancel_waits();
-            std::thread::yield_now();
-        }
+        let (waits, off) = (table.clone(), Arc::new(AtomicBool::new(false)));
+        let is_off = off.clone();
+        let waiter = std::thread::spawn(move || {
+            let is_off = || is_off.load(SeqCst);
+            waits.wait(BASE, range(), true, Duration::from_secs(600), is_off)
+        });
+        off.store(true, SeqCst);
+        table.wake_waits();
         assert_eq!(
             waiter.join().expect("no panic"),
             Err(FrontEndError::Cancelled)

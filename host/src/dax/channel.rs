@@ -1,11 +1,10 @@
-//! The back-end request channel: SHMEM_MAP and SHMEM_UNMAP with a time-out.
+//! The back-end request channel: SHMEM_MAP and SHMEM_UNMAP.
 //!
 //! What is asked and who asks is the `line`'s business; here is the thread that
-//! it needs, and how many such there may be.
+//! it needs, and how many such a share may have.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread;
 use std::time::Duration;
 
@@ -15,58 +14,60 @@ use daxwindow_shared::window::WindowRange;
 use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::VhostUserMMap;
 
-use super::front_end::{Answered, Ask, FrontEnd, FrontEndError};
+use super::front_end::{Answered, Ask, FrontEnd, FrontEndError, Late};
 use super::line::Line;
 use super::pending::Pending;
+use crate::fs::{Budget, BudgetUnit};
 
-/// How long a front end may take over one request.
-pub const DEFAULT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Lines that may exist at a time, each of which may have a thread stuck behind
-/// a front end that never answers and never closes its socket.
-const MAX_CHANNELS: usize = 256;
-static CHANNELS: AtomicUsize = AtomicUsize::new(0);
+/// How long a front end may take over one request before the log tells of it.
+pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(5);
+/// Channels that one share may have at a time. One that is closed counts as long
+/// as a thread is stuck in it, behind a front end that owes an answer and keeps
+/// its end of the socket.
+pub(super) const MAX_CHANNELS: usize = 16;
 
-/// One of [`MAX_CHANNELS`], until no thread is in it any more.
-struct Counted(Line);
-
-impl Counted {
-    fn new(line: Line) -> std::io::Result<Counted> {
-        let counted = Counted(line);
-        if CHANNELS.fetch_add(1, Ordering::Relaxed) >= MAX_CHANNELS {
-            return Err(std::io::Error::other(format!(
-                "{MAX_CHANNELS} front ends hold a channel they do not answer on"
-            )));
-        }
-        Ok(counted)
-    }
-}
-
-impl Drop for Counted {
-    fn drop(&mut self) {
-        CHANNELS.fetch_sub(1, Ordering::Relaxed);
-    }
+/// One of a share's channels, until no thread is in it any more.
+struct Counted {
+    line: Line,
+    _unit: BudgetUnit,
 }
 
 /// A channel to one front end.
 pub struct Channel(Arc<Counted>);
 
 impl Channel {
-    /// Starts the thread that keeps the time of what is asked through `backend`.
+    /// Starts the thread that asks for others through `backend`, one of the
+    /// `channels` of a share. A wait that takes longer than `patience` is told
+    /// to the log.
     ///
     /// # Errors
     ///
-    /// When the thread cannot be started, or too many earlier ones are stuck.
-    pub fn new(backend: Backend, timeout: Duration) -> std::io::Result<Channel> {
-        let counted = Arc::new(Counted::new(Line::new(backend, timeout))?);
+    /// When the thread cannot be started, or too many earlier channels of the
+    /// share have a thread stuck in them.
+    pub(super) fn new(
+        backend: Backend,
+        patience: Duration,
+        channels: &Arc<Budget>,
+    ) -> std::io::Result<Channel> {
+        let Some(unit) = channels.take_one() else {
+            return Err(std::io::Error::other(format!(
+                "{MAX_CHANNELS} earlier channels of this share are kept open by front ends that \
+                 owe an answer; end those VMMs"
+            )));
+        };
+        let counted = Arc::new(Counted {
+            line: Line::new(backend, patience),
+            _unit: unit,
+        });
         let (his, span) = (counted.clone(), tracing::Span::current());
         thread::Builder::new()
             .name("dax-channel".to_string())
-            .spawn(move || span.in_scope(|| his.0.attend()))?;
+            .spawn(move || span.in_scope(|| his.line.attend()))?;
         Ok(Channel(counted))
     }
 
     fn line(&self) -> &Line {
-        &self.0.0
+        &self.0.line
     }
 }
 
@@ -76,13 +77,17 @@ impl FrontEnd for Channel {
         self.line().ask(message, fd.cloned())
     }
 
-    fn ask_here(&self, ask: &Ask<'_>, pending: Pending) -> Option<Answered> {
+    fn ask_here(&self, ask: &Ask<'_>, pending: Pending, late: Late<'_>) -> Option<Answered> {
         let (message, fd) = message(ask);
-        self.line().ask_here(&message, fd, pending)
+        self.line().ask_here(&message, fd, pending, late)
     }
 
     fn cancel_waits(&self) {
         self.line().cancel_waits();
+    }
+
+    fn allow_waits(&self) {
+        self.line().allow_waits();
     }
 
     fn close(&self) {

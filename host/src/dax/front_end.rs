@@ -14,9 +14,10 @@ pub enum FrontEndError {
     /// It answered no; nothing has changed at its side.
     #[error("the front end refused")]
     Refused,
-    /// It gave no answer in time; what it will do is not known.
-    #[error("the front end gave no answer in time")]
-    TimedOut,
+    /// It acknowledged the request, and answered the next, without a word of it
+    /// in the memory table; what it did is not known.
+    #[error("the front end acknowledged the request and did not announce it")]
+    NotAnnounced,
     /// The wait was called off; what it will do is not known.
     #[error("the wait for the front end was called off")]
     Cancelled,
@@ -67,26 +68,35 @@ pub enum Ask<'a> {
 /// An answer, and what the request has held meanwhile.
 pub type Answered = (Pending, Result<(), FrontEndError>);
 
+/// Told of an answer to a request that was abandoned.
+pub type Late<'a> = &'a dyn Fn(Result<(), FrontEndError>);
+
 /// The window at the VMM's side.
 pub trait FrontEnd: Send + Sync {
-    /// Asks, and returns once the front end has acknowledged.
+    /// Asks, and returns once the front end has answered, however long that
+    /// takes, or cannot answer any more, or waits are called off.
     ///
     /// # Errors
     ///
-    /// That it has not, in one way or another.
+    /// That it has not acknowledged, in one way or another.
     fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError>;
 
     /// The same where the calling thread need not come back, which may be
-    /// quicker. If the front end gives no answer in time, or waits are called
-    /// off, another thread abandons `pending`, and this is nothing, as soon as
-    /// the calling thread is free again.
-    fn ask_here(&self, ask: &Ask<'_>, pending: Pending) -> Option<Answered> {
+    /// quicker. If waits are called off, another thread abandons `pending` at
+    /// once; `late` is told of the answer when it comes, before the front end is
+    /// asked anything else, and this is nothing.
+    fn ask_here(&self, ask: &Ask<'_>, pending: Pending, late: Late<'_>) -> Option<Answered> {
+        let _ = late;
         Some((pending, self.ask(ask)))
     }
 
-    /// Makes everybody who waits for an answer return
-    /// [`FrontEndError::Cancelled`] at once.
+    /// Makes every wait for an answer end with [`FrontEndError::Cancelled`] at
+    /// once, those that begin before as many calls of
+    /// [`FrontEnd::allow_waits`] included.
     fn cancel_waits(&self) {}
+
+    /// Takes back one [`FrontEnd::cancel_waits`].
+    fn allow_waits(&self) {}
 
     /// The same for good: it is asked nothing more.
     fn close(&self) {

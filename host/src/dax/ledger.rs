@@ -91,6 +91,7 @@ impl Ledger {
             pieces: BTreeMap::new(),
             inodes: HashMap::new(),
             bytes: 0,
+            unused: Vec::new(),
             files: 0,
             max_files,
         }
@@ -152,6 +153,41 @@ impl Ledger {
     pub fn insert(&mut self, piece: Piece) {
         self.carve(&piece.range);
         self.add(piece);
+    }
+
+    /// Notes that what is in `range` may or may not be mapped.
+    pub fn doubt(&mut self, range: &WindowRange) {
+        for piece in self.overlapping(range) {
+            self.set_certain(&piece, false);
+        }
+    }
+
+    /// Notes that what is as `piece`, whether certain or not, is mapped.
+    pub fn confirm(&mut self, piece: &Piece) {
+        let as_is = |old: &Piece| {
+            Piece {
+                certain: piece.certain,
+                ..*old
+            } == *piece
+        };
+        if self.pieces.get(&piece.range.start().0).is_some_and(as_is) {
+            self.set_certain(piece, true);
+        }
+    }
+
+    fn set_certain(&mut self, piece: &Piece, certain: bool) {
+        if let Some(piece) = self.pieces.get_mut(&piece.range.start().0) {
+            piece.certain = certain;
+        }
+    }
+
+    /// Removes the pieces inside `range` that may or may not be mapped.
+    pub fn drop_doubtful(&mut self, range: &WindowRange) {
+        for piece in self.overlapping(range) {
+            if !piece.certain && range.contains(&piece.range) {
+                self.carve(&piece.range);
+            }
+        }
     }
 
     /// Removes `range`; pieces that reach beyond it are cut.
@@ -377,6 +413,30 @@ mod tests {
         assert_eq!((kept(&ledger), ledger.files()), (3, 3));
         ledger.take();
         assert_eq!(ledger.files(), 0);
+    }
+
+    #[test]
+    fn what_is_in_doubt_is_not_shown_until_it_is_confirmed() {
+        let mut ledger = Ledger::default();
+        let (first, second) = (piece(0, 2, 1), piece(4, 2, 2));
+        ledger.insert(first);
+        ledger.insert(second);
+        ledger.doubt(&range(1, 1));
+        let shows = |ledger: &Ledger, piece: &Piece| {
+            let there = ledger.overlapping(&piece.range);
+            there
+                .iter()
+                .any(|one| one.shows(&piece.range, piece.nodeid, piece.file_offset))
+        };
+        assert!(!shows(&ledger, &first) && shows(&ledger, &second));
+        // Another file in its place is not what was asked about.
+        ledger.confirm(&Piece { nodeid: 3, ..first });
+        assert!(!shows(&ledger, &first));
+        ledger.confirm(&first);
+        assert!(shows(&ledger, &first));
+        ledger.doubt(&first.range);
+        ledger.drop_doubtful(&range(0, PAGES));
+        assert_eq!((ledger.len(), ledger.pieces_of(2)), (1, 1));
     }
 
     #[test]

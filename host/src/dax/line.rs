@@ -1,34 +1,32 @@
 //! The line to one front end: one request at a time, in the order in which
-//! they came, each with a time-out.
+//! they came. Each is waited for until it is answered, the socket ends or its
+//! wait is called off; a late answer is the answer to what was asked.
 //!
 //! The vhost crate waits for an acknowledgement without a limit, and nothing
-//! ends that wait but an answer or the end of the socket. So whoever asks may
-//! be stuck, and somebody else ends what he asked for:
+//! ends that wait but an answer or the end of the socket. So the thread that
+//! asks may be stuck, and another one ends what it asked for:
 //!
 //! - A request's own thread may ask, if it leaves behind what it takes to end
 //!   the request without it, a [`Pending`]. That saves two wake-ups.
 //! - Else the line's own thread asks, and who wants to know waits for it.
 //!
-//! The line's own thread keeps the time for both. It is not woken for a request
-//! that is answered: while there are any it looks up once in each time-out, and
-//! after one without it sleeps for good.
-//!
-//! Laws: at most one thread is inside [`Backend`]; a [`Pending`] is taken from
-//! here once, by its own thread or by who abandons it; after a time-out the line
-//! counts as gone, because an answer that comes late could be taken for the
-//! answer to something else; nothing is abandoned with the line locked.
+//! Laws: at most one thread is inside [`Backend`], so that the next answer is
+//! that thread's; a [`Pending`] is taken from here once, by its own thread or
+//! by the one that calls its wait off; no time that passes makes the line gone;
+//! nothing is abandoned with the line locked.
 
 use std::collections::VecDeque;
 use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use vhost::vhost_user::message::VhostUserMMap;
 use vhost::vhost_user::{Backend, Error as VhostError, VhostUserFrontendReqHandler};
 
-use super::front_end::{Answered, FrontEndError};
+use super::front_end::{Answered, FrontEndError, Late};
 use super::pending::Pending;
+use crate::observe::logs::Throttle;
 
 /// One request, shared between who wants it and the thread that asks.
 struct Job {
@@ -41,14 +39,20 @@ struct Job {
 }
 
 impl Job {
-    fn wait_until(&self, deadline: Instant) -> Result<(), FrontEndError> {
+    /// Waits for the answer; `is_late` is called once if it takes longer than
+    /// `patience`.
+    fn wait(&self, patience: Duration, is_late: impl FnOnce()) -> Result<(), FrontEndError> {
         let mut answer = self.answer.lock();
+        let late = self
+            .answered
+            .wait_while_for(&mut answer, |a| a.is_none(), patience);
+        if late.timed_out() {
+            MutexGuard::unlocked(&mut answer, is_late);
+        }
         loop {
-            if let Some(answer) = *answer {
-                return answer;
-            }
-            if self.answered.wait_until(&mut answer, deadline).timed_out() && answer.is_none() {
-                *answer = Some(Err(FrontEndError::TimedOut));
+            match *answer {
+                Some(answer) => return answer,
+                None => self.answered.wait(&mut answer),
             }
         }
     }
@@ -82,17 +86,15 @@ struct State {
     places: u64,
     /// A thread is inside the back end.
     busy: bool,
-    /// What that thread has left behind, and until when.
-    left: Option<(Instant, Pending)>,
-    /// Times that something was left behind.
-    begun: u64,
+    /// What that thread has left behind.
+    left: Option<Pending>,
     /// Jobs that somebody waits for.
     wanted: Vec<Arc<Job>>,
     /// Times that waits were called off.
     cancelled: u64,
+    /// Of these, those not taken back: until then no wait begins.
+    forbidden: usize,
     gone: bool,
-    /// The line's own thread sleeps until it is woken.
-    asleep: bool,
 }
 
 impl State {
@@ -111,15 +113,22 @@ impl State {
         !self.busy && matches!(self.queue.front(), Some(Place::Thread(first)) if *first == place)
     }
 
-    fn has_jobs(&self) -> bool {
-        self.queue.iter().any(|at| matches!(at, Place::Job(_)))
+    /// Why nothing may be asked now.
+    fn check(&self) -> Result<(), FrontEndError> {
+        match self.forbidden {
+            _ if self.gone => Err(FrontEndError::Gone),
+            0 => Ok(()),
+            _ => Err(FrontEndError::Cancelled),
+        }
     }
 }
 
 /// The line to one front end.
 pub(super) struct Line {
     backend: Backend,
-    timeout: Duration,
+    /// A wait that takes longer is told to the log.
+    patience: Duration,
+    stalls: Throttle,
     state: Mutex<State>,
     /// The queue has moved, or there is nothing more to wait for.
     moved: Condvar,
@@ -128,10 +137,11 @@ pub(super) struct Line {
 }
 
 impl Line {
-    pub(super) fn new(backend: Backend, timeout: Duration) -> Line {
+    pub(super) fn new(backend: Backend, patience: Duration) -> Line {
         Line {
             backend,
-            timeout,
+            patience,
+            stalls: Throttle::new(Duration::from_secs(60)),
             state: Mutex::default(),
             moved: Condvar::new(),
             wake: Condvar::new(),
@@ -144,7 +154,6 @@ impl Line {
         message: VhostUserMMap,
         fd: Option<Arc<OwnedFd>>,
     ) -> Result<(), FrontEndError> {
-        let deadline = Instant::now() + self.timeout;
         let job = Arc::new(Job {
             message,
             fd,
@@ -153,67 +162,60 @@ impl Line {
         });
         {
             let mut state = self.state.lock();
-            if state.gone {
-                return Err(FrontEndError::Gone);
-            }
+            state.check()?;
             state.wanted.push(job.clone());
             state.queue.push_back(Place::Job(job.clone()));
             self.wake.notify_one();
         }
-        let result = job.wait_until(deadline);
+        let result = job.wait(self.patience, || self.note_stall());
         let mut state = self.state.lock();
         state.wanted.retain(|other| !Arc::ptr_eq(other, &job));
-        if result == Err(FrontEndError::TimedOut) {
-            self.lose(&mut state);
-        }
         result
     }
 
     /// Asks in this thread, which may be stuck until the front end answers or
-    /// closes its socket. Nothing if the request was abandoned meanwhile.
+    /// closes its socket. If `pending` is abandoned meanwhile, `late` is told of
+    /// the answer before anything else is asked, and this is nothing.
     pub(super) fn ask_here(
         &self,
         message: &VhostUserMMap,
         fd: Option<&Arc<OwnedFd>>,
         pending: Pending,
+        late: Late<'_>,
     ) -> Option<Answered> {
-        let deadline = Instant::now() + self.timeout;
-        match self.enter(deadline) {
+        match self.enter() {
             Err(error) => return Some((pending, Err(error))),
-            Ok(mut state) => {
-                state.left = Some((deadline, pending));
-                state.begun += 1;
-                if std::mem::take(&mut state.asleep) {
-                    self.wake.notify_one();
-                }
-            }
+            Ok(mut state) => state.left = Some(pending),
         }
         let result = self.call(message, fd);
         let mut state = self.state.lock();
+        let left = state.left.take();
+        if left.is_none() {
+            MutexGuard::unlocked(&mut state, || late(result));
+        }
         self.leave(&mut state, result);
-        let (_, pending) = state.left.take()?;
-        Some((pending, result))
+        left.map(|pending| (pending, result))
     }
 
     /// Waits for this thread's turn.
-    fn enter(&self, deadline: Instant) -> Result<MutexGuard<'_, State>, FrontEndError> {
+    fn enter(&self) -> Result<MutexGuard<'_, State>, FrontEndError> {
         let mut state = self.state.lock();
+        state.check()?;
         let (cancelled, place) = (state.cancelled, state.places);
         state.places += 1;
         state.queue.push_back(Place::Thread(place));
-        let result = loop {
-            if state.gone {
-                break Err(FrontEndError::Gone);
-            } else if state.cancelled != cancelled {
-                break Err(FrontEndError::Cancelled);
-            } else if state.is_turn_of(place) {
-                break Ok(());
-            }
-            let timed_out = self.moved.wait_until(&mut state, deadline).timed_out();
-            if timed_out && !state.gone && !state.is_turn_of(place) {
-                self.lose(&mut state);
-                break Err(FrontEndError::TimedOut);
-            }
+        let waits = |state: &mut State| {
+            !state.gone && state.cancelled == cancelled && !state.is_turn_of(place)
+        };
+        let late = self.moved.wait_while_for(&mut state, waits, self.patience);
+        if late.timed_out() {
+            MutexGuard::unlocked(&mut state, || self.note_stall());
+            self.moved.wait_while(&mut state, waits);
+        }
+        let result = match state.cancelled == cancelled {
+            _ if state.gone => Err(FrontEndError::Gone),
+            true => Ok(()),
+            false => Err(FrontEndError::Cancelled),
         };
         state
             .queue
@@ -223,6 +225,17 @@ impl Line {
             self.call_next(&state);
         }
         result.map(|()| state)
+    }
+
+    fn note_stall(&self) {
+        if let Some(held_back) = self.stalls.pass() {
+            tracing::warn!(
+                seconds = self.patience.as_secs(),
+                held_back,
+                "dax: the VMM has not answered a request to map for longer than \
+                 --front-end-timeout; what needs the window waits for it"
+            );
+        }
     }
 
     /// This thread is inside the back end no more.
@@ -265,9 +278,18 @@ impl Line {
         }
     }
 
-    /// Calls off every wait, and what a thread that is stuck has left behind.
+    /// Calls off every wait, and what a thread that is stuck has left behind;
+    /// no other wait begins until that is taken back.
     pub(super) fn cancel_waits(&self) {
-        self.cancel(&mut self.state.lock());
+        let mut state = self.state.lock();
+        state.forbidden += 1;
+        self.cancel(&mut state);
+    }
+
+    /// Takes back one [`Line::cancel_waits`].
+    pub(super) fn allow_waits(&self) {
+        let mut state = self.state.lock();
+        state.forbidden = state.forbidden.saturating_sub(1);
     }
 
     /// The same, and nobody is asked any more.
@@ -283,7 +305,7 @@ impl Line {
             job.finish(Err(FrontEndError::Cancelled));
         }
         self.moved.notify_all();
-        if let Some((_, pending)) = state.left.take() {
+        if let Some(pending) = state.left.take() {
             MutexGuard::unlocked(state, || pending.abandon(FrontEndError::Cancelled));
         }
     }
@@ -292,40 +314,18 @@ impl Line {
         self.state.lock().gone
     }
 
-    /// The line's own thread: asks for others, and abandons what takes too long.
-    /// Returns when the line is gone and nothing is left to end.
+    /// The line's own thread: asks for others. Returns when the line is gone.
     pub(super) fn attend(&self) {
-        let mut seen = 0;
         let mut state = self.state.lock();
-        loop {
-            let now = Instant::now();
-            if let Some((_, pending)) = state.left.take_if(|(deadline, _)| *deadline <= now) {
-                self.lose(&mut state);
-                let abandon = || pending.abandon(FrontEndError::TimedOut);
-                MutexGuard::unlocked(&mut state, abandon);
-            } else if state.gone && state.has_jobs() {
-                let finish = |at: &Place| match at {
-                    Place::Job(job) => {
-                        job.finish(Err(FrontEndError::Gone));
-                        false
-                    }
-                    Place::Thread(_) => true,
-                };
-                state.queue.retain(finish);
-            } else if state.gone && state.left.is_none() {
-                return;
-            } else if let Some(job) = state.next_job() {
-                self.serve(&mut state, &job);
-            } else if let Some(deadline) = state.left.as_ref().map(|(deadline, _)| *deadline) {
-                self.wake.wait_until(&mut state, deadline);
-            } else if state.begun != seen {
-                // Whatever begins from now on has at least that long.
-                seen = state.begun;
-                self.wake.wait_until(&mut state, now + self.timeout);
-            } else {
-                state.asleep = true;
-                self.wake.wait(&mut state);
-                state.asleep = false;
+        while !state.gone {
+            match state.next_job() {
+                Some(job) => self.serve(&mut state, &job),
+                None => self.wake.wait(&mut state),
+            }
+        }
+        for place in state.queue.drain(..) {
+            if let Place::Job(job) = place {
+                job.finish(Err(FrontEndError::Gone));
             }
         }
     }
@@ -352,12 +352,6 @@ impl Line {
     #[cfg(test)]
     pub(super) fn waiting(&self) -> usize {
         self.state.lock().queue.len()
-    }
-
-    /// Its own thread keeps no time.
-    #[cfg(test)]
-    pub(super) fn is_asleep(&self) -> bool {
-        self.state.lock().asleep
     }
 }
 

@@ -7,7 +7,7 @@
 //! | [`globs`] | whose name lets it in or keeps it out |
 //! | [`capabilities`] | what the front end can do, learned by trying |
 //! | [`front_end`] | what is asked of it |
-//! | [`channel`], `line` | the vhost-user back-end channel, with a time-out |
+//! | [`channel`], `line` | the vhost-user back-end channel |
 //! | [`pending`] | requests whose own thread asks, and may not come back |
 //! | [`barrier`] | when a mapping is live |
 //! | [`ledger`] | the bookkeeping, without I/O |
@@ -25,9 +25,11 @@
 //!
 //! Laws: a range is answered for only when it is live; a live range is never
 //! torn down under its users; what was mapped is unmapped exactly; a front
-//! end that says nothing costs one request its time-out and nothing else.
+//! end that is slow is waited for as long as its socket is open and nothing
+//! calls the wait off, and what needs no front end does not wait.
 
 use std::collections::HashMap;
+use std::sync::atomic::AtomicUsize;
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -80,17 +82,19 @@ pub use no_dax::NoDax;
 pub use padding::Padding;
 pub use pending::Deputy;
 pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
+pub use session::CalledOff;
 pub use source::{MapFile, MapSource, StoreRange};
 pub use verdict::DaxVerdict;
 
 use barrier::MemoryTable;
-use counters::Counters;
+use counters::{Counters, count};
 use ledger::{Ledger, Piece};
 use padding::View;
-use pending::Entering;
+use pending::{Change, Entering};
 use reservation::Reservation;
 use verdict::ViewTrouble;
 
+use crate::fs::Budget;
 use crate::observe::logs::Throttle;
 
 /// What INIT may promise the guest.
@@ -161,6 +165,10 @@ pub struct Dax {
     table: MemoryTable,
     state: Mutex<State>,
     released: Condvar,
+    /// Times that waits for the front end are called off just now.
+    called_off: AtomicUsize,
+    /// How many channels the share may have at a time.
+    channels: Arc<Budget>,
     counters: Counters,
     /// What a front end can make the log say again and again.
     complaints: Throttle,
@@ -182,6 +190,8 @@ impl Dax {
                 ..State::default()
             }),
             released: Condvar::new(),
+            called_off: AtomicUsize::new(0),
+            channels: Budget::new(channel::MAX_CHANNELS),
             counters: Counters::default(),
             complaints: Throttle::new(Duration::from_secs(60)),
             naive_lock: Mutex::default(),
@@ -354,16 +364,6 @@ impl Dax {
         self.table.update(regions);
     }
 
-    /// Fails everybody who waits for the front end, which itself waits for a
-    /// queue to stop.
-    pub fn cancel_waits(&self) {
-        let front_end = self.front_end.lock().clone();
-        if let Some(front_end) = front_end {
-            front_end.cancel_waits();
-        }
-        self.table.cancel_waits();
-    }
-
     /// Counters and what is live now.
     pub fn stats(&self) -> DaxStats {
         let mut stats = self.counters.read();
@@ -438,5 +438,43 @@ impl Dax {
         drop(state);
         drop(unused);
         changed
+    }
+
+    /// Notes that the front end may or may not make this change, unless another
+    /// session has begun.
+    fn doubt(&self, change: Change) {
+        match change {
+            // If the session is another one, there is nothing to enter.
+            Change::Map(entering) => drop(self.enter(entering, false)),
+            Change::Unmap(connected, range) => {
+                count(&self.counters.failed_removals);
+                let mut state = self.state.lock();
+                if self.is_current(&connected) {
+                    state.ledger.doubt(&range);
+                }
+            }
+        }
+    }
+
+    /// Notes what the front end has answered to a change that was in doubt,
+    /// before it is asked for another. What it announces when it is live stays
+    /// in doubt.
+    fn note_late(&self, change: &Change, result: Result<(), FrontEndError>) {
+        let (connected, range) = match change {
+            Change::Map(entering) => (&entering.connected, entering.piece.range),
+            Change::Unmap(connected, range) => (connected, *range),
+        };
+        let mut state = self.state.lock();
+        if !self.is_current(connected) {
+            return;
+        }
+        let can = &connected.can;
+        match (change, result) {
+            (Change::Map(entering), Ok(())) if can.replace && !can.announced => {
+                state.ledger.confirm(&entering.piece);
+            }
+            (Change::Unmap(..), Ok(())) => state.ledger.drop_doubtful(&range),
+            _ => {}
+        }
     }
 }

@@ -6,7 +6,8 @@
 //! back with the answer, or finds that the request is none of its business any
 //! more.
 //!
-//! Law: a thread that has lost its request changes nothing for it.
+//! Law: a thread that has lost its request changes nothing for it, but that it
+//! notes in the ledger what the front end has answered in the end.
 
 use std::cell::{Cell, RefCell};
 use std::os::fd::OwnedFd;
@@ -15,8 +16,9 @@ use std::time::Instant;
 
 use rustix::io::Errno;
 
-use super::counters::count;
-use super::front_end::{Ask, FrontEndError};
+use daxwindow_shared::window::WindowRange;
+
+use super::front_end::{Ask, FrontEndError, Source};
 use super::ledger::Piece;
 use super::map_error::MapError;
 use super::reservation::Reservation;
@@ -45,7 +47,14 @@ pub struct Pending {
     pub(super) deputy: Box<dyn Deputy>,
     work: Work,
     reservation: Reservation,
-    entering: Option<Entering>,
+    change: Option<Change>,
+}
+
+/// What the front end is asked to change.
+#[derive(Clone)]
+pub(super) enum Change {
+    Map(Entering),
+    Unmap(Arc<Connected>, WindowRange),
 }
 
 /// What is entered if it is mapped, or may be.
@@ -56,6 +65,22 @@ pub(super) struct Entering {
     pub(super) fd: Arc<OwnedFd>,
 }
 
+impl Change {
+    fn ask(&self) -> Ask<'_> {
+        match self {
+            Change::Unmap(_, range) => Ask::Unmap(*range),
+            Change::Map(Entering { piece, fd, .. }) => {
+                let source = Source {
+                    fd,
+                    fd_offset: piece.file_offset,
+                    writable: piece.writable,
+                };
+                Ask::Map(piece.range, source)
+            }
+        }
+    }
+}
+
 impl Pending {
     #[cfg(test)]
     pub(super) fn of(deputy: Box<dyn Deputy>) -> Pending {
@@ -63,17 +88,15 @@ impl Pending {
             deputy,
             work: Work::Setup,
             reservation: Reservation::default(),
-            entering: None,
+            change: None,
         }
     }
 
     /// Ends the request without its thread.
     pub(super) fn abandon(self, why: FrontEndError) {
         let dax = self.deputy.dax();
-        match self.entering {
-            // If the session is another one, there is nothing to enter.
-            Some(entering) => drop(dax.enter(entering, false)),
-            None => count(&dax.counters.failed_removals),
+        if let Some(change) = self.change {
+            dax.doubt(change);
         }
         let error = MapError::from(why);
         tracing::debug!(%error, "dax: a request is answered without its thread");
@@ -88,6 +111,7 @@ impl Pending {
 
 /// A request to the window in the thread that it came in.
 pub(super) struct Request<'a> {
+    dax: &'a Dax,
     pub(super) connected: Arc<Connected>,
     work: Work,
     /// The range that is being worked on.
@@ -99,11 +123,13 @@ pub(super) struct Request<'a> {
 
 impl<'a> Request<'a> {
     pub(super) fn new(
+        dax: &'a Dax,
         connected: Arc<Connected>,
         work: Work,
         deputy: &'a mut Option<Box<dyn Deputy>>,
     ) -> Request<'a> {
         Request {
+            dax,
             connected,
             work,
             reservation: Cell::default(),
@@ -112,27 +138,24 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// Asks the front end. `entering` is what is entered in the ledger if there
-    /// is no answer.
-    pub(super) fn ask(
-        &self,
-        ask: &Ask<'_>,
-        entering: Option<&Entering>,
-    ) -> Result<(), FrontEndError> {
+    /// Asks the front end for `change`, which is noted in the ledger here only
+    /// if this thread loses the request.
+    pub(super) fn ask(&self, change: &Change) -> Result<(), FrontEndError> {
         if self.lost.get() {
             return Err(FrontEndError::Abandoned);
         }
         let front_end = &self.connected.front_end;
         let Some(deputy) = self.deputy.borrow_mut().take() else {
-            return front_end.ask(ask);
+            return front_end.ask(&change.ask());
         };
         let pending = Pending {
             deputy,
             work: self.work,
             reservation: self.reservation.get(),
-            entering: entering.cloned(),
+            change: Some(change.clone()),
         };
-        match front_end.ask_here(ask, pending) {
+        let late = |result| self.dax.note_late(change, result);
+        match front_end.ask_here(&change.ask(), pending, &late) {
             Some((pending, result)) => {
                 **self.deputy.borrow_mut() = Some(pending.deputy);
                 result
@@ -144,8 +167,38 @@ impl<'a> Request<'a> {
         }
     }
 
-    /// The request has been answered by somebody else.
+    /// The request has been answered by another thread.
     pub(super) fn is_lost(&self) -> bool {
         self.lost.get()
+    }
+
+    /// Returns once the memory table tells of `change`, which the front end has
+    /// acknowledged, if it tells of changes at all.
+    ///
+    /// That it has not done so yet proves nothing: its process may be stopped.
+    /// After a while it is asked for the same once more, and what it has not
+    /// announced when it has answered that, it does not announce.
+    pub(super) fn wait_announced(&self, change: &Change) -> Result<(), FrontEndError> {
+        let Some(base) = self.connected.can.announcing_base() else {
+            return Ok(());
+        };
+        let (range, present) = match change {
+            Change::Map(entering) => (entering.piece.range, true),
+            Change::Unmap(_, range) => (*range, false),
+        };
+        let patience = self.dax.options.front_end_timeout;
+        let is_there = || {
+            let is_off = || self.dax.is_called_off(&self.connected);
+            let table = &self.dax.table;
+            table.wait(base, range, present, patience, is_off)
+        };
+        if is_there()? {
+            return Ok(());
+        }
+        match self.ask(change) {
+            Ok(()) | Err(FrontEndError::Refused) if is_there()? => Ok(()),
+            Ok(()) | Err(FrontEndError::Refused) => Err(FrontEndError::NotAnnounced),
+            Err(error) => Err(error),
+        }
     }
 }

@@ -10,7 +10,7 @@ use daxwindow_shared::fuse::{NO_HANDLE, RemoveMappingOne, SetupMappingIn};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::front_end::{Answered, Ask};
+use super::front_end::{Answered, Ask, Late as LateAnswer};
 use super::pending::Pending;
 use super::*;
 
@@ -26,16 +26,22 @@ struct Late {
     asked: AtomicUsize,
     /// Why the next is abandoned, what happens before that, and after.
     next: Mutex<Option<(FrontEndError, Meanwhile, Meanwhile)>>,
+    /// What it answers afterwards.
+    answers: Mutex<Option<Result<(), FrontEndError>>>,
+    refuse_waits: Mutex<bool>,
     dax: OnceLock<Arc<Dax>>,
 }
 
 impl FrontEnd for Late {
     fn ask(&self, _: &Ask<'_>) -> Result<(), FrontEndError> {
+        if *self.refuse_waits.lock() {
+            return Err(FrontEndError::Cancelled);
+        }
         self.asked.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
 
-    fn ask_here(&self, ask: &Ask<'_>, pending: Pending) -> Option<Answered> {
+    fn ask_here(&self, ask: &Ask<'_>, pending: Pending, late: LateAnswer<'_>) -> Option<Answered> {
         let answer = self.ask(ask);
         let Some((why, before, after)) = self.next.lock().take() else {
             return Some((pending, answer));
@@ -47,6 +53,9 @@ impl FrontEnd for Late {
             after(&dax);
         };
         std::thread::spawn(abandon).join().expect("no panic");
+        if let Some(answer) = self.answers.lock().take() {
+            late(answer);
+        }
         None
     }
 }
@@ -161,7 +170,7 @@ fn a_map_without_an_answer_is_entered_as_uncertain_and_frees_its_range() {
         let range = dax.range(RANGE, RANGE).expect("inside");
         std::mem::forget(dax.reserve(range));
     };
-    scene.lose_next(FrontEndError::TimedOut, nothing(), Box::new(taken));
+    scene.lose_next(FrontEndError::Cancelled, nothing(), Box::new(taken));
     assert!(!scene.setup(1).0, "it is not its business any more");
     assert_eq!(scene.told(), [Errno::IO]);
     let busy: Vec<_> = scene.dax.state.lock().busy.drain(..).collect();
@@ -197,7 +206,7 @@ fn a_batch_ends_where_its_thread_is_lost() {
         assert_eq!(scene.setup(range), (true, Ok(())));
     }
     assert_eq!(scene.remove(&[4]), (true, Ok(())));
-    scene.lose_next(FrontEndError::TimedOut, nothing(), nothing());
+    scene.lose_next(FrontEndError::Cancelled, nothing(), nothing());
     assert!(!scene.remove(&[0, 2]).0);
     assert_eq!(scene.told(), [Errno::IO]);
     assert_eq!(scene.asked(), 5, "the second was not tried");
@@ -207,6 +216,53 @@ fn a_batch_ends_where_its_thread_is_lost() {
     // Both can still be removed.
     assert_eq!(scene.remove(&[0, 2]), (true, Ok(())));
     assert_eq!(scene.dax.stats().live_ranges, 0);
+}
+
+/// A wait that was called off while the VMM did not answer leaves its range in
+/// doubt, and the answer tells what became of it when it comes.
+#[test]
+fn a_late_answer_is_taken_for_what_it_is() {
+    let lose_next = |scene: &Scene, answer| {
+        scene.lose_next(FrontEndError::Cancelled, nothing(), nothing());
+        *scene.late.answers.lock() = Some(answer);
+    };
+    let scene = Scene::new();
+    lose_next(&scene, Ok(()));
+    assert!(!scene.setup(0).0, "called off");
+    assert_eq!(scene.told(), [Errno::IO]);
+    // It has been mapped: what asks for it once more asks no VMM.
+    assert_eq!(scene.setup(0), (true, Ok(())));
+    assert_eq!((scene.asked(), scene.dax.stats().live_ranges), (1, 1));
+    // A removal that was refused, and one that was not.
+    lose_next(&scene, Err(FrontEndError::Refused));
+    assert!(!scene.remove(&[0]).0);
+    assert_eq!(scene.setup(0), (true, Ok(())));
+    assert_eq!(scene.asked(), 3, "what is in doubt is mapped once more");
+    lose_next(&scene, Ok(()));
+    assert!(!scene.remove(&[0]).0);
+    assert_eq!(scene.dax.stats().live_ranges, 0);
+    // A map that was refused may have left what was there before.
+    lose_next(&scene, Err(FrontEndError::Refused));
+    assert!(!scene.setup(1).0);
+    assert_eq!(scene.dax.stats().live_ranges, 1);
+    assert_eq!(scene.setup(1), (true, Ok(())));
+    assert_eq!(scene.asked(), 6);
+}
+
+/// What a VMM does after the wait for it was called off is undone when the next
+/// session begins, though its queues stop just then.
+#[test]
+fn what_cannot_be_unmapped_while_a_queue_stops_is_unmapped_afterwards() {
+    let scene = Scene::new();
+    assert_eq!(scene.setup(0), (true, Ok(())));
+    *scene.late.refuse_waits.lock() = true;
+    scene.dax.reset();
+    assert_eq!(scene.dax.stats().live_ranges, 1, "it may be mapped still");
+    *scene.late.refuse_waits.lock() = false;
+    let asked = scene.asked();
+    scene.dax.reset();
+    assert_eq!(scene.dax.stats().live_ranges, 0);
+    assert_eq!(scene.asked() - asked, 1);
 }
 
 /// Who has mapped half of what was asked for has to come back and unmap it.
@@ -221,7 +277,7 @@ fn a_request_of_several_pieces_is_not_left() {
         },
         view: None,
     })));
-    scene.lose_next(FrontEndError::TimedOut, nothing(), nothing());
+    scene.lose_next(FrontEndError::Cancelled, nothing(), nothing());
     let args = SetupMappingIn {
         fh: NO_HANDLE,
         foffset: 0,

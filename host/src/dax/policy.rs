@@ -104,7 +104,8 @@ pub struct DaxOptions {
     pub max_pieces: usize,
     /// Files that are kept open for further maps while they are mapped.
     pub max_files: usize,
-    /// How long the front end may take over one request.
+    /// How long the front end may take over one request before the log tells of
+    /// it, or before it is asked again for what it should have announced.
     pub front_end_timeout: std::time::Duration,
     /// Nothing, but in tests.
     pub naive: Naive,
@@ -125,7 +126,7 @@ impl Default for DaxOptions {
             max_maps: Some(VMM_SLOTS - 64),
             max_pieces: DEFAULT_MAX_PIECES,
             max_files: 1 << 10,
-            front_end_timeout: super::channel::DEFAULT_TIMEOUT,
+            front_end_timeout: super::channel::DEFAULT_PATIENCE,
             naive: Naive::default(),
         }
     }

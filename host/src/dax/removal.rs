@@ -1,6 +1,7 @@
 //! REMOVEMAPPING and the end of a session: exact unmaps, in batches where the
 //! front end allows.
 
+use std::sync::Arc;
 use std::time::Instant;
 
 use daxwindow_shared::fuse::RemoveMappingOne;
@@ -11,7 +12,7 @@ use super::front_end::{Ask, FrontEndError};
 use super::ledger::{Ledger, Piece};
 use super::map_error::MapError;
 use super::naive::Naive;
-use super::pending::{Request, Work};
+use super::pending::{Change, Request, Work};
 use super::{Dax, Deputy};
 
 impl Dax {
@@ -29,22 +30,23 @@ impl Dax {
             .overlapping(&range)
             .iter()
             .all(|p| p.certain);
+        let change = Change::Unmap(Arc::clone(&request.connected), range);
         let held = self.hold_table();
-        let mut result = request.ask(&Ask::Unmap(range), None);
+        let asked = request.ask(&change);
         drop(held);
+        let result = asked.and_then(|()| request.wait_announced(&change));
         if request.is_lost() {
             return result;
         }
-        if let (Ok(()), Some(base)) = (result, request.connected.can.announcing_base()) {
-            let timeout = self.options.front_end_timeout;
-            result = self.table.wait(base, range, false, timeout);
-        }
         let forget = !certain || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
-        if result.is_ok() || (forget && result == Err(FrontEndError::Refused)) {
-            self.change(|ledger| ledger.carve(&range));
-            return Ok(());
+        match result {
+            Err(FrontEndError::Refused) if !forget => count(&self.counters.failed_removals),
+            Ok(()) | Err(FrontEndError::Refused) => {
+                self.change(|ledger| ledger.carve(&range));
+                return Ok(());
+            }
+            Err(_) => self.doubt(change),
         }
-        count(&self.counters.failed_removals);
         result
     }
 
@@ -71,11 +73,14 @@ impl Dax {
             true => &mut nobody,
             false => deputy,
         };
-        let request = Request::new(connected, Work::Removal(since), deputy);
+        let request = Request::new(self, connected, Work::Removal(since), deputy);
         let mut result = Ok(());
         for range in checked {
             let reserved = self.reserve(range);
             request.reservation.set(reserved.reservation);
+            if !self.is_current(&request.connected) {
+                return Err(MapError::NoWindow);
+            }
             let removed = self.remove_one(&request, range);
             if request.is_lost() {
                 return removed;
@@ -116,27 +121,46 @@ impl Dax {
         result
     }
 
-    /// Ends the session: lets nobody in, waits for who is inside, unmaps
-    /// everything, whatever the front end says to it.
+    /// Ends the session: calls off what is under way, lets nothing begin, and
+    /// unmaps everything, whatever the front end says to it.
     pub(super) fn clear(&self) {
-        let connected = self.connected.swap(None);
         let Ok(whole) = self.range(0, self.window_bytes()) else {
             return;
         };
+        // Until all have ended they are of this session, so that what they have
+        // asked for is in the ledger.
+        let called_off = self.cancel_waits();
         let _reserved = self.reserve(whole);
+        let connected = self.connected.swap(None);
+        drop(called_off);
         let pieces = self.change(Ledger::take);
-        let Some(connected) = connected else { return };
+        let front_end = self.front_end.lock().clone();
+        let Some(front_end) = front_end else { return };
         if self.options.naive.leaves_out(Naive::UNMAP_AT_END) {
             return;
         }
+        let granular = connected.is_some_and(|connected| connected.can.is_byte_granular());
         // From the end, which is newest first where a guest has filled an empty
         // window: QEMU walks its list of mapped blocks from the oldest on, and
         // drops those that are gone only later.
-        let runs = runs(&pieces, connected.can.is_byte_granular());
-        for range in runs.into_iter().rev() {
-            if connected.front_end.ask(&Ask::Unmap(range)) == Err(FrontEndError::Gone) {
-                return;
+        for range in runs(&pieces, granular).into_iter().rev() {
+            match front_end.ask(&Ask::Unmap(range)) {
+                Err(FrontEndError::Gone) => return,
+                Err(FrontEndError::Cancelled) => self.leave_to_next(&pieces, &range),
+                _ => {}
             }
+        }
+    }
+
+    /// What was not unmapped because a queue stops is unmapped before the next
+    /// session begins.
+    fn leave_to_next(&self, pieces: &[Piece], range: &WindowRange) {
+        let mut state = self.state.lock();
+        for piece in pieces.iter().filter(|piece| piece.range.overlaps(range)) {
+            state.ledger.insert(Piece {
+                certain: false,
+                ..*piece
+            });
         }
     }
 }

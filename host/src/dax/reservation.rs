@@ -17,8 +17,8 @@ pub(super) struct Reserved<'a> {
 
 impl Dax {
     /// Waits until no request is under way on a byte of `range`, and keeps
-    /// others off it until the guard is dropped. Every holder is bounded by
-    /// the front end's time-out.
+    /// others off it until the guard is dropped. A holder waits for the front
+    /// end at most until waits are called off.
     pub(super) fn reserve(&self, range: WindowRange) -> Reserved<'_> {
         let mut state = self.state.lock();
         while state.busy.iter().any(|(_, busy)| busy.overlaps(&range)) {

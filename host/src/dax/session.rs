@@ -1,11 +1,14 @@
 //! A session of the window: a front end comes, is tried out at INIT, and goes.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering::SeqCst;
 
 use daxwindow_shared::window::RANGE_SHIFT;
 use rustix::io::Errno;
+use vhost::vhost_user::Backend;
 
 use super::capabilities::{self, Capabilities, ProbeError};
+use super::channel::Channel;
 use super::front_end::FrontEnd;
 use super::ledger::Ledger;
 use super::naive::Naive;
@@ -14,6 +17,22 @@ use super::policy::{DaxMode, MemorySlots};
 use super::verdict::{DaxOff, DaxVerdict};
 use super::{Connected, Dax, DaxOffer};
 use crate::fs::ProcFd;
+
+/// Until it is dropped, no request waits for the front end.
+#[must_use]
+pub struct CalledOff<'a> {
+    dax: &'a Dax,
+    front_end: Option<Arc<dyn FrontEnd>>,
+}
+
+impl Drop for CalledOff<'_> {
+    fn drop(&mut self) {
+        self.dax.called_off.fetch_sub(1, SeqCst);
+        if let Some(front_end) = &self.front_end {
+            front_end.allow_waits();
+        }
+    }
+}
 
 impl Dax {
     /// Takes the front end's channel, or notes that it is gone. Either way
@@ -25,7 +44,42 @@ impl Dax {
         if let Some(last) = last {
             last.close();
         }
+        self.table.wake_waits();
         self.change(Ledger::take);
+    }
+
+    /// Takes `backend` as the channel to the front end, if the share may have
+    /// one more.
+    pub fn open_channel(&self, backend: Backend) {
+        match Channel::new(backend, self.options.front_end_timeout, &self.channels) {
+            Ok(channel) => self.set_front_end(Some(Arc::new(channel))),
+            Err(error) => {
+                if let Some(held_back) = self.complaints.pass() {
+                    tracing::error!(held_back, %error, "no channel for maps, so no DAX");
+                }
+            }
+        }
+    }
+
+    /// Fails every request that waits for the front end, which itself waits for
+    /// a queue to stop, and until the guard is dropped every one that comes to
+    /// that.
+    pub fn cancel_waits(&self) -> CalledOff<'_> {
+        let front_end = self.front_end.lock().clone();
+        self.called_off.fetch_add(1, SeqCst);
+        if let Some(front_end) = &front_end {
+            front_end.cancel_waits();
+        }
+        self.table.wake_waits();
+        CalledOff {
+            dax: self,
+            front_end,
+        }
+    }
+
+    /// Whether a request of this session is to wait for the front end no more.
+    pub(super) fn is_called_off(&self, connected: &Arc<Connected>) -> bool {
+        self.called_off.load(SeqCst) > 0 || !self.is_current(connected)
     }
 
     /// FUSE_INIT: unmaps what an earlier session left, tries the front end

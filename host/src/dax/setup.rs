@@ -16,11 +16,11 @@ use daxwindow_shared::window::{RANGE_BYTES, WindowError, WindowRange};
 use rustix::io::Errno;
 
 use super::counters::count;
-use super::front_end::{Ask, FrontEndError, Source};
+use super::front_end::FrontEndError;
 use super::ledger::Piece;
 use super::map_error::MapError;
 use super::naive::Naive;
-use super::pending::{Entering, Request, Work};
+use super::pending::{Change, Entering, Request, Work};
 use super::policy::VMM_SLOTS;
 use super::{Capabilities, Connected, Dax, Deputy, MapSource, StoreRange};
 
@@ -75,12 +75,13 @@ impl Dax {
             // Who fails half-way has to clear up.
             false => &mut nobody,
         };
-        let request = Request::new(connected, Work::Setup, deputy);
+        let request = Request::new(self, connected, Work::Setup, deputy);
         loop {
             let lack = self.lacks(&setup, granule);
             let file = self.prepare(&request.connected, source, &setup, lack)?;
             let reserved = self.reserve(setup.range);
             request.reservation.set(reserved.reservation);
+            // A session ends while nothing is reserved: from here on it is this one.
             if !self.is_current(&request.connected) {
                 return Err(MapError::NoWindow);
             }
@@ -486,7 +487,8 @@ impl Dax {
             piece,
             fd: Arc::clone(fd),
         };
-        let result = self.map_live(request, &entering);
+        let change = Change::Map(entering.clone());
+        let result = self.map_live(request, &change);
         if let Err(error) = result
             && (error.is_certain() || request.is_lost())
         {
@@ -497,29 +499,18 @@ impl Dax {
     }
 
     /// Returns once the guest can see the mapping.
-    fn map_live(&self, request: &Request<'_>, entering: &Entering) -> Result<(), FrontEndError> {
-        let piece = &entering.piece;
-        let source = Source {
-            fd: &entering.fd,
-            fd_offset: piece.file_offset,
-            writable: piece.writable,
-        };
-        let map = || request.ask(&Ask::Map(piece.range, source), Some(entering));
-        let can = &request.connected.can;
+    fn map_live(&self, request: &Request<'_>, change: &Change) -> Result<(), FrontEndError> {
         let _held = self.hold_table();
-        map()?;
+        request.ask(change)?;
         if self.options.naive.leaves_out(Naive::WAIT_UNTIL_LIVE) {
             return Ok(());
         }
-        if let Some(base) = can.announcing_base() {
-            let timeout = self.options.front_end_timeout;
-            return self.table.wait(base, piece.range, true, timeout);
-        }
-        if can.needs_fence() {
+        request.wait_announced(change)?;
+        if request.connected.can.needs_fence() {
             // Its main loop answers one request after the other, so that any
             // further answer says that the map is committed. A map over this
             // map is refused, or maps the same bytes again.
-            return match map() {
+            return match request.ask(change) {
                 Ok(()) | Err(FrontEndError::Refused) => Ok(()),
                 Err(error) => Err(error),
             };

@@ -25,7 +25,7 @@ use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMem
 use vmm_sys_util::epoll::EventSet;
 use zerocopy::IntoBytes;
 
-use crate::dax::{Channel, Naive};
+use crate::dax::Naive;
 use crate::guard;
 use crate::observe::logs::Throttle;
 use crate::server::Server;
@@ -59,16 +59,13 @@ pub struct Device {
     memory: Memory,
     lanes: OnceLock<Vec<Arc<Lane>>>,
     window_reset: Mutex<Option<JoinHandle<()>>>,
-    front_end_timeout: Duration,
     /// Where its log belongs; the framework's threads do not know.
     span: Span,
 }
 
-/// How many threads a device has, and how patient it is.
+/// How many threads and waits a device has.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Limits {
-    /// How long the front end may take over one map.
-    pub(super) front_end_timeout: Duration,
     /// Threads beside one for each queue.
     pub(super) stand_ins: usize,
     /// Requests that may wait for locks.
@@ -103,7 +100,6 @@ impl Device {
             memory,
             lanes: OnceLock::new(),
             window_reset: Mutex::new(None),
-            front_end_timeout: limits.front_end_timeout,
             span: Span::current(),
         }
     }
@@ -140,7 +136,6 @@ impl Device {
     pub(super) fn hang_up(&self) {
         self.lanes().iter().for_each(|lane| lane.close());
         self.office.parking.close();
-        self.server.dax().cancel_waits();
         self.server.dax().set_front_end(None);
     }
 
@@ -262,10 +257,7 @@ impl VhostUserBackend for Device {
 
     fn set_backend_req_fd(&self, channel: Backend) {
         let _in_span = self.span.enter();
-        match Channel::new(channel, self.front_end_timeout) {
-            Ok(channel) => self.server.dax().set_front_end(Some(Arc::new(channel))),
-            Err(error) => tracing::error!(%error, "no channel for maps, so no DAX"),
-        }
+        self.server.dax().open_channel(channel);
     }
 
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
@@ -285,7 +277,7 @@ impl VhostUserBackend for Device {
         let _in_span = self.span.enter();
         if let Some(lane) = self.lanes().get(queue_index as usize) {
             // The front end answers nobody until it has our answer.
-            self.server.dax().cancel_waits();
+            let _called_off = self.server.dax().cancel_waits();
             self.office.parking.cancel(Some(queue_index as usize));
             self.drain(queue_index as usize, lane);
         }
@@ -297,10 +289,11 @@ impl VhostUserBackend for Device {
     fn reset_device(&self) {
         let _in_span = self.span.enter();
         tracing::info!("device reset");
-        self.server.dax().cancel_waits();
+        let called_off = self.server.dax().cancel_waits();
         self.office.parking.cancel(None);
         self.drain_all();
         self.server.begin_reset();
+        drop(called_off);
         let (server, span) = (self.server.clone(), self.span.clone());
         let thread = std::thread::Builder::new()
             .name("window-reset".into())

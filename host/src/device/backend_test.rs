@@ -41,7 +41,6 @@ impl Machine {
         let memory = Memory::new(mem.clone());
         let config = Config::new("tag", 1).expect("a good tag");
         let limits = Limits {
-            front_end_timeout: Duration::from_secs(1),
             stand_ins: 4,
             parked: 64,
         };

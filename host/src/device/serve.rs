@@ -53,13 +53,11 @@ impl Stop {
     }
 }
 
-/// What the device tells the guest, and how patient it is.
+/// What the device tells the guest, and how much it may have under way.
 #[derive(Clone, Copy, Debug)]
 pub struct DeviceOptions {
     /// Tag and number of queues.
     pub config: Config,
-    /// How long the front end may take over one map.
-    pub front_end_timeout: Duration,
     /// Threads beside one for each queue, for requests that take long.
     pub thread_pool_size: usize,
     /// Requests that may wait for locks at a time; beyond, `ENOLCK`.
@@ -184,7 +182,6 @@ fn serve_client(
         options.config,
         memory.clone(),
         Limits {
-            front_end_timeout: options.front_end_timeout,
             stand_ins: options.thread_pool_size,
             parked: options.max_parked,
         },

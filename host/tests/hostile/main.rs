@@ -9,6 +9,7 @@ mod driver;
 
 mod descriptors;
 mod front_end;
+mod frozen;
 mod log;
 mod mutated;
 mod neighbours;

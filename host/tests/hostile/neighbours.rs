@@ -159,6 +159,32 @@ impl Scene {
     }
 }
 
+/// A VMM that comes back again and again, and leaves a request to map without an
+/// answer each time, has what its own share may have.
+#[test]
+fn channels_that_are_kept_open_take_no_window_from_a_neighbour() {
+    let scene = Scene::new(&[]);
+    let kept: Vec<_> = (0..300)
+        .map(|_| Vmm::leave_unanswered(&scene.daemon))
+        .collect();
+    let own = attach_soon(&scene.daemon);
+    assert!(!own.inode_dax(), "of its own share nothing is left");
+    drop(own);
+    scene.good.goes_on();
+    scene.good.end();
+    eventually("the neighbour's next guest has a window", || {
+        let next = SessionOptions {
+            memory_bytes: 8 << 20,
+            timeout: PATIENCE,
+            ..SessionOptions::new(&scene.socket)
+        };
+        Session::connect(next).is_ok_and(|next| next.inode_dax())
+    });
+    // Once they are closed, nothing of them is left.
+    drop(kept);
+    eventually("a window again", || attach_soon(&scene.daemon).inode_dax());
+}
+
 /// Each file that is mapped takes a descriptor of the guest's own part, and each
 /// map one of its own number, whatever its front end bears.
 #[test]

@@ -183,6 +183,51 @@ impl Vmm {
     }
 
     fn try_connect(daemon: &Daemon, by_slots: bool) -> Option<Vmm> {
+        let (mut vmm, handler, announcements) = Vmm::try_attach(daemon, by_slots)?;
+        let announcer = vmm.table.clone();
+        // Ends with the test's process: the handler holds both ends of its
+        // socket.
+        thread::spawn(move || attend(handler, &announcer, &announcements));
+        vmm.init();
+        Some(vmm)
+    }
+
+    /// Connects, has the device ask for a first map, and hangs up without an
+    /// answer to that. The channel stays open for as long as what is returned.
+    pub(super) fn leave_unanswered(daemon: &Daemon) -> impl Sized + use<> {
+        let deadline = Instant::now() + PATIENCE;
+        loop {
+            if let Some((mut vmm, handler, _)) = Vmm::try_attach(daemon, false) {
+                vmm.ask_for_a_session(&handler, deadline);
+                return handler;
+            }
+            assert!(Instant::now() < deadline, "never let in");
+            thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Sends INIT, and returns when it is answered or waits for the channel.
+    fn ask_for_a_session(&mut self, handler: &FrontendReqHandler<Maps>, deadline: Instant) {
+        let request = self.request(Opcode::Init, 0, init_in().as_bytes());
+        let (at, ..) = self.reply_buffer();
+        self.driver.descriptor(0, request.0, request.1, NEXT, 1);
+        self.driver.descriptor(1, at, 8192, WRITE, 0);
+        self.driver.offer(0);
+        self.kick(1);
+        // SAFETY: the handler owns its descriptor for as long as it is borrowed.
+        let channel = unsafe { BorrowedFd::borrow_raw(handler.as_raw_fd()) };
+        let is_asked = || rustix::io::ioctl_fionread(channel).is_ok_and(|bytes| bytes > 0);
+        while !is_asked() && self.driver.used() == 0 {
+            assert!(Instant::now() < deadline, "neither asked nor answered");
+            thread::yield_now();
+        }
+    }
+
+    /// Connects and starts the rings.
+    fn try_attach(
+        daemon: &Daemon,
+        by_slots: bool,
+    ) -> Option<(Vmm, FrontendReqHandler<Maps>, Receiver<Change>)> {
         let mut front = Frontend::connect(daemon.socket(), QUEUES as u64).ok()?;
         front.set_owner().ok()?;
         let features = front.get_features().ok()?;
@@ -219,10 +264,6 @@ impl Vmm {
         front
             .set_backend_request_fd(&handler.get_tx_raw_fd())
             .expect("taken");
-        let announcer = table.clone();
-        // Ends with the test's process: the handler holds both ends of its
-        // socket.
-        thread::spawn(move || attend(handler, &announcer, &announcements));
 
         let ram_fd = OwnedFd::from(ram.try_clone().expect("clone"));
         table.regions.lock().push((
@@ -236,7 +277,7 @@ impl Vmm {
             ram_fd,
         ));
         table.send_whole();
-        let mut vmm = Vmm {
+        let vmm = Vmm {
             driver: Driver::new(mem, SPAN),
             kicks: [(); QUEUES].map(|()| EventFd::new(0).expect("eventfd")),
             calls: [(); QUEUES].map(|()| EventFd::new(0).expect("eventfd")),
@@ -246,8 +287,7 @@ impl Vmm {
         };
         vmm.start_ring(0, 0);
         vmm.start_ring(1, SPAN);
-        vmm.init();
-        Some(vmm)
+        Some((vmm, handler, announcements))
     }
 
     /// Starts queue `index` with its rings at `base`, laid out as the driver
@@ -277,15 +317,7 @@ impl Vmm {
     }
 
     fn init(&mut self) {
-        let (flags, flags2) = InitFlags::all().to_words();
-        let args = InitIn {
-            major: 7,
-            minor: 45,
-            flags,
-            flags2,
-            ..Default::default()
-        };
-        let (error, _) = self.ask(Opcode::Init, 0, args.as_bytes());
+        let (error, _) = self.ask(Opcode::Init, 0, init_in().as_bytes());
         assert_eq!(error, 0, "INIT");
     }
 
@@ -406,6 +438,17 @@ impl Vmm {
             moffset: slot * RANGE,
         };
         self.ask(Opcode::Setupmapping, nodeid, args.as_bytes()).0
+    }
+}
+
+fn init_in() -> InitIn {
+    let (flags, flags2) = InitFlags::all().to_words();
+    InitIn {
+        major: 7,
+        minor: 45,
+        flags,
+        flags2,
+        ..Default::default()
     }
 }
 
