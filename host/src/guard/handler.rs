@@ -1,4 +1,4 @@
-//! The SIGBUS handler, and the two ways of mapping over guest memory.
+//! The SIGBUS handler, and the ways of mapping over guest memory.
 //!
 //! Laws: what runs in the handler is async-signal-safe (atomics, raw system
 //! calls); a fault that is not in a watched range goes to whoever was asked
@@ -10,12 +10,13 @@
 use std::cell::Cell;
 use std::io;
 use std::ops::Range;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd, RawFd};
 use std::ptr::{null, null_mut};
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering, compiler_fence};
 
 use libc::{c_int, c_void, sigaction, siginfo_t};
+use rustix::fs::{MemfdFlags, memfd_create};
 use vm_memory::mmap::MmapRegion;
 
 use super::table::Table;
@@ -267,18 +268,39 @@ fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void, code: c_in
     }
 }
 
-/// Maps a region's file over it again, so that zeros put there go. Nobody
-/// sees a hole: the new mapping is made elsewhere and moved. `bytes`: the
-/// region's, in whole pages.
+/// Maps a region's file over it again, so that zeros put there go. `bytes`:
+/// the region's, in whole pages.
 pub(super) fn restore(region: &MmapRegion, bytes: usize) -> io::Result<()> {
     let Some(file) = region.file_offset() else {
         return Ok(());
     };
     let offset = libc::off_t::try_from(file.start()).map_err(io::Error::other)?;
     let fd = file.file().as_raw_fd();
+    map_over(region, bytes, region.flags(), fd, offset)
+}
+
+/// Maps a file without a byte over a region of so many `bytes`, in whole
+/// pages: as if all of it had vanished.
+pub(super) fn map_nothing(region: &MmapRegion, bytes: usize) -> io::Result<()> {
+    let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
+    let fd = nothing()?.as_raw_fd();
+    map_over(region, bytes, flags, fd, 0).or_else(|error| match give_up_reserve() {
+        true => map_over(region, bytes, flags, fd, 0),
+        false => Err(error),
+    })
+}
+
+/// Nobody sees a hole: the new mapping is made elsewhere and moved.
+fn map_over(
+    region: &MmapRegion,
+    bytes: usize,
+    flags: c_int,
+    fd: RawFd,
+    offset: libc::off_t,
+) -> io::Result<()> {
     // SAFETY: a new mapping where the kernel likes, of a descriptor that is
-    // open as long as `region` is borrowed.
-    let fresh = unsafe { libc::mmap(null_mut(), bytes, region.prot(), region.flags(), fd, offset) };
+    // open: that of `region`, which is borrowed, or the one of `nothing`.
+    let fresh = unsafe { libc::mmap(null_mut(), bytes, region.prot(), flags, fd, offset) };
     if fresh == libc::MAP_FAILED {
         return Err(io::Error::last_os_error());
     }
@@ -302,4 +324,31 @@ pub(super) fn restore(region: &MmapRegion, bytes: usize) -> io::Result<()> {
         return Err(error);
     }
     Ok(())
+}
+
+/// A file without a byte, which stays so.
+fn nothing() -> io::Result<&'static OwnedFd> {
+    static NOTHING: OnceLock<OwnedFd> = OnceLock::new();
+    if let Some(nothing) = NOTHING.get() {
+        return Ok(nothing);
+    }
+    let made = memfd_create("nothing", MemfdFlags::CLOEXEC)?;
+    Ok(NOTHING.get_or_init(|| made))
+}
+
+/// Puts the file without a byte in the place of the region's, which is closed
+/// thereby whoever still has the region.
+pub(super) fn close_file(region: &MmapRegion) {
+    let (Some(file), Ok(nothing)) = (region.file_offset(), nothing()) else {
+        return;
+    };
+    // SAFETY: the number stays open, and the same `File`'s, throughout; that
+    // file is used for nothing but to be mapped.
+    unsafe {
+        libc::dup3(
+            nothing.as_raw_fd(),
+            file.file().as_raw_fd(),
+            libc::O_CLOEXEC,
+        )
+    };
 }

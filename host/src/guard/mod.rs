@@ -9,6 +9,10 @@
 //! file's for longer than that request. System calls on such buffers answer
 //! `EFAULT` by themselves.
 //!
+//! Memory is also taken away on purpose, from threads that are given up while
+//! they use it: [`withdraw`] maps a file without a byte over it, so that all
+//! of it has vanished for them, for good.
+//!
 //! | file | owns |
 //! | --- | --- |
 //! | `table` | which addresses are guest memory |
@@ -18,8 +22,10 @@
 //! again by its own threads, and no other's threads wait for that.
 //!
 //! Laws: only faults in guest memory are survived, any other ends the process
-//! as before; memory is watched as long as anybody has it mapped; nothing
-//! here waits; a party pays for nobody else's memory. A forked child inherits handler and mappings and is as safe;
+//! as before; memory is watched as long as it is mapped, which the list of
+//! what is watched sees to; nothing here waits, and no call that a file system
+//! may answer late is made with the list locked; a party pays for nobody
+//! else's memory. A forked child inherits handler and mappings and is as safe;
 //! a program it executes inherits neither.
 
 mod handler;
@@ -28,12 +34,13 @@ mod table;
 mod tests;
 
 use std::cell::Cell;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::io;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, LazyLock, Weak};
+use std::sync::{Arc, LazyLock};
 
 use parking_lot::Mutex;
+use rustix::fs::{AtFlags, StatxFlags, statx};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
@@ -56,6 +63,11 @@ impl Party {
         Party(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
+    /// The one this thread acts for.
+    pub fn acting() -> Party {
+        Party(ACTING.get())
+    }
+
     /// This thread acts for it from now on: [`watch`] and [`mend`] are about
     /// its memory.
     pub fn act(self) {
@@ -75,48 +87,133 @@ const HUGETLBFS: i64 = 0x9584_58f6;
 /// A region that is watched.
 struct Entry {
     party: usize,
-    region: Weak<MmapRegion>,
+    /// Kept mapped until the slot is free: what is mapped at these addresses
+    /// afterwards is never taken for this region.
+    region: Arc<MmapRegion>,
     slot: &'static Slot,
     watched: Watched,
+    /// Whether it was withdrawn. Locked while anything is mapped over it.
+    withdrawn: Arc<Mutex<bool>>,
 }
 
 /// By address in this process.
 static ENTRIES: LazyLock<Mutex<HashMap<usize, Entry>>> = LazyLock::new(Mutex::default);
 
 /// Watches every region of `memory`, which is that of the party this thread
-/// acts for, for as long as it is mapped by anybody, and forgets those that
-/// are mapped no more.
+/// acts for, for as long as it is mapped by anybody, and unmaps those of that
+/// party that nobody uses any more.
 ///
 /// # Errors
 ///
 /// The kernel refused the signal handler.
 pub fn watch(memory: &GuestMemoryMmap) -> io::Result<()> {
     handler::install()?;
-    let mut entries = ENTRIES.lock();
-    forget_dead(&mut entries);
-    for region in memory.iter() {
-        let start = region.as_ptr() as usize;
-        // Who is alive at this address is this very mapping.
-        entries
-            .entry(start)
-            .or_insert_with(|| Entry::new(&region.get_mmap()));
-    }
+    let unknown: Vec<Arc<MmapRegion>> = {
+        let entries = ENTRIES.lock();
+        // A region at this address is this very mapping.
+        let is_unknown = |start: usize| !entries.contains_key(&start);
+        let regions = memory.iter().filter(|r| is_unknown(r.as_ptr() as usize));
+        regions.map(|region| region.get_mmap()).collect()
+    };
+    let found: Vec<_> = unknown
+        .into_iter()
+        .map(|region| (Watched::of(&region), region))
+        .collect();
+    let unused = {
+        let mut entries = ENTRIES.lock();
+        for (watched, region) in found {
+            let start = watched.range.start;
+            let entry = || Entry::new(region, watched);
+            entries.entry(start).or_insert_with(entry);
+        }
+        take_unused(&mut entries)
+    };
+    release(unused);
     Ok(())
 }
 
-/// Forgets regions that are mapped no more.
+/// Unmaps the regions of the party this thread acts for that nobody uses any
+/// more.
 pub fn prune() {
-    forget_dead(&mut ENTRIES.lock());
+    let unused = take_unused(&mut ENTRIES.lock());
+    release(unused);
 }
 
-fn forget_dead(entries: &mut HashMap<usize, Entry>) {
-    entries.retain(|_, entry| {
-        let alive = entry.region.strong_count() > 0;
-        if !alive {
-            entry.slot.clear();
-        }
-        alive
+/// Takes the regions off the list that only the list has, of the party this
+/// thread acts for.
+fn take_unused(entries: &mut HashMap<usize, Entry>) -> Vec<Arc<MmapRegion>> {
+    let party = ACTING.get();
+    let is_unused = |_: &usize, entry: &mut Entry| {
+        entry.party == party && Arc::strong_count(&entry.region) == 1
+    };
+    let unused = entries.extract_if(is_unused).map(|(_, entry)| {
+        entry.slot.clear();
+        entry.region
     });
+    unused.collect()
+}
+
+/// Unmaps regions and closes their files, in a thread of its own those whose
+/// file system may ask somebody else first.
+fn release(regions: Vec<Arc<MmapRegion>>) {
+    let (_here, elsewhere): (Vec<_>, Vec<_>) = regions.into_iter().partition(|r| is_local(r));
+    if !elsewhere.is_empty() {
+        in_a_thread(move || drop(elsewhere));
+    }
+}
+
+/// Does `work` in a thread of its own, if there is one to be had.
+fn in_a_thread(work: impl FnOnce() + Send + 'static) {
+    let thread = std::thread::Builder::new().name("unmap".into());
+    if let Err(error) = thread.spawn(work) {
+        tracing::warn!(%error, "no thread to close the files of guest memory");
+    }
+}
+
+/// Takes the memory of the party this thread acts for away from the threads
+/// that still use it, except the regions of `kept`. From then on loads and
+/// stores there are those of pages that have vanished, and system calls on it
+/// answer `EFAULT`.
+///
+/// # Errors
+///
+/// The kernel has no room for a mapping; that memory stays as it is.
+pub fn withdraw(kept: &GuestMemoryMmap) -> io::Result<()> {
+    let party = ACTING.get();
+    let kept: HashSet<usize> = kept.iter().map(|r| r.as_ptr() as usize).collect();
+    let taken: Vec<_> = {
+        let entries = ENTRIES.lock();
+        let taken = entries
+            .iter()
+            .filter(|(start, entry)| entry.party == party && !kept.contains(start));
+        taken.map(|(_, entry)| entry.place()).collect()
+    };
+    let mut all = Ok(());
+    for place in &taken {
+        // Each, whatever becomes of the others.
+        all = place.withdraw().and(all);
+    }
+    all
+}
+
+/// Closes the files of what was withdrawn from the party this thread acts for:
+/// memory of a guest that has gone, of which threads that do not come back
+/// keep the descriptors.
+pub fn close_withdrawn() {
+    let party = ACTING.get();
+    let ours: Vec<Place> = {
+        let entries = ENTRIES.lock();
+        let ours = entries.values().filter(|entry| entry.party == party);
+        ours.map(Entry::place).collect()
+    };
+    let gone: Vec<_> = ours
+        .into_iter()
+        .filter(|place| *place.withdrawn.lock())
+        .map(|place| place.region)
+        .collect();
+    if !gone.is_empty() {
+        in_a_thread(move || gone.iter().for_each(|region| handler::close_file(region)));
+    }
 }
 
 /// Takes back the zeros put into the memory of the party this thread acts for,
@@ -133,7 +230,7 @@ pub fn mend() {
     torn.pieces.store(0, Ordering::Relaxed);
     let mut others = false;
     // Found with the list locked, mapped without: it may take long.
-    let found: Vec<(Arc<MmapRegion>, Watched, &Slot)> = {
+    let found: Vec<Place> = {
         let entries = ENTRIES.lock();
         let torn = |entry: &&Entry| entry.slot.torn.load(Ordering::Relaxed);
         others |= entries
@@ -143,9 +240,7 @@ pub fn mend() {
         let ours = entries.values().filter(|entry| entry.party == party);
         ours.filter_map(Entry::take_torn).collect()
     };
-    for (region, watched, slot) in found {
-        restore(&region, &watched, slot);
-    }
+    found.iter().for_each(Place::put_right);
     let one_at_a_time = ENTRIES.lock();
     handler::refill();
     drop(one_at_a_time);
@@ -161,20 +256,6 @@ fn torn_of(party: usize) -> &'static Torn {
     &TORN[party % TORN.len()]
 }
 
-/// Maps the file again where zeros were put.
-fn restore(region: &Arc<MmapRegion>, watched: &Watched, slot: &Slot) {
-    // Not every kernel can move a mapping of huge pages. These are the VMM's
-    // own memory: its guest has lost more than we have.
-    if watched.page_bytes > rustix::param::page_size() {
-        return;
-    }
-    if let Err(error) = handler::restore(region, watched.range.len()) {
-        // Tried again after the next fault in this region.
-        slot.torn.store(true, Ordering::Relaxed);
-        tracing::warn!(%error, "vanished guest memory stays zero: it cannot be mapped again");
-    }
-}
-
 /// How many pages vanished under the calling thread so far. Who compares
 /// before and after knows whether what it read is real.
 pub fn faults() -> u64 {
@@ -187,36 +268,105 @@ pub fn take_faults() -> u64 {
 }
 
 impl Entry {
-    fn new(region: &Arc<MmapRegion>) -> Entry {
+    fn new(region: Arc<MmapRegion>, watched: Watched) -> Entry {
+        let party = ACTING.get();
+        Entry {
+            party,
+            region,
+            slot: TABLE.insert(&watched, party % TORN.len()),
+            watched,
+            withdrawn: Arc::default(),
+        }
+    }
+
+    fn place(&self) -> Place {
+        Place {
+            region: Arc::clone(&self.region),
+            slot: self.slot,
+            watched: self.watched.clone(),
+            withdrawn: Arc::clone(&self.withdrawn),
+        }
+    }
+
+    /// The region, if it is torn; it is not torn any more.
+    fn take_torn(&self) -> Option<Place> {
+        let torn = self.slot.torn.swap(false, Ordering::Acquire);
+        torn.then(|| self.place())
+    }
+}
+
+/// A region to map something over, with the list not locked.
+struct Place {
+    region: Arc<MmapRegion>,
+    slot: &'static Slot,
+    watched: Watched,
+    withdrawn: Arc<Mutex<bool>>,
+}
+
+impl Place {
+    /// Maps the file again where zeros were put, or nothing, if it was
+    /// withdrawn.
+    fn put_right(&self) {
+        // Not every kernel can move a mapping of huge pages. These are the
+        // VMM's own memory: its guest has lost more than we have.
+        if self.watched.page_bytes > rustix::param::page_size() {
+            return;
+        }
+        let withdrawn = self.withdrawn.lock();
+        let bytes = self.watched.range.len();
+        let mapped = match *withdrawn {
+            true => handler::map_nothing(&self.region, bytes),
+            false => handler::restore(&self.region, bytes),
+        };
+        if let Err(error) = mapped {
+            // Tried again after the next fault in this region.
+            self.slot.torn.store(true, Ordering::Relaxed);
+            tracing::warn!(%error, "vanished guest memory stays zero: it cannot be mapped again");
+        }
+    }
+
+    fn withdraw(&self) -> io::Result<()> {
+        let mut withdrawn = self.withdrawn.lock();
+        handler::map_nothing(&self.region, self.watched.range.len())?;
+        *withdrawn = true;
+        Ok(())
+    }
+}
+
+impl Watched {
+    fn of(region: &MmapRegion) -> Watched {
         let page_bytes = page_bytes(region);
         let start = region.as_ptr() as usize;
         // The kernel maps whole pages.
         let bytes = region.size().next_multiple_of(page_bytes);
-        let watched = Watched {
+        Watched {
             range: start..start + bytes,
             page_bytes,
-        };
-        let party = ACTING.get();
-        Entry {
-            party,
-            region: Arc::downgrade(region),
-            slot: TABLE.insert(&watched, party % TORN.len()),
-            watched,
         }
     }
+}
 
-    /// The region, if it is torn and still mapped; it is not torn any more.
-    fn take_torn(&self) -> Option<(Arc<MmapRegion>, Watched, &'static Slot)> {
-        if !self.slot.torn.swap(false, Ordering::Acquire) {
-            return None;
-        }
-        Some((self.region.upgrade()?, self.watched.clone(), self.slot))
-    }
+/// Whether the region is of tmpfs or hugetlbfs, the only ones that know seals,
+/// or of no file. The kernel answers that by itself, whatever the file system.
+fn is_memory(region: &MmapRegion) -> bool {
+    let file = region.file_offset().map(|offset| offset.file());
+    file.is_none_or(|file| rustix::fs::fcntl_get_seals(file).is_ok())
+}
+
+/// Whether the region is memory, or of a disk of this host. No file system is
+/// asked.
+fn is_local(region: &MmapRegion) -> bool {
+    let file = region.file_offset().map(|offset| offset.file());
+    let flags = AtFlags::EMPTY_PATH | AtFlags::STATX_DONT_SYNC;
+    let stat = |file| statx(file, c"", flags, StatxFlags::TYPE);
+    is_memory(region) || file.is_some_and(|file| stat(file).is_ok_and(|s| s.stx_dev_major != 0))
 }
 
 /// Of what the region is made: huge pages come and go as a whole.
 fn page_bytes(region: &MmapRegion) -> usize {
     let file = region.file_offset().map(|offset| offset.file());
+    // Nobody else answers for these.
+    let file = file.filter(|_| is_memory(region));
     file.and_then(|file| rustix::fs::fstatfs(file).ok())
         .filter(|stat| stat.f_type == HUGETLBFS)
         .and_then(|stat| usize::try_from(stat.f_bsize).ok())
