@@ -3,8 +3,9 @@
 //! reply.
 //!
 //! Laws: every byte touched lies in a [`VolatileSlice`] that the memory map
-//! has handed out; file data goes straight between the file and those slices;
-//! a chain that is malformed in any way is refused whole, before a byte of it
+//! has handed out; file data goes straight between the file and those slices,
+//! or, where the kernel may keep hold of them for as long as somebody else
+//! takes to answer, by a buffer (`bounce`); a chain that is malformed in any way is refused whole, before a byte of it
 //! is used. One whose descriptors do not all resolve has a [`Hole`]: only what
 //! lies before it can be used, which is the header and room for an error. What
 //! was read is real: pages that vanished meanwhile make it `EFAULT`. This is
@@ -28,7 +29,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::fs::Readiness;
 use crate::guard;
 
-use super::Pace;
+use super::{Pace, bounce};
 
 /// Most buffers that one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
 const IOV_MAX: usize = 1024;
@@ -266,6 +267,8 @@ pub struct Waits<'a> {
     pub readiness: &'a Readiness,
     /// Who hears of it.
     pub pace: &'a dyn Pace,
+    /// The file is read past the page cache, so by a buffer.
+    pub is_direct: bool,
 }
 
 /// What the guest sends, read once from front to back.
@@ -324,6 +327,21 @@ impl Reader<'_> {
         self.position += done;
         Ok(done)
     }
+
+    /// The same by a buffer.
+    pub fn write_by_buffer(
+        &mut self,
+        file: &File,
+        placement: Placement,
+        count: usize,
+    ) -> Result<usize, Errno> {
+        let count = count.min(self.remaining());
+        let done = bounce::write(file, placement, count, |done, buffer| {
+            self.segments.copy_out(self.position + done, buffer)
+        })?;
+        self.position += done;
+        Ok(done)
+    }
 }
 
 /// Room for the reply.
@@ -353,7 +371,8 @@ impl Writer<'_> {
     /// take that for the end of the file. That is `EFAULT`.
     ///
     /// With `waits`, what is in the page cache is read first, and the rest
-    /// after the word that it takes long.
+    /// after the word that it takes long; by a buffer where the kernel may keep
+    /// hold of guest memory for as long as somebody else takes to answer.
     pub fn read_from(
         &self,
         offset: usize,
@@ -362,8 +381,13 @@ impl Writer<'_> {
         count: usize,
         waits: Option<Waits<'_>>,
     ) -> Result<usize, Errno> {
+        let by_buffer = || waits.filter(|w| w.is_direct || w.readiness.is_remote());
+        if let Some(waits) = by_buffer() {
+            return self.read_by_buffer(offset, file, file_offset, count, waits);
+        }
         let fd = file.as_raw_fd();
-        self.segments
+        let done = self
+            .segments
             .transfer(offset, count, true, |buffers, done| {
                 let read = |flags| {
                     // SAFETY: each buffer is a piece of a VolatileSlice in
@@ -381,26 +405,46 @@ impl Writer<'_> {
                         )
                     }
                 };
-                let Some(waits) = &waits else {
+                let Some(waits) = waits.filter(|waits| waits.readiness.can_try()) else {
                     return read(0);
                 };
-                if waits.readiness.can_try() {
-                    let got = read(libc::RWF_NOWAIT);
-                    match got {
-                        0.. => return got,
-                        _ => match last_errno() {
-                            Errno::AGAIN => waits.pace.takes_long(),
-                            Errno::OPNOTSUPP => waits.readiness.cannot_try(file),
-                            // Told once more, by who may wait.
-                            _ => {}
-                        },
-                    }
+                let got = read(libc::RWF_NOWAIT);
+                match got {
+                    0.. => return got,
+                    _ => match last_errno() {
+                        Errno::AGAIN => waits.pace.takes_long(),
+                        Errno::OPNOTSUPP => waits.readiness.cannot_try(file),
+                        // Told once more, by who may wait.
+                        _ => {}
+                    },
                 }
-                if waits.readiness.is_remote() {
-                    waits.pace.takes_long();
+                match waits.readiness.is_remote() {
+                    // Nothing was read yet.
+                    true => 0,
+                    false => read(0),
                 }
-                read(0)
-            })
+            })?;
+        match by_buffer() {
+            Some(waits) if done == 0 => {
+                self.read_by_buffer(offset, file, file_offset, count, waits)
+            }
+            _ => Ok(done),
+        }
+    }
+
+    fn read_by_buffer(
+        &self,
+        offset: usize,
+        file: &File,
+        file_offset: u64,
+        count: usize,
+        waits: Waits<'_>,
+    ) -> Result<usize, Errno> {
+        waits.pace.takes_long();
+        let count = count.min(self.capacity().saturating_sub(offset));
+        bounce::read(file, file_offset, count, |done, bytes| {
+            self.segments.copy_in(offset + done, bytes)
+        })
     }
 }
 

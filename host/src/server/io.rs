@@ -1,5 +1,7 @@
 //! Requests about open files.
 
+use std::fs::File;
+
 use daxwindow_shared::fuse::flags::{
     FsyncFlags, OpenInFlags, OpenOutFlags, ReleaseFlags, WriteFlags,
 };
@@ -118,11 +120,16 @@ impl Server {
         let waits = Waits {
             readiness: &open.readiness,
             pace: call.terms.pace,
+            is_direct: open.is_direct(),
         };
         match call.reply.file(&open.file, args.offset, count, Some(waits)) {
             Err(Errno::INVAL) if open.is_direct() => {
                 let buffered = self.fs.buffered(call.header.nodeid, &open)?;
-                call.reply.file(&buffered, args.offset, count, None)
+                let waits = Waits {
+                    is_direct: false,
+                    ..waits
+                };
+                call.reply.file(&buffered, args.offset, count, Some(waits))
             }
             read => read,
         }
@@ -144,10 +151,15 @@ impl Server {
         }
         self.fs.drop_capability_of(&open.file)?;
         let placement = placement(&open, &args);
-        let size = match call.data.write_to(&open.file, placement, count) {
+        let is_elsewhere = open.readiness.is_elsewhere(&open.file);
+        let mut write = |file: &File, by_buffer| match by_buffer {
+            true => call.data.write_by_buffer(file, placement, count),
+            false => call.data.write_to(file, placement, count),
+        };
+        let size = match write(&open.file, open.is_direct() || is_elsewhere) {
             Err(Errno::INVAL) if open.is_direct() => {
                 let buffered = self.fs.buffered(call.header.nodeid, &open)?;
-                call.data.write_to(&buffered, placement, count)?
+                write(&buffered, is_elsewhere)?
             }
             written => written?,
         };

@@ -3,8 +3,8 @@
 //! A request comes in as a [`chain::Reader`] and a [`chain::Writer`]; its
 //! header and arguments are copied out and checked (`request`), the opcode
 //! picks a handler (`dispatch`), the handler calls [`SharedDir`] or [`Dax`],
-//! and its answer is put behind a header (`reply`). File data never passes
-//! through this process's own memory.
+//! and its answer is put behind a header (`reply`). File data passes through
+//! this process's own memory only where it has to (`bounce`).
 //!
 //! | file | requests |
 //! | --- | --- |
@@ -29,6 +29,7 @@
 //! no effect.
 
 mod attrs;
+mod bounce;
 mod caching;
 mod call;
 pub mod chain;
