@@ -166,7 +166,7 @@ pub struct Dax {
     state: Mutex<State>,
     released: Condvar,
     /// Times that waits for the front end are called off just now.
-    called_off: AtomicUsize,
+    called_off: Arc<AtomicUsize>,
     /// How many channels the share may have at a time.
     channels: Arc<Budget>,
     counters: Counters,
@@ -190,7 +190,7 @@ impl Dax {
                 ..State::default()
             }),
             released: Condvar::new(),
-            called_off: AtomicUsize::new(0),
+            called_off: Arc::default(),
             channels: Budget::new(channel::MAX_CHANNELS),
             counters: Counters::default(),
             complaints: Throttle::new(Duration::from_secs(60)),

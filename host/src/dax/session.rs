@@ -1,7 +1,7 @@
 //! A session of the window: a front end comes, is tried out at INIT, and goes.
 
 use std::sync::Arc;
-use std::sync::atomic::Ordering::SeqCst;
+use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 
 use daxwindow_shared::window::RANGE_SHIFT;
 use rustix::io::Errno;
@@ -20,14 +20,14 @@ use crate::fs::ProcFd;
 
 /// Until it is dropped, no request waits for the front end.
 #[must_use]
-pub struct CalledOff<'a> {
-    dax: &'a Dax,
+pub struct CalledOff {
+    count: Arc<AtomicUsize>,
     front_end: Option<Arc<dyn FrontEnd>>,
 }
 
-impl Drop for CalledOff<'_> {
+impl Drop for CalledOff {
     fn drop(&mut self) {
-        self.dax.called_off.fetch_sub(1, SeqCst);
+        self.count.fetch_sub(1, SeqCst);
         if let Some(front_end) = &self.front_end {
             front_end.allow_waits();
         }
@@ -64,7 +64,7 @@ impl Dax {
     /// Fails every request that waits for the front end, which itself waits for
     /// a queue to stop, and until the guard is dropped every one that comes to
     /// that.
-    pub fn cancel_waits(&self) -> CalledOff<'_> {
+    pub fn cancel_waits(&self) -> CalledOff {
         let front_end = self.front_end.lock().clone();
         self.called_off.fetch_add(1, SeqCst);
         if let Some(front_end) = &front_end {
@@ -72,7 +72,7 @@ impl Dax {
         }
         self.table.wake_waits();
         CalledOff {
-            dax: self,
+            count: Arc::clone(&self.called_off),
             front_end,
         }
     }

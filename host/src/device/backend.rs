@@ -1,10 +1,12 @@
 //! The device as vhost-user-backend sees it.
 //!
 //! The framework calls from its message thread (features, memory table, stop,
-//! reset), where nothing may wait for the front end. It has no workers:
+//! reset), where nothing may wait for the front end, nor for guest memory, for
+//! longer than a stop may take. It has no workers:
 //! requests are handled by threads of the queues' own, see `lane`.
 
 use std::io;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -21,15 +23,15 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
 use zerocopy::IntoBytes;
 
-use crate::dax::Naive;
-use crate::guard;
+use crate::dax::{CalledOff, Naive};
 use crate::observe::logs::Throttle;
 use crate::server::Server;
 
+use super::bounded::within;
 use super::defect::Defects;
 use super::desk::Desk;
 use super::lane::{Lane, Office};
@@ -37,6 +39,7 @@ use super::minding::Minding;
 use super::parking::Parking;
 use super::pool::Pool;
 use super::ring::{Memory, Ring};
+use super::withdrawal::withdraw;
 
 /// Longest ring a guest may set up.
 const MAX_QUEUE_SIZE: usize = 1024;
@@ -45,9 +48,10 @@ pub const MAX_REQUEST_QUEUES: u32 = 63;
 /// How long a queue that is being stopped waits for its requests. The VMM
 /// does nothing else meanwhile.
 const STOP_PATIENCE: Duration = Duration::from_secs(5);
-/// How long the end of a client waits for requests under way. What is stuck
-/// in the kernel after that is left to itself.
-const END_PATIENCE: Duration = Duration::from_secs(5);
+/// How long the end of a client waits for requests under way, and for the
+/// message under way. What is stuck in the kernel after that is left to
+/// itself.
+pub(super) const END_PATIENCE: Duration = Duration::from_secs(5);
 /// Longest configuration space that is answered, padded with zeros.
 const MAX_CONFIG_BYTES: usize = 256;
 
@@ -56,9 +60,11 @@ pub struct Device {
     server: Arc<Server>,
     office: Arc<Office>,
     config: Config,
-    memory: Memory,
     lanes: OnceLock<Vec<Arc<Lane>>>,
     window_reset: Mutex<Option<JoinHandle<()>>>,
+    /// The client has gone, and the next one may be there: a message of the
+    /// old one that is still being handled changes nothing.
+    is_over: AtomicBool,
     /// Where its log belongs; the framework's threads do not know.
     span: Span,
 }
@@ -81,7 +87,7 @@ impl Device {
         memory: Memory,
         limits: Limits,
     ) -> Device {
-        let desk = Arc::new(Desk::new(server.clone(), memory.clone()));
+        let desk = Arc::new(Desk::new(server.clone(), memory));
         let defects = Arc::new(Defects::default());
         let office = Office {
             parking: Parking::new(desk.clone(), defects.clone(), limits.parked),
@@ -97,9 +103,9 @@ impl Device {
             server,
             office: Arc::new(office),
             config,
-            memory,
             lanes: OnceLock::new(),
             window_reset: Mutex::new(None),
+            is_over: AtomicBool::new(false),
             span: Span::current(),
         }
     }
@@ -134,8 +140,9 @@ impl Device {
     /// The client is gone: nobody waits for it any more, and no thread takes
     /// requests.
     pub(super) fn hang_up(&self) {
+        self.is_over.store(true, Ordering::SeqCst);
         self.lanes().iter().for_each(|lane| lane.close());
-        self.office.parking.close();
+        self.office.parking.close(END_PATIENCE);
         self.server.dax().set_front_end(None);
     }
 
@@ -152,7 +159,7 @@ impl Device {
             if stuck > 0 {
                 // In whatever request of whichever queue.
                 self.lanes().iter().for_each(|lane| {
-                    lane.ring().drain(Duration::ZERO);
+                    lane.ring().give_up();
                 });
                 self.server.queues().given_up(stuck as u64);
                 tracing::warn!(
@@ -162,23 +169,46 @@ impl Device {
                 );
             }
         }
-        if let Ok(memory) = self.memory.lock() {
-            memory.replace(GuestMemoryMmap::new());
-        }
+        self.office.desk.forget_memory();
         self.server.reset();
-        guard::prune();
     }
 
-    fn drain_all(&self) {
-        for (queue, lane) in self.lanes().iter().enumerate() {
-            self.drain(queue, lane);
-        }
-    }
-
-    fn drain(&self, queue: usize, lane: &Lane) {
-        let given_up = lane.ring().drain(STOP_PATIENCE);
+    /// Ends the waits of one queue's requests, or of all, and waits for what
+    /// these queues have under way. What takes too long is given up, and reaches
+    /// nothing of the guest's memory any more.
+    fn stop(&self, queue: Option<usize>) -> Option<CalledOff> {
+        let called_off = self.cancel_waits(queue);
+        let deadline = Instant::now() + STOP_PATIENCE;
+        let all = self.lanes().iter().enumerate();
+        let stopped = all.filter(|(index, _)| queue.is_none_or(|queue| queue == *index));
+        let given_up: u32 = stopped
+            .map(|(index, lane)| drain(index, lane, deadline))
+            .sum();
         if given_up > 0 {
-            tracing::warn!(queue, given_up, "requests outlived the stop of their queue");
+            withdraw(&self.office.desk, self.lanes(), given_up);
+        }
+        called_off
+    }
+
+    /// In a thread that may be stuck: it answers requests, in memory that is
+    /// the VMM's.
+    fn cancel_waits(&self, queue: Option<usize>) -> Option<CalledOff> {
+        let (server, office) = (self.server.clone(), self.office.clone());
+        let cancelled = within(STOP_PATIENCE, "cancel", move || {
+            let called_off = server.dax().cancel_waits();
+            office.parking.cancel(queue);
+            called_off
+        });
+        if cancelled.is_none() {
+            tracing::warn!("requests that wait cannot be answered");
+        }
+        cancelled
+    }
+
+    fn check_client(&self) -> io::Result<()> {
+        match self.is_over.load(Ordering::SeqCst) {
+            true => Err(io::ErrorKind::NotConnected.into()),
+            false => Ok(()),
         }
     }
 
@@ -187,10 +217,18 @@ impl Device {
     }
 }
 
+fn drain(queue: usize, lane: &Lane, deadline: Instant) -> u32 {
+    let given_up = lane.ring().drain(deadline);
+    if given_up > 0 {
+        tracing::warn!(queue, given_up, "requests outlived the stop of their queue");
+    }
+    given_up
+}
+
 impl Drop for Device {
     fn drop(&mut self) {
         self.lanes().iter().for_each(|lane| lane.close());
-        self.office.parking.close();
+        self.office.parking.close(END_PATIENCE);
     }
 }
 
@@ -238,6 +276,7 @@ impl VhostUserBackend for Device {
 
     fn update_memory(&self, memory: Memory) -> io::Result<()> {
         let _in_span = self.span.enter();
+        self.check_client()?;
         let memory = memory.memory();
         if !self.server.dax().leaves_out(Naive::WATCH_MEMORY) {
             self.office.desk.watch(&memory)?;
@@ -257,7 +296,17 @@ impl VhostUserBackend for Device {
 
     fn set_backend_req_fd(&self, channel: Backend) {
         let _in_span = self.span.enter();
-        self.server.dax().open_channel(channel);
+        if self.check_client().is_err() {
+            return;
+        }
+        // What waits for the channel before is answered, which may be stuck.
+        let server = self.server.clone();
+        let set = within(STOP_PATIENCE, "front-end", move || {
+            server.dax().open_channel(channel);
+        });
+        if set.is_none() {
+            tracing::error!("a request for the last front end is stuck, so no DAX");
+        }
     }
 
     fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
@@ -275,12 +324,9 @@ impl VhostUserBackend for Device {
 
     fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
         let _in_span = self.span.enter();
-        if let Some(lane) = self.lanes().get(queue_index as usize) {
-            // The front end answers nobody until it has our answer.
-            let _called_off = self.server.dax().cancel_waits();
-            self.office.parking.cancel(Some(queue_index as usize));
-            self.drain(queue_index as usize, lane);
-        }
+        self.check_client()?;
+        // The front end answers nobody until it has our answer.
+        drop(self.stop(Some(queue_index as usize)));
         Ok(())
     }
 
@@ -288,10 +334,11 @@ impl VhostUserBackend for Device {
     /// answers only after this call.
     fn reset_device(&self) {
         let _in_span = self.span.enter();
+        if self.check_client().is_err() {
+            return;
+        }
         tracing::info!("device reset");
-        let called_off = self.server.dax().cancel_waits();
-        self.office.parking.cancel(None);
-        self.drain_all();
+        let called_off = self.stop(None);
         self.server.begin_reset();
         drop(called_off);
         let (server, span) = (self.server.clone(), self.span.clone());

@@ -5,7 +5,7 @@ use super::*;
 use daxwindow_shared::fuse::{Opcode, ROOT_ID};
 use tempfile::TempDir;
 use vhost_user_backend::VringT;
-use vm_memory::GuestAddress;
+use vm_memory::{GuestAddress, GuestMemoryMmap};
 
 use super::super::driver::{Driver, SIZE, SPAN, init, request};
 use super::super::ring::Taken;
@@ -128,7 +128,7 @@ fn a_ring_that_lies_does_not_hold_the_worker() {
     // Rings in memory that the VMM took away.
     machine.driver.send(&init(), 200);
     let empty = GuestMemoryMmap::new();
-    machine.device.memory.lock().expect("lock").replace(empty);
+    machine.device.office.desk.replace_memory(empty);
     machine.kick();
     assert_eq!(machine.driver.used(), 1);
 }
@@ -154,35 +154,88 @@ fn what_outlives_the_stop_of_its_queue_is_dropped() {
     machine.driver.send(&init(), 200);
     machine.driver.send(&init(), 200);
     let ring = machine.vring.clone();
-    let take = || match ring.turn(&machine.driver.mem, None, true) {
+    let memory = machine.device.office.desk.memory.memory();
+    let take = || match ring.turn(&memory, None, true) {
         Taken::Request(_, ticket) => ring.completion(ticket),
         _ => panic!("a request was offered"),
     };
     let late = take();
-    assert_eq!(ring.drain(Duration::from_millis(1)), 1);
+    assert!(late.is_awaited());
+    assert_eq!(ring.drain(Instant::now() + Duration::from_millis(1)), 1);
+    assert!(
+        !late.is_awaited(),
+        "nor is anything put in guest memory for it"
+    );
     let punctual = take();
     late.complete(16);
     assert_eq!(machine.driver.used(), 0, "the ring may be somebody else's");
     let waiter = {
         let ring = ring.clone();
-        std::thread::spawn(move || ring.drain(Duration::from_secs(60)))
+        std::thread::spawn(move || ring.drain(Instant::now() + Duration::from_secs(60)))
     };
     punctual.complete(16);
     assert_eq!(waiter.join().expect("no panic"), 0);
     assert_eq!(machine.driver.used(), 1);
 }
 
+/// A thread that has looked up the guest's memory before that was mapped anew
+/// takes nothing with it, and loses nothing.
+#[test]
+fn a_request_is_taken_with_the_memory_of_now() {
+    let mut machine = Machine::new(true, DaxMode::Never);
+    let desk = &machine.device.office.desk;
+    machine.driver.send(&init(), 200);
+    let before = desk.memory.memory();
+    desk.replace_memory((*before).clone());
+    let taken = machine.vring.turn(&before, None, true);
+    assert!(matches!(taken, Taken::Outdated));
+    assert_eq!(machine.vring.in_flight(), 0);
+    machine.kick();
+    assert_eq!(machine.driver.used(), 1);
+}
+
+/// What comes back after its client has gone is not written anywhere, and
+/// waits for nobody.
+#[test]
+fn a_closed_ring_hands_nothing_back() {
+    let mut machine = Machine::new(true, DaxMode::Never);
+    machine.driver.send(&init(), 200);
+    let memory = machine.device.office.desk.memory.memory();
+    let Taken::Request(_, ticket) = machine.vring.turn(&memory, None, true) else {
+        panic!("a request was offered")
+    };
+    let completion = machine.vring.completion(ticket);
+    assert!(completion.is_awaited());
+    machine.vring.close();
+    assert!(!completion.is_awaited());
+    let locked = machine.vring.0.queue.lock();
+    completion.complete(16);
+    drop(locked);
+    assert_eq!((machine.driver.used(), machine.vring.in_flight()), (0, 0));
+}
+
+/// The VMM's memory may keep a thread that has the ring locked.
+#[test]
+fn a_thread_that_is_stuck_with_the_ring_locked_is_given_up() {
+    let machine = Machine::new(true, DaxMode::Never);
+    let locked = machine.vring.0.queue.lock();
+    assert_eq!(machine.vring.drain(Instant::now()), 1);
+    drop(locked);
+    assert_eq!(machine.vring.drain(Instant::now()), 0);
+}
+
 #[test]
 fn a_completion_that_is_dropped_still_hands_back() {
     let mut machine = Machine::new(true, DaxMode::Never);
     machine.driver.send(&init(), 200);
-    match machine.vring.turn(&machine.driver.mem, None, true) {
+    let memory = machine.device.office.desk.memory.memory();
+    match machine.vring.turn(&memory, None, true) {
         Taken::Request(_, ticket) => drop(machine.vring.completion(ticket)),
         _ => panic!("a request was offered"),
     }
     assert_eq!(machine.driver.used_element(0), (0, 0));
     assert_eq!(machine.vring.in_flight(), 0);
-    assert_eq!(machine.vring.drain(Duration::ZERO), 0);
+    assert_eq!(machine.vring.drain(Instant::now()), 0);
 }
 
 fn event() -> std::fs::File {

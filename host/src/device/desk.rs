@@ -7,12 +7,13 @@ use std::time::Instant;
 
 use arc_swap::{ArcSwap, Guard as Loaded};
 use rustix::io::Errno;
-use vm_memory::{GuestAddressSpace, GuestMemoryMmap};
+use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 use crate::dax::{Naive, WindowGpas};
 use crate::fs::Bell;
 use crate::guard;
-use crate::server::{IfBlocked, Pace, Parked, Served, Server, Unanswered, chain};
+use crate::server::chain::{self, Writer};
+use crate::server::{IfBlocked, Pace, Parked, Served, Server, Unanswered};
 
 use super::parking::Waiting;
 use super::ring::{Chain, Completion, Memory, Ring};
@@ -35,6 +36,8 @@ pub(super) enum Handled {
     Waits(u64, Parked),
     /// Another thread has handed it back.
     Elsewhere,
+    /// Its answer could not be put at this guest physical address.
+    Unreached(u64, Unanswered),
 }
 
 impl Desk {
@@ -51,6 +54,49 @@ impl Desk {
     pub(super) fn watch(&self, memory: &GuestMemoryMmap) -> std::io::Result<()> {
         self.party.act();
         guard::watch(memory)
+    }
+
+    /// All requests to come use this memory.
+    pub(super) fn replace_memory(&self, memory: GuestMemoryMmap) {
+        match self.memory.lock() {
+            Ok(current) => current.replace(memory),
+            Err(poisoned) => poisoned.into_inner().replace(memory),
+        }
+    }
+
+    /// Leaves threads that still use other memory without it.
+    pub(super) fn take_back_memory(&self) {
+        self.party.act();
+        guard::prune();
+        if let Err(error) = guard::withdraw(&self.memory.memory()) {
+            tracing::error!(%error, "threads that are given up keep the guest's memory");
+        }
+    }
+
+    /// The client has gone: nothing of its memory is kept, whatever threads
+    /// there still are.
+    pub(super) fn forget_memory(&self) {
+        self.replace_memory(GuestMemoryMmap::new());
+        self.take_back_memory();
+        guard::close_withdrawn();
+    }
+
+    /// The guest's memory of now. If that is not `last` any more, what this
+    /// thread used before may be nobody's.
+    pub(super) fn memory_after(&self, last: &mut usize) -> GuestMemoryLoadGuard<GuestMemoryMmap> {
+        let memory = self.memory.memory();
+        let now = std::ptr::from_ref(&*memory).addr();
+        let before = std::mem::replace(last, now);
+        if before != now && before != 0 {
+            self.prune();
+        }
+        memory
+    }
+
+    /// A thread has ended that may have used memory of a client that has gone.
+    pub(super) fn prune(&self) {
+        self.party.act();
+        guard::prune();
     }
 
     /// Rings when a lock may have come free.
@@ -91,6 +137,8 @@ impl Desk {
             };
             match (self.server.serve(sides, if_blocked, pace, clock), place) {
                 (Served::Answered(used), _) => Handled::Used(used),
+                (Served::Unreached(request), Some(at)) => Handled::Unreached(at, request),
+                (Served::Unreached(_), None) => Handled::Used(0),
                 (Served::Parked(parked), Some(at)) => Handled::Waits(at, parked),
                 (Served::Parked(_), None) => Handled::Used(0),
                 (Served::Elsewhere, _) => Handled::Elsewhere,
@@ -101,6 +149,40 @@ impl Desk {
             tracing::error!("a request was dropped by a defect of this daemon");
             Handled::Used(0)
         })
+    }
+
+    /// Answers a request whose memory was taken away while it was served, if it
+    /// `is_awaited`, and none whose guest has made its memory vanish; the used
+    /// length.
+    pub(super) fn reach(
+        &self,
+        memory: &GuestMemoryMmap,
+        request: &Unanswered,
+        reply_at: u64,
+        is_awaited: impl FnOnce() -> bool,
+    ) -> u32 {
+        let current = self.memory.memory();
+        if std::ptr::eq(memory, &*current) {
+            return 0;
+        }
+        let room = self.room(&current, reply_at, is_awaited);
+        self.server.answer_again(request, Errno::IO, room)
+    }
+
+    /// Room for an answer in `memory`, which is that of now, if it `is_awaited`:
+    /// that is asked afterwards, so that this memory is withdrawn if the request
+    /// is given up from then on.
+    fn room<'m>(
+        &self,
+        memory: &'m GuestMemoryMmap,
+        reply_at: u64,
+        is_awaited: impl FnOnce() -> bool,
+    ) -> Writer<'m> {
+        let doubts = self.doubts();
+        match is_awaited() {
+            true => chain::header_room(memory, reply_at, |addr, len| doubts.of(addr, len)),
+            false => Writer::default(),
+        }
     }
 
     /// Asks again for a request that waits.
@@ -124,9 +206,7 @@ impl Desk {
     ) {
         self.party.act();
         let memory = self.memory.memory();
-        let doubts = self.doubts();
-        let is_stale = |addr, len| doubts.of(addr, len);
-        let room = chain::header_room(&memory, reply_at, is_stale);
+        let room = self.room(&memory, reply_at, || completion.is_awaited());
         let used = self.server.answer(request, outcome, room);
         completion.complete(used);
         self.settle();

@@ -39,6 +39,9 @@ use super::watchman::{Watch, Watched};
 /// A stand-in that is not called for so long ends.
 const IDLE: Duration = Duration::from_secs(5);
 
+/// Between two looks at threads that are waited for.
+const LOOK: Duration = Duration::from_millis(100);
+
 /// What the queues of one device have in common.
 pub(super) struct Office {
     pub(super) desk: Arc<Desk>,
@@ -135,7 +138,7 @@ impl Lane {
     pub(super) fn close(&self) {
         // Release pairs with the Acquire in `is_closing`.
         self.closing.store(true, Ordering::Release);
-        self.ring.bell().ring();
+        self.ring.close();
     }
 
     pub(super) fn is_closing(&self) -> bool {
@@ -158,9 +161,12 @@ impl Lane {
     /// end, except those written off, and answers how many did not.
     pub(super) fn join(&self, deadline: Instant) -> usize {
         let mut crew = self.crew.lock();
-        while crew.threads.cast_signed() > crew.written_off {
-            if self.ended.wait_until(&mut crew, deadline).timed_out() {
-                break;
+        while crew.threads.cast_signed() > crew.written_off && Instant::now() < deadline {
+            let look = (Instant::now() + LOOK).min(deadline);
+            if self.ended.wait_until(&mut crew, look).timed_out() {
+                // A VMM that fills its call descriptor again and again keeps
+                // nobody longer than that.
+                self.ring.free_senders();
             }
         }
         crew.threads
@@ -184,6 +190,9 @@ impl Lane {
     }
 
     fn leave(&self) {
+        if self.is_closing() {
+            self.office.desk.prune();
+        }
         let mut crew = self.crew.lock();
         crew.threads -= 1;
         if crew.threads > 0 {

@@ -11,6 +11,11 @@
 //! - `pool`: how many there may be.
 //! - `doorbell`: what they sleep on.
 //! - `ring`: one queue's way from available to used.
+//! - `flight`: what it has in flight.
+//! - `vring`: how the framework sets a ring up.
+//! - `call`: what signals the guest.
+//! - `bounded`: work that may be stuck in a guest's memory.
+//! - `withdrawal`: takes the guest's memory from threads that are given up.
 //! - `desk`: one request's way from descriptors to an answer.
 //! - `defect`: what comes of one in a thread of a queue.
 //! - `parking`: requests that wait for a lock.
@@ -27,13 +32,17 @@
 //! Laws: whatever a guest puts in its rings fails one request, never a thread
 //! or the daemon; no lock is held while a request is handled, since the VMM
 //! may need an answer from the message thread before it answers the request's
-//! question.
+//! question; after a stop, a reset or an end is acknowledged, nothing of the
+//! guest's memory is read or written for what was under way.
 
 pub mod attended;
 pub mod backend;
+mod bounded;
+mod call;
 mod defect;
 mod desk;
 mod doorbell;
+mod flight;
 mod heap;
 mod inherited;
 mod lane;
@@ -52,7 +61,9 @@ pub mod serve;
 pub mod socket;
 mod stale;
 mod stead;
+mod vring;
 mod watchman;
+mod withdrawal;
 
 #[cfg(test)]
 #[path = "../../tests/driver/mod.rs"]

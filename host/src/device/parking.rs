@@ -11,7 +11,7 @@
 //! queue, so that the one that ends the wait finds room in its ring.
 
 use std::sync::Arc;
-use std::thread::JoinHandle;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::time::Duration;
 
 use parking_lot::Mutex;
@@ -63,7 +63,8 @@ struct State {
     asking: Vec<usize>,
     /// Queues that stopped waiting meanwhile.
     cancelled: Vec<Option<usize>>,
-    thread: Option<JoinHandle<()>>,
+    /// Nothing is sent; it is gone when the thread is.
+    thread: Option<Receiver<()>>,
     closed: bool,
 }
 
@@ -119,15 +120,18 @@ impl Parking {
         let (shared, desk) = (Arc::clone(&self.state), Arc::clone(&self.desk));
         let defects = Arc::clone(&self.defects);
         let span = tracing::Span::current();
-        let thread = std::thread::Builder::new()
+        let (alive, thread) = channel();
+        let spawned = std::thread::Builder::new()
             .name("parked".into())
             .spawn(move || {
+                let _alive: Sender<()> = alive;
                 span.in_scope(|| defects.survive("locks", || attend(&shared, &desk)));
+                desk.prune();
             });
-        if let Err(error) = &thread {
-            tracing::warn!(%error, "no thread to wait for locks");
+        match spawned {
+            Ok(_) => state.thread = Some(thread),
+            Err(error) => tracing::warn!(%error, "no thread to wait for locks"),
         }
-        state.thread = thread.ok();
         state.thread.is_some()
     }
 
@@ -145,14 +149,17 @@ impl Parking {
         }
     }
 
-    /// Ends everything that waits, and the thread.
-    pub(super) fn close(&self) {
+    /// Ends everything that waits, and the thread, unless a file system or the
+    /// guest's memory keeps it for longer than `patience`.
+    pub(super) fn close(&self, patience: Duration) {
         self.state.lock().closed = true;
         self.cancel(None);
         self.desk.bell().ring();
         let thread = self.state.lock().thread.take();
-        if let Some(thread) = thread {
-            let _ = thread.join();
+        if let Some(thread) = thread
+            && thread.recv_timeout(patience) == Err(RecvTimeoutError::Timeout)
+        {
+            tracing::warn!("a thread is stuck in a request for a lock and is given up");
         }
     }
 }

@@ -1,5 +1,4 @@
-//! One queue's ring: the framework's, with a doorbell and a count of what is
-//! in flight.
+//! One queue's ring, with a doorbell and a count of what is in flight.
 //!
 //! A request is taken with the ring locked, handled with nothing locked, and
 //! handed back with the ring locked again; who leads the queue does the last
@@ -11,50 +10,63 @@
 //!
 //! The guest is signalled once for several requests as long as more are
 //! waiting in its ring, but not much later than for the first of them.
+//!
+//! Laws: the ring's memory is the VMM's, which may keep a thread that touches
+//! it for ever, so who stops, resets or closes the ring waits for its lock no
+//! longer than for a request; nothing is written to the VMM's descriptors with
+//! the ring locked; a signal that was decided on counts as in flight until it
+//! is sent, lest the guest miss it when the ring is stopped.
 
 use std::cell::RefCell;
 use std::fs::File;
-use std::io;
 use std::os::fd::AsFd;
-use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
-use std::sync::{Arc, Condvar, MutexGuard};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
-use parking_lot::Mutex;
-use vhost_user_backend::{VringMutex, VringState, VringStateGuard, VringStateMutGuard, VringT};
-use virtio_queue::{DescriptorChain, Error, QueueOwnedT, QueueT};
+use arc_swap::ArcSwapOption;
+use parking_lot::{Mutex, MutexGuard};
+use vhost_user_backend::{VringMutex, VringT};
+use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
+use super::call::Call;
 use super::doorbell::Doorbell;
+use super::flight::Flight;
 
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 pub(super) type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
-type Guard<'a> = MutexGuard<'a, VringState<Memory>>;
 
 /// Requests handed back before the guest is told of the first, if it has more
 /// in its ring.
 const MAX_UNTOLD: u32 = 4;
+/// How long who has given up waits once more for the ring's lock: nobody has
+/// it for long but a thread that the VMM's memory keeps.
+const LAST_WAIT: Duration = Duration::from_millis(100);
 
 /// A queue's ring. Clones are the same ring.
 #[derive(Clone)]
-pub struct Ring(Arc<Inner>);
+pub struct Ring(pub(super) Arc<Inner>);
 
-struct Inner {
-    vring: VringMutex<Memory>,
-    memory: Memory,
+pub(super) struct Inner {
+    /// What the framework keeps of a ring. It serves nothing, and nobody has
+    /// it locked while guest memory is touched.
+    pub(super) vring: VringMutex<Memory>,
+    pub(super) queue: Mutex<Queue>,
+    pub(super) enabled: AtomicBool,
+    pub(super) started: AtomicBool,
+    pub(super) memory: Memory,
     bell: Doorbell,
     /// What the bell hears of the guest.
     kick: Mutex<Option<File>>,
-    /// Requests taken and not yet handed back in the lower half; in the upper
-    /// one the epoch, which is raised when requests are given up. Changed with
-    /// the ring locked.
-    flight: AtomicU64,
-    /// Somebody waits for `idle`.
-    draining: AtomicBool,
-    idle: Condvar,
+    call: ArcSwapOption<Call>,
+    /// Requests taken and not yet handed back, and signals not yet sent.
+    flight: Flight,
     /// Requests handed back of which the guest was not told. Changed with the
     /// ring locked.
     untold: AtomicU32,
+    /// Its client has gone: nothing is handed back any more.
+    closed: AtomicBool,
 }
 
 /// The right to hand a request back.
@@ -88,6 +100,14 @@ impl Completion {
     }
 }
 
+impl Completion {
+    /// Whether the guest still waits for it.
+    pub(super) fn is_awaited(&self) -> bool {
+        let done = self.done.as_ref();
+        done.is_some_and(|done| self.ring.awaits(&done.ticket))
+    }
+}
+
 impl Drop for Completion {
     fn drop(&mut self) {
         if let Some(done) = self.done.take() {
@@ -102,6 +122,8 @@ pub(super) enum Taken<'m> {
     Request(Chain<'m>, Ticket),
     /// Nothing more is available, or the ring was stopped.
     Nothing,
+    /// Nothing yet: the memory is not the guest's any more.
+    Outdated,
     /// The ring is not what a guest that keeps to the rules would make it.
     Broken(Error),
 }
@@ -111,9 +133,9 @@ thread_local! {
     static MADE: RefCell<Option<Vec<Ring>>> = const { RefCell::new(None) };
 }
 
-fn is_running(vring: &VringState<Memory>) -> bool {
-    vring.is_enabled() && vring.get_queue().ready()
-}
+/// A signal that was decided on, of this epoch.
+#[must_use = "the guest waits for it"]
+struct Signal(u32);
 
 impl Ring {
     /// Runs `make`, and answers the rings that it made as well: the framework
@@ -124,8 +146,30 @@ impl Ring {
         (made, MADE.take().unwrap_or_default())
     }
 
-    fn locked(&self) -> Guard<'_> {
-        self.0.vring.get_mut()
+    pub(super) fn create(memory: Memory, max_queue_size: u16) -> Result<Ring, Error> {
+        let mut queue = Queue::new(max_queue_size)?;
+        // Whether it is started is known without its lock.
+        queue.set_ready(true);
+        let ring = Ring(Arc::new(Inner {
+            vring: VringMutex::new(memory.clone(), max_queue_size)?,
+            queue: Mutex::new(queue),
+            enabled: AtomicBool::new(false),
+            started: AtomicBool::new(false),
+            memory,
+            // The framework's trait has no better name for it.
+            bell: Doorbell::new().map_err(|_| Error::QueueNotReady)?,
+            kick: Mutex::new(None),
+            call: ArcSwapOption::empty(),
+            flight: Flight::default(),
+            untold: AtomicU32::new(0),
+            closed: AtomicBool::new(false),
+        }));
+        MADE.with_borrow_mut(|made| made.iter_mut().for_each(|made| made.push(ring.clone())));
+        Ok(ring)
+    }
+
+    fn locked(&self) -> MutexGuard<'_, Queue> {
+        self.0.queue.lock()
     }
 
     /// What its threads sleep on.
@@ -142,49 +186,66 @@ impl Ring {
         done: Option<Done>,
         at_once: bool,
     ) -> Taken<'m> {
-        let mut vring = self.locked();
-        if let Some(done) = done {
-            self.put_back(&mut vring, memory, done);
-        }
-        let next = match is_running(&vring) {
-            true => match vring.get_queue_mut().iter(memory) {
-                Ok(mut available) => Ok(available.next()),
-                Err(error) => Err(error),
-            },
-            false => Ok(None),
+        let (taken, signal) = {
+            let mut queue = self.locked();
+            // With the ring locked: memory that is replaced is not withdrawn yet.
+            let current = self.0.memory.memory();
+            if let Some(done) = done {
+                self.put_back(&mut queue, &current, done);
+            }
+            let taken = match std::ptr::eq(&*current, memory) {
+                true => self.take(&mut queue, memory),
+                false => Taken::Outdated,
+            };
+            let more = matches!(taken, Taken::Request(..));
+            let is_time = at_once || !more || self.0.untold.load(Ordering::Relaxed) >= MAX_UNTOLD;
+            let tell = || self.tell(&mut queue, &current);
+            (taken, is_time.then(tell).flatten())
         };
-        let taken = match next {
+        self.send(signal);
+        taken
+    }
+
+    fn take<'m>(&self, queue: &mut Queue, memory: &'m GuestMemoryMmap) -> Taken<'m> {
+        if !self.is_running() {
+            return Taken::Nothing;
+        }
+        match queue.iter(memory).map(|mut available| available.next()) {
             Ok(Some(chain)) => {
-                // Under the ring's lock: who stops the ring afterwards sees it.
+                // With the ring locked: who stops it afterwards sees it.
                 let ticket = Ticket {
-                    epoch: self.enter(),
+                    epoch: self.0.flight.enter(),
                     head: chain.head_index(),
                 };
                 Taken::Request(chain, ticket)
             }
             Ok(None) => Taken::Nothing,
             Err(error) => Taken::Broken(error),
-        };
-        let more = matches!(taken, Taken::Request(..));
-        if at_once || !more || self.0.untold.load(Ordering::Relaxed) >= MAX_UNTOLD {
-            self.tell(&mut vring, memory);
         }
-        taken
     }
 
     /// Hands back one request and tells the guest.
     pub(super) fn hand_back(&self, done: Done) {
-        let memory = self.0.memory.memory();
-        let mut vring = self.locked();
-        self.put_back(&mut vring, &memory, done);
-        self.tell(&mut vring, &memory);
+        if !self.awaits(&done.ticket) {
+            return self.0.flight.leave(done.ticket.epoch);
+        }
+        let signal = {
+            let mut queue = self.locked();
+            let memory = self.0.memory.memory();
+            self.put_back(&mut queue, &memory, done);
+            self.tell(&mut queue, &memory)
+        };
+        self.send(signal);
     }
 
     /// Tells the guest of what it was not told.
     pub(super) fn tell_rest(&self) {
         if self.0.untold.load(Ordering::Relaxed) > 0 {
-            let memory = self.0.memory.memory();
-            self.tell(&mut self.locked(), &memory);
+            let signal = {
+                let mut queue = self.locked();
+                self.tell(&mut queue, &self.0.memory.memory())
+            };
+            self.send(signal);
         }
     }
 
@@ -196,26 +257,19 @@ impl Ring {
         }
     }
 
-    fn enter(&self) -> u32 {
-        let flight = self.0.flight.load(Ordering::Relaxed);
-        self.0.flight.store(flight + 1, Ordering::Relaxed);
-        (flight >> 32) as u32
+    /// Whether a request was not given up, nor its client gone.
+    pub(super) fn awaits(&self, ticket: &Ticket) -> bool {
+        self.0.flight.is_of(ticket.epoch) && !self.0.closed.load(Ordering::SeqCst)
     }
 
-    fn put_back(&self, vring: &mut Guard<'_>, memory: &GuestMemoryMmap, done: Done) {
+    fn put_back(&self, queue: &mut Queue, memory: &GuestMemoryMmap, done: Done) {
         let Done { ticket, used } = done;
-        let flight = self.0.flight.load(Ordering::Relaxed);
-        let in_flight = flight as u32;
-        if (flight >> 32) as u32 != ticket.epoch || in_flight == 0 {
-            return;
-        }
-        self.0.flight.store(flight - 1, Ordering::Relaxed);
-        if in_flight == 1 && self.0.draining.load(Ordering::Relaxed) {
-            self.0.idle.notify_all();
+        if !self.awaits(&ticket) {
+            return self.0.flight.leave(ticket.epoch);
         }
         // Errors: the ring lies in memory that the VMM took away, or the
         // guest named a descriptor that does not exist. Nobody to tell.
-        match vring.get_queue_mut().add_used(memory, ticket.head, used) {
+        match queue.add_used(memory, ticket.head, used) {
             Ok(()) => {
                 let untold = self.0.untold.load(Ordering::Relaxed);
                 self.0.untold.store(untold + 1, Ordering::Relaxed);
@@ -224,59 +278,85 @@ impl Ring {
                 tracing::debug!(head = ticket.head, %error, "cannot hand back a request");
             }
         }
+        self.0.flight.leave(ticket.epoch);
     }
 
-    fn tell(&self, vring: &mut Guard<'_>, memory: &GuestMemoryMmap) {
+    /// With the ring locked; what it answers is sent with nothing locked.
+    fn tell(&self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Option<Signal> {
         if self.0.untold.load(Ordering::Relaxed) == 0 {
-            return;
+            return None;
         }
         self.0.untold.store(0, Ordering::Relaxed);
-        let wanted = vring.get_queue_mut().needs_notification(memory);
-        if wanted.unwrap_or(true)
-            && let Err(error) = vring.signal_used_queue()
+        let wanted = queue.needs_notification(memory).unwrap_or(true);
+        wanted.then(|| Signal(self.0.flight.enter()))
+    }
+
+    fn send(&self, signal: Option<Signal>) {
+        let Some(Signal(epoch)) = signal else {
+            return;
+        };
+        if let Some(call) = &*self.0.call.load()
+            && let Err(error) = call.signal()
         {
             tracing::debug!(%error, "cannot signal the guest");
         }
+        self.0.flight.leave(epoch);
     }
 
-    /// Waits until nothing is in flight; after `patience` gives up whatever
-    /// still is and answers how many those were.
-    pub(super) fn drain(&self, patience: Duration) -> u32 {
-        let deadline = Instant::now() + patience;
-        let mut vring = self.locked();
-        loop {
-            let flight = self.0.flight.load(Ordering::Relaxed);
-            let in_flight = flight as u32;
-            let left = deadline.saturating_duration_since(Instant::now());
-            if in_flight == 0 || left.is_zero() {
-                self.0.draining.store(false, Ordering::Relaxed);
-                if in_flight > 0 {
-                    let epoch = (flight >> 32).wrapping_add(1) & u64::from(u32::MAX);
-                    self.0.flight.store(epoch << 32, Ordering::Relaxed);
-                }
-                return in_flight;
+    /// Waits until nothing is in flight; at `deadline` gives up whatever still
+    /// is and answers how many those were.
+    pub(super) fn drain(&self, deadline: Instant) -> u32 {
+        while self.0.flight.has_landed_by(deadline) {
+            // Who found the ring running before it was stopped lets go of it
+            // before us, and its request is counted.
+            match self.0.queue.try_lock_until(deadline) {
+                Some(_) if self.0.flight.count() == 0 => return 0,
+                Some(_) => {}
+                None => break,
             }
-            self.0.draining.store(true, Ordering::Relaxed);
-            vring = match self.0.idle.wait_timeout(vring, left) {
-                Ok((vring, _)) => vring,
-                Err(poisoned) => poisoned.into_inner().0,
-            };
+        }
+        self.give_up()
+    }
+
+    /// What is in flight is not waited for any more; how many those are, the
+    /// thread counted that has the ring locked and cannot let go of it.
+    pub(super) fn give_up(&self) -> u32 {
+        // Without the lock as well: its owner may be stuck in guest memory.
+        let locked = self.0.queue.try_lock_for(LAST_WAIT);
+        self.0.flight.give_up() + u32::from(locked.is_none())
+    }
+
+    /// Waits until nobody has the ring locked who may still use memory that
+    /// was replaced.
+    pub(super) fn pass(&self) {
+        drop(self.0.queue.try_lock_for(LAST_WAIT));
+    }
+
+    /// Its client has gone.
+    pub(super) fn close(&self) {
+        self.0.closed.store(true, Ordering::SeqCst);
+        self.free_senders();
+        self.changed();
+    }
+
+    /// Wakes threads that the VMM keeps in a signal.
+    pub(super) fn free_senders(&self) {
+        if let Some(call) = &*self.0.call.load() {
+            call.free();
         }
     }
 
     /// Requests taken and not yet handed back.
     #[cfg(test)]
     pub(super) fn in_flight(&self) -> u32 {
-        let _vring = self.locked();
-        self.0.flight.load(Ordering::Relaxed) as u32
+        self.0.flight.count()
     }
 
     /// Whether a started ring holds requests. A broken one does: taking from
     /// it will tell.
     pub(super) fn is_waiting(&self) -> bool {
-        let vring = self.locked();
-        let queue = vring.get_queue();
-        is_running(&vring)
+        let queue = self.locked();
+        self.is_running()
             && queue
                 .avail_idx(&*self.0.memory.memory(), Ordering::Acquire)
                 .map_or(true, |index| index.0 != queue.next_avail())
@@ -284,18 +364,17 @@ impl Ring {
 
     /// Whether it is enabled and started.
     pub(super) fn is_running(&self) -> bool {
-        is_running(&self.locked())
+        self.0.enabled.load(Ordering::SeqCst) && self.0.started.load(Ordering::SeqCst)
     }
 
     /// Its descriptors.
     pub(super) fn size(&self) -> usize {
-        usize::from(self.locked().get_queue().size())
+        usize::from(self.locked().size())
     }
 
     /// Address and bytes of descriptor table, available and used ring.
     pub(super) fn parts(&self) -> [(u64, u32); 3] {
-        let vring = self.locked();
-        let queue = vring.get_queue();
+        let queue = self.locked();
         let size = u32::from(queue.size());
         [
             (queue.desc_table(), 16 * size),
@@ -307,29 +386,43 @@ impl Ring {
     /// Lets the guest kick again. True if it has added requests meanwhile,
     /// which no kick will announce.
     pub(super) fn listen(&self) -> Result<bool, Error> {
-        let mut vring = self.locked();
-        match is_running(&vring) {
-            true => vring.enable_notification(),
+        let mut queue = self.locked();
+        match self.is_running() {
+            true => queue.enable_notification(&*self.0.memory.memory()),
             false => Ok(false),
         }
     }
 
     /// Asks the guest not to kick while its ring is being emptied.
     pub(super) fn hush(&self) -> Result<(), Error> {
-        let mut vring = self.locked();
-        match is_running(&vring) {
-            true => vring.disable_notification(),
+        let mut queue = self.locked();
+        match self.is_running() {
+            true => queue.disable_notification(&*self.0.memory.memory()),
             false => Ok(()),
         }
     }
 
     /// Somebody should look whether there is something to do.
-    fn changed(&self) {
+    pub(super) fn changed(&self) {
         self.0.bell.ring();
     }
 
+    /// From now on this descriptor signals the guest, and no other.
+    pub(super) fn signal_by(&self, call: Option<File>) {
+        let call = call.and_then(|call| match Call::new(call) {
+            Ok(call) => Some(Arc::new(call)),
+            Err(error) => {
+                tracing::warn!(%error, "a queue's guest cannot be signalled");
+                None
+            }
+        });
+        if let Some(old) = self.0.call.swap(call) {
+            old.free();
+        }
+    }
+
     /// From now on this kick descriptor is heard, and no other.
-    fn hear(&self, kick: Option<File>) {
+    pub(super) fn hear(&self, kick: Option<File>) {
         let mut heard = self.0.kick.lock();
         if let Some(old) = heard.take() {
             self.0.bell.forget(old.as_fd());
@@ -340,127 +433,5 @@ impl Ring {
             tracing::warn!(%error, "a queue's kicks cannot be heard");
         }
         *heard = kick;
-    }
-}
-
-impl<'a> VringStateGuard<'a, Memory> for Ring {
-    type G = Guard<'a>;
-}
-
-impl<'a> VringStateMutGuard<'a, Memory> for Ring {
-    type G = Guard<'a>;
-}
-
-/// What the framework sees. It watches no kicks for us and has no workers.
-impl VringT<Memory> for Ring {
-    fn new(memory: Memory, max_queue_size: u16) -> Result<Ring, Error> {
-        let ring = Ring(Arc::new(Inner {
-            vring: VringMutex::new(memory.clone(), max_queue_size)?,
-            memory,
-            // The trait has no better name for it.
-            bell: Doorbell::new().map_err(|_| Error::QueueNotReady)?,
-            kick: Mutex::new(None),
-            flight: AtomicU64::new(0),
-            draining: AtomicBool::new(false),
-            idle: Condvar::new(),
-            untold: AtomicU32::new(0),
-        }));
-        MADE.with_borrow_mut(|made| made.iter_mut().for_each(|made| made.push(ring.clone())));
-        Ok(ring)
-    }
-
-    fn get_ref(&self) -> Guard<'_> {
-        self.0.vring.get_ref()
-    }
-
-    fn get_mut(&self) -> Guard<'_> {
-        self.locked()
-    }
-
-    fn add_used(&self, desc_index: u16, len: u32) -> Result<(), Error> {
-        self.0.vring.add_used(desc_index, len)
-    }
-
-    fn signal_used_queue(&self) -> io::Result<()> {
-        self.0.vring.signal_used_queue()
-    }
-
-    fn enable_notification(&self) -> Result<bool, Error> {
-        self.0.vring.enable_notification()
-    }
-
-    fn disable_notification(&self) -> Result<(), Error> {
-        self.0.vring.disable_notification()
-    }
-
-    fn needs_notification(&self) -> Result<bool, Error> {
-        self.0.vring.needs_notification()
-    }
-
-    fn set_enabled(&self, enabled: bool) {
-        self.0.vring.set_enabled(enabled);
-        self.changed();
-    }
-
-    fn set_queue_info(&self, table: u64, available: u64, used: u64) -> Result<(), Error> {
-        self.0.vring.set_queue_info(table, available, used)
-    }
-
-    fn queue_next_avail(&self) -> u16 {
-        self.0.vring.queue_next_avail()
-    }
-
-    fn set_queue_next_avail(&self, base: u16) {
-        self.0.vring.set_queue_next_avail(base);
-    }
-
-    fn set_queue_next_used(&self, index: u16) {
-        self.0.vring.set_queue_next_used(index);
-    }
-
-    fn queue_used_idx(&self) -> Result<u16, Error> {
-        self.0.vring.queue_used_idx()
-    }
-
-    fn set_queue_size(&self, descriptors: u16) {
-        self.0.vring.set_queue_size(descriptors);
-    }
-
-    fn set_queue_event_idx(&self, enabled: bool) {
-        self.0.vring.set_queue_event_idx(enabled);
-    }
-
-    fn set_queue_ready(&self, ready: bool) {
-        self.0.vring.set_queue_ready(ready);
-        self.changed();
-    }
-
-    /// The framework keeps a duplicate: it asks whether there is one.
-    fn set_kick(&self, kick: Option<File>) {
-        let duplicate = kick.as_ref().map(File::try_clone).transpose();
-        match duplicate {
-            Ok(duplicate) => {
-                self.hear(kick);
-                self.0.vring.set_kick(duplicate);
-            }
-            Err(error) => {
-                tracing::warn!(%error, "a queue's kicks cannot be heard");
-                self.hear(None);
-                self.0.vring.set_kick(kick);
-            }
-        }
-        self.changed();
-    }
-
-    fn read_kick(&self) -> io::Result<bool> {
-        Ok(self.0.vring.get_ref().is_enabled())
-    }
-
-    fn set_call(&self, call: Option<File>) {
-        self.0.vring.set_call(call);
-    }
-
-    fn set_err(&self, error: Option<File>) {
-        self.0.vring.set_err(error);
     }
 }

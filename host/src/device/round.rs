@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::time::Instant;
 
 use virtio_queue::Error;
-use vm_memory::GuestAddressSpace;
+use vm_memory::GuestMemoryMmap;
 
 use crate::server::{Pace, Parked, Stead};
 
@@ -151,36 +151,26 @@ impl Round {
             at,
             under_way: UnderWay::default(),
         };
-        let (mut taken, mut done) = (0, None);
+        let (mut taken, mut done, mut last) = (0, None, 0);
         let mut clock = Instant::now();
         let result = loop {
             if lane.is_closing() || (taken >= VISIT && self.others_wait()) {
                 break Ok(());
             }
-            let memory = desk.memory.memory();
+            let memory = desk.memory_after(&mut last);
             // To tell late, somebody else must be able to tell instead.
             let at_once = !office.pool.has_room();
             let (chain, ticket) = match lane.ring().turn(&memory, done.take(), at_once) {
                 Taken::Request(chain, ticket) => (chain, ticket),
                 Taken::Nothing => break Ok(()),
+                Taken::Outdated => continue,
                 Taken::Broken(error) => break Err(error),
             };
             taken += 1;
             let began = clock;
             pace.under_way.begin(ticket);
             let handled = desk.handle(&memory, chain, &pace, &mut clock);
-            match handled {
-                Handled::Used(used) => {
-                    done = pace.under_way.end().map(|ticket| Done { ticket, used });
-                }
-                Handled::Waits(reply_at, parked) => {
-                    if let Some(ticket) = pace.under_way.end() {
-                        park(lane, ticket, reply_at, parked);
-                    }
-                }
-                // Who has answered may only be about to take the ticket.
-                Handled::Elsewhere => self.leaders[0].lane.take_back(),
-            }
+            done = self.conclude(lane, &pace, &memory, handled);
             desk.settle();
             office.minding.note(clock.saturating_duration_since(began));
             if !leader.goes_on(began) {
@@ -191,11 +181,44 @@ impl Round {
             lane.ring().hand_back(done);
             desk.settle();
         }
+        drop(desk.memory_after(&mut last));
         lane.tally.served(taken);
         if at > 0 {
             lane.tally.minded(taken);
         }
         result.map(|()| taken)
+    }
+
+    /// What there is to hand back of a request that was handled.
+    fn conclude(
+        &self,
+        lane: &Lane,
+        pace: &Visit<'_>,
+        memory: &GuestMemoryMmap,
+        handled: Handled,
+    ) -> Option<Done> {
+        let desk = &self.office.desk;
+        match handled {
+            Handled::Used(used) => {
+                let ticket = pace.under_way.end()?;
+                Some(Done { ticket, used })
+            }
+            Handled::Unreached(reply_at, request) => {
+                let ticket = pace.under_way.end()?;
+                let is_awaited = || lane.ring().awaits(&ticket);
+                let used = desk.reach(memory, &request, reply_at, is_awaited);
+                Some(Done { ticket, used })
+            }
+            Handled::Waits(reply_at, parked) => {
+                park(lane, pace.under_way.end()?, reply_at, parked);
+                None
+            }
+            // Who has answered may only be about to take the ticket.
+            Handled::Elsewhere => {
+                self.leaders[0].lane.take_back();
+                None
+            }
+        }
     }
 
     fn others_wait(&self) -> bool {

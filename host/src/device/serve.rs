@@ -1,8 +1,8 @@
 //! One client after the other, until told to stop.
 //!
-//! While a client is served, a doorman turns others away with a message, lest
-//! they wait in the backlog without a word. When the client goes, its threads
-//! are joined, its memory is unmapped, and everything it had is dropped
+//! While a client is served, others are turned away with a message, lest they
+//! wait in the backlog without a word. When the client goes, its threads are
+//! joined or given up, its memory is unmapped, and everything it had is dropped
 //! before the next one is let in.
 
 use std::io;
@@ -21,7 +21,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::server::Server;
 
-use super::backend::{Device, Limits};
+use super::backend::{Device, END_PATIENCE, Limits};
 use super::heap;
 use super::ring::Ring;
 use super::seat::Seat;
@@ -197,7 +197,7 @@ fn serve_client(
             if let Some(handle) = daemon.shutdown_handle() {
                 device.end_by(move || handle.shutdown());
             }
-            attend(&mut daemon, socket, stop)
+            attend(daemon, socket, stop)
         }
         // The client was gone before it was let in.
         Err(error) => {
@@ -206,7 +206,6 @@ fn serve_client(
         }
     };
     device.hang_up();
-    drop(daemon);
     server.log_counters();
     device.forget_client();
     drop(device);
@@ -215,31 +214,30 @@ fn serve_client(
     served
 }
 
-/// Waits until the client has gone, with a doorman at the door.
+/// Waits until the client has gone, and turns others away. A thread of its own
+/// waits for the framework's, which a descriptor that the client sent may keep
+/// for ever: that is given up some time after the connection was ended.
 fn attend(
-    daemon: &mut VhostUserDaemon<Arc<Device>>,
+    mut daemon: VhostUserDaemon<Arc<Device>>,
     socket: &Socket,
     stop: &Stop,
 ) -> Result<(), ServeError> {
     tracing::info!("client connected");
-    let over = event().map_err(io_error("create an event"))?;
+    let over = Arc::new(event().map_err(io_error("create an event"))?);
     let shutdown = daemon.shutdown_handle();
-    let span = tracing::Span::current();
-    thread::scope(|scope| {
-        let doorman = thread::Builder::new()
-            .name("doorman".into())
-            .spawn_scoped(scope, || {
-                let _in_span = span.enter();
-                guard_door(socket.listener(), stop, &over, shutdown.as_ref());
-            });
-        if doorman.is_err() {
-            daemon.request_shutdown();
-        }
-        let result = daemon.wait();
-        ring(&over);
-        note_end(result);
-        doorman.map(drop).map_err(io_error("start a thread"))
-    })
+    let (rung, span) = (Arc::clone(&over), tracing::Span::current());
+    let waiter = thread::Builder::new().name("client".into()).spawn(move || {
+        let _in_span = span.enter();
+        note_end(daemon.wait());
+        ring(&rung);
+    });
+    // Without it the framework is dropped, which ends the connection.
+    waiter.map_err(io_error("start a thread"))?;
+    guard_door(socket.listener(), stop, &over, shutdown.as_ref());
+    if !is_rung_within(&over, END_PATIENCE) {
+        tracing::warn!("the client's connection is stuck in a message and is given up");
+    }
+    Ok(())
 }
 
 fn guard_door(

@@ -21,6 +21,8 @@ pub enum Served {
     Parked(Parked),
     /// Another thread has answered it meanwhile.
     Elsewhere,
+    /// It was answered, but the place for the answer is not there.
+    Unreached(Unanswered),
 }
 
 /// What is to be done with a request that has to wait.

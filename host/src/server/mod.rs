@@ -260,7 +260,7 @@ impl Server {
         let if_blocked = IfBlocked::Refuse(Errno::AGAIN);
         match self.serve(sides, if_blocked, &Alone, &mut Instant::now()) {
             Served::Answered(used) => used,
-            Served::Parked(_) | Served::Elsewhere => 0,
+            Served::Parked(_) | Served::Elsewhere | Served::Unreached(_) => 0,
         }
     }
 
@@ -327,10 +327,12 @@ impl Server {
             }
             Err(errno) => Err(errno),
         };
-        let used = match opcode {
-            Some(Opcode::Forget | Opcode::BatchForget) => 0,
-            _ => self.finish(header, reply, result),
-        };
+        let (mut used, mut is_reached) = (0, true);
+        if !matches!(opcode, Some(Opcode::Forget | Opcode::BatchForget)) {
+            let has_room = reply.fits_header();
+            used = self.finish(header, reply, result);
+            is_reached = used > 0 || !has_room;
+        }
         *clock = Instant::now();
         let taken = clock.saturating_duration_since(started);
         tracing::trace!(
@@ -338,7 +340,15 @@ impl Server {
             nodeid = header.nodeid, used, ?taken, error = ?result.err(), "request"
         );
         self.counters.record(opcode, taken, result.is_err());
-        Served::Answered(used)
+        match is_reached {
+            true => Served::Answered(used),
+            false => Served::Unreached(Unanswered {
+                opcode,
+                unique: header.unique,
+                started,
+                _admitted: admitted,
+            }),
+        }
     }
 
     /// Notes pages of guest memory that vanished under a request or a ring.

@@ -92,4 +92,10 @@ impl Server {
         tracing::trace!(op = ?opcode, unique, ?taken, error = ?outcome.err(), "answered late");
         Reply::new(writer).finish(unique, outcome)
     }
+
+    /// Puts an error where the guest expects the answer, of a request that was
+    /// counted but whose answer did not arrive; the used length.
+    pub fn answer_again(&self, request: &Unanswered, errno: Errno, writer: Writer<'_>) -> u32 {
+        Reply::new(writer).finish(request.unique, Err(errno))
+    }
 }

@@ -304,10 +304,15 @@ impl Vmm {
             avail_ring_addr: at(avail),
             log_addr: None,
         };
-        let (kick, call) = (&self.kicks[index], &self.calls[index]);
         self.front.set_vring_num(index, SIZE).expect("taken");
         self.front.set_vring_base(index, 0).expect("taken");
         self.front.set_vring_addr(index, &rings).expect("taken");
+        self.start_again(index);
+    }
+
+    /// Starts queue `index` where its rings were put.
+    pub(super) fn start_again(&self, index: usize) {
+        let (kick, call) = (&self.kicks[index], &self.calls[index]);
         self.front.set_vring_call(index, call).expect("taken");
         self.front.set_vring_kick(index, kick).expect("taken");
         self.front
@@ -319,6 +324,18 @@ impl Vmm {
     fn init(&mut self) {
         let (error, _) = self.ask(Opcode::Init, 0, init_in().as_bytes());
         assert_eq!(error, 0, "INIT");
+    }
+
+    /// Queue `index` signals the guest by `call` from now on.
+    pub(super) fn signal_by(&self, index: usize, call: &EventFd) {
+        self.front.set_vring_call(index, call).expect("taken");
+    }
+
+    /// Offers the chain at 0, and waits for nothing.
+    pub(super) fn send(&mut self, chain: &[Buffer]) {
+        self.describe(chain);
+        self.driver.offer(0);
+        self.kick(1);
     }
 
     /// Announces `file` as memory at `gpa`.
@@ -344,6 +361,11 @@ impl Vmm {
 
     /// Offers a chain and waits until it is handed back; the used length.
     pub(super) fn give(&mut self, chain: &[Buffer]) -> u32 {
+        self.describe(chain);
+        self.offer()
+    }
+
+    fn describe(&self, chain: &[Buffer]) {
         let last = chain.len() - 1;
         for (index, &(addr, len, writable)) in chain.iter().enumerate() {
             let more = if index < last { NEXT } else { 0 };
@@ -351,7 +373,6 @@ impl Vmm {
             let (at, next) = (index as u16, index as u16 + 1);
             self.driver.descriptor(at, addr, len, flags, next);
         }
-        self.offer()
     }
 
     /// Offers the chain at 0, as it is in the table.
@@ -452,11 +473,17 @@ fn init_in() -> InitIn {
     }
 }
 
-impl Drop for Vmm {
+impl Vmm {
     /// Hangs up: the threads that announce hold the connection too.
-    fn drop(&mut self) {
+    pub(super) fn disconnect(&self) {
         // SAFETY: `front` is open for as long as `self` is.
         let stream = unsafe { BorrowedFd::borrow_raw(self.front.as_raw_fd()) };
         let _ = rustix::net::shutdown(stream, rustix::net::Shutdown::Both);
+    }
+}
+
+impl Drop for Vmm {
+    fn drop(&mut self) {
+        self.disconnect();
     }
 }
