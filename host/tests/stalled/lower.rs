@@ -8,7 +8,7 @@ use std::time::{Duration, SystemTime};
 use fuser::{
     BackgroundSession, Config, Errno, FileAttr, FileHandle, FileType, Filesystem, FopenFlags,
     Generation, INodeNo, LockOwner, OpenFlags, ReplyAttr, ReplyData, ReplyEmpty, ReplyEntry,
-    ReplyOpen, Request,
+    ReplyOpen, ReplyWrite, Request, WriteFlags,
 };
 use parking_lot::Mutex;
 
@@ -22,8 +22,11 @@ pub(crate) const SLOW: &str = "slow";
 pub(crate) const FROZEN: &str = "frozen";
 /// The same; their opens can be held back, too, and they can be mapped.
 pub(crate) const OPENED: [&str; 2] = ["opened", "opened-too"];
-const NAMES: [&str; 4] = [SLOW, FROZEN, OPENED[0], OPENED[1]];
+/// As the slow one, but read and written through the page cache.
+pub(crate) const CACHED: &str = "cached";
+const NAMES: [&str; 5] = [SLOW, FROZEN, OPENED[0], OPENED[1], CACHED];
 const FROZEN_INO: u64 = 3;
+const CACHED_INO: u64 = 6;
 
 /// A mounted file system; unmounted on drop, with everything let go.
 pub(crate) struct Lower {
@@ -41,6 +44,8 @@ struct State {
     opens: usize,
     /// From which on they are held back.
     stalled_opens: Option<usize>,
+    /// What was written, in this order: where, and what.
+    written: Vec<(u64, Vec<u8>)>,
 }
 
 /// A request without its answer.
@@ -49,6 +54,7 @@ enum Held {
     Attr(ReplyAttr, u64),
     Fsync(ReplyEmpty),
     Open(ReplyOpen),
+    Write(ReplyWrite, u32),
 }
 
 impl Held {
@@ -58,6 +64,7 @@ impl Held {
             Held::Attr(reply, ino) => reply.attr(&Duration::ZERO, &attr(ino)),
             Held::Fsync(reply) => reply.ok(),
             Held::Open(reply) => reply.opened(FileHandle(0), FopenFlags::empty()),
+            Held::Write(reply, len) => reply.written(len),
         }
     }
 }
@@ -115,6 +122,11 @@ impl Lower {
         eventually(&format!("{count} requests held"), || self.held() == count);
     }
 
+    /// What was written so far: where, and what.
+    pub(crate) fn written(&self) -> Vec<(u64, Vec<u8>)> {
+        self.state.lock().written.clone()
+    }
+
     /// Answers everything.
     pub(crate) fn release(&self) {
         let mut state = self.state.lock();
@@ -166,6 +178,21 @@ impl Files {
     }
 }
 
+impl Files {
+    fn open_to_be_held(&self, reply: ReplyOpen) {
+        let mut state = self.0.lock();
+        let held = Held::Open(reply);
+        let is_stalled = state
+            .stalled_opens
+            .is_some_and(|first| state.opens >= first);
+        state.opens += 1;
+        match is_stalled {
+            true => state.held.push(held),
+            false => held.answer(),
+        }
+    }
+}
+
 impl Filesystem for Files {
     fn lookup(&self, _: &Request, _: INodeNo, name: &OsStr, reply: ReplyEntry) {
         match (2..).zip(NAMES).find(|(_, known)| name == *known) {
@@ -182,21 +209,13 @@ impl Filesystem for Files {
     }
 
     fn open(&self, _: &Request, ino: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        if u64::from(ino) > FROZEN_INO {
-            let mut state = self.0.lock();
-            let held = Held::Open(reply);
-            let is_stalled = state
-                .stalled_opens
-                .is_some_and(|first| state.opens >= first);
-            state.opens += 1;
-            match is_stalled {
-                true => state.held.push(held),
-                false => held.answer(),
-            }
-            return;
-        }
-        // Each read is a request of its own.
-        reply.opened(FileHandle(0), FopenFlags::FOPEN_DIRECT_IO);
+        let flags = match u64::from(ino) {
+            CACHED_INO => FopenFlags::empty(),
+            ino if ino > FROZEN_INO => return self.open_to_be_held(reply),
+            // Each read is a request of its own.
+            _ => FopenFlags::FOPEN_DIRECT_IO,
+        };
+        reply.opened(FileHandle(0), flags);
     }
 
     fn read(
@@ -211,6 +230,22 @@ impl Filesystem for Files {
         reply: ReplyData,
     ) {
         self.answer(Held::Read(reply, offset, size), true);
+    }
+
+    fn write(
+        &self,
+        _: &Request,
+        _: INodeNo,
+        _: FileHandle,
+        offset: u64,
+        data: &[u8],
+        _: WriteFlags,
+        _: OpenFlags,
+        _: Option<LockOwner>,
+        reply: ReplyWrite,
+    ) {
+        self.0.lock().written.push((offset, data.to_vec()));
+        self.answer(Held::Write(reply, data.len() as u32), true);
     }
 
     fn fsync(&self, _: &Request, _: INodeNo, _: FileHandle, _: bool, reply: ReplyEmpty) {

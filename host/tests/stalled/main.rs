@@ -6,12 +6,19 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[path = "../driver/mod.rs"]
+mod driver;
 mod lower;
 mod padded;
 mod status;
+#[allow(dead_code, reason = "other test programs use the rest")]
+#[path = "../hostile/vmm.rs"]
+mod vmm;
+mod withdrawn;
 
 use std::io::Read;
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread::JoinHandle;
@@ -82,11 +89,7 @@ impl Scene {
     }
 
     fn queues(&self) -> Queues {
-        let mut socket = UnixStream::connect(self.place.path().join("status")).expect("listens");
-        let mut text = String::new();
-        socket.read_to_string(&mut text).expect("a document");
-        let mut status: Status = serde_json::from_str(&text).expect("a document");
-        status.shares.remove(0).queues
+        queues_of(&self.place.path().join("status"))
     }
 
     fn queue(&self) -> Queue {
@@ -114,6 +117,15 @@ impl Scene {
     fn others_go_on(&self, rounds: usize) -> Duration {
         others_go_on(self.session(), rounds)
     }
+}
+
+/// What the status document says at this socket.
+fn queues_of(status: &Path) -> Queues {
+    let mut socket = UnixStream::connect(status).expect("listens");
+    let mut text = String::new();
+    socket.read_to_string(&mut text).expect("a document");
+    let mut status: Status = serde_json::from_str(&text).expect("a document");
+    status.shares.remove(0).queues
 }
 
 fn others_go_on(session: &Session, rounds: usize) -> Duration {
