@@ -63,6 +63,12 @@ impl Capabilities {
         self.replace && self.partial_unmap
     }
 
+    /// The front end maps as QEMU does, which wants large pages for all that it
+    /// maps: a store into a hole may take the room of a whole range.
+    pub fn fills_holes(&self) -> bool {
+        !self.readonly_fd
+    }
+
     /// Where maps are announced, if all of them are.
     pub fn announcing_base(&self) -> Option<u64> {
         self.window_base.filter(|_| self.announced)

@@ -34,11 +34,17 @@ pub enum NoDax {
     /// Opened for writing, it would be copied to the upper layer.
     #[error("on overlayfs, which copies a file up when it is opened for writing")]
     CopiesUp,
+    /// The host's file system does not map it shared.
+    #[error("cannot be mapped shared on the host")]
+    NotMappable,
+    /// A store into a hole would take the room of a large page.
+    #[error("has holes, which stores through the front end's large pages would fill")]
+    Sparse,
 }
 
 impl NoDax {
     /// Names of the reasons, for reports.
-    pub const REASONS: [&'static str; 10] = [
+    pub const REASONS: [&'static str; 12] = [
         "off",
         "not-regular",
         "small",
@@ -49,6 +55,8 @@ impl NoDax {
         "past-end-of-file",
         "not-writable",
         "copies-up",
+        "not-mappable",
+        "sparse",
     ];
 
     /// Index into [`NoDax::REASONS`].
@@ -64,6 +72,8 @@ impl NoDax {
             NoDax::PastEndOfFile => 7,
             NoDax::NotWritable => 8,
             NoDax::CopiesUp => 9,
+            NoDax::NotMappable => 10,
+            NoDax::Sparse => 11,
         }
     }
 }

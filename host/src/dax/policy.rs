@@ -20,6 +20,8 @@ use super::padding::Padding;
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
 const ANY_EXECUTE: u32 = 0o111;
+/// Of `st_blocks`.
+const BLOCK_BYTES: u64 = 512;
 
 /// About where two or three reads of a file pay for its mapping in a guest of
 /// a stock QEMU (docs/dax-policy.md).
@@ -141,9 +143,12 @@ pub struct Candidate<'a> {
     /// Its path in the share, if it is still known; asked for only if some
     /// rule goes by it.
     pub path: &'a dyn Fn() -> Option<PathBuf>,
-    /// What is against opening it for writing; asked for only if it has to be
-    /// opened so whatever the guest wants.
-    pub writable: &'a dyn Fn() -> Result<(), NoDax>,
+    /// What is against mapping it; `true` if it has to be open for writing
+    /// whatever the guest wants.
+    pub mappable: &'a dyn Fn(bool) -> Result<(), NoDax>,
+    /// Whether it has a hole; asked for only if it has less blocks than its
+    /// size takes, as a compressed file has, too.
+    pub has_hole: &'a dyn Fn() -> bool,
 }
 
 impl DaxOptions {
@@ -183,17 +188,26 @@ impl DaxOptions {
         }
         self.names.check(file.name, file.path)?;
         self.may_map(attr.size, can, page_bytes)?;
-        match can.readonly_fd {
-            true => Ok(()),
-            false => self.may_open((file.writable)()),
+        match ((file.mappable)(!can.readonly_fd), self.mode) {
+            // Who asks for all files gets them, copies and filled holes included.
+            (Err(NoDax::CopiesUp), DaxMode::Always) => Ok(()),
+            (Ok(()), DaxMode::Inode) => self.keeps_holes(file, can),
+            (mappable, _) => mappable,
         }
     }
 
-    fn may_open(&self, writable: Result<(), NoDax>) -> Result<(), NoDax> {
-        match (writable, self.mode) {
-            // Who asks for all files gets them, copies included.
-            (Err(NoDax::CopiesUp), DaxMode::Always) => Ok(()),
-            (writable, _) => writable,
+    /// A store into a hole may take the room of a large page; a read-only
+    /// share has no stores.
+    fn fills_holes(&self, can: &Capabilities) -> bool {
+        !self.readonly && can.fills_holes()
+    }
+
+    fn keeps_holes(&self, file: &Candidate<'_>, can: &Capabilities) -> Result<(), NoDax> {
+        let blocks = file.attr.blocks.saturating_mul(BLOCK_BYTES);
+        let suspect = self.fills_holes(can) && blocks < file.attr.size;
+        match suspect && (file.has_hole)() {
+            true => Err(NoDax::Sparse),
+            false => Ok(()),
         }
     }
 
@@ -274,6 +288,11 @@ impl DaxOptions {
         }
         if !exclude.is_empty() {
             lines.push(format!("nothing that matches {}", exclude.join(" or ")));
+        }
+        if self.mode == DaxMode::Inode && self.fills_holes(can) {
+            let text = "no files with holes: the front end maps large pages, and a store would \
+                        fill whole ones";
+            lines.push(text.to_owned());
         }
         lines
     }

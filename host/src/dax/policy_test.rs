@@ -42,7 +42,8 @@ fn decide(options: &DaxOptions, attr: &Attr, can: &Capabilities) -> Result<(), N
         attr,
         name: OsStr::new("name"),
         path: &|| Some("dir/name".into()),
-        writable: &|| Ok(()),
+        mappable: &|_| Ok(()),
+        has_hole: &|| false,
     };
     options.decide(&file, can, 4096)
 }
@@ -107,17 +108,67 @@ fn what_cannot_be_opened_for_writing_is_mapped_only_read_only() {
             attr: &file(1 << 20),
             name: OsStr::new("name"),
             path: &|| None,
-            writable: &|| Err(why),
+            mappable: &|writable| match why {
+                NoDax::NotWritable if !writable => Ok(()),
+                why => Err(why),
+            },
+            has_hole: &|| false,
         };
         options.decide(&candidate, can, 4096)
     };
-    for why in [NoDax::NotWritable, NoDax::CopiesUp] {
-        assert_eq!(ask(DaxMode::Inode, &PLAIN, why), Ok(()));
-        assert_eq!(ask(DaxMode::Inode, &WRITABLE_ONLY, why), Err(why));
+    let (inode, always) = (DaxMode::Inode, DaxMode::Always);
+    for why in [NoDax::NotWritable, NoDax::CopiesUp, NoDax::NotMappable] {
+        assert_eq!(ask(inode, &WRITABLE_ONLY, why), Err(why));
     }
-    let always = |why| ask(DaxMode::Always, &WRITABLE_ONLY, why);
-    assert_eq!(always(NoDax::NotWritable), Err(NoDax::NotWritable));
-    assert_eq!(always(NoDax::CopiesUp), Ok(()));
+    assert_eq!(ask(inode, &PLAIN, NoDax::NotWritable), Ok(()));
+    assert_eq!(
+        ask(always, &WRITABLE_ONLY, NoDax::NotWritable),
+        Err(NoDax::NotWritable)
+    );
+    for can in [&PLAIN, &WRITABLE_ONLY] {
+        // A lower layer is no more what the file is, once it is written.
+        assert_eq!(ask(inode, can, NoDax::CopiesUp), Err(NoDax::CopiesUp));
+        assert_eq!(ask(always, can, NoDax::CopiesUp), Ok(()));
+        for mode in [inode, always] {
+            assert_eq!(ask(mode, can, NoDax::NotMappable), Err(NoDax::NotMappable));
+        }
+    }
+}
+
+#[test]
+fn holes_count_where_the_front_end_fills_them() {
+    let ask = |options: &DaxOptions, blocks, can: &Capabilities, has_hole| {
+        let attr = Attr {
+            blocks,
+            ..file(1 << 20)
+        };
+        let candidate = Candidate {
+            attr: &attr,
+            name: OsStr::new("name"),
+            path: &|| None,
+            mappable: &|_| Ok(()),
+            has_hole: &|| has_hole,
+        };
+        options.decide(&candidate, can, 4096)
+    };
+    let options = DaxOptions::default();
+    assert_eq!(ask(&options, 8, &WRITABLE_ONLY, true), Err(NoDax::Sparse));
+    assert_eq!(
+        ask(&options, 8, &WRITABLE_ONLY, false),
+        Ok(()),
+        "compressed"
+    );
+    assert_eq!(
+        ask(&options, 2048, &WRITABLE_ONLY, true),
+        Ok(()),
+        "not looked for"
+    );
+    assert_eq!(ask(&options, 8, &PLAIN, true), Ok(()));
+    let always = DaxOptions {
+        mode: DaxMode::Always,
+        ..Default::default()
+    };
+    assert_eq!(ask(&always, 8, &WRITABLE_ONLY, true), Ok(()));
 }
 
 #[test]
@@ -270,6 +321,8 @@ fn reasons_have_a_name_each() {
         NoDax::PastEndOfFile,
         NoDax::NotWritable,
         NoDax::CopiesUp,
+        NoDax::NotMappable,
+        NoDax::Sparse,
     ];
     let indices: Vec<usize> = all.iter().map(|reason| reason.reason()).collect();
     assert_eq!(indices, (0..NoDax::REASONS.len()).collect::<Vec<_>>());
@@ -288,7 +341,8 @@ fn the_policy_in_words() {
         "only what matches *.bin or data/**",
         "nothing that matches *.tmp",
     ];
-    assert_eq!(lines[2..], names);
+    assert_eq!(lines[2..4], names);
+    assert!(lines[4].starts_with("no files with holes: the front end maps large pages"));
     let all = DaxOptions {
         mode: DaxMode::Always,
         ..Default::default()

@@ -445,7 +445,8 @@ fn past_the_end_only_what_cannot_hurt_is_mapped() {
         attr: &attr,
         name: OsStr::new("file"),
         path: &|| None,
-        writable: &|| Ok(()),
+        mappable: &|_| Ok(()),
+        has_hole: &|| false,
     }));
     assert_eq!(dax.stats().files_with_dax, 0);
     assert_eq!(dax.stats().files_without_dax.iter().sum::<u64>(), 1);

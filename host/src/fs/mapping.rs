@@ -1,39 +1,97 @@
 //! Files for the window.
 
 use std::collections::HashSet;
+use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
 
 use parking_lot::Mutex;
-use rustix::fs::{Access, AtFlags, OFlags};
+use rustix::fs::{Access, AtFlags, OFlags, SeekFrom, StatxAttributes, StatxFlags};
 use rustix::io::Errno;
+use vm_memory::{FileOffset, MmapRegion};
 
+use super::inode::Inode;
 use super::procfd::ProcFd;
 use super::{HostInode, SharedDir};
 use crate::dax::{MapFile, MapSource, NoDax, StoreRange};
 
-/// statfs(2).
-const OVERLAYFS_SUPER_MAGIC: u64 = 0x794c_7630;
+/// What may be opened for writing only to append, or not at all, whoever may
+/// write it.
+const FIXED: StatxAttributes = StatxAttributes::APPEND.union(StatxAttributes::VERITY);
 
 impl SharedDir {
-    /// Whether the file could be opened for writing with no other effect;
-    /// found out without doing so. Immutable files, read-only mounts and
-    /// files of others are reasons.
+    /// Whether the file can be mapped shared; `writable`: by a descriptor that
+    /// is open for writing. It is opened only where nothing else tells: on a
+    /// server's file system.
     ///
     /// # Errors
     ///
-    /// [`NoDax::NotWritable`] and [`NoDax::CopiesUp`].
-    pub fn opens_writable(&self, nodeid: u64) -> Result<(), NoDax> {
-        let not = |_: Errno| NoDax::NotWritable;
-        let inode = self.inode(nodeid).map_err(not)?;
-        let fd = inode.fd().map_err(not)?;
+    /// [`NoDax::NotWritable`], [`NoDax::CopiesUp`] and [`NoDax::NotMappable`].
+    pub fn mappable(&self, nodeid: u64, writable: bool) -> Result<(), NoDax> {
+        let inode = self.inode(nodeid).map_err(|_| NoDax::NotMappable)?;
+        if writable {
+            self.opens_writable(&inode)
+                .map_err(|_| NoDax::NotWritable)?;
+        }
+        match inode.mount() {
+            mount if mount.copies_up() => Err(NoDax::CopiesUp),
+            mount if mount.maps_every_file() => Ok(()),
+            _ => self.try_to_map(&inode, writable),
+        }
+    }
+
+    /// Whether the file could be opened for writing with no other effect, as
+    /// far as that is told without doing so. Immutable files, read-only mounts
+    /// and files of others are reasons why not.
+    fn opens_writable(&self, inode: &Inode) -> Result<(), Errno> {
+        let fd = inode.fd()?;
         let link = ProcFd::link(fd.as_fd());
         let flags = AtFlags::EACCESS;
-        rustix::fs::accessat(self.proc.dir(), link.as_c_str(), Access::WRITE_OK, flags)
-            .map_err(not)?;
-        match rustix::fs::fstatfs(&fd).map_err(not)?.f_type as u64 {
-            OVERLAYFS_SUPER_MAGIC => Err(NoDax::CopiesUp),
-            _ => Ok(()),
+        rustix::fs::accessat(self.proc.dir(), link.as_c_str(), Access::WRITE_OK, flags)?;
+        let stat = rustix::fs::statx(&fd, c"", AtFlags::EMPTY_PATH, StatxFlags::empty())?;
+        match stat.stx_attributes.intersects(FIXED) {
+            true => Err(Errno::PERM),
+            false => Ok(()),
+        }
+    }
+
+    fn try_to_map(&self, inode: &Inode, writable: bool) -> Result<(), NoDax> {
+        let (access, why) = match writable {
+            true => (OFlags::RDWR, NoDax::NotWritable),
+            false => (OFlags::RDONLY, NoDax::NotMappable),
+        };
+        let file = self.reopen(inode, access | OFlags::NONBLOCK);
+        let start = FileOffset::new(File::from(file.map_err(|_| why)?), 0);
+        let page = rustix::param::page_size();
+        // No page of it is touched.
+        let mapped = MmapRegion::<()>::build(Some(start), page, libc::PROT_READ, libc::MAP_SHARED);
+        mapped.map(drop).map_err(|_| NoDax::NotMappable)
+    }
+
+    /// Whether there is a hole in the file; one that cannot be opened has none.
+    pub fn has_hole(&self, nodeid: u64) -> bool {
+        let hole = || {
+            let inode = self.inode(nodeid)?;
+            let file = self.reopen(&inode, OFlags::RDONLY | OFlags::NONBLOCK)?;
+            let first = rustix::fs::seek(&file, SeekFrom::Hole(0))?;
+            Ok::<bool, Errno>(first < rustix::fs::seek(&file, SeekFrom::End(0))?)
+        };
+        hole().unwrap_or(false)
+    }
+
+    /// Where a file is copied to another layer when it is opened for writing,
+    /// has that done: a mapping of the copy that was there before would show
+    /// the old bytes for ever. Where nothing can be written, nothing is copied.
+    fn copy_up(&self, inode: &Inode) -> Result<(), Errno> {
+        if !inode.mount().copies_up() {
+            return Ok(());
+        }
+        let opened = self
+            .require_writable()
+            .and_then(|()| self.reopen(inode, OFlags::WRONLY));
+        match opened {
+            Ok(_) | Err(Errno::ROFS) => Ok(()),
+            Err(errno) => Err(errno),
         }
     }
 }
@@ -88,6 +146,7 @@ impl MapSource for SharedDir {
         let access = if writable {
             OFlags::RDWR
         } else {
+            self.copy_up(&inode)?;
             OFlags::RDONLY
         };
         let fd = self.reopen(&inode, access)?;

@@ -93,7 +93,8 @@ impl Server {
             attr: &entry.attr,
             name,
             path,
-            writable: &|| self.fs.opens_writable(entry.nodeid),
+            mappable: &|writable| self.fs.mappable(entry.nodeid, writable),
+            has_hole: &|| self.fs.has_hole(entry.nodeid),
         });
         self.fs.settle_dax(entry.nodeid, dax)
     }

@@ -13,6 +13,7 @@ mod common;
 
 mod features;
 mod identity;
+mod overlay;
 mod places;
 mod power_cut;
 mod quota;

@@ -46,6 +46,20 @@ const BIRTHS: [FsWord; 5] = [
     magic::F2FS,
 ];
 
+/// File systems of this kernel's own, on a disk or in memory: any of their
+/// regular files can be mapped shared, and close(2) has nothing to tell.
+const ORDINARY: [FsWord; 9] = [
+    magic::EXT,
+    magic::XFS,
+    magic::BTRFS,
+    magic::TMPFS,
+    magic::F2FS,
+    magic::EROFS,
+    magic::SQUASHFS,
+    magic::BCACHEFS,
+    magic::ZFS,
+];
+
 /// How often a handle is tried again when that may help.
 const TRIES: usize = 3;
 
@@ -57,6 +71,7 @@ pub(in crate::fs) struct Mount {
     /// As `packed` has it.
     device: u32,
     number: u16,
+    /// `f_type` of its file system; zero if that does not tell.
     fs: FsWord,
     numbers: Numbers,
     by_handle: Option<Arc<ByHandle>>,
@@ -136,6 +151,18 @@ impl Mount {
     /// Whether a name's attributes can tell which node it is of.
     pub(in crate::fs) fn knows_by_number(&self) -> bool {
         self.numbers != Numbers::Unreliable
+    }
+
+    /// Whether each regular file there can be mapped shared. Elsewhere that is
+    /// a matter of the file, or of how a server opens it.
+    pub(in crate::fs) fn maps_every_file(&self) -> bool {
+        ORDINARY.contains(&self.fs) || self.fs == magic::NFS
+    }
+
+    /// Whether a file there may be copied to another layer when it is opened
+    /// for writing.
+    pub(in crate::fs) fn copies_up(&self) -> bool {
+        self.fs == magic::OVERLAY
     }
 
     /// Whether a rename there can be told to replace nothing.
