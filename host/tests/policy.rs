@@ -4,18 +4,23 @@
 mod common;
 
 use std::fs::{OpenOptions, Permissions};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 use common::wire::{Message, args, ask};
 use common::{
-    Daemon, RANGE, attach, eventually, guest, in_memory, make_file, on_disk, open, read_all, walk,
+    Daemon, RANGE, assert_same, attach, attach_with, eventually, guest, in_memory, make_file,
+    on_disk, open, options, pattern, read_all, read_by_request, walk, write_by_request,
 };
-use daxwindow_guest::file::Access;
-use daxwindow_guest::session::Session;
+use daxwindow_guest::file::{Access, Guest, GuestOptions};
+use daxwindow_guest::session::{Session, Tuning};
+use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
 use daxwindow_shared::fuse::flags::{AttrFlags, InitFlags, OpenOutFlags};
 use daxwindow_shared::fuse::{InitIn, Opcode, ROOT_ID, SetattrIn};
+use daxwindow_shared::shmem::MapRequest;
+use rustix::fs::IFlags;
 use rustix::io::Errno;
 
 const RDONLY: i32 = libc::O_RDONLY;
@@ -302,4 +307,157 @@ fn what_was_decided_is_counted_by_reason() {
     }
     daemon.signal(rustix::process::Signal::USR1);
     daemon.expect_log("files with_dax=1 without_dax=\"small 1, excluded 1\"", 1);
+}
+
+/// Maps writable or not at all, as QEMU does.
+struct WritableOnly;
+
+impl WindowHook for WritableOnly {
+    fn on_map(&self, map: &MapRequest) -> Verdict {
+        match map.writable {
+            true => Verdict::Serve,
+            false => Verdict::Refuse(Errno::ACCESS),
+        }
+    }
+
+    fn on_unmap(&self, _: &MapRequest) -> Verdict {
+        Verdict::Serve
+    }
+}
+
+fn attach_writable_only(daemon: &Daemon) -> Arc<Session> {
+    let tuning = Tuning {
+        hook: Some(Arc::new(WritableOnly)),
+        ..Tuning::default()
+    };
+    attach_with(daemon, tuning)
+}
+
+/// Lets it only grow, until the end of the value.
+struct AppendOnly(std::fs::File);
+
+impl AppendOnly {
+    fn make(path: &Path) -> AppendOnly {
+        let file = std::fs::File::open(path).expect("there");
+        let flags = rustix::fs::ioctl_getflags(&file).expect("ext4");
+        rustix::fs::ioctl_setflags(&file, flags | IFlags::APPEND).expect("root");
+        AppendOnly(file)
+    }
+}
+
+impl Drop for AppendOnly {
+    fn drop(&mut self) {
+        let flags = rustix::fs::ioctl_getflags(&self.0).expect("ext4");
+        let _ = rustix::fs::ioctl_setflags(&self.0, flags - IFlags::APPEND);
+    }
+}
+
+#[test]
+fn what_can_only_be_appended_to_is_appended_to_and_read_without_dax() {
+    const LEN: usize = 1 << 20;
+    let share = on_disk();
+    let path = share.path().join("log");
+    make_file(&path, 1, LEN);
+    let _grows = AppendOnly::make(&path);
+    let daemon = Daemon::start(share.path(), &["--dax", "always"]);
+    let session = attach_writable_only(&daemon);
+    let entry = walk(&session, "log").expect("there");
+    assert!(
+        !flagged(entry.attr.flags),
+        "it cannot be opened for writing"
+    );
+    let (_, reader) = open(&session, "log", RDONLY).expect("opened");
+    let bytes = read_by_request(&session, (entry.nodeid, reader.fh), 0, LEN);
+    assert_same(&bytes.expect("read"), &pattern(1, 0, LEN), "the log");
+
+    let appends = libc::O_WRONLY | libc::O_APPEND;
+    let (_, writer) = open(&session, "log", appends).expect("opened");
+    let direct = writer.open_flags & OpenOutFlags::DIRECT_IO.bits();
+    assert_ne!(direct, 0, "no write is kept back and joined with others");
+    let at = (entry.nodeid, writer.fh);
+    for (text, guess) in [(b"one\n", LEN as u64), (b"two\n", 7)] {
+        // Wherever the guest takes the end to be.
+        assert_eq!(
+            write_by_request(&session, at, guess, text).expect("written"),
+            4
+        );
+    }
+    let host = std::fs::read(&path).expect("read");
+    assert_same(&host[..LEN], &pattern(1, 0, LEN), "what was there");
+    assert_eq!(&host[LEN..], b"one\ntwo\n");
+
+    // By who takes it for a new name.
+    let (_, created) = session
+        .create(ROOT_ID, b"log", appends as u32, 0o644)
+        .expect("opened");
+    let at = (entry.nodeid, created.fh);
+    write_by_request(&session, at, 0, b"three\n").expect("written");
+    let host = std::fs::read(&path).expect("read");
+    assert_eq!(&host[LEN..], b"one\ntwo\nthree\n");
+
+    for flags in [libc::O_WRONLY, libc::O_RDWR] {
+        let refused = open(&session, "log", flags).expect_err("it would not append");
+        assert_eq!(refused.errno(), Errno::PERM);
+    }
+}
+
+#[test]
+fn what_can_only_be_appended_to_has_dax_where_it_is_mapped_for_reading() {
+    let share = on_disk();
+    let path = share.path().join("log");
+    make_file(&path, 1, 1 << 20);
+    let _grows = AppendOnly::make(&path);
+    let daemon = Daemon::start(share.path(), &[]);
+    let guest = guest(&daemon);
+    let file = guest.open("log", Access::Read).expect("open");
+    assert!(file.is_dax());
+    let bytes = read_all(&file).expect("read");
+    assert_same(&bytes, &pattern(1, 0, 1 << 20), "the log");
+    let refused = guest.session().setup_mapping(
+        walk(guest.session(), "log").expect("there").nodeid,
+        0,
+        0,
+        RANGE,
+        true,
+    );
+    assert_eq!(refused.expect_err("no stores").errno(), Errno::PERM);
+    assert_same(&read_all(&file).expect("read"), &bytes, "the log again");
+}
+
+#[test]
+fn files_with_holes_get_no_dax_where_stores_fill_whole_large_pages() {
+    let share = on_disk();
+    let path = |name: &str| share.path().join(name);
+    make_file(&path("full"), 1, 1 << 20);
+    let sparse = std::fs::File::create(path("sparse")).expect("made");
+    sparse.set_len(64 << 20).expect("a hole");
+    sparse.write_all_at(b"data", 0).expect("written");
+    let given = std::fs::File::create(path("allocated")).expect("made");
+    let flags = rustix::fs::FallocateFlags::empty();
+    rustix::fs::fallocate(&given, flags, 0, 1 << 20).expect("allocated");
+    let daemon = Daemon::start(share.path(), &[]);
+    let flags = |session: &Session| {
+        ["full", "sparse", "allocated"]
+            .map(|name| flagged(walk(session, name).expect("there").attr.flags))
+    };
+    let session = attach_writable_only(&daemon);
+    assert_eq!(flags(&session), [true, false, true]);
+    let (entry, handle) = open(&session, "sparse", libc::O_RDWR).expect("opened");
+    let at = (entry.nodeid, handle.fh);
+    write_by_request(&session, at, 32 << 20, b"x").expect("written");
+    let blocks = path("sparse").metadata().expect("there").blocks();
+    assert!(blocks * 512 < 1 << 20, "{blocks} blocks");
+    daemon.signal(rustix::process::Signal::USR1);
+    daemon.expect_log("sparse 1", 1);
+    drop(session);
+
+    // A plain mmap fills one page.
+    let session = common::attach_soon(&daemon);
+    assert_eq!(flags(&session), [true; 3]);
+    let guest = Guest::over(session, &GuestOptions::new(options(&daemon))).expect("a guest");
+    let file = guest.open("sparse", Access::ReadWrite).expect("open");
+    let view = file.map(16 << 20, 4096, Access::ReadWrite).expect("mapped");
+    view.write(0, b"x").expect("stored");
+    let blocks = path("sparse").metadata().expect("there").blocks();
+    assert!(blocks * 512 < 1 << 20, "{blocks} blocks");
 }

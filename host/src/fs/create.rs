@@ -149,10 +149,10 @@ impl SharedDir {
         umask: u32,
     ) -> Result<(Entry, u64), Errno> {
         let dir = self.parent_for_new(parent)?;
-        let want = Request::parse(flags, &self.options)?;
+        let mut want = Request::parse(flags, &self.options)?;
         let room = self.handles.reserve()?;
         let mode = self.mode_in(&dir, mode, umask)?;
-        let (file, entry) = self.create_or_open(&creator.into(), &dir, name, want, mode)?;
+        let (file, entry) = self.create_or_open(&creator.into(), &dir, name, &mut want, mode)?;
         self.hand_out(&dir, want, room, file, entry)
     }
 
@@ -211,7 +211,7 @@ impl SharedDir {
         creator: &Creator<'_>,
         dir: &Inode,
         name: Name<'_>,
-        want: Request,
+        want: &mut Request,
         mode: Mode,
     ) -> Result<(OwnedFd, Entry), Errno> {
         for _ in 0..CREATE_TRIES {
@@ -265,14 +265,14 @@ impl SharedDir {
         caller: Caller,
         dir: &Inode,
         name: Name<'_>,
-        want: Request,
+        want: &mut Request,
     ) -> Result<(OwnedFd, Entry), Errno> {
         let mut found = find(dir.fd()?, name)?;
         openable(found.kind())?;
-        let mut flags = want.flags;
-        flags.set(OFlags::TRUNC, want.truncate);
+        let mut more = OFlags::empty();
+        more.set(OFlags::TRUNC, want.truncate);
         let file = creds::unprivileged(self.options.ids.on_host(caller)?, || {
-            self.proc.reopen(&found.fd, flags)
+            want.open(more, |flags| self.proc.reopen(&found.fd, flags))
         })?;
         if want.truncate {
             self.drop_capability_of(&file)?;

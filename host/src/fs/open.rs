@@ -20,8 +20,11 @@ pub struct OpenFile {
     pub readable: bool,
     /// Opened for writing.
     pub writable: bool,
-    /// Opened with `O_APPEND`, which the descriptor itself does not have.
+    /// Opened with `O_APPEND`, which the descriptor itself has only of a file
+    /// that can be written in no other way.
     pub append: bool,
+    /// The descriptor has it.
+    pub append_only: bool,
     /// Whether it can be read without waiting.
     pub readiness: Readiness,
     /// The descriptor has `O_DIRECT`.
@@ -77,12 +80,30 @@ impl Request {
         })
     }
 
+    /// Opens by `open`, with `more` flags. The host refuses to write a file
+    /// that is append-only by a descriptor that does not append.
+    pub(super) fn open<T>(
+        &mut self,
+        more: OFlags,
+        open: impl Fn(OFlags) -> Result<T, Errno>,
+    ) -> Result<T, Errno> {
+        match open(self.flags | more) {
+            Err(Errno::PERM) if self.writable && self.append => {
+                let opened = open(self.flags | more | OFlags::APPEND)?;
+                self.flags |= OFlags::APPEND;
+                Ok(opened)
+            }
+            done => done,
+        }
+    }
+
     pub(super) fn opened(self, file: impl Into<File>) -> Open {
         Open::File(Arc::new(OpenFile {
             file: file.into(),
             readable: self.readable,
             writable: self.writable,
             append: self.append,
+            append_only: self.flags.contains(OFlags::APPEND),
             readiness: Readiness::default(),
             direct: AtomicBool::new(false),
         }))
@@ -95,14 +116,14 @@ impl SharedDir {
     /// `ATOMIC_O_TRUNC` truncates by SETATTR. Errors: `EISDIR`, `ELOOP` and
     /// `ENXIO` for other kinds, `EROFS`, `EMFILE`.
     pub fn open_file(&self, nodeid: u64, flags: u32, kill_suidgid: bool) -> Result<u64, Errno> {
-        let want = Request::parse(flags, &self.options)?;
+        let mut want = Request::parse(flags, &self.options)?;
         if want.writable {
             self.require_writable()?;
         }
         let inode = self.inode(nodeid)?;
         inode.require_regular()?;
         let room = self.handles.reserve()?;
-        let file = self.reopen(&inode, want.flags)?;
+        let file = want.open(OFlags::empty(), |flags| self.reopen(&inode, flags))?;
         if kill_suidgid && want.writable {
             self.kill_bits(&inode)?;
         }
@@ -128,9 +149,16 @@ impl SharedDir {
             (_, true) => OFlags::WRONLY,
             _ => OFlags::RDONLY,
         };
-        let sync = rustix::fs::fcntl_getfl(&open.file)? & OFlags::SYNC;
+        let kept = rustix::fs::fcntl_getfl(&open.file)? & (OFlags::SYNC | OFlags::APPEND);
         let inode = self.inode(nodeid)?;
-        Ok(self.reopen(&inode, flags | sync)?.into())
+        Ok(self.reopen(&inode, flags | kept)?.into())
+    }
+
+    /// Whether a handle's file is append-only on the host, so that what is
+    /// written goes to its end wherever the guest wants it.
+    pub fn is_append_only(&self, nodeid: u64, fh: u64) -> bool {
+        let open = self.handles.file(nodeid, fh);
+        open.is_ok_and(|open| open.append_only)
     }
 
     /// Closes a file handle, and drops the locks that go with it.

@@ -26,6 +26,7 @@ const ACCESS_MODE: u32 = OFlags::ACCMODE.bits();
 const WRITE_ONLY: u32 = OFlags::WRONLY.bits();
 const READ_WRITE: u32 = OFlags::RDWR.bits();
 const DIRECT: u32 = OFlags::DIRECT.bits();
+const APPEND: u32 = OFlags::APPEND.bits();
 
 impl Server {
     pub(super) fn open(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -95,13 +96,18 @@ impl Server {
     fn open_out(&self, nodeid: u64, fh: u64, flags: u32, dax: bool) -> OpenOut {
         let dax = self.session.has_window() && (dax || self.session.all_dax());
         let keeps = self.session.has_window() && self.dax.keep_cache(nodeid, dax);
-        let open_flags = match dax || keeps {
+        let mut open_flags = match dax || keeps {
             true if keeps => OpenOutFlags::KEEP_CACHE,
             true => OpenOutFlags::empty(),
             false => self.options.caching.of_file(),
         };
         if self.options.direct_io && flags & DIRECT != 0 && !dax {
             self.fs.make_direct(nodeid, fh);
+        }
+        let appends = !dax && flags & APPEND != 0 && self.fs.is_append_only(nodeid, fh);
+        if appends {
+            // Each write as it is: pages that are written back have a place.
+            open_flags = OpenOutFlags::DIRECT_IO;
         }
         OpenOut {
             fh,
@@ -150,7 +156,7 @@ impl Server {
             self.fs.kill_suidgid(call.header.nodeid)?;
         }
         self.fs.drop_capability_of(&open.file)?;
-        let placement = placement(&open, &args);
+        let placement = placement(&open, &args)?;
         let is_elsewhere = open.readiness.is_elsewhere(&open.file);
         let mut write = |file: &File, by_buffer| match by_buffer {
             true => call.data.write_by_buffer(file, placement, count),
@@ -258,13 +264,13 @@ impl Server {
 /// writing there would destroy their bytes. So data of an append handle go to
 /// the end as it is now, as they would for a local process. Pages written
 /// back from the guest's cache (a shared mapping of that handle) do have a
-/// place of their own.
-fn placement(open: &OpenFile, args: &WriteIn) -> Placement {
+/// place of their own, which a file that is append-only has not: `EPERM`.
+fn placement(open: &OpenFile, args: &WriteIn) -> Result<Placement, Errno> {
     let cached = WriteFlags::from_bits_retain(args.write_flags).contains(WriteFlags::CACHE);
-    if open.append && !cached {
-        Placement::Append
-    } else {
-        Placement::At(args.offset)
+    match (open.append, cached) {
+        (true, false) => Ok(Placement::Append),
+        _ if open.append_only => Err(Errno::PERM),
+        _ => Ok(Placement::At(args.offset)),
     }
 }
 
