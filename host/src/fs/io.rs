@@ -15,12 +15,26 @@ const SEEK_HOLE: u32 = 4;
 
 impl SharedDir {
     /// A descriptor of the guest was closed, which drops its owner's POSIX
-    /// locks. Nothing else is kept back here that would have to go out:
-    /// RELEASE closes the host's descriptor.
+    /// locks.
     pub fn flush(&self, nodeid: u64, fh: u64, lock_owner: u64) -> Result<(), Errno> {
         self.handles.file(nodeid, fh)?;
         self.drop_locks_of(nodeid, lock_owner);
         Ok(())
+    }
+
+    /// What close(2) would tell of an open file: on some file systems the
+    /// errors of what is written back then. RELEASE, which closes the
+    /// descriptor, has nobody to tell it to. `slow` is called before what may
+    /// take long.
+    pub fn close_error(&self, nodeid: u64, fh: u64, slow: &dyn Fn()) -> Result<(), Errno> {
+        let inode = self.inode(nodeid);
+        if !inode.is_ok_and(|inode| inode.mount().tells_at_close()) {
+            return Ok(());
+        }
+        let open = self.handles.file(nodeid, fh)?;
+        slow();
+        let copy = rustix::io::fcntl_dupfd_cloexec(&open.file, 0)?;
+        nix::unistd::close(copy).map_err(|errno| Errno::from_raw_os_error(errno as i32))
     }
 
     /// Makes a file durable on the host.

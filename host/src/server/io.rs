@@ -177,17 +177,25 @@ impl Server {
 
     pub(super) fn flush(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FlushIn = call.body.only()?;
-        self.fs.flush(call.header.nodeid, args.fh, args.lock_owner)
+        self.flush_file(call, args.fh, args.lock_owner)
+    }
+
+    fn flush_file(&self, call: &Call<'_, '_, '_>, fh: u64, lock_owner: u64) -> Result<(), Errno> {
+        let nodeid = call.header.nodeid;
+        let slow = || call.terms.pace.takes_long();
+        self.fs.flush(nodeid, fh, lock_owner)?;
+        self.fs.close_error(nodeid, fh, &slow)
     }
 
     pub(super) fn release(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: ReleaseIn = call.body.only()?;
         let flags = ReleaseFlags::from_bits_retain(args.release_flags);
-        if flags.contains(ReleaseFlags::FLUSH) {
-            self.fs
-                .flush(call.header.nodeid, args.fh, args.lock_owner)?;
-        }
-        self.fs.release(call.header.nodeid, args.fh)
+        let nodeid = call.header.nodeid;
+        let flushed = match flags.contains(ReleaseFlags::FLUSH) {
+            true => self.flush_file(call, args.fh, args.lock_owner),
+            false => Ok(()),
+        };
+        self.fs.release(nodeid, args.fh).and(flushed)
     }
 
     pub(super) fn fsync(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {

@@ -1,13 +1,14 @@
 //! Reads, writes, syncs and attributes that fail with EIO below the daemon.
 
 use daxwindow_guest::file::Access;
-use daxwindow_shared::fuse::SetattrIn;
-use daxwindow_shared::fuse::flags::SetattrValid;
+use daxwindow_shared::fuse::flags::{ReleaseFlags, SetattrValid};
+use daxwindow_shared::fuse::{EntryOut, Opcode, OpenOut, ReleaseIn, SetattrIn};
 use rustix::io::Errno;
 
+use crate::common::wire::{Message, args, ask};
 use crate::common::{
-    Daemon, RANGE, assert_same, attach, guest, open, pattern, read_all, read_by_request, walk,
-    write_by_request,
+    Daemon, RANGE, assert_same, attach, eventually, guest, open, pattern, read_all,
+    read_by_request, walk, write_by_request,
 };
 use crate::errno;
 use crate::failing_fs::{FailingFs, Fault, SIZE};
@@ -140,4 +141,61 @@ fn an_error_of_writing_back_that_the_host_has_seen_is_told_to_the_guest_too() {
     assert_eq!(errno(session.syncfs(root)), Errno::IO);
     lower.fail(&[]);
     session.syncfs(root).expect("told once");
+}
+
+#[test]
+fn flush_tells_what_close_would_tell_and_release_closes_all_the_same() {
+    let lower = FailingFs::mount();
+    let daemon = Daemon::start(lower.path(), &[]);
+    let session = attach(&daemon);
+    let before = daemon.open_files_on("");
+    let bad = open(&session, "bad", libc::O_RDWR).expect("open");
+    let good = open(&session, "good", libc::O_RDWR).expect("open");
+    let flush = |(entry, handle): (EntryOut, OpenOut)| session.flush(entry.nodeid, handle.fh);
+    for told in [Errno::NOSPC, Errno::DQUOT, Errno::IO] {
+        lower.fail(&[Fault::Flush(told.raw_os_error())]);
+        let native = std::fs::File::open(lower.path().join("bad")).expect("opened");
+        let native = nix::unistd::close(native).expect_err("fails");
+        assert_eq!(
+            native as i32,
+            told.raw_os_error(),
+            "as a program of the host hears"
+        );
+        assert_eq!(errno(flush(bad)), told);
+        flush(good).expect("another file");
+    }
+    let release = ReleaseIn {
+        fh: bad.1.fh,
+        release_flags: ReleaseFlags::FLUSH.bits(),
+        ..ReleaseIn::default()
+    };
+    let release = Message::new(Opcode::Release as u32, bad.0.nodeid, args(release));
+    assert_eq!(ask(&session, &release).errno, libc::EIO);
+    assert_eq!(errno(flush(bad)), Errno::BADF, "closed");
+    lower.fail(&[]);
+    flush(good).expect("good");
+    session.release(good.0.nodeid, good.1.fh).expect("closed");
+    eventually("no descriptor is left", || {
+        daemon.open_files_on("") <= before + 2
+    });
+}
+
+#[test]
+fn a_file_that_cannot_be_mapped_shared_is_read_by_requests() {
+    let lower = FailingFs::mount();
+    lower.open_direct();
+    let daemon = Daemon::start(lower.path(), &["--dax-window", "16M"]);
+    let guest = guest(&daemon);
+    let good = guest.open("good", Access::Read).expect("open");
+    assert!(good.is_dax());
+    assert_same(
+        &read_all(&good).expect("read"),
+        &pattern(1, 0, SIZE),
+        "good",
+    );
+    let bad = guest.open("bad", Access::Read).expect("open");
+    assert!(!bad.is_dax());
+    assert_same(&read_all(&bad).expect("read"), &pattern(2, 0, SIZE), "bad");
+    daemon.signal(rustix::process::Signal::USR1);
+    daemon.expect_log("not-mappable 1", 1);
 }

@@ -32,6 +32,8 @@ pub(crate) enum Fault {
     /// Nothing fails, but it is opened for direct I/O, so that the kernel maps
     /// none of it.
     Mmap,
+    /// With this errno.
+    Flush(i32),
 }
 
 #[derive(Default)]
@@ -39,6 +41,7 @@ struct State {
     files: [Vec<u8>; 2],
     faults: BTreeSet<Fault>,
     fsyncs: u64,
+    direct: bool,
 }
 
 /// The mounted file system.
@@ -74,6 +77,11 @@ impl FailingFs {
     /// From now on these fail for `bad`, with EIO.
     pub(crate) fn fail(&self, faults: &[Fault]) {
         self.state.lock().faults = faults.iter().copied().collect();
+    }
+
+    /// From now on `bad` is opened so that it cannot be mapped shared.
+    pub(crate) fn open_direct(&self) {
+        self.state.lock().direct = true;
     }
 
     /// What is stored of `bad`.
@@ -261,8 +269,26 @@ impl Filesystem for Files {
         }
     }
 
-    fn flush(&self, _: &Request, _: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
-        reply.ok();
+    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
+        let direct = index(inode) == Some(1) && self.0.lock().direct;
+        let flags = match direct {
+            true => FopenFlags::FOPEN_DIRECT_IO,
+            false => FopenFlags::empty(),
+        };
+        reply.opened(FileHandle(0), flags);
+    }
+
+    fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {
+        let state = self.0.lock();
+        let mut faults = state.faults.iter();
+        let told = faults.find_map(|fault| match fault {
+            Fault::Flush(errno) if index(inode) == Some(1) => Some(*errno),
+            _ => None,
+        });
+        match told {
+            Some(errno) => reply.error(Errno::from_i32(errno)),
+            None => reply.ok(),
+        }
     }
 
     fn readdir(

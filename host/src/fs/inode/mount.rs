@@ -159,6 +159,11 @@ impl Mount {
         ORDINARY.contains(&self.fs) || self.fs == magic::NFS
     }
 
+    /// Whether close(2) may tell an error there: of what is written back then.
+    pub(in crate::fs) fn tells_at_close(&self) -> bool {
+        !ORDINARY.contains(&self.fs)
+    }
+
     /// Whether a file there may be copied to another layer when it is opened
     /// for writing.
     pub(in crate::fs) fn copies_up(&self) -> bool {
