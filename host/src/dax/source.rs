@@ -52,7 +52,8 @@ pub trait MapSource {
 
     /// Sees to it that stores into `range` find room, if the file system of
     /// the file has less than `scarce` bytes left. A source whose files have
-    /// no holes has nothing to do.
+    /// no holes has nothing to do. It is called before each range is mapped
+    /// into which the guest means to store.
     ///
     /// # Errors
     ///

@@ -154,6 +154,9 @@ impl MapSource for SharedDir {
     }
 
     fn make_room(&self, range: &StoreRange, scarce: u64) -> Result<(), Errno> {
+        if range.write {
+            self.begin_stores(&*self.inode(range.nodeid)?)?;
+        }
         self.allocate(range, scarce)
     }
 

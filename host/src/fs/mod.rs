@@ -15,6 +15,7 @@
 //! | `xattrmap` | names of extended attributes between guest and host |
 //! | `fileattr` | what lsattr and chattr know |
 //! | `room` | that what is stored through the window finds room |
+//! | `store_times` | that it changes the file's times |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
 //! Law: no request leaves the shared directory. An inode is a file handle from
@@ -50,6 +51,7 @@ mod remove;
 mod room;
 mod setattr;
 mod statfs;
+mod store_times;
 mod xattr;
 mod xattrmap;
 
@@ -70,6 +72,7 @@ use handle::HandleTable;
 use inode::{Inode, InodeTable, NodeLimits};
 use locks::LockTable;
 use mapping::Unmappable;
+use store_times::WriterTable;
 use xattrmap::XattrNames;
 
 pub(crate) use attr::decode_dev;
@@ -189,6 +192,7 @@ pub struct SharedDir {
     inodes: InodeTable,
     handles: HandleTable,
     locks: LockTable,
+    writers: Arc<WriterTable>,
     proc: ProcFd,
     xattr_names: XattrNames,
     /// The guest knows POSIX ACLs; of use only where they are offered.
@@ -242,6 +246,7 @@ impl SharedDir {
             inodes,
             handles: HandleTable::new(Arc::clone(&session), options.max_handles),
             locks: LockTable::new(Arc::clone(&session)),
+            writers: Arc::default(),
             proc,
             xattr_names: XattrNames::new(options.xattr_map.clone()),
             acls: AtomicBool::new(true),

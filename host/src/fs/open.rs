@@ -1,14 +1,15 @@
 //! Opening regular files, and what of the guest's flags reaches the host.
 
 use std::fs::File;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::OFlags;
 use rustix::io::Errno;
 
 use super::handle::Open;
 use super::readiness::Readiness;
+use super::store_times::Writer;
 use super::{ShareOptions, SharedDir};
 
 /// An open file and the rights it was opened with.
@@ -29,6 +30,8 @@ pub struct OpenFile {
     pub readiness: Readiness,
     /// The descriptor has `O_DIRECT`.
     direct: AtomicBool,
+    /// Stores through the window are expected while it is open.
+    pub(super) writer: OnceLock<Writer>,
 }
 
 impl OpenFile {
@@ -106,6 +109,7 @@ impl Request {
             append_only: self.flags.contains(OFlags::APPEND),
             readiness: Readiness::default(),
             direct: AtomicBool::new(false),
+            writer: OnceLock::new(),
         }))
     }
 }

@@ -49,7 +49,11 @@ impl SharedDir {
             self.set_mode(inode.fd()?, set.mode)?;
         }
         if let Some(times) = times {
-            rustix::fs::utimensat(inode.fd()?, c"", &times, AtFlags::EMPTY_PATH)?;
+            let set = || rustix::fs::utimensat(inode.fd()?, c"", &times, AtFlags::EMPTY_PATH);
+            match times.last_modification.tv_nsec {
+                UTIME_OMIT => set()?,
+                _ => self.keep_time(&inode, set)?,
+            }
         }
         self.attr_by(inode.fd()?)
     }

@@ -20,6 +20,10 @@ use super::xattrmap::Access;
 /// Largest value and largest list Linux knows, in bytes.
 const MAX_BYTES: usize = 64 << 10;
 
+/// What a program may do that others may not. The host's kernel takes it from
+/// a file at write(2), and not at a store into a mapping.
+const CAPABILITY: &CStr = c"security.capability";
+
 /// Answer to GETXATTR and LISTXATTR.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum XattrReply {
@@ -150,12 +154,23 @@ impl SharedDir {
 
     /// The same of a file that is not open.
     pub(super) fn drop_capability(&self, inode: &Inode) -> Result<(), Errno> {
-        let Some(name) = self.xattr_names.mapped_capability() else {
-            return Ok(());
-        };
-        if inode.kind() != FileType::RegularFile {
-            return Ok(());
+        match self.xattr_names.mapped_capability() {
+            Some(name) if inode.kind() == FileType::RegularFile => self.take(inode, name),
+            _ => Ok(()),
         }
+    }
+
+    /// Takes from a file that is changed through the window what write(2)
+    /// would take: the host's capabilities and the guest's.
+    pub(super) fn drop_all_capabilities(&self, inode: &Inode) -> Result<(), Errno> {
+        if self.has_xattr(inode, CAPABILITY).unwrap_or(false) {
+            self.take(inode, CAPABILITY)?;
+        }
+        self.drop_capability(inode)
+    }
+
+    /// Removes an attribute, if it is there.
+    fn take(&self, inode: &Inode, name: &CStr) -> Result<(), Errno> {
         unless_absent(match self.way_to(inode)? {
             Way::Open(fd) => rustix::fs::fremovexattr(fd, name),
             Way::Link(_fd, path) => rustix::fs::removexattr(path, name),

@@ -3,6 +3,7 @@
 use std::ffi::OsStr;
 use std::os::unix::ffi::OsStrExt;
 use std::path::PathBuf;
+use std::time::Duration;
 
 use daxwindow_shared::fuse::flags::{AttrFlags, GetattrFlags, StatxMask};
 use daxwindow_shared::fuse::{
@@ -52,8 +53,9 @@ impl Server {
         let (attr, birth) = self.fs.statx(nodeid, fh)?;
         let mut mask = StatxMask::BASIC_STATS;
         mask.set(StatxMask::BTIME, birth.is_some());
-        mask.set(StatxMask::BLOCKS, !self.fs.is_dax(nodeid));
-        let valid = self.options.caching.valid(&attr);
+        let dax = self.fs.is_dax(nodeid);
+        mask.set(StatxMask::BLOCKS, !dax);
+        let valid = self.attr_valid(nodeid, &attr, dax);
         call.reply.value(&StatxOut {
             attr_valid: valid.as_secs(),
             attr_valid_nsec: valid.subsec_nanos(),
@@ -62,13 +64,25 @@ impl Server {
         })
     }
 
+    /// How long the guest may believe in the attributes of a node: not at all
+    /// where it changes them without hearing of it. Its stores through the
+    /// window change times.
+    pub(super) fn attr_valid(&self, nodeid: u64, attr: &Attr, dax: bool) -> Duration {
+        let dax = self.session.has_window() && (dax || self.session.all_dax());
+        match dax && self.fs.expects_stores(nodeid) {
+            true => Duration::ZERO,
+            false => self.options.caching.valid(attr),
+        }
+    }
+
     fn attr_out(&self, nodeid: u64, attr: Attr) -> AttrOut {
-        let valid = self.options.caching.valid(&attr);
+        let dax = self.fs.is_dax(nodeid);
+        let valid = self.attr_valid(nodeid, &attr, dax);
         AttrOut {
             attr_valid: valid.as_secs(),
             attr_valid_nsec: valid.subsec_nanos(),
             dummy: 0,
-            attr: flagged(attr, self.fs.is_dax(nodeid)),
+            attr: flagged(attr, dax),
         }
     }
 

@@ -23,6 +23,7 @@ const MAX_COPY_BYTES: u64 = 0x7fff_f000;
 
 /// Of the guest's open(2) flags.
 const ACCESS_MODE: u32 = OFlags::ACCMODE.bits();
+const READ_ONLY: u32 = OFlags::RDONLY.bits();
 const WRITE_ONLY: u32 = OFlags::WRONLY.bits();
 const READ_WRITE: u32 = OFlags::RDWR.bits();
 const DIRECT: u32 = OFlags::DIRECT.bits();
@@ -104,6 +105,9 @@ impl Server {
         if self.options.direct_io && flags & DIRECT != 0 && !dax {
             self.fs.make_direct(nodeid, fh);
         }
+        if dax && flags & ACCESS_MODE != READ_ONLY {
+            self.fs.expect_stores(nodeid, fh);
+        }
         let appends = !dax && flags & APPEND != 0 && self.fs.is_append_only(nodeid, fh);
         if appends {
             // Each write as it is: pages that are written back have a place.
@@ -184,6 +188,7 @@ impl Server {
         let nodeid = call.header.nodeid;
         let slow = || call.terms.pace.takes_long();
         self.fs.flush(nodeid, fh, lock_owner)?;
+        self.fs.settle_times(nodeid, fh, &slow);
         self.fs.close_error(nodeid, fh, &slow)
     }
 
@@ -195,6 +200,9 @@ impl Server {
             true => self.flush_file(call, args.fh, args.lock_owner),
             false => Ok(()),
         };
+        // What a mapping that outlived its descriptor has stored.
+        let slow = || call.terms.pace.takes_long();
+        self.fs.settle_times(nodeid, args.fh, &slow);
         self.fs.release(nodeid, args.fh).and(flushed)
     }
 

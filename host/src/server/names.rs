@@ -122,13 +122,14 @@ impl Server {
     /// The wire form of what has the DAX flag or not.
     pub(super) fn entry_with(&self, entry: &Entry, dax: bool) -> EntryOut {
         let valid = self.options.caching.valid(&entry.attr);
+        let attr_valid = self.attr_valid(entry.nodeid, &entry.attr, dax);
         EntryOut {
             nodeid: entry.nodeid,
             generation: entry.generation,
             entry_valid: valid.as_secs(),
             entry_valid_nsec: valid.subsec_nanos(),
-            attr_valid: valid.as_secs(),
-            attr_valid_nsec: valid.subsec_nanos(),
+            attr_valid: attr_valid.as_secs(),
+            attr_valid_nsec: attr_valid.subsec_nanos(),
             attr: Attr {
                 flags: self.entry_flags(entry, dax).bits(),
                 ..entry.attr

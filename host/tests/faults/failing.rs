@@ -183,7 +183,7 @@ fn flush_tells_what_close_would_tell_and_release_closes_all_the_same() {
 #[test]
 fn a_file_that_cannot_be_mapped_shared_is_read_by_requests() {
     let lower = FailingFs::mount();
-    lower.open_direct();
+    lower.fail(&[Fault::Mmap]);
     let daemon = Daemon::start(lower.path(), &["--dax-window", "16M"]);
     let guest = guest(&daemon);
     let good = guest.open("good", Access::Read).expect("open");

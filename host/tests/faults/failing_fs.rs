@@ -41,7 +41,6 @@ struct State {
     files: [Vec<u8>; 2],
     faults: BTreeSet<Fault>,
     fsyncs: u64,
-    direct: bool,
 }
 
 /// The mounted file system.
@@ -77,11 +76,6 @@ impl FailingFs {
     /// From now on these fail for `bad`, with EIO.
     pub(crate) fn fail(&self, faults: &[Fault]) {
         self.state.lock().faults = faults.iter().copied().collect();
-    }
-
-    /// From now on `bad` is opened so that it cannot be mapped shared.
-    pub(crate) fn open_direct(&self) {
-        self.state.lock().direct = true;
     }
 
     /// What is stored of `bad`.
@@ -267,15 +261,6 @@ impl Filesystem for Files {
             Some(index) if self.fails(index, Fault::Fsync) => reply.error(Errno::EIO),
             _ => reply.ok(),
         }
-    }
-
-    fn open(&self, _: &Request, inode: INodeNo, _: OpenFlags, reply: ReplyOpen) {
-        let direct = index(inode) == Some(1) && self.0.lock().direct;
-        let flags = match direct {
-            true => FopenFlags::FOPEN_DIRECT_IO,
-            false => FopenFlags::empty(),
-        };
-        reply.opened(FileHandle(0), flags);
     }
 
     fn flush(&self, _: &Request, inode: INodeNo, _: FileHandle, _: LockOwner, reply: ReplyEmpty) {

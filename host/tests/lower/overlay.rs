@@ -120,6 +120,23 @@ fn what_is_mapped_for_who_asks_for_all_is_the_file_that_is_written() {
 }
 
 #[test]
+fn each_close_after_a_store_moves_the_time() {
+    let layers = Layers::mount();
+    let flags = ["--dax", "always", "--dax-window", "16M"];
+    let daemon = Daemon::start(&layers.path("merged"), &flags);
+    let guest = guest(&daemon);
+    for turn in 0..3 {
+        let before = std::time::SystemTime::now();
+        let file = guest.open("data", Access::ReadWrite).expect("open");
+        file.write_at(b"text", 5000).expect("stored");
+        drop(file);
+        let attributes = layers.path("merged/data").metadata().expect("there");
+        let modified = attributes.modified().expect("a time");
+        assert!(modified >= before, "time {turn}");
+    }
+}
+
+#[test]
 fn a_read_only_share_leaves_the_lower_layer_where_it_is() {
     let layers = Layers::mount();
     let flags = ["--readonly", "--dax", "always", "--dax-window", "16M"];

@@ -33,6 +33,7 @@ mod table;
 mod usage;
 
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{FileType, OFlags, Statx};
@@ -51,7 +52,7 @@ pub use identity::HostInode;
 pub(super) use identity::{Identity, Key, Moment};
 pub(super) use ids::IdShards;
 pub(super) use mount::Mount;
-pub(super) use sys::change_mode;
+pub(super) use sys::{change_mode, start_write_back};
 pub(super) use table::{InodeTable, Known, NodeLimits, Seen};
 pub use usage::InodeUsage;
 
@@ -71,6 +72,7 @@ pub(super) struct Inode {
     mount: Arc<Mount>,
     dax: DaxOnce,
     habits: Habits,
+    stored: AtomicBool,
     kind: FileType,
     /// Without a handle that opens it, `held` is set from the start.
     identity: Identity,
@@ -206,6 +208,17 @@ impl Inode {
     /// Of a directory: what went on in it the last time.
     pub(super) fn habits(&self) -> &Habits {
         &self.habits
+    }
+
+    /// Whether the guest ever asked for a range of the window to store into.
+    /// It may go on to store there for as long as it knows the node.
+    pub(super) fn is_stored_into(&self) -> bool {
+        self.stored.load(Ordering::Relaxed)
+    }
+
+    /// It asks.
+    pub(super) fn note_stores(&self) {
+        self.stored.store(true, Ordering::Relaxed);
     }
 
     /// `Ok` if the inode may be opened for reading or writing.

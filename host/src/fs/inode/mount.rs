@@ -170,6 +170,13 @@ impl Mount {
         self.fs == magic::OVERLAY
     }
 
+    /// Whether a file's pages can be written back by a descriptor of it, so
+    /// that the next store into them changes its times. Those of tmpfs never
+    /// are, and on overlayfs they belong to the file of a layer.
+    pub(in crate::fs) fn writes_back(&self) -> bool {
+        self.fs != magic::TMPFS && self.fs != magic::OVERLAY
+    }
+
     /// Whether a rename there can be told to replace nothing.
     pub(in crate::fs) fn renames_to_free(&self) -> bool {
         !self.no_rename_flags.load(Ordering::Relaxed)

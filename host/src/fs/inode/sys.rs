@@ -1,5 +1,5 @@
-//! `name_to_handle_at`, `open_by_handle_at`, `fchmodat2` and `malloc_trim`, which
-//! no library here offers.
+//! `name_to_handle_at`, `open_by_handle_at`, `fchmodat2`, `sync_file_range` and
+//! `malloc_trim`, which no library here offers.
 
 #![allow(unsafe_code)]
 
@@ -129,6 +129,18 @@ pub(in crate::fs) fn change_mode(inode: BorrowedFd<'_>, mode: Mode) -> Result<()
             libc::AT_EMPTY_PATH,
         )
     };
+    match answer {
+        -1 => Err(last_error()),
+        _ => Ok(()),
+    }
+}
+
+/// Starts to write back all pages of a file that are dirty now, which makes
+/// them clean; waits first for those that are being written back already.
+pub(in crate::fs) fn start_write_back(file: BorrowedFd<'_>) -> Result<(), Errno> {
+    let flags = libc::SYNC_FILE_RANGE_WAIT_BEFORE | libc::SYNC_FILE_RANGE_WRITE;
+    // SAFETY: `file` is open; the call takes no pointers.
+    let answer = unsafe { libc::sync_file_range(file.as_raw_fd(), 0, 0, flags) };
     match answer {
         -1 => Err(last_error()),
         _ => Ok(()),

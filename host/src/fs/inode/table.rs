@@ -15,7 +15,7 @@ mod bind;
 
 use std::hash::BuildHasher;
 use std::os::fd::{AsFd, OwnedFd};
-use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use daxwindow_shared::fuse::ROOT_ID;
@@ -283,6 +283,7 @@ impl InodeTable {
             kind: FileType::Directory,
             dax: DaxOnce::new(FileType::Directory),
             habits: Habits::default(),
+            stored: AtomicBool::new(false),
             _unit: None,
         };
         let mut shard = self.by_id.of(ROOT_ID).write();

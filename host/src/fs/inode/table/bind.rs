@@ -2,7 +2,7 @@
 
 use std::num::NonZeroU64;
 use std::os::fd::OwnedFd;
-use std::sync::atomic::Ordering;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use rustix::fs::Statx;
@@ -147,6 +147,7 @@ impl InodeTable {
             kind,
             dax: DaxOnce::new(kind),
             habits: Habits::default(),
+            stored: AtomicBool::new(false),
             _unit: unit,
         });
         self.by_id.of(id).write().insert(id, Arc::clone(&inode));
