@@ -9,6 +9,7 @@ use daxwindow_shared::fuse::flags::{AttrFlags, GetattrFlags, StatxMask};
 use daxwindow_shared::fuse::{
     Attr, AttrOut, GetattrIn, SetattrIn, Statx, StatxIn, StatxOut, SxTime,
 };
+use rustix::fs::FileType;
 use rustix::io::Errno;
 
 use crate::dax::Candidate;
@@ -16,6 +17,9 @@ use crate::fs::{Entry, Name, decode_dev};
 
 use super::request::caller;
 use super::{Call, Server};
+
+/// Set-user-id and set-group-id, of a mode.
+const SET_ID: u32 = 0o6000;
 
 impl Server {
     pub(super) fn getattr(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -66,10 +70,12 @@ impl Server {
 
     /// How long the guest may believe in the attributes of a node: not at all
     /// where it changes them without hearing of it. Its stores through the
-    /// window change times.
+    /// window change times, and a write of which it left that to the daemon
+    /// takes set-id bits.
     pub(super) fn attr_valid(&self, nodeid: u64, attr: &Attr, dax: bool) -> Duration {
         let dax = self.session.has_window() && (dax || self.session.all_dax());
-        match dax && self.fs.expects_stores(nodeid) {
+        let loses_bits = self.session.kills_priv() && has_set_id(attr.mode);
+        match loses_bits || dax && self.fs.expects_stores(nodeid) {
             true => Duration::ZERO,
             false => self.options.caching.valid(attr),
         }
@@ -112,6 +118,10 @@ impl Server {
         });
         self.fs.settle_dax(entry.nodeid, dax)
     }
+}
+
+fn has_set_id(mode: u32) -> bool {
+    mode & SET_ID != 0 && FileType::from_raw_mode(mode) == FileType::RegularFile
 }
 
 fn statx_of(attr: &Attr, birth: Option<(i64, u32)>, mask: StatxMask) -> Statx {

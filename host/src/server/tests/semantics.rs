@@ -115,6 +115,36 @@ fn where_guests_lock_files_are_asked_for_each_time() {
 }
 
 #[test]
+fn set_id_bits_that_a_write_may_take_are_not_believed_in() {
+    for mode in [CacheMode::Auto, CacheMode::Always] {
+        let guest = guest(cached(mode));
+        let believed = |name: &str, bits| {
+            guest.host_file(name, b"data");
+            let permissions = std::fs::Permissions::from_mode(bits);
+            std::fs::set_permissions(guest.dir.path().join(name), permissions).expect("set");
+            let entry = guest.lookup(name);
+            let args = GetattrIn::default();
+            let attr: AttrOut = guest.value(Opcode::Getattr, entry.nodeid, &[args.as_bytes()]);
+            assert_eq!(attr.attr_valid, entry.attr_valid, "{name}");
+            assert!(entry.entry_valid > 0, "the name is another matter");
+            entry.attr_valid > 0
+        };
+        assert!(believed("plain", 0o755));
+        guest.init(InitFlags::all() - InitFlags::HANDLE_KILLPRIV_V2);
+        assert!(believed("uid", 0o4755), "the guest's kernel clears it");
+        guest.init(InitFlags::all());
+        assert!(!believed("uid", 0o4755) && !believed("gid", 0o2755));
+        let root: AttrOut = {
+            let path = guest.dir.path();
+            std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o2755)).expect("set");
+            let args = GetattrIn::default();
+            guest.value(Opcode::Getattr, ROOT_ID, &[args.as_bytes()])
+        };
+        assert!(root.attr_valid > 0, "nobody writes a directory");
+    }
+}
+
+#[test]
 fn what_has_a_flag_is_agreed_only_when_asked_for() {
     let all = InitFlags::all();
     let defaults = agreed(ServerOptions::default(), all);
