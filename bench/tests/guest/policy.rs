@@ -8,10 +8,10 @@
 //! | `/mixed` | `--dax inode` | `dax=always`: the guest takes every file for a DAX inode |
 
 use std::fs::{OpenOptions, Permissions};
-use std::os::unix::fs::{FileExt, PermissionsExt};
+use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime};
 
 use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example};
 
@@ -98,6 +98,9 @@ fn files_get_dax_by_rule_and_programs_run_on_both_sides() {
     by_default_programs_run_on_both_sides_at_once(&mut vm, host);
     what_is_mapped_writable_does_not_run_on_the_host(&mut vm, host);
     mapped_files_are_looked_at_again_when_they_have_changed(&mut vm, host);
+    a_byte_stored_into_a_hole_takes_no_more_than_its_page(&mut vm, host);
+    an_append_only_file_is_read_and_appended_to(&mut vm, host);
+    each_write_through_the_window_moves_the_time(&mut vm, host);
 
     vm.shutdown().expect("powers off");
     assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
@@ -283,4 +286,88 @@ fn mapped_files_are_looked_at_again_when_they_have_changed(vm: &mut Vm, host: &P
     run(vm, PAST_TIMEOUTS);
     assert!(run(vm, "cat /mixed/small").as_bytes() == bytes);
     run(vm, "kill $(cat /run/holder)");
+}
+
+/// QEMU maps with large pages, and the host fills those that are stored into.
+fn a_byte_stored_into_a_hole_takes_no_more_than_its_page(vm: &mut Vm, host: &Path) {
+    let path = host.join("sparse");
+    let file = std::fs::File::create(&path).expect("made");
+    file.set_len(64 << 20).expect("a hole");
+    for range in [1, 9, 30] {
+        let offset = range << 21;
+        run(
+            vm,
+            &format!("printf x | dd of=/plain/sparse bs=1 seek={offset} conv=notrunc 2>/dev/null"),
+        );
+    }
+    run(vm, "sync");
+    let mut byte = [0];
+    let stored = std::fs::File::open(&path).expect("opened");
+    stored.read_exact_at(&mut byte, 9 << 21).expect("read");
+    assert_eq!(&byte, b"x");
+    let taken = path.metadata().expect("there").blocks() * 512;
+    assert!(taken < 1 << 20, "3 bytes take {taken}");
+    assert_eq!(kinds(vm, "/plain", &["sparse"]), ["requests"]);
+}
+
+/// Lets a file only grow, or lets go of it again.
+fn append_only(path: &Path, yes: bool) {
+    let file = std::fs::File::open(path).expect("there");
+    let mut flags = rustix::fs::ioctl_getflags(&file).expect("ext4");
+    flags.set(rustix::fs::IFlags::APPEND, yes);
+    rustix::fs::ioctl_setflags(&file, flags).expect("root");
+}
+
+fn an_append_only_file_is_read_and_appended_to(vm: &mut Vm, host: &Path) {
+    let path = host.join("log");
+    let mut bytes = letters(MIB, 3);
+    std::fs::write(&path, &bytes).expect("written");
+    append_only(&path, true);
+    let read = run(vm, "cat /plain/log");
+    let appended = vm.sh("echo one >>/plain/log && echo two >>/plain/log");
+    let refused = vm.sh("printf x | dd of=/plain/log bs=1 conv=notrunc");
+    append_only(&path, false);
+    assert!(read.as_bytes() == bytes, "{} bytes", read.len());
+    appended.and_then(|output| output.ok()).expect("appended");
+    let refused = refused.expect("ran").stderr;
+    assert!(refused.contains("Operation not permitted"), "{refused}");
+    bytes.extend_from_slice(b"one\ntwo\n");
+    assert!(std::fs::read(&path).expect("read") == bytes);
+    assert_eq!(kinds(vm, "/plain", &["log"]), ["requests"]);
+}
+
+/// Three times into the same page, which stays dirty on the host: each close
+/// moves the time, there and in the guest, and a descriptor that only reads
+/// leaves it.
+fn each_write_through_the_window_moves_the_time(vm: &mut Vm, host: &Path) {
+    let path = host.join("large");
+    for place in ["/plain", "/always"] {
+        assert_eq!(kinds(vm, place, &["large"]), ["dax"]);
+        let modified = || path.metadata().expect("there").modified().expect("a time");
+        for turn in 0..3 {
+            let before = SystemTime::now();
+            let write = format!(
+                "tr '\\0' {turn} </dev/zero | dd of={place}/large bs=4k count=1 iflag=fullblock \
+                 conv=notrunc 2>/dev/null"
+            );
+            run(vm, &write);
+            assert!(modified() >= before, "{place}, write {turn}");
+            run(vm, "usleep 50000");
+        }
+        // What the guest learned before it first wrote is believed for a second.
+        run(vm, PAST_TIMEOUTS);
+        let written = path.metadata().expect("there");
+        let told = run(vm, &format!("stat -c %Y {place}/large"));
+        assert_eq!(told.trim(), written.mtime().to_string());
+        let before = modified();
+        run(
+            vm,
+            &format!("exec 3<>{place}/large; cat <&3 >/dev/null; exec 3>&-"),
+        );
+        assert_eq!(modified(), before, "{place}: only read");
+    }
+    let mut page = vec![0; 4096];
+    let file = std::fs::File::open(&path).expect("opened");
+    file.read_exact_at(&mut page, 0).expect("read");
+    assert!(page == [b'2'; 4096], "the last write");
 }
