@@ -6,7 +6,7 @@ mod common;
 
 use std::collections::BTreeSet;
 use std::ffi::CString;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::Path;
 
 use common::wire::{Answer, Message, args, ask};
@@ -247,6 +247,8 @@ fn owner(path: &Path) -> (u32, u32) {
 #[test]
 fn a_range_of_owners_is_shifted_both_ways() {
     let share = on_disk();
+    // Who is mapped has the host's rights of whom they are mapped to.
+    std::fs::set_permissions(share.path(), PermissionsExt::from_mode(0o777)).expect("set");
     let daemon = Daemon::start(
         share.path(),
         &[

@@ -1,5 +1,5 @@
 //! What a store through the window changes besides the bytes: a file's times,
-//! what a guest may believe of them, and what write(2) takes from a file.
+//! and what write(2) takes from a file.
 
 mod common;
 
@@ -8,15 +8,12 @@ use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::Path;
 use std::time::{Duration, SystemTime};
 
-use common::wire::{Message, args, ask};
-use common::{Daemon, attach, guest, in_memory, make_file, on_disk, open, walk};
+use common::{Daemon, guest, in_memory, make_file, on_disk, open, walk};
 use daxwindow_guest::file::{Access, File, Guest};
-use daxwindow_guest::session::Session;
+use daxwindow_shared::fuse::SetattrIn;
 use daxwindow_shared::fuse::flags::SetattrValid;
-use daxwindow_shared::fuse::{AttrOut, GetattrIn, Opcode, SetattrIn};
 use rustix::fs::XattrFlags;
 use rustix::io::Errno;
-use zerocopy::FromBytes;
 
 const SIZE: usize = 1 << 20;
 /// Longer than the host's clock stands still for file times.
@@ -177,51 +174,6 @@ fn what_others_write_keeps_its_time_where_the_guest_stores_nothing() {
     later();
     drop(file);
     assert_eq!(modified(&path), written);
-}
-
-/// For how long the guest may believe in the attributes, in seconds.
-fn valid(session: &Session, nodeid: u64) -> u64 {
-    let body = args(GetattrIn::default());
-    let answer = ask(session, &Message::new(Opcode::Getattr as u32, nodeid, body));
-    let (out, _) = AttrOut::read_from_prefix(&answer.body).expect("attributes");
-    out.attr_valid
-}
-
-#[test]
-fn times_of_a_file_with_dax_are_asked_for_anew_while_it_may_be_stored_into() {
-    let share = in_memory();
-    make_file(&share.path().join("file"), 1, SIZE);
-    make_file(&share.path().join("small"), 1, 100);
-    let daemon = Daemon::start(share.path(), &["--cache", "always"]);
-    let session = attach(&daemon);
-    let believed = |name: &str| {
-        let entry = walk(&session, name).expect("there");
-        let asked = valid(&session, entry.nodeid);
-        assert_eq!(entry.attr_valid, asked);
-        assert!(entry.entry_valid > 0, "the name is another matter");
-        asked > 0
-    };
-    let close = |(entry, handle): (
-        daxwindow_shared::fuse::EntryOut,
-        daxwindow_shared::fuse::OpenOut,
-    )| {
-        session.release(entry.nodeid, handle.fh).expect("closed");
-        entry.nodeid
-    };
-    let reader = open(&session, "file", libc::O_RDONLY).expect("open");
-    assert!(believed("file"));
-    let writer = open(&session, "file", libc::O_RDWR).expect("open");
-    assert!(!believed("file"), "open for writing");
-    let node = close(writer);
-    assert!(believed("file"), "nothing is mapped for stores");
-    session
-        .setup_mapping(node, 0, 0, common::RANGE, true)
-        .expect("mapped");
-    assert!(!believed("file"), "a range is mapped for stores");
-    close(reader);
-    let small = open(&session, "small", libc::O_RDWR).expect("open");
-    assert!(believed("small"), "the guest knows what it writes");
-    close(small);
 }
 
 /// `VFS_CAP_REVISION_2`, effective, with `CAP_NET_RAW` permitted.

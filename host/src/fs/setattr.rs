@@ -31,11 +31,8 @@ impl SharedDir {
         let owner = self.owner_of(valid, set)?;
         let times = times_of(valid, set)?;
         if valid.contains(SetattrValid::SIZE) {
-            self.set_size(
-                &inode,
-                set.size,
-                valid.contains(SetattrValid::FH).then_some(set.fh),
-            )?;
+            let fh = valid.contains(SetattrValid::FH).then_some(set.fh);
+            self.keep_time(&inode, || self.set_size(&inode, set.size, fh))?;
         }
         if let Some((uid, gid)) = owner {
             rustix::fs::chownat(inode.fd()?, c"", uid, gid, AtFlags::EMPTY_PATH)

@@ -96,13 +96,6 @@ impl SharedDir {
         open.writer.get_or_init(|| self.writers.add(nodeid, clean));
     }
 
-    /// Whether the guest may store into a node through its window: it has it
-    /// open for writing, or has done so before.
-    pub fn expects_stores(&self, nodeid: u64) -> bool {
-        let stored = |inode: Arc<Inode>| inode.is_stored_into();
-        self.writers.is_open(nodeid) || self.inodes.get(nodeid).is_some_and(stored)
-    }
-
     /// The guest asks for a range to store into. What write(2) takes from a
     /// file before it changes it, and no guest can know of that has no
     /// extended attributes, goes now.
@@ -143,8 +136,8 @@ impl SharedDir {
         self.drop_all_capabilities(inode)
     }
 
-    /// Sets a time of modification by `set`, which stays whatever was stored
-    /// before.
+    /// Sets a time of modification, or a size with it, by `set`: the time stays
+    /// whatever was stored before.
     pub(super) fn keep_time(
         &self,
         inode: &Inode,

@@ -59,7 +59,7 @@ impl Server {
         mask.set(StatxMask::BTIME, birth.is_some());
         let dax = self.fs.is_dax(nodeid);
         mask.set(StatxMask::BLOCKS, !dax);
-        let valid = self.attr_valid(nodeid, &attr, dax);
+        let valid = self.attr_valid(&attr);
         call.reply.value(&StatxOut {
             attr_valid: valid.as_secs(),
             attr_valid_nsec: valid.subsec_nanos(),
@@ -68,14 +68,13 @@ impl Server {
         })
     }
 
-    /// How long the guest may believe in the attributes of a node: not at all
-    /// where it changes them without hearing of it. Its stores through the
-    /// window change times, and a write of which it left that to the daemon
-    /// takes set-id bits.
-    pub(super) fn attr_valid(&self, nodeid: u64, attr: &Attr, dax: bool) -> Duration {
-        let dax = self.session.has_window() && (dax || self.session.all_dax());
-        let loses_bits = self.session.kills_priv() && has_set_id(attr.mode);
-        match loses_bits || dax && self.fs.expects_stores(nodeid) {
+    /// How long the guest may believe in attributes: not at all where a write
+    /// takes set-id bits, which the guest has left to the daemon. Its stores
+    /// through the window change times as well; but Linux drops a file's pages
+    /// when it is told of a new time, and warns if they are mapped, so it is
+    /// not told more often than of any other file.
+    pub(super) fn attr_valid(&self, attr: &Attr) -> Duration {
+        match self.session.kills_priv() && has_set_id(attr.mode) {
             true => Duration::ZERO,
             false => self.options.caching.valid(attr),
         }
@@ -83,7 +82,7 @@ impl Server {
 
     fn attr_out(&self, nodeid: u64, attr: Attr) -> AttrOut {
         let dax = self.fs.is_dax(nodeid);
-        let valid = self.attr_valid(nodeid, &attr, dax);
+        let valid = self.attr_valid(&attr);
         AttrOut {
             attr_valid: valid.as_secs(),
             attr_valid_nsec: valid.subsec_nanos(),

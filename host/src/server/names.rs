@@ -122,7 +122,7 @@ impl Server {
     /// The wire form of what has the DAX flag or not.
     pub(super) fn entry_with(&self, entry: &Entry, dax: bool) -> EntryOut {
         let valid = self.options.caching.valid(&entry.attr);
-        let attr_valid = self.attr_valid(entry.nodeid, &entry.attr, dax);
+        let attr_valid = self.attr_valid(&entry.attr);
         EntryOut {
             nodeid: entry.nodeid,
             generation: entry.generation,

@@ -3,7 +3,9 @@
 use daxwindow_guest::Error;
 use daxwindow_guest::transport::vhost_user::{VhostUser, VhostUserOptions};
 use daxwindow_guest::transport::{Chain, Completion, Segment, Transport, Wake};
-use daxwindow_shared::fuse::{InHeader, Opcode, ROOT_ID, ReadIn};
+use daxwindow_shared::fuse::{
+    CreateIn, InHeader, LinkIn, MkdirIn, MknodIn, Opcode, ROOT_ID, ReadIn, Rename2In, RenameIn,
+};
 use rustix::io::Errno;
 use std::collections::HashSet;
 use std::time::Instant;
@@ -204,6 +206,20 @@ fn unknown_handles_are_ebadf() {
     }
 }
 
+/// Bytes before the first name of a request.
+fn fixed_bytes(opcode: u32) -> usize {
+    let bytes = [
+        (Opcode::Mknod, size_of::<MknodIn>()),
+        (Opcode::Mkdir, size_of::<MkdirIn>()),
+        (Opcode::Link, size_of::<LinkIn>()),
+        (Opcode::Create, size_of::<CreateIn>()),
+        (Opcode::Rename, size_of::<RenameIn>()),
+        (Opcode::Rename2, size_of::<Rename2In>()),
+    ];
+    let of_this = bytes.iter().find(|(known, _)| *known as u32 == opcode);
+    of_this.map_or(0, |(_, bytes)| *bytes)
+}
+
 #[test]
 fn names_that_are_no_single_component_are_refused() {
     let scene = Scene::new();
@@ -236,7 +252,9 @@ fn names_that_are_no_single_component_are_refused() {
             continue;
         }
         let body = good.body.strip_suffix(b"\0").expect("NUL");
-        let start = body.iter().rposition(|b| *b == 0).map_or(0, |at| at + 1);
+        let fixed = fixed_bytes(good.header.opcode);
+        let last_nul = body[fixed..].iter().rposition(|b| *b == 0);
+        let start = last_nul.map_or(fixed, |at| fixed + at + 1);
         for (name, errno) in names {
             let body = [&body[..start], name, b"\0"].concat();
             let bad = Message::new(good.header.opcode, ROOT_ID, body);

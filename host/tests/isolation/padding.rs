@@ -283,7 +283,7 @@ fn attach_strict(daemon: &Daemon) -> Arc<Session> {
 #[test]
 fn files_are_read_and_mapped_when_the_process_that_pads_has_ended() {
     let share = in_memory();
-    for name in ["known", "found-later"] {
+    for name in ["known", "mapped-later", "found-later"] {
         make_file(&share.path().join(name), 4, 2 * RANGE as usize + 100);
     }
     let daemon = Daemon::start(share.path(), &["--dax", "always", "--dax-window", "64M"]);
@@ -291,10 +291,12 @@ fn files_are_read_and_mapped_when_the_process_that_pads_has_ended() {
     let session = attach_strict(&daemon);
     let has_dax = |entry: &EntryOut| entry.attr.flags & AttrFlags::DAX.bits() != 0;
     let known = walk(&session, "known").expect("there");
-    assert!(has_dax(&known));
-    let map =
-        |offset, slot: u64| session.setup_mapping(known.nodeid, offset, slot * RANGE, RANGE, false);
-    map(2 * RANGE, 0).expect("a range past the end");
+    let unmapped = walk(&session, "mapped-later").expect("there");
+    assert!(has_dax(&known) && has_dax(&unmapped));
+    let map = |file: &EntryOut, offset, slot: u64| {
+        session.setup_mapping(file.nodeid, offset, slot * RANGE, RANGE, false)
+    };
+    map(&known, 2 * RANGE, 0).expect("a range past the end");
     kill_process(helper, Signal::KILL).expect("runs");
     eventually("it ends", || {
         field(helper.as_raw_nonzero().get() as u32, "State").starts_with('Z')
@@ -303,8 +305,9 @@ fn files_are_read_and_mapped_when_the_process_that_pads_has_ended() {
     let read = read_by_request(&session, (later.nodeid, handle.fh), 5, 4096);
     assert_eq!(read.expect("read"), pattern(4, 5, 4096));
     // What is not padded may be mapped where the file is.
-    map(0, 1).expect("a range within the file");
-    map(RANGE, 2).expect("another");
+    map(&known, 0, 1).expect("a range within the file");
+    map(&unmapped, 0, 2).expect("of a file that was not padded before");
+    map(&unmapped, RANGE, 3).expect("another");
     daemon.expect_log("the process that pads files has ended", 1);
 
     let (later, handle) = open(&session, "found-later", libc::O_RDWR).expect("opens");

@@ -4,7 +4,8 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use daxwindow_guest::file::{Access, Guest};
+use daxwindow_guest::fault::View;
+use daxwindow_guest::file::{Access, File, Guest};
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::ROOT_ID;
 
@@ -37,7 +38,8 @@ fn sync_root(session: &Session) {
 }
 
 /// Everything that is acknowledged, and then something that is not.
-fn work(guest: &Guest) {
+/// Answers what is still open: to close it begins to write it back.
+fn work(guest: &Guest) -> (File, View) {
     let session: &Arc<Session> = guest.session();
     let written = made(session, "written", 10);
     session.fsync(written.0, written.1, false).expect("synced");
@@ -67,6 +69,7 @@ fn work(guest: &Guest) {
     // Not acknowledged.
     made(session, "lost", 14);
     view.write(100, b"lost").expect("into the page cache");
+    (file, view)
 }
 
 fn found(at: &Path) {
@@ -88,7 +91,7 @@ fn found(at: &Path) {
 fn cut_and_find(place: &Place) {
     let mut daemon = Daemon::start(place.path(), &["--dax", "always", "--dax-window", "32M"]);
     let guest = guest(&daemon);
-    work(&guest);
+    let open = work(&guest);
     // Without its log, as when the power goes.
     run(tool("xfsprogs:xfs_io")
         .args(["-x", "-c", "shutdown"])
@@ -97,6 +100,7 @@ fn cut_and_find(place: &Place) {
     let dead = guest.session().mkdir(ROOT_ID, b"dir", 0o700);
     assert_eq!(dead.expect_err("dead").errno(), rustix::io::Errno::IO);
     assert!(daemon.is_running());
+    drop(open);
     drop(guest);
     drop(daemon);
     place.mount_again();
