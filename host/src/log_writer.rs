@@ -8,7 +8,7 @@
 //! A process has that thread from [`start`] on. Until then, and where it can
 //! have none (the kernel makes none in a process whose next child is to be in
 //! another namespace of processes), it looks first whether a write would wait:
-//! [`write_only_if`].
+//! `write_only_if`.
 
 use std::collections::VecDeque;
 use std::io::{self, Write};

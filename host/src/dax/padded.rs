@@ -10,7 +10,7 @@
 //! truncated through it.
 //!
 //! This is its client: it hands a descriptor to the server
-//! ([`super::padded_server`]) and opens it under a number.
+//! (`padded_server`) and opens it under a number.
 //!
 //! Laws: the server never waits for the file system of a file. That file
 //! system is asked by the kernel in the thread that opens the padded file, so

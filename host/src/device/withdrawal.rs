@@ -4,7 +4,7 @@
 //! a system call in which it is stuck. The guest uses that memory for
 //! something else once the stop or the reset is acknowledged. So the guest's
 //! files are mapped once more for all requests to come, and the mapping that
-//! the others have is taken away, see [`guard::withdraw`].
+//! the others have is taken away, see `guard::withdraw`.
 //!
 //! Requests of queues that were not stopped use the old mapping as well. Those
 //! that take no longer than [`PATIENCE`] are waited for; others fail with
