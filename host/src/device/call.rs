@@ -12,6 +12,7 @@ use std::io::{self, IoSlice, IoSliceMut};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{AtFlags, FileType, StatxFlags, statx};
 use rustix::io::{Errno, ReadWriteFlags, preadv2, pwritev2};
+use rustix::net::{SendAncillaryBuffer, SendFlags, sendmsg};
 
 /// Of something that has no positions: where it is.
 const HERE: u64 = u64::MAX;
@@ -25,6 +26,8 @@ const NOW: Timespec = Timespec {
 pub(super) enum Call {
     Eventfd(File),
     Pipe(File),
+    /// What user-mode-linux has.
+    Socket(File),
 }
 
 impl Call {
@@ -37,8 +40,9 @@ impl Call {
             // Eventfds have no type.
             FileType::Unknown => Ok(Call::Eventfd(file)),
             FileType::Fifo => Ok(Call::Pipe(file)),
+            FileType::Socket => Ok(Call::Socket(file)),
             _ => Err(io::Error::other(
-                "the call descriptor is neither an eventfd nor a pipe",
+                "the call descriptor is no eventfd, pipe or socket",
             )),
         }
     }
@@ -49,6 +53,11 @@ impl Call {
         let written = match self {
             Call::Eventfd(file) => rustix::io::write(file, &one),
             Call::Pipe(file) => pwritev2(file, &[IoSlice::new(&one)], HERE, ReadWriteFlags::NOWAIT),
+            Call::Socket(file) => {
+                let flags = SendFlags::DONTWAIT | SendFlags::NOSIGNAL;
+                let none = &mut SendAncillaryBuffer::default();
+                sendmsg(file, &[IoSlice::new(&one)], none, flags)
+            }
         };
         match written {
             Ok(_) | Err(Errno::AGAIN) => Ok(()),
@@ -127,7 +136,15 @@ mod tests {
     #[test]
     fn what_may_block_for_ever_is_refused() {
         assert!(Call::new(tempfile::tempfile().expect("a file")).is_err());
-        let (one, _other) = std::os::unix::net::UnixStream::pair().expect("made");
-        assert!(Call::new(File::from(OwnedFd::from(one))).is_err());
+    }
+
+    #[test]
+    fn a_full_socket_keeps_nobody() {
+        let (one, mut other) = std::os::unix::net::UnixStream::pair().expect("made");
+        let call = call(one);
+        (0..100_000).for_each(|_| call.signal().expect("written or full"));
+        let mut first = [0; 8];
+        other.read_exact(&mut first).expect("there");
+        assert_eq!(u64::from_ne_bytes(first), 1);
     }
 }
