@@ -9,7 +9,7 @@ use crate::share::{Share, within};
 
 #[test]
 fn an_unmounted_share_is_an_ended_session_and_can_be_mounted_again() {
-    let mut share = Share::mount(&[], &[]);
+    let mut share = Share::mount(&["--keep-serving"], &[]);
     std::fs::write(share.place().join("file"), "first").expect("written");
     share.unmount();
     assert!(within(|| share.daemon_log().contains("session ends")));
