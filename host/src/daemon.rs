@@ -13,6 +13,7 @@ use signal_hook::iterator::Signals;
 
 use crate::cli::{Command, Config, Flags, Listen};
 use crate::dax::{DaxMode, Naive, Padding, padding_process};
+use crate::device::seat::Next;
 use crate::device::serve::Stop;
 use crate::device::socket::{Socket, SocketFile};
 use crate::fs::{InodeFileHandles, SharedDir, SoleIds};
@@ -172,6 +173,10 @@ fn tell_changes(inside: &Arc<Inside>, shares: &Arc<Shares>, stop: &Stop, once: b
                  --keep-serving)"
             );
             stop.request();
+        }
+        match is_last {
+            true => Next::End,
+            false => Next::Client,
         }
     });
     kept

@@ -487,6 +487,8 @@ fn a_front_end_that_maps_is_tried_out_at_init() {
     let daemon = Daemon::start(&["--dax", "always"]);
     let mut machine = Machine::connect(&daemon);
     machine.negotiate();
+    let regions = machine.front.get_shmem_config().expect("told");
+    assert_eq!(regions.nregions, 1);
     let agreeable = Arc::new(Agreeable::default());
     let mut handler = FrontendReqHandler::new(agreeable.clone()).expect("socket pair");
     handler.set_reply_ack_flag(true);

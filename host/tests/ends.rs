@@ -167,6 +167,9 @@ fn of_once_and_keep_serving_the_last_counts() {
     let mut daemon = Daemon::start(share.path(), &["--once"]);
     drop(attach(&daemon));
     assert!(daemon.wait().success());
+    let log = daemon.log();
+    assert!(log.contains("the daemon ends"), "{log}");
+    assert!(!log.contains("next client"), "nobody is waited for: {log}");
 }
 
 /// A lock of fcntl(2) belongs to a process and goes with any close of the file

@@ -281,7 +281,7 @@ fn who_talks_nonsense_to_the_control_socket_is_answered_and_harms_nobody() {
         .expect("there")
         .permissions()
         .mode();
-    assert_eq!(mode & 0o777, 0o600, "{mode:o}");
+    assert_eq!(mode & 0o777, 0o700, "{mode:o}");
     let files = scene.daemon.open_targets();
     let add = br#"{"command":"add","name":"a","directory":"/","socket":"/a"}"#;
     for text in [

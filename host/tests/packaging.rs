@@ -257,7 +257,7 @@ fn the_units_belong_together_and_start_what_there_is() {
     let flags = Flags::try_parse_from(words).and_then(Flags::settled);
     let flags = flags.unwrap_or_else(|error| panic!("{line}: {error}"));
     assert_eq!(flags.shared_dir, Some(PathBuf::from("/srv/data")));
-    assert_eq!(flags.tag, "data");
+    assert_eq!(flags.tag.as_deref(), Some("data"));
     assert!(flags.readonly);
     assert!(flags.listen.keep_serving, "guests come and go");
 }

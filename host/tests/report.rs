@@ -271,7 +271,7 @@ fn the_file_is_the_owners_is_replaced_when_stale_and_goes() {
         .expect("there")
         .permissions()
         .mode();
-    assert_eq!(mode & 0o777, 0o600, "{mode:o}");
+    assert_eq!(mode & 0o777, 0o700, "{mode:o}");
 
     // Taken: refused, by its own name, and nothing of the first is touched.
     let share = on_disk();

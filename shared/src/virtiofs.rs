@@ -51,18 +51,25 @@ impl Config {
         if tag.chars().any(char::is_control) {
             return Err(TagError::Control);
         }
-        let mut field = [0; TAG_BYTES];
-        field[..tag.len()].copy_from_slice(tag.as_bytes());
-        Ok(Config {
-            tag: field,
-            num_request_queues: U32::new(num_request_queues),
-        })
+        let mut config = Config::without_tag(num_request_queues);
+        config.tag[..tag.len()].copy_from_slice(tag.as_bytes());
+        Ok(config)
     }
 
-    /// The tag without its padding, or `None` if it is not UTF-8.
+    /// Of a device whose tag the VMM knows.
+    pub fn without_tag(num_request_queues: u32) -> Self {
+        Config {
+            tag: [0; TAG_BYTES],
+            num_request_queues: U32::new(num_request_queues),
+        }
+    }
+
+    /// The tag without its padding, or `None` if there is none or it is not
+    /// UTF-8.
     pub fn tag(&self) -> Option<&str> {
         let end = self.tag.iter().position(|&b| b == 0).unwrap_or(TAG_BYTES);
-        std::str::from_utf8(&self.tag[..end]).ok()
+        let tag = std::str::from_utf8(&self.tag[..end]).ok();
+        tag.filter(|tag| !tag.is_empty())
     }
 }
 
@@ -79,5 +86,6 @@ mod tests {
         let config = Config::new(&full, 3).expect("36 bytes fit");
         assert_eq!(config.tag(), Some(full.as_str()));
         assert_eq!(&config.as_bytes()[36..], [3, 0, 0, 0]);
+        assert_eq!(Config::without_tag(3).tag(), None);
     }
 }

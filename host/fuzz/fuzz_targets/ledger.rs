@@ -108,6 +108,7 @@ fuzz_target!(|steps: Vec<Step>| {
     let options = DaxOptions { mode: DaxMode::Always, window_bytes: WINDOW, ..Default::default() };
     let dax = Dax::new(options);
     let window = Arc::new(Window(Mutex::default()));
+    dax.announce_window();
     dax.set_front_end(Some(window.clone()));
     dax.init();
     for step in steps {

@@ -160,6 +160,7 @@ fn server(share: &Path) -> Server {
         ShareOptions { max_inodes: 64, max_handles: 32, locks: true, posix_acl: true, xattr: true, ..Default::default() };
     let share = SharedDir::open(share, options).expect("a directory");
     let dax = Dax::new(DaxOptions { mode: DaxMode::Always, window_bytes: WINDOW, ..Default::default() });
+    dax.announce_window();
     dax.set_front_end(Some(Arc::new(Window)));
     let options = ServerOptions { direct_io: true, security_labels: true, ..Default::default() };
     Server::new(share, dax, options)

@@ -84,9 +84,10 @@ pub struct Flags {
     #[arg(long, value_name = "DIR")]
     pub shared_dir: Option<PathBuf>,
 
-    /// Name by which the guest mounts the share, at most 36 bytes
-    #[arg(long, default_value = "daxwindow", value_parser = parse_tag)]
-    pub tag: String,
+    /// Name by which the guest mounts the share, at most 36 bytes, for VMMs
+    /// that are to learn it from the daemon
+    #[arg(long, value_parser = parse_tag)]
+    pub tag: Option<String>,
 
     /// Refuse everything that would change the directory
     #[arg(long)]
@@ -230,7 +231,10 @@ impl Flags {
         let needs_xattr = acls != WhenFlag::Never || labels != WhenFlag::Never;
         let map = self.attributes.xattrmap;
         let device = DeviceOptions {
-            config: virtiofs::Config::new(&self.tag, self.queues.num_request_queues)?,
+            config: match &self.tag {
+                Some(tag) => virtiofs::Config::new(tag, self.queues.num_request_queues)?,
+                None => virtiofs::Config::without_tag(self.queues.num_request_queues),
+            },
             thread_pool_size: usize::from(self.queues.thread_pool_size),
             max_parked: usize::from(self.inodes.max_parked),
         };
@@ -346,7 +350,7 @@ mod tests {
             config.dax.min_file_bytes,
             DaxOptions::default().min_file_bytes
         );
-        assert_eq!(config.device.config.tag(), Some("daxwindow"));
+        assert_eq!(config.device.config.tag(), None);
         assert_eq!(config.device.config.num_request_queues.get(), 1);
         assert_eq!((config.share.max_handles, config.dax.max_files), (256, 128));
         let default = DaxOptions::default().max_pieces;
@@ -404,7 +408,7 @@ mod tests {
     #[test]
     fn the_last_of_a_flag_given_twice_counts() {
         let flags = parse(&["--tag", "one", "--tag", "two", "--socket", "/t"]).expect("valid");
-        assert_eq!(flags.tag, "two");
+        assert_eq!(flags.tag.as_deref(), Some("two"));
         assert_eq!(
             flags.socket_path,
             [PathBuf::from("/s"), PathBuf::from("/t")]

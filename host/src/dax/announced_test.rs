@@ -65,6 +65,7 @@ impl Announcer {
             }
         });
         announcer.commit(dax);
+        dax.announce_window();
         dax.set_front_end(Some(announcer.clone()));
         announcer
     }

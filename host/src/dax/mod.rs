@@ -29,7 +29,7 @@
 //! calls the wait off, and what needs no front end does not wait.
 
 use std::collections::HashMap;
-use std::sync::atomic::AtomicUsize;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
@@ -162,6 +162,8 @@ pub struct Dax {
     connected: ArcSwapOption<Connected>,
     view: OnceLock<Result<View, ViewTrouble>>,
     verdict: Mutex<DaxVerdict>,
+    /// The front end has asked what regions there are.
+    is_asked_for: AtomicBool,
     table: MemoryTable,
     state: Mutex<State>,
     released: Condvar,
@@ -184,6 +186,7 @@ impl Dax {
             connected: ArcSwapOption::empty(),
             view: OnceLock::new(),
             verdict: Mutex::default(),
+            is_asked_for: AtomicBool::new(false),
             table: MemoryTable::default(),
             state: Mutex::new(State {
                 ledger: Ledger::new(options.max_files),
@@ -204,9 +207,10 @@ impl Dax {
         self.options.offered_bytes()
     }
 
-    /// As [`Dax::window_bytes`], and tells the log if it is less than was
-    /// asked for.
+    /// As [`Dax::window_bytes`], for a front end that asks, and so has a
+    /// window. Tells the log if it is less than was asked for.
     pub fn announce_window(&self) -> u64 {
+        self.is_asked_for.store(true, SeqCst);
         let (asked, offered) = (self.options.window_bytes, self.window_bytes());
         if offered > 0 && offered < asked {
             tracing::info!(

@@ -38,6 +38,9 @@ impl Dax {
     /// Takes the front end's channel, or notes that it is gone. Either way
     /// what the last one had mapped is forgotten.
     pub fn set_front_end(&self, front_end: Option<Arc<dyn FrontEnd>>) {
+        if front_end.is_none() {
+            self.is_asked_for.store(false, SeqCst);
+        }
         let last = std::mem::replace(&mut *self.front_end.lock(), front_end);
         self.connected.store(None);
         *self.verdict.lock() = DaxVerdict::default();
@@ -94,6 +97,10 @@ impl Dax {
         let Some(front_end) = self.front_end.lock().clone() else {
             return self.decline(DaxOff::NoChannel);
         };
+        // It may take maps and have no place for them, and complain of each.
+        if !self.is_asked_for.load(SeqCst) {
+            return self.decline(DaxOff::NoRegion);
+        }
         match self.try_out(&*front_end) {
             Ok(can) => self.offer(front_end, can),
             Err(error) => self.decline(DaxOff::Trial(error)),

@@ -203,6 +203,7 @@ fn dax(kind: Kind, ranges: u64, options: DaxOptions) -> (Dax, Arc<Model>) {
         ..options
     });
     let model = Model::new(kind);
+    dax.announce_window();
     dax.set_front_end(Some(model.clone()));
     assert!(dax.init().inode_dax);
     assert!(
@@ -253,6 +254,7 @@ fn a_front_end_without_real_answers_gets_no_dax() {
         window_bytes: RANGE,
         ..Default::default()
     });
+    dax.announce_window();
     dax.set_front_end(Some(Arc::new(Yes)));
     assert_eq!(dax.init(), DaxOffer::default());
     let files = Files::new(1, RANGE);

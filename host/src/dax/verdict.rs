@@ -42,6 +42,8 @@ pub enum DaxOff {
     NoWindow,
     /// The front end opened no channel for maps.
     NoChannel,
+    /// The front end has not asked for shared memory regions.
+    NoRegion,
     /// The front end failed the trial.
     Trial(ProbeError),
     /// The share is read-only and the front end can only map writable.
@@ -85,6 +87,7 @@ impl DaxVerdict {
                 DaxOff::Mode => "mode",
                 DaxOff::NoWindow => "no-window",
                 DaxOff::NoChannel => "no-channel",
+                DaxOff::NoRegion => "no-region",
                 DaxOff::Trial(_) => "trial",
                 DaxOff::ReadOnlyShare => "read-only-share",
                 DaxOff::PastEndOfFile(_) => "past-end-of-file",
@@ -160,6 +163,10 @@ impl fmt::Display for DaxOff {
             DaxOff::NoWindow => f.write_str("--dax-window is 0"),
             DaxOff::NoChannel => f.write_str(
                 "the front end has no shared memory regions: it opened no channel for maps",
+            ),
+            DaxOff::NoRegion => f.write_str(
+                "the front end has no shared memory regions: it has not asked for them \
+                 (GET_SHMEM_CONFIG)",
             ),
             DaxOff::Trial(error) => write!(f, "the front end failed the trial: {error}"),
             DaxOff::ReadOnlyShare => f.write_str(
@@ -250,10 +257,13 @@ impl Dax {
     pub(super) fn conclude(&self, verdict: DaxVerdict) {
         let name = verdict.name();
         match &verdict {
-            DaxVerdict::Off(DaxOff::Mode | DaxOff::NoWindow) | DaxVerdict::Unknown => {
-                tracing::info!("dax: {name}: {verdict}");
-            }
-            DaxVerdict::On | DaxVerdict::Some(SomeFiles::ByRule(_)) => {
+            // The operator's choice, or a VMM's device that never has a window.
+            DaxVerdict::Off(
+                DaxOff::Mode | DaxOff::NoWindow | DaxOff::NoChannel | DaxOff::NoRegion,
+            )
+            | DaxVerdict::Unknown
+            | DaxVerdict::On
+            | DaxVerdict::Some(SomeFiles::ByRule(_)) => {
                 tracing::info!("dax: {name}: {verdict}");
             }
             // What the operator asked for and does not get.
@@ -267,7 +277,10 @@ impl Dax {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
+    use crate::dax::front_end::{Ask, FrontEnd, FrontEndError};
     use crate::dax::globs::NameRules;
 
     const QEMU_LIKE: Capabilities = Capabilities {
@@ -355,5 +368,20 @@ mod tests {
         dax.init();
         assert_eq!(dax.verdict(), DaxVerdict::Off(DaxOff::NoChannel));
         assert_eq!(dax.verdict().reason(), "no-channel");
+    }
+
+    #[test]
+    fn a_front_end_that_never_asks_for_regions_is_asked_for_no_map() {
+        struct Complains;
+        impl FrontEnd for Complains {
+            fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
+                panic!("it has no place for {ask:?}");
+            }
+        }
+        let dax = Dax::new(DaxOptions::default());
+        dax.set_front_end(Some(Arc::new(Complains)));
+        assert_eq!(dax.init(), DaxOffer::default());
+        assert_eq!(dax.verdict(), DaxVerdict::Off(DaxOff::NoRegion));
+        assert_eq!(dax.verdict().reason(), "no-region");
     }
 }

@@ -253,14 +253,16 @@ impl VhostUserBackend for Device {
 
     /// SHMEM only with a window: a front end that sees it asks for the
     /// regions and gives the guest what it is told, and a region of no bytes
-    /// fails the guest's probe.
+    /// fails the guest's probe. CONFIG only with a tag, which it is for: some
+    /// front ends that have one already warn of it.
     fn protocol_features(&self) -> VhostUserProtocolFeatures {
         let mut features = VhostUserProtocolFeatures::MQ
-            | VhostUserProtocolFeatures::CONFIG
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::BACKEND_SEND_FD
             | VhostUserProtocolFeatures::REPLY_ACK
             | VhostUserProtocolFeatures::RESET_DEVICE;
+        let tagged = self.config.tag().is_some();
+        features.set(VhostUserProtocolFeatures::CONFIG, tagged);
         let slots = self.server.dax().takes_memory_slots();
         features.set(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS, slots);
         features.set(VhostUserProtocolFeatures::SHMEM, self.has_window());

@@ -373,6 +373,19 @@ fn shmem_is_offered_only_with_a_window() {
     assert!(with.queues_per_thread().is_empty(), "no workers");
 }
 
+/// Some front ends have a configuration space, and warn of a second one.
+#[test]
+fn a_configuration_space_is_offered_only_for_its_tag() {
+    let offered = |config: Config| {
+        let mut machine = Machine::new(true, DaxMode::Never);
+        machine.device.config = config;
+        let offered = machine.device.protocol_features();
+        offered.contains(VhostUserProtocolFeatures::CONFIG)
+    };
+    assert!(offered(Config::new("tag", 1).expect("a good tag")));
+    assert!(!offered(Config::without_tag(1)));
+}
+
 #[test]
 fn configuration_space_is_bounded() {
     let config = Config::new("tag", 3).expect("a good tag");

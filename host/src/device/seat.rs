@@ -8,7 +8,16 @@ use parking_lot::Mutex;
 #[derive(Default)]
 pub struct Seat {
     state: Mutex<State>,
-    observer: OnceLock<Box<dyn Fn() + Send + Sync>>,
+    observer: OnceLock<Box<dyn Fn() -> Next + Send + Sync>>,
+}
+
+/// What comes after a client.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Next {
+    /// Another may come.
+    Client,
+    /// The daemon ends.
+    End,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -24,25 +33,27 @@ impl Seat {
     /// Lets a client in; false if there is one, or none is wanted any more.
     pub fn take(&self) -> bool {
         let taken = self.change(State::Free, State::Taken);
-        self.tell(taken);
+        if taken {
+            self.tell();
+        }
         taken
     }
 
-    /// The client has gone.
-    pub fn leave(&self) {
+    /// The client has gone. Answers what comes after it.
+    pub fn leave(&self) -> Next {
         self.change(State::Taken, State::Free);
-        self.tell(true);
+        self.tell()
     }
 
     /// Has `observer` called whenever a client comes or goes. Once.
-    pub fn observe(&self, observer: impl Fn() + Send + Sync + 'static) {
+    pub fn observe(&self, observer: impl Fn() -> Next + Send + Sync + 'static) {
         let _ = self.observer.set(Box::new(observer));
     }
 
-    fn tell(&self, changed: bool) {
-        if let Some(observer) = self.observer.get().filter(|_| changed) {
-            observer();
-        }
+    fn tell(&self) -> Next {
+        self.observer
+            .get()
+            .map_or(Next::Client, |observer| observer())
     }
 
     /// Whether a client is served.
@@ -94,9 +105,10 @@ mod tests {
         let counted = count.clone();
         seat.observe(move || {
             counted.fetch_add(1, SeqCst);
+            Next::End
         });
         assert!(seat.take() && seat.close());
-        seat.leave();
+        assert_eq!(seat.leave(), Next::End, "as the observer says");
         assert!(!seat.take() && !seat.is_taken(), "closed for good");
         assert_eq!(count.load(SeqCst), 2, "told of coming and going");
     }

@@ -24,7 +24,7 @@ use crate::server::Server;
 use super::backend::{Device, END_PATIENCE, Limits};
 use super::heap;
 use super::ring::Ring;
-use super::seat::Seat;
+use super::seat::{Next, Seat};
 use super::socket::Socket;
 
 /// A request to end, which any thread can make.
@@ -115,9 +115,11 @@ pub fn serve(
             Wake::Client if !seat.take() => stop.wait(),
             Wake::Client => {
                 let served = serve_client(server, options, socket, &mut listener, stop);
-                seat.leave();
+                let next = seat.leave();
                 served?;
-                tracing::info!("waiting for the next client");
+                if next == Next::Client {
+                    tracing::info!("waiting for the next client");
+                }
             }
         }
     }
@@ -299,6 +301,12 @@ fn note_end(result: Result<(), DaemonError>) {
         Err(DaemonError::WaitDaemon(_)) => {
             tracing::error!("the client was dropped by a defect of this daemon");
         }
+        // All that is left of the number of a queue that there is not.
+        Err(error @ DaemonError::HandleRequest(VhostError::InvalidParam)) => tracing::warn!(
+            %error,
+            "the client broke the protocol and was dropped (a VMM that sets up more queues than \
+             --num-request-queues says does so)"
+        ),
         Err(error) => tracing::warn!(%error, "the client broke the protocol and was dropped"),
     }
 }

@@ -24,9 +24,9 @@ use super::pid_file::{PidFile, PidFileError};
 use crate::isolation::main_pid;
 
 /// Nobody but the owner may connect: who does gets the whole share.
-const MODE: Mode = Mode::from_raw_mode(0o600);
+const MODE: Mode = Mode::from_raw_mode(0o700);
 /// With `--socket-group`.
-const GROUP_MODE: Mode = Mode::from_raw_mode(0o660);
+const GROUP_MODE: Mode = Mode::from_raw_mode(0o770);
 /// Clients that may wait while one is let in or turned away.
 const BACKLOG: i32 = 16;
 

@@ -67,7 +67,7 @@ fn a_group_is_let_into_the_socket_and_into_nothing_that_has_its_name() {
     let group = Gid::from_raw(4711);
     let socket = Socket::bind(FLAG, &path).expect("free");
     socket.let_in(group).expect("its own");
-    assert_eq!(of(&path), (0o660, 4711));
+    assert_eq!(of(&path), (0o770, 4711));
     drop(socket);
 
     let other = UnixListener::bind(&precious).expect("bound");

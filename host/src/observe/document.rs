@@ -125,7 +125,7 @@ pub struct Verdict {
     /// no guest has mounted.
     pub verdict: String,
     /// The cause in one word: `every-file`; `rule`, `whole-pages`; `mode`,
-    /// `no-window`, `no-channel`, `trial`, `read-only-share`,
+    /// `no-window`, `no-channel`, `no-region`, `trial`, `read-only-share`,
     /// `past-end-of-file`, `channel-lost`; `no-session`.
     pub reason: String,
     /// The cause in words.

@@ -54,14 +54,18 @@ const SYSLOG: &str = "/dev/log";
 
 /// Starts logging at `level` (`off`, `error`, `warn`, `info`, `debug`,
 /// `trace`, or a list of `target=level`). `RUST_LOG`, where set, wins. With
-/// `syslog` the messages go there, and to standard error if nobody listens.
+/// `syslog` the messages go there; if nobody listens, what must not be lost
+/// goes to standard error, which may be somebody's terminal.
 pub fn init(level: &str, syslog: bool) -> Result<(), LogError> {
+    let filter = filter(level)?;
     match syslog.then(find_syslog) {
-        None => to_stderr(filter(level)?),
-        Some(Ok(())) => to_syslog(filter(level)?),
+        None => to_stderr(filter, LevelFilter::TRACE),
+        Some(Ok(())) => to_syslog(filter),
         Some(Err(error)) => {
-            to_stderr(filter(level)?)?;
-            tracing::warn!("--syslog: cannot connect to {SYSLOG}: {error}; logging here instead");
+            to_stderr(filter, LevelFilter::WARN)?;
+            tracing::warn!(
+                "--syslog: cannot connect to {SYSLOG}: {error}; warnings and errors go here instead"
+            );
             Ok(())
         }
     }
@@ -103,7 +107,7 @@ fn to_syslog(filter: EnvFilter) -> Result<(), LogError> {
         .map_err(|_| LogError::AlreadySet)
 }
 
-fn to_stderr(filter: EnvFilter) -> Result<(), LogError> {
+fn to_stderr(filter: EnvFilter, at_most: LevelFilter) -> Result<(), LogError> {
     tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(Log::Stderr)
@@ -111,6 +115,7 @@ fn to_stderr(filter: EnvFilter) -> Result<(), LogError> {
         .with_ansi(std::io::stderr().is_terminal())
         .with_target(true)
         .finish()
+        .with(at_most)
         .with(LogLimit::default())
         .try_init()
         .map_err(|_| LogError::AlreadySet)

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use tracing::Span;
 
 use crate::cli::Config;
+use crate::device::seat::Next;
 
 use super::name::ShareName;
 use super::share::{NewShare, Share, ShareError};
@@ -55,8 +56,8 @@ pub struct Shares {
     observer: OnceLock<Observer>,
 }
 
-/// Called when shares or guests come or go.
-type Observer = Box<dyn Fn(&Shares) + Send + Sync>;
+/// Called when shares or guests come or go; answers what is next.
+type Observer = Box<dyn Fn(&Shares) -> Next + Send + Sync>;
 
 #[derive(Default)]
 struct State {
@@ -76,15 +77,15 @@ impl Shares {
         })
     }
 
-    /// Has `observer` called whenever shares or guests come or go. Once.
-    pub fn observe(&self, observer: impl Fn(&Shares) + Send + Sync + 'static) {
+    /// Has `observer` called whenever shares or guests come or go; it answers
+    /// what is next. Once.
+    pub fn observe(&self, observer: impl Fn(&Shares) -> Next + Send + Sync + 'static) {
         let _ = self.observer.set(Box::new(observer));
     }
 
-    fn tell(&self) {
-        if let Some(observer) = self.observer.get() {
-            observer(self);
-        }
+    fn tell(&self) -> Next {
+        let observer = self.observer.get();
+        observer.map_or(Next::Client, |observer| observer(self))
     }
 
     /// Guests that are connected.
@@ -113,9 +114,8 @@ impl Shares {
         let share = Arc::new(share);
         let shares = Arc::downgrade(self);
         share.observe(move || {
-            if let Some(shares) = shares.upgrade() {
-                shares.tell();
-            }
+            let shares = shares.upgrade();
+            shares.map_or(Next::End, |shares| shares.tell())
         });
         self.enter(&name, &share)?;
         let (served, leave) = (

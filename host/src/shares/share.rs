@@ -13,7 +13,7 @@ use tracing::Span;
 
 use crate::cli::Config;
 use crate::dax::{Dax, DaxMode};
-use crate::device::seat::Seat;
+use crate::device::seat::{Next, Seat};
 use crate::device::serve::{ServeError, Stop, serve};
 use crate::device::socket::Socket;
 use crate::fs::SharedDir;
@@ -137,7 +137,7 @@ impl Share {
     }
 
     /// Has `observer` called whenever a guest comes or goes.
-    pub(super) fn observe(&self, observer: impl Fn() + Send + Sync + 'static) {
+    pub(super) fn observe(&self, observer: impl Fn() -> Next + Send + Sync + 'static) {
         self.seat.observe(observer);
     }
 
