@@ -16,6 +16,8 @@ use std::time::{Duration, Instant, SystemTime};
 use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example};
 
 const MIB: usize = 1 << 20;
+/// For what takes a moment, on a machine with other work.
+const LIMIT: Duration = Duration::from_secs(300);
 /// What a guest believes for a second.
 const PAST_TIMEOUTS: &str = "usleep 1200000";
 
@@ -52,6 +54,21 @@ fn kinds(vm: &mut Vm, place: &str, names: &[&str]) -> Vec<String> {
 
 fn forget_all(vm: &mut Vm) {
     run(vm, "sync; echo 3 >/proc/sys/vm/drop_caches");
+}
+
+/// What they are when all is decided anew. A kernel keeps what somebody is just
+/// about to let go.
+#[track_caller]
+fn expect_anew(vm: &mut Vm, place: &str, names: &[&str], expected: &[&str]) {
+    let deadline = Instant::now() + LIMIT;
+    forget_all(vm);
+    let mut found = kinds(vm, place, names);
+    while found != expected && Instant::now() < deadline {
+        std::thread::sleep(Duration::from_millis(100));
+        forget_all(vm);
+        found = kinds(vm, place, names);
+    }
+    assert_eq!(found, expected);
 }
 
 fn letters(bytes: usize, seed: u32) -> Vec<u8> {
@@ -157,9 +174,8 @@ fn a_decision_is_kept_while_the_guest_knows_the_file(vm: &mut Vm, host: &Path) {
     run(vm, "cp /plain/large /plain/new");
     assert_eq!(kinds(vm, "/plain", &["new"]), ["requests"]);
 
-    forget_all(vm);
-    assert_eq!(kinds(vm, "/plain", &names), ["dax", "requests", "dax"]);
-    assert_eq!(kinds(vm, "/plain", &["new"]), ["dax"]);
+    expect_anew(vm, "/plain", &names, &["dax", "requests", "dax"]);
+    expect_anew(vm, "/plain", &["new"], &["dax"]);
     std::fs::write(host.join("small"), letters(4096, 1)).expect("cut");
 }
 
@@ -200,7 +216,7 @@ fn what_is_mapped_writable_does_not_run_on_the_host(vm: &mut Vm, host: &Path) {
 
     run(vm, "umount /always");
     // QEMU lets go of what it has unmapped a moment after it says so.
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let deadline = Instant::now() + LIMIT;
     let again = loop {
         match on_host(host, &["busybox", "echo", "again"]) {
             Err(error) if Instant::now() < deadline => {

@@ -13,7 +13,7 @@ use rustix::process::{Pid, Signal, kill_process};
 use serde_json::Value;
 
 /// How long anything on the host may take that should take no time.
-const PATIENCE: Duration = Duration::from_secs(30);
+const PATIENCE: Duration = Duration::from_secs(300);
 /// Of the file that both guests map whole.
 const FILE: u64 = 8 << 20;
 /// virtiofsd's own example for whoever wants all names apart.

@@ -263,7 +263,7 @@ fn a_naive_back_end_aborts_the_vmm() {
     let touch = "guest_probe touch /mnt/naive/huge --ranges 700";
     let ended = vm.sh_within(touch, LIMIT);
     assert!(ended.is_err(), "{ended:?}");
-    let status = vm.wait_for_qemu(Duration::from_secs(10)).expect("ended");
+    let status = vm.wait_for_qemu(LIMIT).expect("ended");
     assert_eq!(status.signal(), Some(SIGABRT), "{}", vm.qemu_log());
     assert!(
         vm.qemu_log().contains("VHOST_USER_MAX_RAM_SLOTS"),
