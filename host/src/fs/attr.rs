@@ -40,6 +40,11 @@ pub(super) fn key_of(stat: &Statx) -> Key {
     }
 }
 
+/// Whether the id of its mount is never used again.
+pub(super) fn has_unique_mount(stat: &Statx) -> bool {
+    StatxFlags::from_bits_retain(stat.stx_mask).contains(MNT_ID_UNIQUE)
+}
+
 pub(super) fn kind_of(stat: &Statx) -> FileType {
     FileType::from_raw_mode(stat.stx_mode.into())
 }

@@ -117,8 +117,7 @@ impl SharedDir {
 
     /// Gives an inode one more name. A symbolic link is linked itself.
     pub fn link(&self, nodeid: u64, new_parent: u64, new_name: Name<'_>) -> Result<Entry, Errno> {
-        self.require_writable()?;
-        let inode = self.inode(nodeid)?;
+        let inode = self.inode_to_change(nodeid)?;
         let dir = self.inode(new_parent)?;
         // By the link in procfs: AT_EMPTY_PATH would need one more capability.
         let fd = inode.fd()?;
@@ -153,7 +152,7 @@ impl SharedDir {
         let room = self.handles.reserve()?;
         let mode = self.mode_in(&dir, mode, umask)?;
         let (file, entry) = self.create_or_open(&creator.into(), &dir, name, &mut want, mode)?;
-        self.hand_out(&dir, want, room, file, entry)
+        self.hand_out(want, room, file, entry)
     }
 
     /// Creates and opens a regular file that has no name; LINK may give it
@@ -182,21 +181,19 @@ impl SharedDir {
         }
         let node = self.proc.reopen(&file, OFlags::PATH)?;
         let entry = self.bind(&dir, c"", Found::new(node)?)?;
-        self.hand_out(&dir, want, room, file, entry)
+        self.hand_out(want, room, file, entry)
     }
 
     fn hand_out(
         &self,
-        dir: &Inode,
         want: Request,
         room: Reserved,
         file: OwnedFd,
         entry: Entry,
     ) -> Result<(Entry, u64), Errno> {
         let open = want.opened(file);
-        let added = self
-            .handles
-            .add_for(room, dir.session(), entry.nodeid, open);
+        let inode = self.inode(entry.nodeid);
+        let added = inode.and_then(|inode| self.handles.add(room, &inode, open));
         match added {
             Ok(fh) => Ok((entry, fh)),
             Err(errno) => {
@@ -284,8 +281,7 @@ impl SharedDir {
     /// The directory for a new name, when something may be created and then
     /// handed out.
     fn parent_for_new(&self, parent: u64) -> Result<Arc<Inode>, Errno> {
-        self.require_writable()?;
-        let dir = self.inode(parent)?;
+        let dir = self.inode_to_change(parent)?;
         self.inodes.require_room(dir.mount())?;
         Ok(dir)
     }

@@ -8,7 +8,7 @@ use rustix::io::Errno;
 
 use super::budget::{Budget, Share};
 use super::dir::OpenDir;
-use super::inode::{IdShards, Inode};
+use super::inode::{IdShards, Inode, OpenThere};
 use super::open::OpenFile;
 
 /// What a handle stands for.
@@ -23,6 +23,7 @@ struct Handle {
     nodeid: u64,
     open: Open,
     _share: Share,
+    _there: OpenThere,
 }
 
 /// All handles of one guest.
@@ -57,29 +58,19 @@ impl HandleTable {
         self.budget.take(1).map(Reserved).ok_or(Errno::MFILE)
     }
 
-    /// Adds a handle of `inode`, of the session the inode is of.
+    /// Adds a handle of `inode`; `ESTALE` when a reset came since that was
+    /// handed out.
     pub(super) fn add(&self, room: Reserved, inode: &Inode, open: Open) -> Result<u64, Errno> {
-        self.add_for(room, inode.session(), inode.id(), open)
-    }
-
-    /// Adds a handle of the node `nodeid` that was handed out in `session`;
-    /// `ESTALE` when a reset came between.
-    pub(super) fn add_for(
-        &self,
-        room: Reserved,
-        session: u64,
-        nodeid: u64,
-        open: Open,
-    ) -> Result<u64, Errno> {
         let fh = self.next.fetch_add(1, Ordering::Relaxed);
         let handle = Handle {
-            nodeid,
+            nodeid: inode.id(),
             open,
             _share: room.0,
+            _there: inode.mount().open_there(),
         };
         let mut shard = self.shards.of(fh).write();
         // Under the lock that `clear` needs: what is added now, it will find.
-        if self.session.load(Ordering::Acquire) != session {
+        if self.session.load(Ordering::Acquire) != inode.session() {
             drop(shard);
             return Err(Errno::STALE);
         }

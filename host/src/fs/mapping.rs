@@ -138,10 +138,10 @@ impl MapSource for SharedDir {
     /// Opens a regular file by its node, so that it may have no name, no
     /// permission bits and no open handle.
     fn open_for_mapping(&self, nodeid: u64, writable: bool) -> Result<MapFile, Errno> {
-        if writable {
-            self.require_writable()?;
-        }
-        let inode = self.inode(nodeid)?;
+        let inode = match writable {
+            true => self.inode_to_change(nodeid)?,
+            false => self.inode(nodeid)?,
+        };
         inode.require_regular()?;
         let access = if writable {
             OFlags::RDWR

@@ -298,6 +298,14 @@ impl SharedDir {
         self.inodes.get(nodeid).ok_or(Errno::STALE)
     }
 
+    /// A node at which the guest is about to change something.
+    fn inode_to_change(&self, nodeid: u64) -> Result<Arc<Inode>, Errno> {
+        self.require_writable()?;
+        let inode = self.inode(nodeid)?;
+        inode.mount().note_change();
+        Ok(inode)
+    }
+
     fn require_writable(&self) -> Result<(), Errno> {
         if self.options.readonly {
             return Err(Errno::ROFS);

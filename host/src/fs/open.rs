@@ -121,10 +121,10 @@ impl SharedDir {
     /// `ENXIO` for other kinds, `EROFS`, `EMFILE`.
     pub fn open_file(&self, nodeid: u64, flags: u32, kill_suidgid: bool) -> Result<u64, Errno> {
         let mut want = Request::parse(flags, &self.options)?;
-        if want.writable {
-            self.require_writable()?;
-        }
-        let inode = self.inode(nodeid)?;
+        let inode = match want.writable {
+            true => self.inode_to_change(nodeid)?,
+            false => self.inode(nodeid)?,
+        };
         inode.require_regular()?;
         let room = self.handles.reserve()?;
         let file = want.open(OFlags::empty(), |flags| self.reopen(&inode, flags))?;

@@ -19,8 +19,7 @@ impl SharedDir {
     }
 
     fn remove(&self, parent: u64, name: Name<'_>, flags: AtFlags) -> Result<(), Errno> {
-        self.require_writable()?;
-        let dir = self.inode(parent)?;
+        let dir = self.inode_to_change(parent)?;
         let fd = dir.fd()?;
         let victim = victim(&dir, &fd, name);
         self.keeping(&dir, victim, || {
@@ -75,7 +74,7 @@ impl SharedDir {
         if !known.contains(flags) {
             return Err(Errno::INVAL);
         }
-        let from = self.inode(parent)?;
+        let from = self.inode_to_change(parent)?;
         let to = self.inode(new_parent)?;
         let (old, new) = (name.as_c_str(), new_name.as_c_str());
         let (from_fd, to_fd) = (from.fd()?, to.fd()?);

@@ -25,8 +25,7 @@ impl SharedDir {
     /// Changes what `set.valid` names and answers all attributes. Change time
     /// is the host's own business.
     pub fn setattr(&self, _caller: Caller, nodeid: u64, set: &SetattrIn) -> Result<Attr, Errno> {
-        self.require_writable()?;
-        let inode = self.inode(nodeid)?;
+        let inode = self.inode_to_change(nodeid)?;
         let valid = SetattrValid::from_bits_retain(set.valid);
         let owner = self.owner_of(valid, set)?;
         let times = times_of(valid, set)?;
@@ -59,8 +58,7 @@ impl SharedDir {
     /// file: what a write by an ordinary user does. For WRITE with
     /// `FUSE_WRITE_KILL_SUIDGID`.
     pub fn kill_suidgid(&self, nodeid: u64) -> Result<(), Errno> {
-        self.require_writable()?;
-        self.kill_bits(&*self.inode(nodeid)?)
+        self.kill_bits(&*self.inode_to_change(nodeid)?)
     }
 
     pub(super) fn kill_bits(&self, inode: &Inode) -> Result<(), Errno> {

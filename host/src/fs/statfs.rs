@@ -27,7 +27,8 @@ impl SharedDir {
     /// Makes the file system a node is on durable; that of the root if the
     /// node is nothing that is opened here. An error of writing back is told
     /// to each descriptor once, and to a fresh one only if nobody has heard of
-    /// it: so each mount has one for this as long as nodes are there.
+    /// it: so each mount has one for this as long as nodes are there, or keeps
+    /// what it was told when that was closed.
     pub fn syncfs(&self, nodeid: u64) -> Result<(), Errno> {
         let mut inode = self.inode(nodeid)?;
         let opened = [FileType::RegularFile, FileType::Directory];
@@ -35,6 +36,6 @@ impl SharedDir {
             inode = self.inode(daxwindow_shared::fuse::ROOT_ID)?;
         }
         let open = || self.reopen(&inode, OFlags::RDONLY);
-        rustix::fs::syncfs(inode.mount().sync_descriptor(open)?)
+        inode.mount().sync(open)
     }
 }

@@ -63,7 +63,7 @@ impl SharedDir {
             return Err(Errno::TOOBIG);
         }
         let name = &*self.host_name(name, Access::Change)?;
-        let inode = self.inode(nodeid)?;
+        let inode = self.inode_to_change(nodeid)?;
         match self.way_to(&inode)? {
             Way::Open(fd) => rustix::fs::fsetxattr(fd, name, value, flags)?,
             Way::Link(_fd, path) => rustix::fs::setxattr(path, name, value, flags)?,
@@ -113,7 +113,7 @@ impl SharedDir {
     pub fn removexattr(&self, nodeid: u64, name: &CStr) -> Result<(), Errno> {
         self.require_writable()?;
         let name = &*self.host_name(name, Access::Change)?;
-        let inode = self.inode(nodeid)?;
+        let inode = self.inode_to_change(nodeid)?;
         match self.way_to(&inode)? {
             Way::Open(fd) => rustix::fs::fremovexattr(fd, name),
             Way::Link(_fd, path) => rustix::fs::removexattr(path, name),

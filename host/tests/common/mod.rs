@@ -227,6 +227,28 @@ impl Daemon {
             .count()
     }
 
+    /// Descriptors it has open in the file system that is mounted at a path of
+    /// its own view, which begins at the share.
+    pub(crate) fn open_files_in_mount(&self, path: &str) -> usize {
+        let process = format!("/proc/{}", self.pid());
+        let mounts = std::fs::read_to_string(format!("{process}/mountinfo")).expect("procfs");
+        let fields = mounts
+            .lines()
+            .map(|line| line.split(' ').collect::<Vec<_>>());
+        let ids: Vec<&str> = fields
+            .filter(|fields| fields.get(4) == Some(&path))
+            .filter_map(|fields| fields.first().copied())
+            .collect();
+        assert!(!ids.is_empty(), "nothing is mounted at {path}:\n{mounts}");
+        let infos = std::fs::read_dir(format!("{process}/fdinfo")).expect("procfs");
+        let infos = infos.filter_map(|entry| std::fs::read_to_string(entry.ok()?.path()).ok());
+        let is_there = |info: &String| {
+            let mount = info.lines().find_map(|line| line.strip_prefix("mnt_id:"));
+            mount.is_some_and(|mount| ids.contains(&mount.trim()))
+        };
+        infos.filter(is_there).count()
+    }
+
     /// How many of its descriptors are open on `path`.
     pub(crate) fn open_targets_of(&self, path: &str) -> usize {
         let targets = self.open_targets().into_iter();

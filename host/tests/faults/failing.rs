@@ -1,9 +1,13 @@
 //! Reads, writes, syncs and attributes that fail with EIO below the daemon.
 
+use std::process::Command;
+
+use daxwindow_bench::vm::{Kit, host_command};
 use daxwindow_guest::file::Access;
 use daxwindow_shared::fuse::flags::{ReleaseFlags, SetattrValid};
 use daxwindow_shared::fuse::{EntryOut, Opcode, OpenOut, ReleaseIn, SetattrIn};
 use rustix::io::Errno;
+use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 
 use crate::common::wire::{Message, args, ask};
 use crate::common::{
@@ -12,6 +16,7 @@ use crate::common::{
 };
 use crate::errno;
 use crate::failing_fs::{FailingFs, Fault, SIZE};
+use crate::mounted::Tmpfs;
 
 const DAX: [&str; 4] = ["--dax", "always", "--dax-window", "16M"];
 
@@ -141,6 +146,44 @@ fn an_error_of_writing_back_that_the_host_has_seen_is_told_to_the_guest_too() {
     assert_eq!(errno(session.syncfs(root)), Errno::IO);
     lower.fail(&[]);
     session.syncfs(root).expect("told once");
+}
+
+/// The descriptor that hears of it is closed when the mount has been idle.
+#[test]
+fn the_next_sync_tells_what_an_idle_mount_could_not_write_back() {
+    let lower = FailingFs::mount();
+    let share = Tmpfs::new("size=1m");
+    mount_change(share.path(), MountPropagationFlags::SHARED).expect("shared");
+    let (disk, at) = (lower.path().join("bad"), share.path().join("sub"));
+    std::fs::create_dir(&at).expect("a directory");
+    let kit = Kit::open(false).expect("a kit");
+    let mut make = host_command(&kit, "e2fsprogs:mke2fs").expect("in the kit");
+    run(make.args(["-q", "-F", "-t", "ext4", "-O", "^has_journal"]).arg(&disk));
+    run(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&at));
+    let daemon = Daemon::start(share.path(), &[]);
+    let session = attach(&daemon);
+    let top = walk(&session, "sub").expect("there").nodeid;
+    let flags = libc::O_RDWR as u32;
+    let (entry, handle) = session.create(top, b"f", flags, 0o644).expect("created");
+    session.syncfs(top).expect("written back");
+
+    lower.fail(&[Fault::Write]);
+    let file = (entry.nodeid, handle.fh);
+    write_by_request(&session, file, 0, b"lost").expect("into the page cache");
+    session.release(file.0, file.1).expect("released");
+    eventually("nothing is open there", || {
+        daemon.open_files_in_mount("/sub") == 0
+    });
+    lower.fail(&[]);
+    assert_eq!(errno(session.syncfs(top)), Errno::IO);
+    session.syncfs(top).expect("told once");
+    eventually("unmounted", || unmount(&at, UnmountFlags::empty()).is_ok());
+}
+
+fn run(command: &mut Command) {
+    let output = command.output().expect("starts");
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{command:?}: {said}");
 }
 
 #[test]

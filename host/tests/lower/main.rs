@@ -13,6 +13,7 @@ mod common;
 
 mod features;
 mod identity;
+mod idle_mounts;
 mod overlay;
 mod places;
 mod power_cut;

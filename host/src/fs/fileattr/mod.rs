@@ -44,7 +44,7 @@ impl SharedDir {
 
     /// `FS_IOC_SETFLAGS`.
     pub fn set_file_flags(&self, nodeid: u64, fh: u64, flags: u32) -> Result<(), Errno> {
-        self.require_writable()?;
+        self.inode_to_change(nodeid)?;
         let fd = self.attr_fd(nodeid, fh)?;
         let now = rustix::fs::ioctl_getflags(&fd)?;
         let asked = IFlags::from_bits_retain(flags);
@@ -61,7 +61,7 @@ impl SharedDir {
 
     /// `FS_IOC_FSSETXATTR`.
     pub fn set_file_xattr(&self, nodeid: u64, fh: u64, asked: &FsXattr) -> Result<(), Errno> {
-        self.require_writable()?;
+        self.inode_to_change(nodeid)?;
         let fd = self.attr_fd(nodeid, fh)?;
         let now = sys::get(&fd)?;
         if !is_allowed(&now, asked) {

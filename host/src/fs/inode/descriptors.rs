@@ -10,7 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 
 use super::super::budget::{Budget, Unit};
 
@@ -49,6 +49,8 @@ struct Place {
     /// Times this place was given away.
     turn: u64,
     used: bool,
+    /// Number of the mount.
+    mount: u16,
     fd: Option<Arc<OwnedFd>>,
 }
 
@@ -119,9 +121,9 @@ impl Descriptors {
         place.fd.clone()
     }
 
-    /// Puts in a descriptor of node `id`, in the place of one that was not
-    /// used for long.
-    pub(super) fn put(&self, id: u64, ticket: &Ticket, fd: &Arc<OwnedFd>) {
+    /// Puts in a descriptor of node `id`, on the mount of this number, in the
+    /// place of one that was not used for long.
+    pub(super) fn put(&self, (id, mount): (u64, u16), ticket: &Ticket, fd: &Arc<OwnedFd>) {
         if self.places == 0 {
             return;
         }
@@ -129,7 +131,7 @@ impl Descriptors {
         let before = self.cached.fetch_add(1, Ordering::Relaxed);
         let has_room = self.held() + before < self.total;
         let most = if has_room { self.places } else { 0 };
-        let (number, evicted) = self.shard(id).lock().put(most, fd);
+        let (number, evicted) = self.shard(id).lock().put(most, mount, fd);
         if number == 0 || evicted.is_some() {
             self.uncount(1);
         }
@@ -163,18 +165,34 @@ impl Descriptors {
             let mut ring = shard.lock();
             let live = ring.places.len() - ring.free.len();
             let gone: Vec<_> = (0..live / 2).filter_map(|_| ring.evict()).collect();
-            ring.free.extend(gone.iter().map(|(at, _)| *at));
-            drop(ring);
-            self.uncount(gone.len());
-            drop(gone);
+            self.close(ring, gone);
         }
+    }
+
+    /// Closes what is of nodes on the mount of this number.
+    pub(super) fn remove_of(&self, mount: u16) {
+        for shard in &self.shards {
+            let mut ring = shard.lock();
+            let places = (0u16..).zip(&mut ring.places);
+            let on_mount = places.filter(|(_, place)| place.mount == mount);
+            let gone = on_mount.filter_map(|(at, place)| Some((at, place.fd.take()?)));
+            let gone = gone.collect();
+            self.close(ring, gone);
+        }
+    }
+
+    /// Closes what was taken out of `ring`, with no lock held.
+    fn close(&self, mut ring: MutexGuard<'_, Ring>, gone: Vec<(u16, Arc<OwnedFd>)>) {
+        ring.free.extend(gone.iter().map(|(at, _)| *at));
+        drop(ring);
+        self.uncount(gone.len());
     }
 }
 
 impl Ring {
     /// The ticket's number, and what had to go. With `most` places, or in the
     /// place of another.
-    fn put(&mut self, most: usize, fd: &Arc<OwnedFd>) -> (u64, Option<Arc<OwnedFd>>) {
+    fn put(&mut self, most: usize, mount: u16, fd: &Arc<OwnedFd>) -> (u64, Option<Arc<OwnedFd>>) {
         let mut evicted = None;
         let free = if most > 0 { self.free.pop() } else { None };
         let at = if let Some(free) = free {
@@ -194,6 +212,7 @@ impl Ring {
         };
         place.turn += 1;
         place.used = false;
+        place.mount = mount;
         place.fd = Some(Arc::clone(fd));
         (place.turn << 16 | at as u64, evicted)
     }
@@ -241,7 +260,7 @@ mod tests {
             .map(|n| (n * SHARDS as u64, Ticket::default(), fd()))
             .collect();
         for (id, ticket, fd) in &nodes {
-            cache.put(*id, ticket, fd);
+            cache.put((*id, 0), ticket, fd);
             assert!(cache.cached() <= 4);
             // The first is used between any two others.
             let first = &nodes[0];
@@ -270,8 +289,8 @@ mod tests {
     fn a_second_descriptor_of_a_node_takes_the_place_of_the_first() {
         let cache = Descriptors::new(SHARDS * 4, 1000);
         let (ticket, first, second) = (Ticket::default(), fd(), fd());
-        cache.put(1, &ticket, &first);
-        cache.put(1, &ticket, &second);
+        cache.put((1, 0), &ticket, &first);
+        cache.put((1, 0), &ticket, &second);
         assert_eq!((cache.cached(), Arc::strong_count(&first)), (1, 1));
         assert!(Arc::ptr_eq(&cache.get(1, &ticket).unwrap(), &second));
         cache.remove(1, &ticket);
@@ -283,17 +302,17 @@ mod tests {
         let cache = Descriptors::new(SHARDS * 8, 1000);
         let nodes: Vec<_> = (0..8).map(|_| (Ticket::default(), fd())).collect();
         for (ticket, fd) in &nodes {
-            cache.put(0, ticket, fd);
+            cache.put((0, 0), ticket, fd);
         }
         cache.shed();
         assert_eq!(cache.cached(), 4);
         for (ticket, fd) in &nodes {
-            cache.put(0, ticket, fd);
+            cache.put((0, 0), ticket, fd);
         }
         assert_eq!(cache.cached(), 8);
         let none = Descriptors::new(SHARDS - 1, 1);
         let (ticket, fd) = (Ticket::default(), fd());
-        none.put(0, &ticket, &fd);
+        none.put((0, 0), &ticket, &fd);
         assert!(none.get(0, &ticket).is_none());
         let held = none.hold().unwrap();
         assert!(none.is_spent() && none.hold().is_none());
@@ -306,7 +325,7 @@ mod tests {
         let both = Descriptors::new(SHARDS * 8, 6);
         let nodes: Vec<_> = (0..9).map(|_| (Ticket::default(), fd())).collect();
         for (id, (ticket, fd)) in (0..).zip(&nodes) {
-            both.put(id, ticket, fd);
+            both.put((id, 0), ticket, fd);
         }
         assert_eq!(both.cached(), 6);
         let held: Vec<_> = (0..4).map(|_| both.hold().unwrap()).collect();
@@ -314,14 +333,38 @@ mod tests {
         let open = nodes.iter().filter(|n| Arc::strong_count(&n.1) > 1);
         assert_eq!(open.count(), 2);
         for (id, (ticket, fd)) in (0..).zip(&nodes) {
-            both.put(id, ticket, fd);
+            both.put((id, 0), ticket, fd);
             assert_eq!(both.cached(), 2);
         }
         let more: Vec<_> = (0..2).map(|_| both.hold().unwrap()).collect();
         assert_eq!((both.held(), both.cached()), (6, 0));
         assert!(both.hold().is_none());
         drop((held, more));
-        both.put(0, &nodes[0].0, &nodes[0].1);
+        both.put((0, 0), &nodes[0].0, &nodes[0].1);
         assert_eq!((both.held(), both.cached()), (0, 1));
+    }
+
+    #[test]
+    fn what_is_on_one_mount_is_closed_and_nothing_else() {
+        let cache = Descriptors::new(SHARDS * 8, 1000);
+        let nodes: Vec<_> = (0..40).map(|_| (Ticket::default(), fd())).collect();
+        for (id, (ticket, fd)) in (0..).zip(&nodes) {
+            cache.put((id, (id % 3) as u16), ticket, fd);
+        }
+        cache.remove_of(1);
+        assert_eq!(cache.cached(), 27);
+        for (id, (ticket, fd)) in (0..).zip(&nodes) {
+            let found = cache.get(id, ticket);
+            assert_eq!(found.is_some(), id % 3 != 1, "node {id}");
+            drop(found);
+            assert_eq!(Arc::strong_count(fd), 1 + usize::from(id % 3 != 1));
+        }
+        // Their places are free for others.
+        for (id, (ticket, fd)) in (0..).zip(&nodes) {
+            cache.put((id, 1), ticket, fd);
+        }
+        assert_eq!(cache.cached(), 40);
+        cache.remove_of(1);
+        assert_eq!(cache.cached(), 0);
     }
 }

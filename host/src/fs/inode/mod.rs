@@ -8,6 +8,7 @@
 //! | `identity` | when two looks were at one inode |
 //! | `file_handle` | handles: an inode's name for good |
 //! | `mount` | whether a mount's inodes can be opened by handle |
+//! | `mount::pin`, `mount::idle` | the descriptor that takes, while it is used |
 //! | `descriptors` | the bounded number of descriptors of nodes |
 //! | `usage` | what all that costs |
 //! | `ids`, `slots` | maps by id, and the hash table below all |
@@ -51,7 +52,7 @@ pub(super) use file_handle::FileHandle;
 pub use identity::HostInode;
 pub(super) use identity::{Identity, Key, Moment};
 pub(super) use ids::IdShards;
-pub(super) use mount::Mount;
+pub(super) use mount::{Mount, OpenThere};
 pub(super) use sys::{change_mode, start_write_back};
 pub(super) use table::{InodeTable, Known, NodeLimits, Seen};
 pub use usage::InodeUsage;
@@ -168,11 +169,12 @@ impl Inode {
         }
         let descriptors = self.mount.descriptors();
         if let Some(fd) = descriptors.get(self.id, &self.cached) {
+            self.mount.note_use();
             return Ok(NodeFd::Shared(fd));
         }
         let handle = self.identity.handle().ok_or(Errno::STALE)?;
         let fd = Arc::new(self.mount.open(handle, OFlags::PATH)?);
-        descriptors.put(self.id, &self.cached, &fd);
+        self.mount.cache(self.id, &self.cached, &fd);
         Ok(NodeFd::Shared(fd))
     }
 

@@ -1,23 +1,27 @@
 //! The mounts that nodes are on, each as often as it has devices, and whether
-//! inodes there can be opened by handle: tried once a mount, with one
-//! descriptor kept for it while a node is there.
+//! inodes there can be opened by handle: tried once a mount, with a descriptor
+//! of it for that.
 
-use std::collections::{HashMap, HashSet};
+mod idle;
+mod pin;
+mod table;
+mod trial;
+
 use std::ffi::CStr;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, OnceLock, Weak};
+use std::sync::{Arc, OnceLock};
 
-use parking_lot::Mutex;
-use rustix::fs::{FileType, FsWord, OFlags, Statx};
+use rustix::fs::{FsWord, OFlags, Statx};
 use rustix::io::Errno;
-use tracing::{info, warn};
 
-use super::super::procfd::ProcFd;
-use super::super::{InodeFileHandles, attr};
-use super::descriptors::Descriptors;
+use super::descriptors::{Descriptors, Ticket};
 use super::file_handle::{FileHandle, magic};
 use super::identity::{Birth, Identity, Key, Numbers, packed};
+use pin::{MountPin, Pin};
+
+pub(in crate::fs) use pin::OpenThere;
+pub(in crate::fs) use table::MountTable;
 
 /// File systems whose handles can be opened for as long as the inode exists,
 /// in the host's cache or not. Others may give handles and then not know them
@@ -75,6 +79,8 @@ pub(in crate::fs) struct Mount {
     fs: FsWord,
     numbers: Numbers,
     by_handle: Option<Arc<ByHandle>>,
+    /// What is to be told of each use; none where a descriptor stays open.
+    pin: Option<Arc<MountPin>>,
     descriptors: Arc<Descriptors>,
     /// Its file system's renames take no flags.
     no_rename_flags: AtomicBool,
@@ -85,8 +91,8 @@ pub(in crate::fs) struct Mount {
 /// How inodes of a mount are opened by handle.
 #[derive(Debug)]
 struct ByHandle {
-    /// Any inode there, opened for reading: the system call takes no `O_PATH`.
-    fd: Arc<OwnedFd>,
+    /// An inode there: the top, where it is a mount below the share.
+    pin: Pin,
     /// That inode's.
     handle: FileHandle,
     /// The device of that inode, as `packed` has it: only the device of an
@@ -117,25 +123,56 @@ impl Mount {
         &self.descriptors
     }
 
-    /// The descriptor kept for the mount, of the inode by which it was tried.
+    /// The descriptor kept for the mount, of the inode by which it was tried,
+    /// if it is always open.
     pub(super) fn descriptor(&self) -> Option<&Arc<OwnedFd>> {
-        self.by_handle.as_ref().map(|way| &way.fd)
+        match &self.by_handle.as_ref()?.pin {
+            Pin::Always(fd) => Some(fd),
+            Pin::WhileUsed(_) => None,
+        }
     }
 
-    /// The descriptor by which the file system is synced, always the same:
-    /// that kept for the mount, or what `open` has opened the first time.
-    pub(in crate::fs) fn sync_descriptor(
+    /// Syncs the file system, always by the same descriptor: that of the
+    /// mount, or what `open` has opened the first time.
+    pub(in crate::fs) fn sync(
         &self,
         open: impl FnOnce() -> Result<OwnedFd, Errno>,
-    ) -> Result<BorrowedFd<'_>, Errno> {
-        if let Some(kept) = self.descriptor() {
-            return Ok(kept.as_fd());
+    ) -> Result<(), Errno> {
+        if let Some(pin) = &self.pin {
+            return pin.sync();
         }
-        if let Some(kept) = self.synced_by.get() {
-            return Ok(kept.as_fd());
+        if let Some(kept) = self.descriptor().map(Arc::as_ref).or(self.synced_by.get()) {
+            return rustix::fs::syncfs(kept);
         }
         let opened = open()?;
-        Ok(self.synced_by.get_or_init(|| opened).as_fd())
+        rustix::fs::syncfs(self.synced_by.get_or_init(|| opened))
+    }
+
+    /// Something of the mount is used.
+    pub(super) fn note_use(&self) {
+        if let Some(pin) = &self.pin {
+            pin.note_use();
+        }
+    }
+
+    /// The guest is about to change something here.
+    pub(in crate::fs) fn note_change(&self) {
+        if let Some(pin) = &self.pin {
+            pin.note_change();
+        }
+    }
+
+    /// The guest has a file or directory here open for as long as this lives.
+    pub(in crate::fs) fn open_there(&self) -> OpenThere {
+        OpenThere::new(self.pin.as_ref())
+    }
+
+    /// Puts a descriptor of node `id`, which is here, into the cache.
+    pub(super) fn cache(&self, id: u64, ticket: &Ticket, fd: &Arc<OwnedFd>) {
+        self.descriptors.put((id, self.number), ticket, fd);
+        if let Some(pin) = &self.pin {
+            pin.note_cached();
+        }
     }
 
     /// Whether nodes here need no descriptor.
@@ -274,206 +311,24 @@ impl Mount {
 }
 
 impl ByHandle {
+    /// What may be closed when it is not used.
+    fn pin(&self) -> Option<&Arc<MountPin>> {
+        match &self.pin {
+            Pin::Always(_) => None,
+            Pin::WhileUsed(pin) => Some(pin),
+        }
+    }
+
     fn open(&self, handle: &FileHandle, flags: OFlags) -> Result<OwnedFd, Errno> {
-        super::sys::open(self.fd.as_fd(), handle.raw(), flags)
+        match &self.pin {
+            Pin::Always(fd) => super::sys::open(fd.as_fd(), handle.raw(), flags),
+            Pin::WhileUsed(pin) => super::sys::open(pin.fd()?.as_fd(), handle.raw(), flags),
+        }
     }
 
     /// Whether the kernel has memory for one more open inode.
     fn has_memory(&self) -> bool {
         let flags = OFlags::PATH | OFlags::CLOEXEC;
         self.open(&self.handle, flags).is_ok()
-    }
-}
-
-/// A mount's id, and a device as `packed` has it.
-type Place = (u64, u32);
-
-/// All mounts that nodes are on.
-#[derive(Debug)]
-pub(in crate::fs) struct MountTable {
-    wanted: InodeFileHandles,
-    descriptors: Arc<Descriptors>,
-    mounts: Mutex<HashMap<Place, (u16, Weak<Mount>)>>,
-}
-
-impl MountTable {
-    pub(super) fn new(wanted: InodeFileHandles, descriptors: Arc<Descriptors>) -> MountTable {
-        MountTable {
-            wanted,
-            descriptors,
-            mounts: Mutex::default(),
-        }
-    }
-
-    pub(super) fn descriptors(&self) -> &Arc<Descriptors> {
-        &self.descriptors
-    }
-
-    /// The mount of an inode that `fd` (which may be `O_PATH`) holds.
-    /// `EOPNOTSUPP` where handles are mandatory and cannot be had, `ENFILE`
-    /// when nodes are on 65,536 others, each counted as often as it has
-    /// devices.
-    pub(in crate::fs) fn of(
-        &self,
-        proc: &ProcFd,
-        fd: BorrowedFd<'_>,
-        stat: &Statx,
-    ) -> Result<Arc<Mount>, Errno> {
-        let key = attr::key_of(stat);
-        if let Some(known) = self.known(&key) {
-            return Ok(known);
-        }
-        // Not under the lock: the file system may be slow. One that does not
-        // say what it is is relied on for nothing.
-        let fs = rustix::fs::fstatfs(fd).map_or(0, |statfs| statfs.f_type);
-        let by_handle = match self.on_another_device(key.mount) {
-            Some(tried) => tried.by_handle.clone(),
-            None => self.try_handles(proc, fd, (stat, fs))?.map(Arc::new),
-        };
-        let place = place_of(&key);
-        let mut mounts = self.mounts.lock();
-        if let Some((_, other)) = mounts.get(&place)
-            && let Some(other) = other.upgrade()
-        {
-            return Ok(other);
-        }
-        mounts.retain(|_, (_, mount)| mount.strong_count() > 0);
-        let taken: HashSet<u16> = mounts.values().map(|(number, _)| *number).collect();
-        let number = (0..=u16::MAX).find(|number| !taken.contains(number));
-        let number = number.ok_or(Errno::NFILE)?;
-        let mount = Arc::new(Mount {
-            id: key.mount,
-            device: packed(key.device()),
-            number,
-            fs,
-            numbers: Numbers::of(fs, by_handle.is_some()),
-            by_handle,
-            descriptors: Arc::clone(&self.descriptors),
-            no_rename_flags: AtomicBool::new(false),
-            synced_by: OnceLock::new(),
-        });
-        mounts.insert(place, (number, Arc::downgrade(&mount)));
-        Ok(mount)
-    }
-
-    /// The mount of an inode with this key, if a node is there.
-    pub(super) fn known(&self, key: &Key) -> Option<Arc<Mount>> {
-        let mounts = self.mounts.lock();
-        let (_, mount) = mounts.get(&place_of(key))?;
-        mount.upgrade()
-    }
-
-    /// The mount with this id, on whichever device a node is.
-    fn on_another_device(&self, id: u64) -> Option<Arc<Mount>> {
-        let mounts = self.mounts.lock();
-        let same = mounts.iter().filter(|((mount, _), _)| *mount == id);
-        same.filter_map(|(_, (_, mount))| mount.upgrade()).next()
-    }
-
-    /// None if they are not wanted, or not to be had where that is no error.
-    fn try_handles(
-        &self,
-        proc: &ProcFd,
-        fd: BorrowedFd<'_>,
-        (stat, fs): (&Statx, FsWord),
-    ) -> Result<Option<ByHandle>, Errno> {
-        if self.wanted == InodeFileHandles::Never {
-            return Ok(None);
-        }
-        match try_handles(proc, fd, (stat, fs), self.wanted) {
-            Ok(way) => Ok(Some(way)),
-            Err(why) => {
-                report(self.wanted, &attr::key_of(stat), &why);
-                match self.wanted {
-                    InodeFileHandles::Mandatory => Err(Errno::OPNOTSUPP),
-                    _ => Ok(None),
-                }
-            }
-        }
-    }
-
-    /// Mounts with nodes on them, and those of them with handles.
-    pub(in crate::fs) fn count(&self) -> (usize, usize) {
-        let mounts: HashMap<u64, bool> = self
-            .mounts
-            .lock()
-            .values()
-            .filter_map(|(_, mount)| mount.upgrade())
-            .map(|mount| (mount.id, mount.has_handles()))
-            .collect();
-        let by_handle = mounts.values().filter(|by_handle| **by_handle);
-        (mounts.len(), by_handle.count())
-    }
-}
-
-fn place_of(key: &Key) -> Place {
-    (key.mount, packed(key.device()))
-}
-
-/// Why inodes of a mount cannot be opened by handle.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-enum NoHandles {
-    #[error("nothing on it can be opened for reading: {0}")]
-    Closed(Errno),
-    #[error("its file system has no handles: {0}")]
-    None(Errno),
-    #[error("the daemon lacks CAP_DAC_READ_SEARCH in the initial user namespace")]
-    Capability,
-    #[error("its file system does not open its own handles: {0}")]
-    Unopenable(Errno),
-    #[error("its handles open another inode")]
-    Another,
-    #[error("handles of its file system (type {0:#x}) may be forgotten while the inode lives")]
-    Forgetful(FsWord),
-}
-
-fn try_handles(
-    proc: &ProcFd,
-    fd: BorrowedFd<'_>,
-    (stat, fs): (&Statx, FsWord),
-    wanted: InodeFileHandles,
-) -> Result<ByHandle, NoHandles> {
-    let flags = OFlags::RDONLY | OFlags::NONBLOCK;
-    let opened = match attr::kind_of(stat) {
-        FileType::Directory | FileType::RegularFile => proc.reopen(fd, flags),
-        _ => Err(Errno::NOTDIR),
-    };
-    let opened = opened.map_err(NoHandles::Closed)?;
-    let handle = FileHandle::of(fd).map_err(NoHandles::None)?;
-    let again = super::sys::open(opened.as_fd(), handle.raw(), OFlags::PATH | OFlags::CLOEXEC)
-        .map_err(|errno| match errno {
-            Errno::PERM => NoHandles::Capability,
-            errno => NoHandles::Unopenable(errno),
-        })?;
-    let again = attr::stat(again).map_err(NoHandles::Unopenable)?;
-    let key = attr::key_of(stat);
-    if attr::key_of(&again) != key {
-        return Err(NoHandles::Another);
-    }
-    if wanted != InodeFileHandles::Mandatory && !LASTING.contains(&fs) {
-        return Err(NoHandles::Forgetful(fs));
-    }
-    let by_name = FileHandle::at(opened.as_fd(), c".").is_ok_and(|(_, mount)| mount == key.mount);
-    Ok(ByHandle {
-        fd: Arc::new(opened),
-        handle,
-        device: packed(key.device()),
-        by_name,
-        mandatory: wanted == InodeFileHandles::Mandatory,
-    })
-}
-
-fn report(wanted: InodeFileHandles, key: &Key, why: &NoHandles) {
-    let (major, minor) = key.device();
-    if wanted == InodeFileHandles::Mandatory {
-        warn!(
-            mount = key.mount,
-            major, minor, "no file handles on a mount: {why}"
-        );
-    } else {
-        info!(
-            mount = key.mount,
-            major, minor, "no file handles on a mount, each inode takes a descriptor: {why}"
-        );
     }
 }

@@ -73,7 +73,7 @@ pub(in crate::fs) struct InodeTable {
     budget: Arc<Budget>,
     /// Most nodes at a time since memory was given back.
     peak: AtomicUsize,
-    mounts: MountTable,
+    mounts: Arc<MountTable>,
     root: Root,
 }
 
@@ -100,6 +100,7 @@ impl InodeTable {
         let fd = mount
             .descriptor()
             .map_or_else(|| Arc::new(root), Arc::clone);
+        mounts.set_root(*proc, Arc::clone(&fd));
         let table = InodeTable {
             by_id: IdShards::new(),
             by_spot: (0..SHARDS).map(|n| RwLock::new(Index::new(n))).collect(),
@@ -124,7 +125,7 @@ impl InodeTable {
         self.budget.used()
     }
 
-    pub(in crate::fs) fn mounts(&self) -> &MountTable {
+    pub(in crate::fs) fn mounts(&self) -> &Arc<MountTable> {
         &self.mounts
     }
 

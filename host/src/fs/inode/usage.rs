@@ -20,7 +20,8 @@ pub struct InodeUsage {
     pub held_descriptors: usize,
     /// Descriptors kept because they were used not long ago.
     pub cached_descriptors: usize,
-    /// Mounts that inodes are on; each with handles takes a descriptor.
+    /// Mounts that inodes are on; each with handles takes a descriptor, those
+    /// below the share only while they are used.
     pub mounts: usize,
     /// Those of them where inodes are known by handle.
     pub mounts_by_handle: usize,

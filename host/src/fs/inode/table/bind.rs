@@ -155,8 +155,7 @@ impl InodeTable {
         shard.insert(hash, entry, |spot| self.hash(spot));
         drop(shard);
         if let Some(fd) = seen.fd {
-            let descriptors = inode.mount.descriptors();
-            descriptors.put(id, &inode.cached, &Arc::new(fd));
+            inode.mount.cache(id, &inode.cached, &Arc::new(fd));
         }
         Ok(Known {
             id,
