@@ -22,8 +22,9 @@
 //! the kernel or an `O_PATH | O_NOFOLLOW` descriptor; every name is a single
 //! component resolved beneath the descriptor of its parent without following
 //! links; whatever needs more than `O_PATH` goes through the handle or the
-//! descriptor itself and never through a name a second time. Only regular
-//! files and directories are ever opened.
+//! descriptor itself and never through a name a second time; but the top of an
+//! idle mount below is found again by its path, as that mount or not at all.
+//! Only regular files and directories are ever opened.
 //!
 //! Like an open descriptor, a node stays usable when the host moves it, even
 //! out of the shared directory: a node is a capability, not a path. No guest

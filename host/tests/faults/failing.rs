@@ -158,8 +158,13 @@ fn the_next_sync_tells_what_an_idle_mount_could_not_write_back() {
     std::fs::create_dir(&at).expect("a directory");
     let kit = Kit::open(false).expect("a kit");
     let mut make = host_command(&kit, "e2fsprogs:mke2fs").expect("in the kit");
-    run(make.args(["-q", "-F", "-t", "ext4", "-O", "^has_journal"]).arg(&disk));
-    run(Command::new("mount").args(["-o", "loop"]).arg(&disk).arg(&at));
+    run(make
+        .args(["-q", "-F", "-t", "ext4", "-O", "^has_journal"])
+        .arg(&disk));
+    run(Command::new("mount")
+        .args(["-o", "loop"])
+        .arg(&disk)
+        .arg(&at));
     let daemon = Daemon::start(share.path(), &[]);
     let session = attach(&daemon);
     let top = walk(&session, "sub").expect("there").nodeid;
