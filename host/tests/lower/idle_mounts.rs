@@ -11,7 +11,7 @@ use rustix::mount::{
 };
 
 use crate::common::{Daemon, attach, eventually, open, read_by_request, walk, write_by_request};
-use crate::places::{Place, ext4, tmpfs};
+use crate::places::{Place, ext4, mount_image, tmpfs};
 use crate::refused;
 
 /// A share whose mounts come and go in the daemon's view as in the host's.
@@ -35,6 +35,12 @@ impl Below {
     fn bind(source: &Path, at: PathBuf) -> Below {
         std::fs::create_dir_all(&at).expect("a directory");
         mount_bind(source, &at).expect("mounted");
+        Below(at)
+    }
+
+    fn image(image: &Path, at: PathBuf) -> Below {
+        std::fs::create_dir_all(&at).expect("a directory");
+        mount_image(image, &at, "rw");
         Below(at)
     }
 
@@ -173,18 +179,28 @@ fn what_a_guest_knows_of_a_mount_is_the_same_after_it_was_idle() {
     assert_eq!(found.nodeid, made.nodeid);
 }
 
+/// Two disks of which one is a copy, so that handles of one open files of the
+/// other.
 #[test]
 fn an_idle_mount_that_another_hides_is_not_taken_for_that() {
+    let disk = ext4("rw");
+    let at = disk.path();
+    std::fs::write(at.join("f"), "one").expect("written");
+    unmount(at, UnmountFlags::empty()).expect("unmounted");
+    let copy = disk.image().with_file_name("copy");
+    std::fs::copy(disk.image(), &copy).expect("copied");
+    mount_image(&copy, at, "rw");
+    std::fs::write(at.join("f"), "above").expect("written");
+    unmount(at, UnmountFlags::empty()).expect("unmounted");
+
     let share = share();
     let at = share.path().join("sub");
-    let _below = Below::tmpfs(at.clone(), "one");
+    let _below = Below::image(&disk.image(), at.clone());
     let daemon = Daemon::start(share.path(), &[]);
     let session = attach(&daemon);
     let (file, _) = read_at(&session, "sub/f");
     wait_until_idle(&daemon, "/sub");
-
-    // The same file system type, the same name, the same inode number.
-    let above = Below::tmpfs(at, "above");
+    let above = Below::image(&copy, at);
     assert_stale(&session, file);
     let (hiding, text) = read_at(&session, "sub/f");
     assert_eq!(text, "above");

@@ -29,6 +29,11 @@ impl Place {
         &self.at
     }
 
+    /// The image that it is mounted from.
+    pub(crate) fn image(&self) -> PathBuf {
+        self.at.with_file_name("image")
+    }
+
     /// Mounts an overlay in `base`, over `lower` there, and goes there.
     fn lay_over(&mut self, base: &Path) {
         let parts = ["lower", "upper", "work", "merged"].map(|name| base.join(name));
@@ -52,7 +57,7 @@ impl Place {
     /// Unmounts and mounts the image again, as after a power cut.
     pub(crate) fn mount_again(&self) {
         unmount(&self.at, UnmountFlags::empty()).expect("nobody is in it");
-        mount_image(&self.at.with_file_name("image"), &self.at, "rw");
+        mount_image(&self.image(), &self.at, "rw");
     }
 }
 
@@ -89,7 +94,7 @@ fn prepare(folder: &Path) {
     }
 }
 
-fn mount_image(image: &Path, at: &Path, options: &str) {
+pub(crate) fn mount_image(image: &Path, at: &Path, options: &str) {
     let mut command = Command::new("mount");
     command.arg("-o").arg(format!("loop,{options}"));
     run(command.arg(image).arg(at));
