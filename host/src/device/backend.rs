@@ -177,6 +177,9 @@ impl Device {
     /// these queues have under way. What takes too long is given up, and reaches
     /// nothing of the guest's memory any more.
     fn stop(&self, queue: Option<usize>) -> Option<CalledOff> {
+        let parking = &self.office.parking;
+        // A ring may run on while its device is reset.
+        parking.refuse(queue);
         let called_off = self.cancel_waits(queue);
         let deadline = Instant::now() + STOP_PATIENCE;
         let all = self.lanes().iter().enumerate();
@@ -187,6 +190,7 @@ impl Device {
         if given_up > 0 {
             withdraw(&self.office.desk, self.lanes(), given_up);
         }
+        parking.admit(queue);
         called_off
     }
 

@@ -13,6 +13,9 @@ use crate::dax::{Dax, DaxMode, DaxOptions};
 use crate::fs::{ShareOptions, SharedDir};
 use crate::server::ServerOptions;
 
+#[path = "backend_reset_test.rs"]
+mod reset;
+
 const REQUESTS: usize = 1;
 
 struct Machine {
@@ -30,7 +33,11 @@ impl Machine {
 
     fn with_threads(event_idx: bool, mode: DaxMode, serve: bool) -> Machine {
         let dir = tempfile::tempdir().expect("temporary directory");
-        let fs = SharedDir::open(dir.path(), ShareOptions::default()).expect("a directory");
+        let options = ShareOptions {
+            locks: true,
+            ..ShareOptions::default()
+        };
+        let fs = SharedDir::open(dir.path(), options).expect("a directory");
         let dax = Dax::new(DaxOptions {
             mode,
             ..Default::default()
@@ -325,31 +332,6 @@ fn the_guest_is_signalled_when_it_asked_to_be() {
     machine.driver.send(&init(), 200);
     machine.kick();
     assert_eq!(signals(&call), 1);
-}
-
-#[test]
-fn reset_ends_the_session() {
-    let mut machine = Machine::new(true, DaxMode::Inode);
-    machine.driver.send(&init(), 200);
-    machine.kick();
-    machine.device.reset_device();
-    let slot = machine
-        .driver
-        .send(&request(Opcode::Statfs, ROOT_ID, &[]), 200);
-    machine.kick();
-    assert_eq!(machine.driver.error(slot), -libc::ENOTCONN);
-    machine.driver.send(&init(), 200);
-    let slot = machine
-        .driver
-        .send(&request(Opcode::Statfs, ROOT_ID, &[]), 200);
-    machine.kick();
-    assert_eq!(machine.driver.error(slot), 0);
-    machine.device.hang_up();
-    machine.device.forget_client();
-    machine.driver.send(&init(), 200);
-    let used = machine.driver.used();
-    machine.kick();
-    assert_eq!(machine.driver.used(), used, "the client has gone");
 }
 
 #[test]

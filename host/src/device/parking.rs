@@ -63,6 +63,8 @@ struct State {
     asking: Vec<usize>,
     /// Queues that stopped waiting meanwhile.
     cancelled: Vec<Option<usize>>,
+    /// Queues that are being stopped.
+    stopping: Vec<Option<usize>>,
     /// Nothing is sent; it is gone when the thread is.
     thread: Option<Receiver<()>>,
     closed: bool,
@@ -80,10 +82,16 @@ impl State {
     }
 
     fn is_cancelled(&self, queue: usize) -> bool {
-        self.cancelled
-            .iter()
-            .any(|of| of.is_none_or(|of| of == queue))
+        is_among(&self.cancelled, queue) || self.is_stopping(queue)
     }
+
+    fn is_stopping(&self, queue: usize) -> bool {
+        is_among(&self.stopping, queue)
+    }
+}
+
+fn is_among(queues: &[Option<usize>], queue: usize) -> bool {
+    queues.iter().any(|of| of.is_none_or(|of| of == queue))
 }
 
 impl Parking {
@@ -100,6 +108,10 @@ impl Parking {
     /// Lets a request wait; one too many is answered with `ENOLCK`.
     pub(super) fn park(&self, waiting: Waiting) {
         let mut state = self.state.lock();
+        if state.is_stopping(waiting.queue) {
+            drop(state);
+            return self.desk.answer(waiting, Err(CANCELLED));
+        }
         let room = state.has_room(self.most, waiting.queue, waiting.ring_size);
         if state.closed || !room || !self.start(&mut state) {
             drop(state);
@@ -133,6 +145,20 @@ impl Parking {
             Err(error) => tracing::warn!(%error, "no thread to wait for locks"),
         }
         state.thread.is_some()
+    }
+
+    /// One queue, or all, is being stopped: nothing of it waits until
+    /// [`Parking::admit`].
+    pub(super) fn refuse(&self, queue: Option<usize>) {
+        self.state.lock().stopping.push(queue);
+    }
+
+    /// Takes back one [`Parking::refuse`].
+    pub(super) fn admit(&self, queue: Option<usize>) {
+        let mut state = self.state.lock();
+        if let Some(at) = state.stopping.iter().position(|of| *of == queue) {
+            state.stopping.swap_remove(at);
+        }
     }
 
     /// Ends the waits of one queue, or of all, with an error.
