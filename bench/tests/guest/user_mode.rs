@@ -1,10 +1,13 @@
 //! A real kernel without DAX, as a process of the host's: what takes a kernel
 //! and no window is tried here, where a boot takes a second or two.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use daxwindow_bench::vm::{Dax, ShareOptions, Uml, VmOptions, example};
+use rustix::mount::{
+    MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
+};
 
 fn share(folder: &Path, name: &str, flags: &[&str]) -> ShareOptions {
     let mut share = ShareOptions::new(folder.join(name), Dax::Never);
@@ -146,6 +149,67 @@ fn locks_keep_others_out(scene: &mut Scene<'_>) {
         (flock 7; echo waited) & flock -u 6; wait; flock -n 6 || echo released late",
     );
     assert_eq!(told, "held\ntaken\nwaited\nreleased late\n");
+}
+
+/// A mount on the host, unmounted on drop.
+struct Below(PathBuf);
+
+impl Below {
+    fn tmpfs(at: PathBuf, text: &str) -> Below {
+        mount("tmpfs", &at, "tmpfs", MountFlags::empty(), None).expect("mounted");
+        std::fs::write(at.join("f"), text).expect("written");
+        Below(at)
+    }
+
+    /// As `umount` does, without `--lazy`, as soon as that works.
+    fn unmount_soon(&self) {
+        let deadline = Instant::now() + Duration::from_secs(300);
+        while let Err(error) = unmount(&self.0, UnmountFlags::empty()) {
+            assert!(Instant::now() < deadline, "{error}");
+            std::thread::sleep(Duration::from_millis(50));
+        }
+    }
+}
+
+impl Drop for Below {
+    fn drop(&mut self) {
+        let _ = unmount(&self.0, UnmountFlags::DETACH);
+    }
+}
+
+#[test]
+fn a_kernel_that_is_a_process_goes_on_when_the_host_unmounts_what_it_has_seen() {
+    let place = tempfile::tempdir().expect("directory");
+    let shares = vec![share(place.path(), "plain", &[])];
+    let root = place.path().join("plain");
+    // So that the daemon sees what is mounted there later.
+    mount_bind(&root, &root).expect("mounted");
+    let _root = Below(root.clone());
+    mount_change(&root, MountPropagationFlags::SHARED).expect("shared");
+    let at = root.join("sub");
+    std::fs::create_dir(&at).expect("a directory");
+    let below = Below::tmpfs(at.clone(), "one");
+    let uml = Uml::boot(&VmOptions::new(shares)).expect("boots");
+    let mut scene = Scene {
+        uml,
+        folder: place.path(),
+    };
+    let seen = scene.run("ls -lR /plain >/dev/null; cat /plain/sub/f; grep -c /plain /proc/mounts");
+    assert_eq!(seen, "one2\n", "a mount point in the guest too");
+
+    below.unmount_soon();
+    std::fs::write(at.join("under"), "under").expect("written");
+    assert_eq!(scene.run("sleep 2; ls /plain/sub"), "under\n");
+    let again = Below::tmpfs(at, "two");
+    assert_eq!(scene.run("sleep 2; cat /plain/sub/f"), "two");
+    // What a program has open stays.
+    let kept = scene.run("exec 5</plain/sub/f; sleep 10; cat <&5; exec 5<&-; cat /plain/sub/f");
+    assert_eq!(kept, "twotwo");
+    again.unmount_soon();
+    let under = scene.run("sleep 2; cat /plain/sub/under; stat -c %n /plain/sub");
+    assert_eq!(under, "under/plain/sub\n");
+    scene.uml.shutdown().expect("powers off");
+    assert_eq!(scene.uml.kernel_warnings(), Vec::<String>::new());
 }
 
 /// Processes whose parent is `pid`.
