@@ -73,8 +73,10 @@ impl OpenThere {
 
 impl Drop for OpenThere {
     fn drop(&mut self) {
-        if let Some(pin) = &self.0 {
-            pin.open.fetch_sub(1, Ordering::Relaxed);
+        if let Some(pin) = &self.0
+            && pin.open.fetch_sub(1, Ordering::Relaxed) == 1
+        {
+            pin.watch();
         }
     }
 }
@@ -116,9 +118,10 @@ impl MountPin {
         }
     }
 
-    /// Whether a look at it is due, later on.
+    /// Whether a look at it is due, later on. While something is open none is,
+    /// lest an idle guest cost anything.
     pub(super) fn is_watched(&self) -> bool {
-        self.used.load(Ordering::Relaxed) || !self.is_closed()
+        self.used.load(Ordering::Relaxed) || !self.is_closed() && !self.has_open()
     }
 
     /// Whether it was not used since this was last asked, nor is now.
