@@ -42,16 +42,15 @@ fn a_file_with_dax_is_opened_alike_in_every_mode_and_never_directly() {
             !held.is_empty() && held.iter().all(|flags| flags & direct == 0),
             "{held:?}"
         );
-        // Open for writing, its attributes are not believed in at all.
-        let entry = walk(&session, "file").expect("found");
-        assert_eq!(entry.attr_valid, 0, "{mode}");
-        session.release(entry.nodeid, opened.fh).expect("closed");
-        let valid = walk(&session, "file").expect("found").attr_valid;
         let expected = match mode {
             "auto" => 1,
             "never" => 0,
             _ => 24 * 60 * 60,
         };
+        let entry = walk(&session, "file").expect("found");
+        assert_eq!(entry.attr_valid, expected, "{mode}, open for writing");
+        session.release(entry.nodeid, opened.fh).expect("closed");
+        let valid = walk(&session, "file").expect("found").attr_valid;
         assert_eq!(valid, expected, "{mode}");
     }
 }
