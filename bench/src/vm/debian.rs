@@ -5,7 +5,8 @@
 //! by the new root's own dpkg in a chroot, as Debian's installer does it: so
 //! maintainer scripts have run and dpkg's database is its own work, not ours.
 //! That needs root, but neither perl modules nor a tool that a bare machine
-//! lacks, and it is done once; each use gets a copy.
+//! lacks, and it is done once; each use gets a copy, or has it as the lowest
+//! layer of an overlay, with further packages above it.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -15,6 +16,7 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 
 use super::kit::{Kit, Recipe, Set};
+use super::qemu::{self, Qemu};
 use super::script;
 
 const SET: &str = "debian";
@@ -42,6 +44,38 @@ impl Debian {
     ///
     /// When packages cannot be fetched, or without root.
     pub fn find(kit: &Kit) -> Result<Debian> {
+        let set = Debian::set(kit)?;
+        Ok(Debian {
+            root: set.root(),
+            packages: set.contents.packages,
+        })
+    }
+
+    /// The root directories that make a Debian with `packages` and all that
+    /// they need, the uppermost first, for an overlay or a
+    /// [`Container`](super::Container). What is not Debian's base or QEMU is
+    /// the kit's set `name`; it is unpacked only: no script of these packages
+    /// has run. Made if need be.
+    ///
+    /// # Errors
+    ///
+    /// When packages cannot be fetched, or without root.
+    pub fn layers(kit: &Kit, name: &str, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        let mut below = vec![Debian::set(kit)?];
+        if packages.contains(&qemu::PACKAGE) {
+            below.insert(0, Qemu::set(kit)?);
+        }
+        let has = |package: &str| below.iter().any(|set| set.version(package).is_some());
+        let recipe = Recipe {
+            name,
+            wanted: packages,
+            keep: &|package| !has(package),
+        };
+        let top = kit.set(&recipe, |_| Ok(()))?;
+        Ok([&top].into_iter().chain(&below).map(Set::root).collect())
+    }
+
+    fn set(kit: &Kit) -> Result<Set> {
         let recipe = Recipe {
             name: SET,
             wanted: &WANTED,
@@ -50,15 +84,7 @@ impl Debian {
         if kit.existing(SET).is_none() {
             need_root()?;
         }
-        let set = kit.set(&recipe, |folder| finish(kit, &folder.join("root")))?;
-        Ok(Debian::in_set(&set))
-    }
-
-    fn in_set(set: &Set) -> Debian {
-        Debian {
-            root: set.root(),
-            packages: set.contents.packages.clone(),
-        }
+        kit.set(&recipe, |folder| finish(kit, &folder.join("root")))
     }
 
     /// Where it is. Whoever writes there spoils it for all others.

@@ -7,11 +7,27 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 
+use super::kit::Kit;
+use super::userland::Userland;
+
 const DIRECTORY: u32 = 0o040_755;
 const PROGRAM: u32 = 0o100_755;
 const SYMLINK: u32 = 0o120_777;
 const CONSOLE: u32 = 0o020_600;
 const TRAILER: &str = "TRAILER!!!";
+
+/// An initramfs with busybox, whose first program is the script `init`: for
+/// guests that another program boots.
+///
+/// # Errors
+///
+/// When busybox cannot be fetched.
+pub fn initramfs_with_busybox(kit: &Kit, init: &str) -> Result<Vec<u8>> {
+    let mut image = Initramfs::new()?;
+    Userland::find(kit, &[])?.add_to(&mut image)?;
+    image.program("init", init.as_bytes())?;
+    image.finish()
+}
 
 /// An archive under construction. Paths are relative to the guest's root;
 /// the directories above them are made.

@@ -9,6 +9,7 @@
 //! | `modules` | modules of that kernel |
 //! | [`userland`] | busybox and tools |
 //! | [`debian`] | a root directory to boot from |
+//! | [`container`] | a root directory for programs that want a system around them |
 //! | `root` | a share that is the root file system |
 //! | `crates` | programs of the crates registry, built for the guest |
 //! | [`peers`] | other people's daemons |
@@ -39,6 +40,7 @@ mod break_even;
 pub mod browser;
 mod commands;
 mod console;
+pub mod container;
 mod crates;
 mod daemon_status;
 pub mod debian;
@@ -67,16 +69,18 @@ pub mod userland;
 
 pub use agent::Output;
 pub(crate) use commands::{Args, run};
+pub use container::{Container, Inmate};
 pub use crates::crate_program;
 pub use daemon_status::daemon_status;
 pub(crate) use daemon_status::whole_status;
 pub use debian::Debian;
 pub use guest::Vm;
+pub use initramfs::initramfs_with_busybox;
 pub use kit::Kit;
 pub use modules::kernel_module;
 pub(crate) use modules::module_of;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
-pub use program::example;
+pub use program::{daemon_program, example};
 pub(crate) use surroundings::Surroundings;
 pub use uml::Uml;
 pub(crate) use userland::package_version;

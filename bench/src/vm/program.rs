@@ -167,6 +167,15 @@ fn loadable(mut file: Vec<u8>, segments: &[Segment]) -> Vec<u8> {
     file
 }
 
+/// The daemon, as it was built in the same profile.
+///
+/// # Errors
+///
+/// When it was not built.
+pub fn daemon_program() -> Result<PathBuf> {
+    crate::daemon::find(None)
+}
+
 /// An example of this workspace, built beside the running test by
 /// `cargo test`: `guest_probe`, which runs in guests.
 ///

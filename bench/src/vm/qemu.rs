@@ -18,7 +18,7 @@ pub(crate) const GENERIC_DEVICE: &str = "vhost-user-test-device-pci";
 const LEAST_VERSION: (u32, u32) = (11, 1);
 const PROGRAM: &str = "qemu-system-x86_64";
 pub(crate) const SET: &str = "qemu";
-const PACKAGE: &str = "qemu-system-x86";
+pub(crate) const PACKAGE: &str = "qemu-system-x86";
 const LIBRARIES: &str = "usr/lib/x86_64-linux-gnu";
 
 /// A QEMU that can be started.
@@ -84,12 +84,17 @@ impl Qemu {
         if !cfg!(target_arch = "x86_64") {
             bail!("the kit has guests and tools for x86-64 machines only");
         }
+        Qemu::in_set(&Qemu::set(kit)?)
+    }
+
+    /// The kit's set of it, made if need be.
+    pub(crate) fn set(kit: &Kit) -> Result<Set> {
         let recipe = Recipe {
             name: SET,
             wanted: &[PACKAGE],
             keep: &|_| true,
         };
-        Qemu::in_set(&kit.set(&recipe, |_| Ok(()))?)
+        kit.set(&recipe, |_| Ok(()))
     }
 
     /// The kit's if it is there.
