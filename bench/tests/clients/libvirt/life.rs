@@ -1,0 +1,128 @@
+//! A domain's lives: libvirt starts the daemon with each of them, and expects
+//! it to end with it, or to be killable by the lock on the pid file whose
+//! descriptor it leaves to it.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+
+use daxwindow_bench::vm::Inmate;
+
+use super::domain::{Domain, SHARE};
+use super::host::Host;
+
+/// Reads, writes and changes names; then waits for the word to end.
+const JOB: &str = r#"cd /mnt
+mkdir work
+cp from-host work/a
+cmp from-host work/a && mv work/a from-guest
+ln -s from-guest link
+cmp link from-host && rm link && rmdir work
+cd /
+sync
+echo "DONE"
+until grep -q end /mnt/word; do sleep 0.2; done
+"#;
+
+/// The program for a domain that wants further flags.
+const SCRIPT: &str = "/usr/local/bin/share-uncached";
+
+/// Bytes that are no repetition of pages.
+fn bytes() -> Vec<u8> {
+    (0..5_000_123_u32)
+        .map(|at| (at.wrapping_mul(2_654_435_761) >> 13) as u8)
+        .collect()
+}
+
+/// The guest's copy is right, and there is no other trace of it.
+fn check(host: &Host) {
+    let copy = host.path(&format!("{SHARE}/from-guest"));
+    assert!(fs::read(&copy).expect("copied") == bytes(), "other bytes");
+    fs::remove_file(copy).expect("removed");
+    let entries = fs::read_dir(host.path(SHARE)).expect("readable");
+    let names = entries.map(|entry| entry.expect("an entry").file_name());
+    let mut names: Vec<_> = names.collect();
+    names.sort();
+    assert_eq!(names, ["from-host", "job", "word"]);
+}
+
+#[test]
+fn a_domain_starts_again_after_destroy_and_after_power_off() {
+    let host = Host::start();
+    host.write(&format!("{SHARE}/job"), JOB);
+    host.write(&format!("{SHARE}/word"), "go on");
+    host.write(&format!("{SHARE}/from-host"), bytes());
+    let (virsh, domain) = (host.system(), Domain::new("life", "/srv"));
+    virsh.define(&domain);
+
+    virsh.start(&domain);
+    virsh.wait_for_line(&domain, "DONE", 1);
+    check(&host);
+    let serving = host.serving();
+    let program = |inmate: &&Inmate| inmate.words[0] == "/usr/bin/daxwindowd";
+    assert_eq!(serving.iter().filter(program).count(), serving.len());
+    assert!(!serving.is_empty());
+    // What libvirt cannot do with it, and what is to be known therefore.
+    let refused = virsh.ask(&["save", domain.name, "/srv/saved"]);
+    let error = refused.expect_err("no migration");
+    assert!(error.contains("Migration disabled"), "{error}");
+    // The same daemon serves after a reset.
+    virsh.ok(&["reset", domain.name]);
+    virsh.wait_for_line(&domain, "DONE", 2);
+    check(&host);
+    let pids =
+        |inmates: &[Inmate]| -> Vec<i32> { inmates.iter().map(|inmate| inmate.pid).collect() };
+    assert_eq!(pids(&host.serving()), pids(&serving));
+    virsh.ok(&["destroy", domain.name]);
+    host.wait_until_none_serves();
+
+    virsh.start(&domain);
+    virsh.wait_for_line(&domain, "DONE", 1);
+    check(&host);
+    host.write(&format!("{SHARE}/word"), "the end");
+    virsh.wait_until_off(&domain);
+    host.wait_until_none_serves();
+
+    // Before the guest's kernel has seen the device.
+    virsh.start(&domain);
+    virsh.ok(&["destroy", domain.name]);
+    host.wait_until_none_serves();
+}
+
+#[test]
+fn a_qemu_that_fails_before_it_connects_leaves_no_daemon() {
+    let host = Host::start();
+    let (virsh, failing) = (host.system(), Domain::new("failing", "/srv").that_fails());
+    virsh.define(&failing);
+    for _ in 0..2 {
+        let error = virsh
+            .ask(&["start", failing.name])
+            .expect_err("no such argument");
+        assert!(error.contains("no-such-argument"), "{error}");
+        host.wait_until_none_serves();
+    }
+    let log = host.read("/var/log/libvirt/qemu/failing-fs0-virtiofsd.log");
+    assert!(
+        log.contains("ended by a signal"),
+        "libvirt has killed none: {log}"
+    );
+    assert!(!log.contains("client connected"), "{log}");
+    virsh.ok(&["undefine", failing.name]);
+
+    host.write(
+        SCRIPT,
+        "#!/bin/sh\nexec /usr/bin/daxwindowd \"$@\" --cache never\n",
+    );
+    let executable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(host.path(SCRIPT), executable).expect("ours");
+    let mended = Domain::new("failing", "/srv").with_binary(SCRIPT);
+    virsh.define(&mended);
+    virsh.start(&mended);
+    let serving = host.serving();
+    let uncached = |inmate: &Inmate| inmate.words.ends_with(&["--cache".into(), "never".into()]);
+    assert!(
+        !serving.is_empty() && serving.iter().all(uncached),
+        "{serving:?}"
+    );
+    virsh.ok(&["destroy", mended.name]);
+    host.wait_until_none_serves();
+}
