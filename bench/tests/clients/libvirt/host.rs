@@ -37,6 +37,7 @@ useradd --uid 1000 --user-group --no-create-home --home-dir /srv/somebody somebo
 install -d -o somebody -g somebody /srv/somebody /srv/somebody/run
 install -d -o libvirt-qemu -g libvirt-qemu /var/lib/libvirt/qemu
 echo 'security_driver = "none"' >> /etc/libvirt/qemu.conf
+echo 'log_outputs = "2:file:/var/log/libvirt/libvirtd.log"' >> /etc/libvirt/libvirtd.conf
 cat /proc/sys/kernel/random/uuid | tr -d - > /etc/machine-id
 daxwindowd --version
 virtlogd --daemon
@@ -82,6 +83,16 @@ impl Host {
         output.unwrap_or_else(|error| panic!("{words:?}: {error:#}"))
     }
 
+    /// Ends the daemon that answers virsh, and starts it again.
+    pub(crate) fn restart_libvirt(&self) {
+        self.run(&["sh", "-c", "kill $(cat /run/libvirtd.pid)"]);
+        self.wait_for("the end of libvirtd", || {
+            let processes = self.container.processes();
+            processes.iter().all(|inmate| inmate.name != "libvirtd")
+        });
+        self.run(&["libvirtd", "--daemon"]);
+    }
+
     /// Where a path is from outside.
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
         self.container.path(inside)
@@ -119,7 +130,7 @@ impl Host {
 
     /// Everything that helps to understand a failure.
     pub(crate) fn report(&self) -> String {
-        let script = "tail -n 25 /srv/*.console /var/log/libvirt/qemu/*.log \
+        let script = "tail -n 25 /srv/*.console /var/log/libvirt/*.log /var/log/libvirt/qemu/*.log \
                       /srv/somebody/*.console /srv/somebody/.cache/libvirt/qemu/log/*.log";
         let logs = self.container.run(&["sh", "-c", script]);
         let logs = logs.map(|output| output.stdout).unwrap_or_default();

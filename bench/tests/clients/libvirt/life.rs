@@ -24,7 +24,8 @@ until grep -q end /mnt/word; do sleep 0.2; done
 "#;
 
 /// The program for a domain that wants further flags.
-const SCRIPT: &str = "/usr/local/bin/share-uncached";
+const SCRIPT: &str = "/usr/bin/share-and-stay";
+const TEXT: &str = "#!/bin/sh\nexec /usr/bin/daxwindowd \"$@\" --keep-serving\n";
 
 /// Bytes that are no repetition of pages.
 fn bytes() -> Vec<u8> {
@@ -108,21 +109,45 @@ fn a_qemu_that_fails_before_it_connects_leaves_no_daemon() {
     assert!(!log.contains("client connected"), "{log}");
     virsh.ok(&["undefine", failing.name]);
 
-    host.write(
-        SCRIPT,
-        "#!/bin/sh\nexec /usr/bin/daxwindowd \"$@\" --cache never\n",
-    );
-    let executable = fs::Permissions::from_mode(0o755);
-    fs::set_permissions(host.path(SCRIPT), executable).expect("ours");
-    let mended = Domain::new("failing", "/srv").with_binary(SCRIPT);
+    let mended = Domain::new("failing", "/srv");
     virsh.define(&mended);
     virsh.start(&mended);
+    assert!(!host.serving().is_empty());
+    virsh.ok(&["destroy", mended.name]);
+    host.wait_until_none_serves();
+}
+
+#[test]
+fn libvirt_ends_a_daemon_that_would_stay_and_copes_with_one_that_died() {
+    let host = Host::start();
+    host.write(SCRIPT, TEXT);
+    let executable = fs::Permissions::from_mode(0o755);
+    fs::set_permissions(host.path(SCRIPT), executable).expect("ours");
+    let domain = Domain::new("staying", "/srv").with_binary(SCRIPT);
+    let virsh = host.system();
+    virsh.define(&domain);
+    virsh.start(&domain);
     let serving = host.serving();
-    let uncached = |inmate: &Inmate| inmate.words.ends_with(&["--cache".into(), "never".into()]);
+    let stays = |inmate: &Inmate| inmate.words.contains(&"--keep-serving".into());
     assert!(
-        !serving.is_empty() && serving.iter().all(uncached),
+        !serving.is_empty() && serving.iter().all(stays),
         "{serving:?}"
     );
-    virsh.ok(&["destroy", mended.name]);
+    // Who has to end it is another process than the one that started it.
+    host.restart_libvirt();
+    // Answered once it has found its domain again.
+    virsh.ok(&["qemu-monitor-command", domain.name, "--hmp", "info status"]);
+    virsh.ok(&["destroy", domain.name]);
+    host.wait_until_none_serves();
+
+    virsh.start(&domain);
+    let main = host.serving().remove(0).pid;
+    host.run(&["sh", "-c", &format!("kill -9 {main}")]);
+    host.wait_until_none_serves();
+    assert_eq!(virsh.ok(&["domstate", domain.name]).trim(), "running");
+    virsh.ok(&["destroy", domain.name]);
+    virsh.start(&domain);
+    assert!(!host.serving().is_empty());
+    virsh.ok(&["destroy", domain.name]);
     host.wait_until_none_serves();
 }

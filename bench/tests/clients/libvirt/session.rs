@@ -3,10 +3,14 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
+use daxwindow_bench::vm::Inmate;
+
 use super::domain::{Domain, SHARE};
 use super::host::{HOME, Host};
 
 const JOB: &str = r#"cp /mnt/from-host /mnt/from-guest
+chown 5:6 /mnt/from-guest
+mkdir /mnt/folder
 sync
 echo "DONE"
 until grep -q end /mnt/word; do sleep 0.2; done
@@ -24,10 +28,18 @@ fn a_user_without_privileges_starts_a_domain_again_and_again() {
 
     virsh.start(&domain);
     virsh.wait_for_line(&domain, "DONE", 1);
+    let serving = host.serving();
+    let maps = |inmate: &Inmate| inmate.words.contains(&"--uid-map=:0:1000:1:".into());
+    assert!(serving.iter().all(maps), "{serving:?}");
     let copy = format!("{SHARE}/from-guest");
     assert_eq!(host.read(&copy), "some bytes\n");
-    let owner = fs::metadata(host.path(&copy)).expect("there").uid();
-    assert_eq!(owner, 1000, "root of the guest is the user");
+    let owner = |path: &str| {
+        let metadata = fs::metadata(host.path(path)).expect("there");
+        (metadata.uid(), metadata.gid())
+    };
+    // Root of the guest is the user, others are the user's subordinate ids.
+    assert_eq!(owner(&format!("{SHARE}/folder")), (1000, 1000));
+    assert_eq!(owner(&copy), (100_004, 100_005));
     host.write(&format!("{SHARE}/word"), "the end");
     virsh.wait_until_off(&domain);
     host.wait_until_none_serves();
