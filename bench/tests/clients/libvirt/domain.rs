@@ -56,6 +56,12 @@ impl Domain {
         self
     }
 
+    /// It says all this of its share.
+    pub(crate) fn with_filesystem(mut self, element: &str) -> Domain {
+        self.filesystem = element.into();
+        self
+    }
+
     /// It names another program.
     pub(crate) fn with_binary(mut self, path: &str) -> Domain {
         let own = "path='/usr/bin/daxwindowd'";

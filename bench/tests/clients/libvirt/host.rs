@@ -2,6 +2,7 @@
 //! serve shares.
 
 use std::fs;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -102,6 +103,12 @@ impl Host {
         fs::write(self.path(path), bytes).unwrap_or_else(|error| panic!("{path}: {error}"));
     }
 
+    pub(crate) fn write_program(&self, path: &str, text: &str) {
+        self.write(path, text);
+        let executable = fs::Permissions::from_mode(0o755);
+        fs::set_permissions(self.path(path), executable).expect("ours");
+    }
+
     /// What is in a file of the container; nothing if there is none.
     pub(crate) fn read(&self, path: &str) -> String {
         let bytes = fs::read(self.path(path)).unwrap_or_default();
@@ -115,6 +122,12 @@ impl Host {
         };
         let all = self.container.processes().into_iter();
         all.filter(serves).collect()
+    }
+
+    /// Whether one of them was told of this directory.
+    pub(crate) fn serves(&self, directory: &str) -> bool {
+        let told = |inmate: &Inmate| inmate.words.iter().any(|word| word == directory);
+        self.serving().iter().any(told)
     }
 
     /// Waits until nothing serves a share.

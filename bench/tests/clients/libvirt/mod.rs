@@ -6,4 +6,5 @@ mod domain;
 mod host;
 mod hot_plug;
 mod life;
+mod options;
 mod session;
