@@ -94,6 +94,15 @@ impl Host {
         self.run(&["libvirtd", "--daemon"]);
     }
 
+    /// Kills the first process of that name with no warning.
+    pub(crate) fn kill(&self, name: &str) {
+        let processes = self.container.processes();
+        let pids = processes.iter().filter(|inmate| inmate.name == name);
+        let pid = pids.map(|inmate| inmate.pid).min();
+        let pid = pid.unwrap_or_else(|| panic!("no {name}\n{}", self.report()));
+        self.run(&["sh", "-c", &format!("kill -9 {pid}")]);
+    }
+
     /// Where a path is from outside.
     pub(crate) fn path(&self, inside: &str) -> PathBuf {
         self.container.path(inside)

@@ -122,7 +122,7 @@ fn a_qemu_that_fails_before_it_connects_leaves_no_daemon() {
 }
 
 #[test]
-fn libvirt_ends_a_daemon_that_would_stay_and_copes_with_one_that_died() {
+fn libvirt_ends_a_daemon_that_would_stay_and_copes_with_what_is_killed() {
     let host = Host::start();
     host.write_program(SCRIPT, TEXT);
     let domain = Domain::new("staying", "/srv").with_binary(SCRIPT);
@@ -143,11 +143,14 @@ fn libvirt_ends_a_daemon_that_would_stay_and_copes_with_one_that_died() {
     host.wait_until_none_serves();
 
     virsh.start(&domain);
-    let main = host.serving().remove(0).pid;
-    host.run(&["sh", "-c", &format!("kill -9 {main}")]);
+    host.kill("daxwindowd");
     host.wait_until_none_serves();
     assert_eq!(virsh.ok(&["domstate", domain.name]).trim(), "running");
     virsh.ok(&["destroy", domain.name]);
+    virsh.start(&domain);
+    host.kill("qemu-system-x86");
+    virsh.wait_until_off(&domain);
+    host.wait_until_none_serves();
     virsh.start(&domain);
     assert!(!host.serving().is_empty());
     virsh.ok(&["destroy", domain.name]);
