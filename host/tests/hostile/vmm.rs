@@ -239,7 +239,9 @@ impl Vmm {
         front.set_protocol_features(protocol).ok()?;
         front.set_hdr_flags(VhostUserHeaderFlag::NEED_REPLY);
         front.set_features(features & ours).ok()?;
-        front.get_shmem_config().ok()?;
+        if protocol.contains(VhostUserProtocolFeatures::SHMEM) {
+            front.get_shmem_config().ok()?;
+        }
 
         let ram = tempfile::tempfile_in("/dev/shm").expect("a file");
         ram.set_len(RAM).expect("sized");
