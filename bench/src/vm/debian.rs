@@ -15,6 +15,7 @@ use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 
+use super::apt::Release;
 use super::kit::{Kit, Recipe, Set};
 use super::qemu::{self, Qemu};
 use super::script;
@@ -75,6 +76,27 @@ impl Debian {
         Ok([&top].into_iter().chain(&below).map(Set::root).collect())
     }
 
+    /// The same of Debian's unstable release, for programs that are newer
+    /// there: its base is only unpacked too, but has users. QEMU is the kit's.
+    ///
+    /// # Errors
+    ///
+    /// When packages cannot be fetched.
+    pub fn unstable_layers(kit: &Kit, name: &str, packages: &[&str]) -> Result<Vec<PathBuf>> {
+        let wanted: Vec<&str> = ["?essential", "mount"]
+            .into_iter()
+            .chain(packages.iter().copied())
+            .collect();
+        let recipe = Recipe {
+            name,
+            wanted: &wanted,
+            keep: &|_| true,
+        };
+        let unstable = kit.with_release(Release::Unstable);
+        let top = unstable.set(&recipe, |folder| furnish(&folder.join("root")))?;
+        Ok(vec![top.root(), Qemu::set(kit)?.root()])
+    }
+
     fn set(kit: &Kit) -> Result<Set> {
         let recipe = Recipe {
             name: SET,
@@ -121,6 +143,21 @@ fn need_root() -> Result<()> {
         true => Ok(()),
         false => bail!("a Debian root directory has files of many owners: run this as root"),
     }
+}
+
+/// What the scripts of the essential packages would have made at least.
+fn furnish(root: &Path) -> Result<()> {
+    for name in ["passwd", "group"] {
+        let master = root
+            .join("usr/share/base-passwd")
+            .join(format!("{name}.master"));
+        fs::copy(&master, root.join("etc").join(name))
+            .with_context(|| format!("copy {}", master.display()))?;
+    }
+    for name in ["srv", "mnt"] {
+        fs::create_dir_all(root.join(name)).with_context(|| format!("make /{name}"))?;
+    }
+    Ok(())
 }
 
 /// From unpacked to installed.
