@@ -3,4 +3,5 @@
 //! x86-64, root, the daemon built in the same profile, and for the first run
 //! apt with a Debian mirror; no KVM, and nothing installed.
 
+mod command_lines;
 mod libvirt;
