@@ -5,3 +5,6 @@
 
 mod command_lines;
 mod libvirt;
+mod unstable;
+mod virtme;
+mod vmspawn;
