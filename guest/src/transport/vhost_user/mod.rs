@@ -3,15 +3,10 @@
 //!
 //! - [`handshake`]: negotiation, memory table, rings.
 //! - [`back_requests`]: the server that maps and unmaps the window.
-//! - `framing`: messages as bytes.
-//! - `mapped`: which bytes of the window are mapped.
 //! - `status`: the start of a back end that waits for DRIVER_OK.
 //! - `watch`: the thread that notices a dead back end.
 
-pub mod back_requests;
-mod framing;
 pub mod handshake;
-mod mapped;
 mod status;
 mod watch;
 
@@ -22,6 +17,8 @@ use std::time::{Duration, Instant};
 
 use daxwindow_shared::window::RANGE_BYTES;
 use parking_lot::Mutex;
+
+pub use daxwindow_front_end::server as back_requests;
 
 use self::back_requests::{ServerStats, WindowHook, WindowServer};
 use self::handshake::{Agreed, Handshake};

@@ -7,7 +7,7 @@ use std::io;
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use super::framing::{self, F_NEED_REPLY};
+use daxwindow_front_end::internal::{self as framing, F_NEED_REPLY};
 use super::handshake::{Agreed, Handshake, broken, failed};
 use crate::error::{Error, Result};
 
@@ -58,7 +58,7 @@ mod tests {
     use std::os::unix::net::UnixStream;
 
     use crate::transport::vhost_user::back_requests::Language;
-    use crate::transport::vhost_user::framing::F_REPLY;
+    use daxwindow_front_end::internal::F_REPLY;
 
     fn agreed(protocol: u64) -> Agreed {
         Agreed {

@@ -26,7 +26,7 @@ use crate::window::mappings;
 use crate::window::regular::RegularFile;
 
 /// A mapping that nothing but this value names; unmapped on drop.
-pub(crate) struct Staged {
+pub struct Staged {
     base: *mut c_void,
     len: usize,
 }
@@ -71,7 +71,7 @@ impl Staged {
     }
 
     /// Anonymous memory that costs nothing until touched.
-    pub(crate) fn anonymous(len: usize) -> io::Result<Staged> {
+    pub fn anonymous(len: usize) -> io::Result<Staged> {
         let protection = Protection::ReadWrite.to_mmap();
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
         // SAFETY: as in `of_file`.
@@ -80,12 +80,12 @@ impl Staged {
     }
 
     /// Address of the first byte.
-    pub(crate) fn address(&self) -> usize {
+    pub fn address(&self) -> usize {
         self.base.addr()
     }
 
     /// Bytes of the mapping.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.len
     }
 
@@ -97,7 +97,7 @@ impl Staged {
     }
 
     /// Keeps the mapping out of child processes.
-    pub(crate) fn keep_from_children(&self) -> io::Result<()> {
+    pub fn keep_from_children(&self) -> io::Result<()> {
         // SAFETY: the advice concerns children only; the range is ours.
         unsafe { mm::madvise(self.base, self.len, Advice::LinuxDontFork)? };
         Ok(())

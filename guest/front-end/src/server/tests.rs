@@ -11,7 +11,7 @@ use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
 
 use zerocopy::IntoBytes;
 
-use super::super::framing::{Header, MAX_FDS};
+use crate::framing::{Header, MAX_FDS};
 use super::*;
 
 #[path = "fs_map_test.rs"]

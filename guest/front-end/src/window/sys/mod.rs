@@ -24,7 +24,7 @@ use rustix::param::page_size;
 
 use super::regular::RegularFile;
 use staged::Failure;
-pub(crate) use staged::Staged;
+pub use staged::Staged;
 
 /// Areas start on this boundary, so that huge pages of a file can be mapped
 /// huge.
@@ -32,7 +32,7 @@ const ALIGN_BYTES: usize = 2 << 20;
 
 /// What may be done with the memory of a mapping.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Protection {
+pub enum Protection {
     /// Nothing: an access is a SIGSEGV.
     None,
     /// Loads.
@@ -53,7 +53,7 @@ impl Protection {
 
 /// Reserved address space, aligned to 2 MiB; unmapped on drop.
 #[derive(Debug)]
-pub(crate) struct Area {
+pub struct Area {
     base: NonNull<u8>,
     len: usize,
     /// Another mapping may have a part of it.
@@ -74,7 +74,7 @@ fn invalid(what: &'static str) -> io::Error {
 impl Area {
     /// Reserves `len` bytes (a multiple of the page size) of anonymous memory
     /// that costs nothing until touched.
-    pub(crate) fn reserve(len: usize, protection: Protection) -> io::Result<Area> {
+    pub fn reserve(len: usize, protection: Protection) -> io::Result<Area> {
         if len == 0 || !len.is_multiple_of(page_size()) {
             return Err(invalid("an area is a positive number of pages"));
         }
@@ -113,28 +113,28 @@ impl Area {
     }
 
     /// Bytes of the area.
-    pub(crate) fn len(&self) -> usize {
+    pub fn len(&self) -> usize {
         self.len
     }
 
     /// Address of the first byte.
-    pub(crate) fn address(&self) -> usize {
+    pub fn address(&self) -> usize {
         self.base.as_ptr().addr()
     }
 
     /// Pointer to byte `at`; `at` may be one past the end.
-    pub(crate) fn pointer(&self, at: usize) -> *mut u8 {
+    pub fn pointer(&self, at: usize) -> *mut u8 {
         self.base.as_ptr().wrapping_add(at.min(self.len))
     }
 
     /// Whether another mapping may have a part of it.
-    pub(crate) fn is_lost(&self) -> bool {
+    pub fn is_lost(&self) -> bool {
         // Acquire: pairs with the release in `failed`.
         self.lost.load(Ordering::Acquire)
     }
 
     /// Replaces `at..at + len` by a shared mapping of `file`, in one step.
-    pub(crate) fn map_file(
+    pub fn map_file(
         &self,
         at: usize,
         len: usize,
@@ -147,7 +147,7 @@ impl Area {
     }
 
     /// Puts the inaccessible reservation back over `at..at + len`.
-    pub(crate) fn map_nothing(&self, at: usize, len: usize) -> io::Result<()> {
+    pub fn map_nothing(&self, at: usize, len: usize) -> io::Result<()> {
         let target = self.pages(at, len)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: `pages` checked that the whole target belongs to this area,
@@ -165,7 +165,7 @@ impl Area {
     /// mapping of the same file range, for loads only if `protection` says
     /// so. `source` must hold a shared mapping there; what this area held is
     /// replaced in one step.
-    pub(crate) fn alias(
+    pub fn alias(
         &self,
         at: usize,
         source: &Area,
@@ -187,7 +187,7 @@ impl Area {
     /// Replaces the range at `at` by `staged`, in one step. A userfaultfd
     /// registration travels along, if that was opened with `EVENT_REMAP`:
     /// then this returns only when the event was read.
-    pub(crate) fn place(&self, at: usize, staged: Staged) -> io::Result<()> {
+    pub fn place(&self, at: usize, staged: Staged) -> io::Result<()> {
         let target = self.pages(at, staged.len())?;
         // SAFETY: `pages` checked that the whole target belongs to this area.
         unsafe { staged.move_over(target) }.map_err(|failure| self.failed(failure))
@@ -207,7 +207,7 @@ impl Area {
     }
 
     /// Fills the page tables of `at..at + len`, as loads would.
-    pub(crate) fn populate(&self, at: usize, len: usize) -> io::Result<()> {
+    pub fn populate(&self, at: usize, len: usize) -> io::Result<()> {
         let target = self.pages(at, len)?;
         // SAFETY: populating changes no content; the range is ours.
         unsafe { mm::madvise(target, len, Advice::LinuxPopulateRead)? };
@@ -215,7 +215,7 @@ impl Area {
     }
 
     /// Keeps the area out of child processes.
-    pub(crate) fn keep_from_children(&self) -> io::Result<()> {
+    pub fn keep_from_children(&self) -> io::Result<()> {
         // SAFETY: the advice concerns children only; the range is ours.
         unsafe { mm::madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxDontFork)? };
         Ok(())
@@ -223,7 +223,7 @@ impl Area {
 
     /// Copies `out.len()` bytes from `at` out of the area. On a page without
     /// a file behind it: the number of bytes copied until there.
-    pub(crate) fn copy_out(&self, at: usize, out: &mut [u8]) -> Result<(), usize> {
+    pub fn copy_out(&self, at: usize, out: &mut [u8]) -> Result<(), usize> {
         let source = self.bytes(at, out.len()).ok_or(0usize)?;
         // SAFETY: the source range is mapped as long as the area lives and
         // the copy survives SIGBUS; the target is an exclusive slice outside
@@ -237,7 +237,7 @@ impl Area {
 
     /// Copies `bytes` into the area at `at`, which must be mapped writable;
     /// otherwise as [`copy_out`](Self::copy_out).
-    pub(crate) fn copy_in(&self, at: usize, bytes: &[u8]) -> Result<(), usize> {
+    pub fn copy_in(&self, at: usize, bytes: &[u8]) -> Result<(), usize> {
         let target = self.bytes(at, bytes.len()).ok_or(0usize)?;
         // SAFETY: as in `copy_out`, with the roles changed; shared file
         // memory may be stored to at any time, nobody holds references to it.

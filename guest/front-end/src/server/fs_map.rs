@@ -12,7 +12,7 @@ use rustix::io::Errno;
 use zerocopy::FromBytes;
 
 use super::{RegularFile, Served, Verdict, Worker};
-use crate::transport::vhost_user::framing::Message;
+use crate::framing::Message;
 
 impl Worker {
     /// Serves a message of this language, or says that it is none.

@@ -30,9 +30,9 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::framing::{self, F_NEED_REPLY, F_REPLY, Message, VERSION, VERSION_MASK};
-use super::mapped::Mapped;
+use crate::framing::{self, F_NEED_REPLY, F_REPLY, Message, VERSION, VERSION_MASK};
 use crate::window::{RegularFile, Window, mappings};
+use mapped::Mapped;
 
 /// Which messages a back end maps with. Their numbers mean other things
 /// elsewhere, so a channel has one language.
@@ -339,8 +339,7 @@ impl Verdict {
     }
 }
 
-#[path = "fs_map.rs"]
 mod fs_map;
+mod mapped;
 #[cfg(test)]
-#[path = "back_requests_test.rs"]
 mod tests;

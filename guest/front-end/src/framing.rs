@@ -15,36 +15,36 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 /// Header of every vhost-user message.
 #[derive(Clone, Copy, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
-pub(super) struct Header {
-    pub(super) request: u32,
-    pub(super) flags: u32,
-    pub(super) size: u32,
+pub struct Header {
+    pub request: u32,
+    pub flags: u32,
+    pub size: u32,
 }
 const _: () = assert!(size_of::<Header>() == 12);
 
 /// Version in the low two bits of `flags`.
-pub(super) const VERSION: u32 = 1;
-pub(super) const VERSION_MASK: u32 = 3;
-pub(super) const F_REPLY: u32 = 1 << 2;
-pub(super) const F_NEED_REPLY: u32 = 1 << 3;
+pub const VERSION: u32 = 1;
+pub const VERSION_MASK: u32 = 3;
+pub const F_REPLY: u32 = 1 << 2;
+pub const F_NEED_REPLY: u32 = 1 << 3;
 /// Largest body that is read; a longer one closes the channel.
 const MAX_BODY: usize = 4096;
 /// Most descriptors that any message carries.
-pub(super) const MAX_FDS: usize = 8;
+pub const MAX_FDS: usize = 8;
 /// Descriptors kept of one message: one more than any carries, so that a
 /// message with too many is refused like one with too few.
 const KEPT_FDS: usize = MAX_FDS + 1;
 
 /// A message as received, complete but not checked.
-pub(super) struct Message {
-    pub(super) header: Header,
-    pub(super) body: Vec<u8>,
-    pub(super) fds: Vec<OwnedFd>,
+pub struct Message {
+    pub header: Header,
+    pub body: Vec<u8>,
+    pub fds: Vec<OwnedFd>,
 }
 
 impl Message {
     /// The number a reply to `request` carries; none if it is no such reply.
-    pub(super) fn number(&self, request: u32) -> Option<u64> {
+    pub fn number(&self, request: u32) -> Option<u64> {
         let is_reply = self.header.flags & (VERSION_MASK | F_REPLY) == VERSION | F_REPLY;
         let fits = is_reply && self.header.request == request && self.fds.is_empty();
         let bytes = self.body.as_slice().try_into().ok().filter(|_| fits)?;
@@ -53,7 +53,7 @@ impl Message {
 }
 
 /// The next message, or `None` at end of file. `body` is storage to use.
-pub(super) fn receive(socket: &UnixStream, mut body: Vec<u8>) -> io::Result<Option<Message>> {
+pub fn receive(socket: &UnixStream, mut body: Vec<u8>) -> io::Result<Option<Message>> {
     let mut header = Header::default();
     let mut fds = Vec::new();
     if !receive_all(socket, header.as_mut_bytes(), &mut fds)? {
@@ -100,7 +100,7 @@ fn receive_all(socket: &UnixStream, out: &mut [u8], fds: &mut Vec<OwnedFd>) -> i
 }
 
 /// Sends a message whose body is one number.
-pub(super) fn send_number(
+pub fn send_number(
     socket: &UnixStream,
     request: u32,
     flags: u32,

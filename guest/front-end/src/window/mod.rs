@@ -19,7 +19,7 @@ use daxwindow_shared::shmem::MapRequest;
 use daxwindow_shared::window::{RANGE_BYTES, WindowRange};
 
 pub use regular::RegularFile;
-pub(crate) use sys::{Area, Protection, Staged};
+pub use sys::{Area, Protection, Staged};
 
 /// The region of address space that a back end maps files into.
 #[derive(Debug)]
@@ -84,21 +84,21 @@ impl Window {
     /// Copies out of the window from byte `at`. Where a page has no file
     /// behind it the copy ends, and the error is the number of bytes copied.
     /// The range must be mapped: the caller holds it.
-    pub(crate) fn copy_out(&self, at: u64, out: &mut [u8]) -> Result<(), usize> {
+    pub fn copy_out(&self, at: u64, out: &mut [u8]) -> Result<(), usize> {
         let at = usize::try_from(at).map_err(|_| 0usize)?;
         self.area.copy_out(at, out)
     }
 
     /// Copies into the window, with the same rules; the range must be mapped
     /// writable.
-    pub(crate) fn copy_in(&self, at: u64, bytes: &[u8]) -> Result<(), usize> {
+    pub fn copy_in(&self, at: u64, bytes: &[u8]) -> Result<(), usize> {
         let at = usize::try_from(at).map_err(|_| 0usize)?;
         self.area.copy_in(at, bytes)
     }
 
     /// Fills page tables ahead of use. Past the end of the file: an error and
     /// no harm.
-    pub(crate) fn populate(&self, at: u64, len: u64) -> io::Result<()> {
+    pub fn populate(&self, at: u64, len: u64) -> io::Result<()> {
         let range = WindowRange::new(at, len, self.bytes(), rustix::param::page_size() as u64)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         let (at, len) = span(range)?;
@@ -107,7 +107,7 @@ impl Window {
 
     /// Shows what is mapped at `from` also in `target`, at `at`, for what
     /// `protection` says.
-    pub(crate) fn alias_into(
+    pub fn alias_into(
         &self,
         target: &Area,
         at: usize,
