@@ -1,5 +1,5 @@
-//! The window, which is a front end's half and a crate of its own:
+//! The window, which is a front end's half and in a crate of its own:
 //! [`daxwindow_front_end`].
 
 pub(crate) use daxwindow_front_end::area::{Area, Protection, Staged};
-pub use daxwindow_front_end::window::{RegularFile, Window};
+pub use daxwindow_front_end::{FileError, RegularFile, Window};

@@ -11,12 +11,14 @@ use daxwindow_shared::shmem::{MapRequest, MessageError};
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
-use super::{RegularFile, Served, Verdict, Worker};
+use super::Verdict;
+use super::service::{Served, Service};
 use crate::framing::Message;
+use crate::window::RegularFile;
 
-impl Worker {
+impl Service {
     /// Serves a message of this language, or says that it is none.
-    pub(super) fn serve_fs_map(&self, message: &Message) -> Result<Served, Errno> {
+    pub(super) fn serve_fs_map(&mut self, message: &Message) -> Result<Served, Errno> {
         let request = message.header.request;
         if request != FS_MAP && request != FS_UNMAP {
             return Err(Errno::NOSYS);
@@ -28,7 +30,7 @@ impl Worker {
         }
     }
 
-    fn fs_map(&self, body: &FsMapMessage, fds: &[OwnedFd]) -> Result<Served, Errno> {
+    fn fs_map(&mut self, body: &FsMapMessage, fds: &[OwnedFd]) -> Result<Served, Errno> {
         let maps = body.maps(self.window.bytes(), self.page_bytes);
         let maps = maps.map_err(refused)?;
         if fds.len() != 1 && fds.len() != maps.len() {
@@ -57,7 +59,7 @@ impl Worker {
 
     /// What is not mapped may be unmapped: back ends of this language clear
     /// the window without keeping a record of it.
-    fn fs_unmap(&self, body: &FsMapMessage, fds: &[OwnedFd]) -> Result<Served, Errno> {
+    fn fs_unmap(&mut self, body: &FsMapMessage, fds: &[OwnedFd]) -> Result<Served, Errno> {
         if !fds.is_empty() {
             return Err(Errno::BADF);
         }

@@ -6,8 +6,7 @@
 //! into or out of a file that shrinks meanwhile ends early and says so. It
 //! waits for the file's own file system, however long, as through any `mmap`:
 //! a back end that maps files of a FUSE server has to answer for that. All
-//! `unsafe` of this room is in `sys`, and nothing here knows of sessions or
-//! mappers: with the server of map messages it is a front end's half.
+//! `unsafe` of this room is in `sys`.
 
 pub(crate) mod mappings;
 mod regular;
@@ -19,7 +18,7 @@ use daxwindow_shared::shmem::MapRequest;
 use daxwindow_shared::window::{RANGE_BYTES, WindowRange};
 
 pub use regular::RegularFile;
-pub use sys::{Area, Protection, Staged};
+use sys::{Area, Protection};
 
 /// The region of address space that a back end maps files into.
 #[derive(Debug)]
@@ -30,6 +29,10 @@ pub struct Window {
 impl Window {
     /// Reserves `bytes` (a positive multiple of 2 MiB) of inaccessible
     /// address space, aligned to 2 MiB.
+    ///
+    /// # Errors
+    ///
+    /// Another number of bytes, or more than there is room for.
     pub fn reserve(bytes: u64) -> io::Result<Window> {
         let refuse = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
         if bytes == 0 || !bytes.is_multiple_of(RANGE_BYTES) {
@@ -42,11 +45,13 @@ impl Window {
     }
 
     /// Size in bytes.
+    #[inline]
     pub fn bytes(&self) -> u64 {
         self.area.len() as u64
     }
 
     /// Address of the first byte in this process.
+    #[inline]
     pub fn address(&self) -> usize {
         self.area.address()
     }
@@ -63,8 +68,12 @@ impl Window {
         self.area.lose();
     }
 
-    /// Replaces `request.range` by a shared mapping of `file`, in one step. A
-    /// file that cannot be mapped leaves the range as it was.
+    /// Replaces `request.range` by a shared mapping of `file`, in one step.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's, and for a range outside of the window or a window that is
+    /// lost. The range is as it was then.
     pub fn map(&self, request: MapRequest, file: RegularFile<'_>) -> io::Result<()> {
         let (at, len) = span(request.range)?;
         let protection = match request.writable {
@@ -76,28 +85,44 @@ impl Window {
     }
 
     /// Puts the inaccessible reservation back.
+    ///
+    /// # Errors
+    ///
+    /// As for [`map`](Self::map).
     pub fn unmap(&self, range: WindowRange) -> io::Result<()> {
         let (at, len) = span(range)?;
         self.area.map_nothing(at, len)
     }
 
-    /// Copies out of the window from byte `at`. Where a page has no file
-    /// behind it the copy ends, and the error is the number of bytes copied.
-    /// The range must be mapped: the caller holds it.
+    /// Copies out of the window from byte `at`. Where nothing is mapped, or a
+    /// page has no file behind it, the copy ends.
+    ///
+    /// # Errors
+    ///
+    /// The number of bytes copied until there.
+    #[inline]
     pub fn copy_out(&self, at: u64, out: &mut [u8]) -> Result<(), usize> {
         let at = usize::try_from(at).map_err(|_| 0usize)?;
         self.area.copy_out(at, out)
     }
 
-    /// Copies into the window, with the same rules; the range must be mapped
-    /// writable.
+    /// Copies into the window, with the same rules; what is mapped for loads
+    /// ends the copy, too.
+    ///
+    /// # Errors
+    ///
+    /// The number of bytes copied until there.
+    #[inline]
     pub fn copy_in(&self, at: u64, bytes: &[u8]) -> Result<(), usize> {
         let at = usize::try_from(at).map_err(|_| 0usize)?;
         self.area.copy_in(at, bytes)
     }
 
-    /// Fills page tables ahead of use. Past the end of the file: an error and
-    /// no harm.
+    /// Fills page tables ahead of use.
+    ///
+    /// # Errors
+    ///
+    /// The kernel's; past the end of the file, for one. It does no harm.
     pub fn populate(&self, at: u64, len: u64) -> io::Result<()> {
         let range = WindowRange::new(at, len, self.bytes(), rustix::param::page_size() as u64)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
@@ -106,7 +131,11 @@ impl Window {
     }
 
     /// Shows what is mapped at `from` also in `target`, at `at`, for what
-    /// `protection` says.
+    /// `protection` says. It stays there when the window's range changes.
+    ///
+    /// # Errors
+    ///
+    /// As for [`map`](Self::map), and if nothing is mapped there.
     pub fn alias_into(
         &self,
         target: &Area,

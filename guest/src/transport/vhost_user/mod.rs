@@ -10,6 +10,16 @@ pub mod handshake;
 mod status;
 mod watch;
 
+/// The server that maps and unmaps the window, which is in a crate of its own:
+/// [`daxwindow_front_end`].
+pub mod back_requests {
+    #[doc(inline)]
+    pub use daxwindow_front_end::internal::{Language, Verdict, WindowHook};
+    pub use daxwindow_front_end::{
+        ChannelError, PolledServer, Progress, ServerOptions, ServerStats, WindowServer,
+    };
+}
+
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -18,9 +28,7 @@ use std::time::{Duration, Instant};
 use daxwindow_shared::window::RANGE_BYTES;
 use parking_lot::Mutex;
 
-pub use daxwindow_front_end::server as back_requests;
-
-use self::back_requests::{ServerStats, WindowHook, WindowServer};
+use self::back_requests::{ServerOptions, ServerStats, WindowHook, WindowServer};
 use self::handshake::{Agreed, Handshake};
 use self::watch::Watch;
 use super::queue::Queue;
@@ -204,9 +212,12 @@ fn open_window(
         source,
     };
     let (ours, theirs) = UnixStream::pair().map_err(starting)?;
-    let (language, reply_ack) = (agreed.language, agreed.reply_ack());
-    let server = WindowServer::start(ours, Arc::clone(&window), language, reply_ack, hook)
-        .map_err(starting)?;
+    let options = ServerOptions {
+        reply_ack: agreed.reply_ack(),
+        language: agreed.language,
+        hook,
+    };
+    let server = WindowServer::start(ours, Arc::clone(&window), options).map_err(starting)?;
     handshake.offer_channel(&theirs)?;
     Ok((Some(window), Some(server)))
 }

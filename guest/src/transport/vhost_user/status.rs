@@ -4,10 +4,10 @@
 
 use std::io;
 
+use daxwindow_front_end::internal::{self as framing, F_NEED_REPLY};
 use vhost::VhostBackend;
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
-use daxwindow_front_end::internal::{self as framing, F_NEED_REPLY};
 use super::handshake::{Agreed, Handshake, broken, failed};
 use crate::error::{Error, Result};
 
@@ -42,7 +42,7 @@ impl Handshake {
         if !agreed.reply_ack() {
             return Ok(());
         }
-        let reply = framing::receive(&self.socket, Vec::new()).map_err(broke)?;
+        let reply = framing::receive(&self.socket).map_err(broke)?;
         let reply = reply.ok_or(Error::Disconnected)?;
         match reply.number(SET_STATUS) {
             Some(0) => Ok(()),
@@ -57,8 +57,9 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
 
-    use crate::transport::vhost_user::back_requests::Language;
     use daxwindow_front_end::internal::F_REPLY;
+
+    use crate::transport::vhost_user::back_requests::Language;
 
     fn agreed(protocol: u64) -> Agreed {
         Agreed {
@@ -77,7 +78,7 @@ mod tests {
         const REPLY_ACK: u64 = 1 << 3;
         let (ours, theirs) = UnixStream::pair().expect("pair");
         let device = std::thread::spawn(move || {
-            let asked = framing::receive(&theirs, Vec::new());
+            let asked = framing::receive(&theirs);
             let asked = asked.expect("read").expect("a message");
             assert_eq!(asked.header.request, SET_STATUS);
             assert_eq!(asked.body, 15u64.to_ne_bytes());

@@ -113,11 +113,14 @@ impl Area {
     }
 
     /// Bytes of the area.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
+    #[inline]
     pub fn len(&self) -> usize {
         self.len
     }
 
     /// Address of the first byte.
+    #[inline]
     pub fn address(&self) -> usize {
         self.base.as_ptr().addr()
     }
@@ -128,6 +131,7 @@ impl Area {
     }
 
     /// Whether another mapping may have a part of it.
+    #[inline]
     pub fn is_lost(&self) -> bool {
         // Acquire: pairs with the release in `failed`.
         self.lost.load(Ordering::Acquire)
@@ -223,6 +227,7 @@ impl Area {
 
     /// Copies `out.len()` bytes from `at` out of the area. On a page without
     /// a file behind it: the number of bytes copied until there.
+    #[inline]
     pub fn copy_out(&self, at: usize, out: &mut [u8]) -> Result<(), usize> {
         let source = self.bytes(at, out.len()).ok_or(0usize)?;
         // SAFETY: the source range is mapped as long as the area lives and
@@ -237,6 +242,7 @@ impl Area {
 
     /// Copies `bytes` into the area at `at`, which must be mapped writable;
     /// otherwise as [`copy_out`](Self::copy_out).
+    #[inline]
     pub fn copy_in(&self, at: usize, bytes: &[u8]) -> Result<(), usize> {
         let target = self.bytes(at, bytes.len()).ok_or(0usize)?;
         // SAFETY: as in `copy_out`, with the roles changed; shared file
@@ -262,6 +268,7 @@ impl Area {
     }
 
     /// The address of a range of any alignment inside the area.
+    #[inline]
     fn bytes(&self, at: usize, len: usize) -> Option<*mut u8> {
         let end = at.checked_add(len)?;
         if end > self.len || self.is_lost() {

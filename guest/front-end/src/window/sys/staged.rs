@@ -85,6 +85,7 @@ impl Staged {
     }
 
     /// Bytes of the mapping.
+    #[expect(clippy::len_without_is_empty, reason = "never empty")]
     pub fn len(&self) -> usize {
         self.len
     }

@@ -8,6 +8,7 @@ use std::process::Command;
 use rustix::mm::MprotectFlags;
 
 use super::*;
+use crate::error::FileError;
 use crate::window::mappings;
 
 const MIB: usize = 1 << 20;
@@ -158,7 +159,8 @@ fn files_of_huge_pages_are_refused_for_they_map_more_than_was_asked_for() {
     let flags = rustix::fs::MemfdFlags::HUGETLB;
     let huge = rustix::fs::memfd_create("daxwindow-test", flags).expect("a memfd of huge pages");
     let refused = RegularFile::check(huge.as_fd()).expect_err("huge pages");
-    assert_eq!(refused, rustix::io::Errno::ACCESS);
+    assert_eq!(refused, FileError::HugePages);
+    assert_eq!(refused.errno(), rustix::io::Errno::ACCESS);
 }
 
 /// Unmaps `len` bytes of an area at `at`, as a kernel that fails half-way.
