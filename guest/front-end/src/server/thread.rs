@@ -16,7 +16,9 @@ use crate::error::ChannelError;
 use crate::framing::Wait;
 use crate::window::Window;
 
-/// The server on a thread of its own; stopped and joined on drop.
+/// The server on a thread of its own; stopped and joined on drop. What is
+/// mapped stays mapped. A drop waits for a mapping that is under way, and so
+/// for the file system of its file.
 ///
 /// It takes the whole window for unmapped at its start. Whoever serves a
 /// second back end with the same window unmaps all of it before.
