@@ -60,8 +60,10 @@ impl Extension {
 enum Piece {
     /// The name of something that may be there.
     Name(u8),
-    /// A number that may be a handle, a node or a count.
+    /// A number that may be a handle or a count.
     Small(u8),
+    /// A node that may be there.
+    Node(u8),
     /// Bytes, or a multiple of the page size.
     Pages(u8),
     Half(u32),
@@ -81,6 +83,7 @@ fn body(pieces: &[Piece]) -> Vec<u8> {
         match piece {
             Piece::Name(n) => bytes.extend(NAMES[usize::from(*n) % NAMES.len()]),
             Piece::Small(n) => bytes.extend(u64::from(*n).as_bytes()),
+            Piece::Node(n) => bytes.extend(node_id(*n).as_bytes()),
             Piece::Pages(n) => bytes.extend((u64::from(*n) * 4096).as_bytes()),
             Piece::Half(n) => bytes.extend(n.as_bytes()),
             Piece::Whole(n) => bytes.extend(n.as_bytes()),
@@ -171,23 +174,36 @@ fn good(opcode: Opcode, nodeid: u64, body: &[u8]) -> Vec<u8> {
     request(InHeader { len, opcode: opcode as u32, unique: 1, nodeid, ..Default::default() }, body)
 }
 
-/// INIT, and what gives the first node ids and handles a meaning: 2 is the
-/// file, 3 the directory, 4 the link; handle 1 is the file's, 2 the
-/// directory's.
+/// The id of the file. Those of a server start at one of its own.
+static FILE_ID: AtomicU64 = AtomicU64::new(0);
+
+/// 0 and the root; from 2 on the nodes in the order in which they were met:
+/// file, directory, link.
+fn node_id(node: u8) -> u64 {
+    match u64::from(node) {
+        node @ 0..=ROOT_ID => node,
+        node => FILE_ID.load(Ordering::Relaxed) + node - (ROOT_ID + 1),
+    }
+}
+
+/// INIT, and what gives the first nodes and handles a meaning: handle 1 is the
+/// file's, 2 the directory's.
 fn begin(server: &Server) {
     let init = InitIn { major: 7, minor: 45, flags: u32::MAX, flags2: u32::MAX, ..Default::default() };
-    let steps = [
-        good(Opcode::Init, 0, init.as_bytes()),
-        good(Opcode::Lookup, ROOT_ID, b"file\0"),
-        good(Opcode::Lookup, ROOT_ID, b"dir\0"),
-        good(Opcode::Lookup, ROOT_ID, b"link\0"),
-        good(Opcode::Open, 2, &[2, 0, 0, 0, 0, 0, 0, 0]),
-        good(Opcode::Opendir, 3, &[0; 8]),
-    ];
-    for step in steps {
-        let reply = server.handle_bytes(&step, 4096);
-        assert_eq!(check(&step, &reply), Some(0), "a good beginning");
-    }
+    let ask = |request: Vec<u8>| {
+        let reply = server.handle_bytes(&request, 4096);
+        assert_eq!(check(&request, &reply), Some(0), "a good beginning");
+        reply
+    };
+    ask(good(Opcode::Init, 0, init.as_bytes()));
+    let file = ask(good(Opcode::Lookup, ROOT_ID, b"file\0"));
+    let entry = file.get(size_of::<OutHeader>()..).unwrap_or_default();
+    let (id, _) = u64::read_from_prefix(entry).expect("a node id");
+    FILE_ID.store(id, Ordering::Relaxed);
+    ask(good(Opcode::Lookup, ROOT_ID, b"dir\0"));
+    ask(good(Opcode::Lookup, ROOT_ID, b"link\0"));
+    ask(good(Opcode::Open, node_id(2), &[2, 0, 0, 0, 0, 0, 0, 0]));
+    ask(good(Opcode::Opendir, node_id(3), &[0; 8]));
 }
 
 /// The laws of replies; the error, if there was one.
@@ -230,7 +246,7 @@ impl Step {
                     len: (size_of::<InHeader>() + body.len()) as u32,
                     opcode: u32::from(*opcode) % 56,
                     unique: 99,
-                    nodeid: u64::from(*node),
+                    nodeid: node_id(*node),
                     total_extlen: (extensions.len() / 8) as u16,
                     ..Default::default()
                 };
