@@ -123,18 +123,23 @@ fn add_memory(vmm: &Vmm, mute: &Mute) {
     vmm.add_memory(ELSEWHERE, LEN, &mute.open());
 }
 
-#[test]
-fn a_ring_in_memory_that_never_comes_keeps_nobody_but_its_own_queue() {
-    let ((_share, daemon), mute) = (start(), Mute::mount());
-    let vmm = Vmm::connect(&daemon, true);
+/// A thread of the daemon is stuck in memory of the ring, which it has locked.
+fn lock_ring(vmm: &Vmm, mute: &Mute) {
     vmm.stop(1).expect("stopped");
-    add_memory(&vmm, &mute);
+    add_memory(vmm, mute);
     vmm.front.set_vring_base(1, 0).expect("taken");
     vmm.front.set_vring_addr(1, &rings(PARTS)).expect("taken");
     mute.mute();
     vmm.start_again(1);
     vmm.kick(1);
     eventually("a thread is stuck", || mute.held() > 0);
+}
+
+#[test]
+fn a_ring_in_memory_that_never_comes_keeps_nobody_but_its_own_queue() {
+    let ((_share, daemon), mute) = (start(), Mute::mount());
+    let vmm = Vmm::connect(&daemon, true);
+    lock_ring(&vmm, &mute);
     // With the ring locked; it is stopped and closed all the same.
     assert!(vmm.stop(1).is_some(), "stopped");
     drop(vmm);
@@ -146,14 +151,7 @@ fn a_ring_in_memory_that_never_comes_keeps_nobody_but_its_own_queue() {
 fn a_client_that_goes_while_its_ring_is_locked_is_followed_by_the_next() {
     let ((_share, daemon), mute) = (start(), Mute::mount());
     let vmm = Vmm::connect(&daemon, true);
-    vmm.stop(1).expect("stopped");
-    add_memory(&vmm, &mute);
-    vmm.front.set_vring_base(1, 0).expect("taken");
-    vmm.front.set_vring_addr(1, &rings(PARTS)).expect("taken");
-    mute.mute();
-    vmm.start_again(1);
-    vmm.kick(1);
-    eventually("a thread is stuck", || mute.held() > 0);
+    lock_ring(&vmm, &mute);
     drop(vmm);
     assert_memory_is_gone(&daemon, &mute);
     assert_ends(daemon, &mute);
