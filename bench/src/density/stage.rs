@@ -15,6 +15,7 @@ use crate::cleanup::Scratch;
 use crate::daemon::{Daemon, KEEP_SERVING};
 use crate::host_memory::bytes_read_by;
 use crate::processes::family;
+use crate::vm::options::DEFAULT_TAG;
 use crate::vm::whole_status;
 
 /// How long a daemon may take until all its shares are served.
@@ -72,6 +73,7 @@ impl Stage {
                 .flat_map(|path| ["--socket-path".into(), path.into()])
                 .collect();
             arguments.push(KEEP_SERVING.into());
+            arguments.extend(["--tag".into(), DEFAULT_TAG.into()]);
             arguments.extend(["--shared-dir".into(), wanted.directory.into()]);
             arguments.extend(["--status-socket".into(), status.clone().into()]);
             let window = wanted.window_bytes.to_string();

@@ -9,6 +9,9 @@ use daxwindow_shared::window::RANGE_BYTES;
 
 use super::kernel::Flavour;
 
+/// The name that a share has if it is given none.
+pub(crate) const DEFAULT_TAG: &str = "daxwindow";
+
 /// The guest's mount option, and the daemon's policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Dax {
@@ -89,7 +92,7 @@ impl ShareOptions {
     pub fn new(directory: impl Into<PathBuf>, dax: Dax) -> ShareOptions {
         ShareOptions {
             directory: directory.into(),
-            tag: "daxwindow".into(),
+            tag: DEFAULT_TAG.into(),
             mount_at: Some("/mnt".into()),
             dax,
             plain_mount: false,

@@ -102,7 +102,7 @@ pub fn serve(
     let mut listener = Listener::from(clone.map_err(io_error("duplicate the socket"))?);
     tracing::info!(
         path = ?socket.path(),
-        tag = options.config.tag(),
+        tag = options.config.tag().unwrap_or("known to the VMM"),
         request_queues = options.config.num_request_queues.get(),
         window_bytes = server.dax().window_bytes(),
         "waiting for a client"
