@@ -14,6 +14,8 @@ use serde_json::Value;
 
 /// How long anything on the host may take that should take no time.
 const PATIENCE: Duration = Duration::from_secs(300);
+/// Of the shares of the one daemon.
+const TAG: &str = "common";
 /// Of the file that both guests map whole.
 const FILE: u64 = 8 << 20;
 /// virtiofsd's own example for whoever wants all names apart.
@@ -73,7 +75,8 @@ impl Daemon {
     /// Adds a share and answers where it listens.
     fn add(&self, name: &str, directory: &Path) -> PathBuf {
         let directory = directory.to_str().expect("UTF-8");
-        let added = self.ctl(&["add", "--name", name, "--shared-dir", directory]);
+        let words = ["add", "--name", name, "--tag", TAG];
+        let added = self.ctl(&[&words[..], &["--shared-dir", directory]].concat());
         added.trim_end().into()
     }
 
@@ -115,6 +118,7 @@ impl Drop for Daemon {
 /// The share at this socket, and others with daemons of their own.
 fn boot(socket: PathBuf, others: Vec<ShareOptions>) -> Vm {
     let mut share = ShareOptions::new("/", Dax::Always);
+    share.tag = TAG.into();
     share.socket = Some(socket);
     let mut options = VmOptions::new([vec![share], others].concat());
     options.memory_bytes = 256 << 20;
