@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::io::{BufRead, BufReader};
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
@@ -153,10 +153,20 @@ fn start_daemon(folder: &Path, flags: &[&str]) -> Ended {
         .stdout(Stdio::null())
         .stderr(log);
     let mut daemon = Ended(command.spawn().expect("built in the same profile"));
-    let is_there = || socket.metadata().is_ok_and(|m| m.file_type().is_socket());
-    let listens = within(|| is_there() || daemon.0.try_wait().expect("ours").is_some());
-    assert!(listens && is_there(), "the daemon does not listen");
+    let listens = || is_listening(&socket);
+    let done = within(|| listens() || daemon.0.try_wait().expect("ours").is_some());
+    assert!(done && listens(), "the daemon does not listen");
     daemon
+}
+
+/// By the kernel's list: the file is there a moment before, and whoever connects
+/// to find out is a client.
+fn is_listening(socket: &Path) -> bool {
+    const ACCEPTS: &str = "00010000";
+    let list = std::fs::read_to_string("/proc/net/unix").expect("readable");
+    let path = socket.to_str().expect("UTF-8");
+    let mut lines = list.lines().filter(|line| line.ends_with(path));
+    lines.any(|line| line.split_whitespace().nth(3) == Some(ACCEPTS))
 }
 
 /// The mount is served when the tool says that it is there.
