@@ -62,3 +62,10 @@ pub const OTHER_BACK_END: u64 = 1 << 0;
 /// [`Notes::others`]: a device that pins guest memory (VFIO, IOMMUFD, vDPA),
 /// and so keeps what was in the window before.
 pub const PINNED: u64 = 1 << 1;
+
+/// What the memfd ends with, behind [`Notes`]: so a daemon knows a window when
+/// it is in the memory table that another daemon's VMM shares with it.
+pub const WINDOW_MAGIC: [u8; 16] = *b"daxwindow-memfd\0";
+
+/// Bytes of the memfd behind the window's.
+pub const TAIL_BYTES: u64 = (size_of::<Notes>() + WINDOW_MAGIC.len()) as u64;

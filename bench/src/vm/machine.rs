@@ -89,6 +89,9 @@ impl Machine {
         command.args(channel_arguments(purpose, scratch.path(), &console));
         command.arg("-append").arg(kernel_line(options, purpose));
         command.args(&options.qemu_arguments);
+        if let Some(library) = &options.preload {
+            command.env("LD_PRELOAD", library);
+        }
         tracing::debug!(?command, "starting QEMU");
         let qemu = Process::start("QEMU", &mut command, &scratch.path().join("qemu.log"))?;
         let pids: Vec<i32> = daemons

@@ -80,7 +80,7 @@ pub use kit::Kit;
 pub use modules::kernel_module;
 pub(crate) use modules::module_of;
 pub use options::{AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions};
-pub use program::{daemon_program, example};
+pub use program::{daemon_program, example, preload_library};
 pub(crate) use surroundings::Surroundings;
 pub use uml::Uml;
 pub(crate) use userland::package_version;

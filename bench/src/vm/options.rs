@@ -140,6 +140,8 @@ pub struct VmOptions {
     pub kernel_arguments: Vec<String>,
     /// Further arguments of QEMU.
     pub qemu_arguments: Vec<String>,
+    /// A library to preload into QEMU, which maps windows in one piece.
+    pub preload: Option<PathBuf>,
     /// A guest that reboots boots again in the same QEMU; otherwise QEMU ends.
     pub reboot: bool,
     /// Fetch nothing.
@@ -162,6 +164,7 @@ impl VmOptions {
             files: Vec::new(),
             kernel_arguments: Vec::new(),
             qemu_arguments: Vec::new(),
+            preload: None,
             reboot: false,
             offline: false,
             boot_limit: Duration::from_secs(120),

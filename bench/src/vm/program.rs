@@ -176,6 +176,22 @@ pub fn daemon_program() -> Result<PathBuf> {
     crate::daemon::find(None)
 }
 
+/// The library that maps windows in one piece inside the VMM, built in the
+/// same profile.
+///
+/// # Errors
+///
+/// Says how to build it when it is not there.
+pub fn preload_library() -> Result<PathBuf> {
+    const NAME: &str = "libdaxwindow_preload.so";
+    let own = std::env::current_exe().context("find this executable")?;
+    let folders = own.ancestors().skip(1).take(2);
+    let mut places = folders.flat_map(|folder| [folder.join(NAME), folder.join("deps").join(NAME)]);
+    places.find(|place| place.is_file()).with_context(|| {
+        format!("{NAME} is not built: cargo build --release -p daxwindow-preload")
+    })
+}
+
 /// An example of this workspace, built beside the running test by
 /// `cargo test`: `guest_probe`, which runs in guests.
 ///

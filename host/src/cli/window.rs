@@ -7,7 +7,7 @@ use daxwindow_shared::window::RANGE_BYTES;
 
 use crate::dax::globs::{NameRules, Pattern};
 use crate::dax::policy::VMM_SLOTS;
-use crate::dax::{DaxMode, DaxOptions, Executables, MemorySlots};
+use crate::dax::{DaxMode, DaxOptions, Executables, Mapping, MemorySlots};
 
 use super::FlagError;
 
@@ -20,6 +20,11 @@ pub struct WindowFlags {
     /// rounded down
     #[arg(long, value_name = "SIZE", default_value = "256M", value_parser = parse_window)]
     pub dax_window: u64,
+
+    /// Whether the VMM maps the whole window once, and a library that is
+    /// preloaded into it maps files over that
+    #[arg(long, value_name = "WAY", default_value = "auto")]
+    pub dax_mapping: MappingFlag,
 
     /// Which files the guest may access through the window
     #[arg(long, value_name = "MODE", default_value = "inode")]
@@ -103,6 +108,19 @@ pub enum DaxFlag {
     Always,
 }
 
+/// `--dax-mapping`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum MappingFlag {
+    /// In one piece where libdaxwindow_preload.so is preloaded into the VMM and
+    /// nobody but the VMM and the kernel looks into guest memory, else a range
+    /// at a time. The window is no larger than ranges may be
+    Auto,
+    /// In one piece, or no file has DAX. The window may have any size
+    Whole,
+    /// A range at a time, each by the VMM itself
+    Ranges,
+}
+
 /// `--dax-executables`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum ExecutablesFlag {
@@ -163,6 +181,11 @@ impl WindowFlags {
                 ExecutablesFlag::Never => Executables::Never,
             },
             names: NameRules::new(&self.dax_include, &self.dax_exclude)?,
+            mapping: match self.dax_mapping {
+                MappingFlag::Auto => Mapping::Auto,
+                MappingFlag::Whole => Mapping::Whole,
+                MappingFlag::Ranges => Mapping::Ranges,
+            },
             memory_slots: match self.memory_slots {
                 SlotsFlag::Auto => MemorySlots::Auto,
                 SlotsFlag::On => MemorySlots::On,

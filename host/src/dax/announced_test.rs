@@ -77,7 +77,7 @@ impl Announcer {
         let table: Vec<_> = [RAM].into_iter().chain(others).chain(windows).collect();
         // A table that has no room is not sent, and the last one stays.
         if table.len() <= self.table_room && !self.mute.load(Ordering::SeqCst) {
-            dax.memory_table(&table);
+            dax.memory_table(&table, None);
         }
         *self.pending.lock() = false;
         self.committed.notify_all();

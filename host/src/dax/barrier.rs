@@ -24,13 +24,37 @@ pub struct MemoryTable {
 struct State {
     /// Guest physical address -> bytes.
     regions: BTreeMap<u64, u64>,
+    /// Where the window in one piece is, if it is there.
+    window: Option<u64>,
 }
 
 impl MemoryTable {
-    /// Takes over a new table: guest physical address and bytes of each region.
-    pub fn update(&self, regions: &[(u64, u64)]) {
-        self.state.lock().regions = regions.iter().copied().collect();
+    /// Takes over a new table: guest physical address and bytes of each region,
+    /// and where the window in one piece is, if it is.
+    pub fn update(&self, regions: &[(u64, u64)], window: Option<u64>) {
+        let regions = regions.iter().copied().collect();
+        *self.state.lock() = State { regions, window };
         self.changed.notify_all();
+    }
+
+    /// Waits until the window in one piece is in the table, for `patience` at
+    /// most; where.
+    ///
+    /// # Errors
+    ///
+    /// As for [`MemoryTable::wait`].
+    pub fn wait_for_window(
+        &self,
+        patience: Duration,
+        is_called_off: impl Fn() -> bool,
+    ) -> Result<Option<u64>, FrontEndError> {
+        let goes_on = |state: &mut State| state.window.is_none() && !is_called_off();
+        let mut state = self.state.lock();
+        self.changed.wait_while_for(&mut state, goes_on, patience);
+        match state.window {
+            None if is_called_off() => Err(FrontEndError::Cancelled),
+            window => Ok(window),
+        }
     }
 
     /// Number of regions.
@@ -106,9 +130,9 @@ mod tests {
             other.wait(BASE, range(), true, Duration::from_secs(60), || false)
         });
         // A region of another length at the same place is not this mapping.
-        table.update(&[(0, 1 << 30), (BASE + 0x20_0000, 0x1000)]);
+        table.update(&[(0, 1 << 30), (BASE + 0x20_0000, 0x1000)], None);
         assert_eq!(wait(true), Ok(false));
-        table.update(&[(0, 1 << 30), (BASE + 0x20_0000, 0x20_0000)]);
+        table.update(&[(0, 1 << 30), (BASE + 0x20_0000, 0x20_0000)], None);
         assert_eq!(waiter.join().expect("no panic"), Ok(true));
         assert_eq!(table.len(), 2);
     }

@@ -10,6 +10,7 @@
 //! | [`channel`], `line` | the vhost-user back-end channel |
 //! | [`pending`] | requests whose own thread asks, and may not come back |
 //! | [`barrier`] | when a mapping is live |
+//! | [`library`] | which way the window is mapped, in one piece or a range at a time |
 //! | [`ledger`] | the bookkeeping, without I/O |
 //! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
 //! | `padded_server`, `padding_orders` | the other half of that, and what it is told |
@@ -20,6 +21,7 @@
 //! | `reservation` | which of them come one after the other |
 //! | [`map_error`], [`no_dax`] | why not |
 //! | [`verdict`] | whether the share has DAX, and why not |
+//! | [`whole`] | the window in one piece, by a library that is preloaded into the VMM |
 //! | [`counters`] | what it did |
 //! | [`naive`] | handling left out, for tests |
 //!
@@ -48,6 +50,7 @@ pub mod counters;
 pub mod front_end;
 pub mod globs;
 pub mod ledger;
+pub mod library;
 mod line;
 pub mod map_error;
 pub mod naive;
@@ -71,6 +74,7 @@ pub mod source;
 #[cfg(test)]
 mod tests;
 pub mod verdict;
+pub mod whole;
 
 pub use capabilities::{Capabilities, ProbeError};
 pub use channel::Channel;
@@ -85,6 +89,7 @@ pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
 pub use session::CalledOff;
 pub use source::{MapFile, MapSource, StoreRange};
 pub use verdict::DaxVerdict;
+pub use whole::{Mapping, NotWhole};
 
 use barrier::MemoryTable;
 use counters::{Counters, count};
@@ -93,6 +98,7 @@ use padding::View;
 use pending::{Change, Entering};
 use reservation::Reservation;
 use verdict::ViewTrouble;
+use whole::Whole;
 
 use crate::fs::Budget;
 use crate::observe::logs::Throttle;
@@ -159,6 +165,10 @@ pub struct Dax {
     options: DaxOptions,
     page_bytes: u64,
     front_end: Mutex<Option<Arc<dyn FrontEnd>>>,
+    /// The library in the VMM, or why its way is not gone.
+    whole: Mutex<Result<Arc<Whole>, NotWhole>>,
+    /// Whether this client may announce memory regions one by one.
+    takes_slots: AtomicBool,
     connected: ArcSwapOption<Connected>,
     view: OnceLock<Result<View, ViewTrouble>>,
     verdict: Mutex<DaxVerdict>,
@@ -183,6 +193,8 @@ impl Dax {
         Dax {
             page_bytes: rustix::param::page_size() as u64,
             front_end: Mutex::default(),
+            whole: Mutex::new(Err(options.mapping.without_library())),
+            takes_slots: AtomicBool::new(options.memory_slots != MemorySlots::Off),
             connected: ArcSwapOption::empty(),
             view: OnceLock::new(),
             verdict: Mutex::default(),
@@ -228,9 +240,10 @@ impl Dax {
         self.options.naive.leaves_out(handling)
     }
 
-    /// Whether front ends may announce memory regions one by one.
+    /// Whether the client was told that it may announce memory regions one by
+    /// one.
     pub fn takes_memory_slots(&self) -> bool {
-        self.options.memory_slots != MemorySlots::Off
+        self.takes_slots.load(SeqCst)
     }
 
     /// Where the window is in the guest's physical memory, as far as that is
@@ -362,10 +375,10 @@ impl Dax {
     }
 
     /// Takes over the memory table: guest physical address and bytes of each
-    /// region.
-    pub fn memory_table(&self, regions: &[(u64, u64)]) {
+    /// region, and where the window in one piece is.
+    pub fn memory_table(&self, regions: &[(u64, u64)], window: Option<u64>) {
         let _held = self.hold_table();
-        self.table.update(regions);
+        self.table.update(regions, window);
     }
 
     /// Counters and what is live now.

@@ -16,6 +16,7 @@ use super::globs::NameRules;
 use super::naive::Naive;
 use super::no_dax::NoDax;
 use super::padding::Padding;
+use super::whole::Mapping;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;
@@ -95,6 +96,8 @@ pub struct DaxOptions {
     /// With less room than this on the host's file system, in bytes, the holes
     /// of a range are filled before it is mapped writable.
     pub allocate_below: u64,
+    /// In one piece or a range at a time.
+    pub mapping: Mapping,
     /// Whether memory regions may be announced one by one.
     pub memory_slots: MemorySlots,
     /// Maps that a front end may hold at once, if it keeps each as an object
@@ -124,6 +127,7 @@ impl Default for DaxOptions {
             names: NameRules::default(),
             padding: Padding::Here,
             allocate_below: DEFAULT_ALLOCATE_BELOW,
+            mapping: Mapping::Auto,
             memory_slots: MemorySlots::Auto,
             max_maps: Some(VMM_SLOTS - 64),
             max_pieces: DEFAULT_MAX_PIECES,
@@ -161,10 +165,11 @@ impl DaxOptions {
             return 0;
         }
         match self.max_maps {
+            // One slot, whatever its size.
+            Some(_) if self.mapping == Mapping::Whole => power_of_two(self.window_bytes),
             Some(maps) if !self.naive.leaves_out(Naive::SLOT_LIMIT) => {
                 let room = (maps as u64).saturating_mul(RANGE_BYTES);
-                let most = self.window_bytes.min(room);
-                most.checked_ilog2().map_or(0, |log| 1 << log)
+                power_of_two(self.window_bytes.min(room))
             }
             _ => self.window_bytes,
         }
@@ -312,6 +317,11 @@ impl DaxOptions {
         };
         Some(text.to_owned())
     }
+}
+
+/// The largest that is no more.
+fn power_of_two(bytes: u64) -> u64 {
+    bytes.checked_ilog2().map_or(0, |log| 1 << log)
 }
 
 /// Bytes as the flags take them.

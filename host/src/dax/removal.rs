@@ -8,7 +8,7 @@ use daxwindow_shared::fuse::RemoveMappingOne;
 use daxwindow_shared::window::WindowRange;
 
 use super::counters::count;
-use super::front_end::{Ask, FrontEndError};
+use super::front_end::{Ask, FrontEnd, FrontEndError};
 use super::ledger::{Ledger, Piece};
 use super::map_error::MapError;
 use super::naive::Naive;
@@ -134,19 +134,30 @@ impl Dax {
         let connected = self.connected.swap(None);
         drop(called_off);
         let pieces = self.change(Ledger::take);
-        let front_end = self.front_end.lock().clone();
+        let library = self.library().filter(|library| library.is_in_force());
+        let front_end = match &library {
+            Some(library) => Some(Arc::clone(&library.channel) as Arc<dyn FrontEnd>),
+            None => self.front_end.lock().clone(),
+        };
         let Some(front_end) = front_end else { return };
         if self.options.naive.leaves_out(Naive::UNMAP_AT_END) {
             return;
         }
         let granular = connected.is_some_and(|connected| connected.can.is_byte_granular());
+        self.unmap_all(&*front_end, &pieces, granular || library.is_some());
+        if let Some(library) = library {
+            self.end_whole(&library, whole);
+        }
+    }
+
+    fn unmap_all(&self, front_end: &dyn FrontEnd, pieces: &[Piece], granular: bool) {
         // From the end, which is newest first where a guest has filled an empty
         // window: QEMU walks its list of mapped blocks from the oldest on, and
         // drops those that are gone only later.
-        for range in runs(&pieces, granular).into_iter().rev() {
+        for range in runs(pieces, granular).into_iter().rev() {
             match front_end.ask(&Ask::Unmap(range)) {
                 Err(FrontEndError::Gone) => return,
-                Err(FrontEndError::Cancelled) => self.leave_to_next(&pieces, &range),
+                Err(FrontEndError::Cancelled) => self.leave_to_next(pieces, &range),
                 _ => {}
             }
         }

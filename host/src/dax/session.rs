@@ -15,6 +15,7 @@ use super::naive::Naive;
 use super::padding::View;
 use super::policy::{DaxMode, MemorySlots};
 use super::verdict::{DaxOff, DaxVerdict};
+use super::whole::Mapping;
 use super::{Connected, Dax, DaxOffer};
 use crate::fs::ProcFd;
 
@@ -22,13 +23,13 @@ use crate::fs::ProcFd;
 #[must_use]
 pub struct CalledOff {
     count: Arc<AtomicUsize>,
-    front_end: Option<Arc<dyn FrontEnd>>,
+    front_ends: Vec<Arc<dyn FrontEnd>>,
 }
 
 impl Drop for CalledOff {
     fn drop(&mut self) {
         self.count.fetch_sub(1, SeqCst);
-        if let Some(front_end) = &self.front_end {
+        for front_end in &self.front_ends {
             front_end.allow_waits();
         }
     }
@@ -40,6 +41,7 @@ impl Dax {
     pub fn set_front_end(&self, front_end: Option<Arc<dyn FrontEnd>>) {
         if front_end.is_none() {
             self.is_asked_for.store(false, SeqCst);
+            self.forget_library(self.options.mapping.without_library());
         }
         let last = std::mem::replace(&mut *self.front_end.lock(), front_end);
         self.connected.store(None);
@@ -68,15 +70,15 @@ impl Dax {
     /// a queue to stop, and until the guard is dropped every one that comes to
     /// that.
     pub fn cancel_waits(&self) -> CalledOff {
-        let front_end = self.front_end.lock().clone();
+        let front_ends = self.front_ends();
         self.called_off.fetch_add(1, SeqCst);
-        if let Some(front_end) = &front_end {
+        for front_end in &front_ends {
             front_end.cancel_waits();
         }
         self.table.wake_waits();
         CalledOff {
             count: Arc::clone(&self.called_off),
-            front_end,
+            front_ends,
         }
     }
 
@@ -101,6 +103,15 @@ impl Dax {
         if !self.is_asked_for.load(SeqCst) {
             return self.decline(DaxOff::NoRegion);
         }
+        match self.try_whole(&*front_end) {
+            Ok((library, can)) => return self.offer(library, can),
+            Err(why) => {
+                self.note_way(why);
+                if self.options.mapping == Mapping::Whole {
+                    return self.decline(DaxOff::NotWhole(why));
+                }
+            }
+        }
         match self.try_out(&*front_end) {
             Ok(can) => self.offer(front_end, can),
             Err(error) => self.decline(DaxOff::Trial(error)),
@@ -111,13 +122,7 @@ impl Dax {
         if self.options.naive.leaves_out(Naive::LEARN) {
             return Ok(Capabilities::PLAIN_MMAP);
         }
-        let (window, page) = (self.window_bytes(), self.page_bytes);
-        let no_proc = |cause: std::io::Error| {
-            ProbeError::NoProc(Errno::from_io_error(&cause).unwrap_or(Errno::IO))
-        };
-        let proc = ProcFd::open().map_err(no_proc)?;
-        let view = || self.view();
-        let can = capabilities::probe(front_end, proc, &self.table, view, window, page)?;
+        let can = self.probe(front_end, || self.view())?;
         match self.options.memory_slots {
             MemorySlots::On if !can.announced => Err(ProbeError::NotAnnounced),
             MemorySlots::Off => Ok(Capabilities {
@@ -128,9 +133,23 @@ impl Dax {
         }
     }
 
+    /// Tries `front_end` out; `view` is asked for if it needs padded files.
+    pub(super) fn probe(
+        &self,
+        front_end: &dyn FrontEnd,
+        view: impl FnOnce() -> Option<View>,
+    ) -> Result<Capabilities, ProbeError> {
+        let (window, page) = (self.window_bytes(), self.page_bytes);
+        let no_proc = |cause: std::io::Error| {
+            ProbeError::NoProc(Errno::from_io_error(&cause).unwrap_or(Errno::IO))
+        };
+        let proc = ProcFd::open().map_err(no_proc)?;
+        capabilities::probe(front_end, proc, &self.table, view, window, page)
+    }
+
     fn offer(&self, front_end: Arc<dyn FrontEnd>, can: Capabilities) -> DaxOffer {
         tracing::info!(window_bytes = self.window_bytes(), mode = ?self.options.mode,
-            "dax: front end tried out: {can}");
+            mapping = %self.way(), "dax: front end tried out: {can}");
         let view = self.view.get().cloned();
         let view = view.map(|view| view.and_then(View::working));
         let trouble = view.clone().and_then(Result::err);

@@ -6,6 +6,7 @@ use std::fmt;
 use super::capabilities::{Capabilities, ProbeError};
 use super::padding::View;
 use super::policy::{DaxMode, DaxOptions};
+use super::whole::{Mapping, NotWhole};
 use super::{Dax, DaxOffer};
 
 /// Whether the guest's files go through the window.
@@ -44,6 +45,8 @@ pub enum DaxOff {
     NoChannel,
     /// The front end has not asked for shared memory regions.
     NoRegion,
+    /// The operator wants the window in one piece, or none.
+    NotWhole(NotWhole),
     /// The front end failed the trial.
     Trial(ProbeError),
     /// The share is read-only and the front end can only map writable.
@@ -88,6 +91,7 @@ impl DaxVerdict {
                 DaxOff::NoWindow => "no-window",
                 DaxOff::NoChannel => "no-channel",
                 DaxOff::NoRegion => "no-region",
+                DaxOff::NotWhole(_) => "not-whole",
                 DaxOff::Trial(_) => "trial",
                 DaxOff::ReadOnlyShare => "read-only-share",
                 DaxOff::PastEndOfFile(_) => "past-end-of-file",
@@ -168,6 +172,10 @@ impl fmt::Display for DaxOff {
                 "the front end has no shared memory regions: it has not asked for them \
                  (GET_SHMEM_CONFIG)",
             ),
+            DaxOff::NotWhole(why) => write!(
+                f,
+                "the window cannot be in one piece, as --dax-mapping whole wants it: {why}"
+            ),
             DaxOff::Trial(error) => write!(f, "the front end failed the trial: {error}"),
             DaxOff::ReadOnlyShare => f.write_str(
                 "the share is read-only and the front end can only map writable, so that the \
@@ -231,9 +239,13 @@ impl Dax {
         if offered == 0 || offered == self.asked_bytes() {
             return None;
         }
+        if self.options.mapping == Mapping::Whole {
+            return Some("a power of two".to_owned());
+        }
         Some(format!(
             "a power of two, and room for no more than {maps} ranges, which is what the VMM's \
-             memory slots may hold (--slot-reserve, --no-slot-limit)"
+             memory slots may hold (--slot-reserve, --no-slot-limit; --dax-mapping whole has no \
+             such limit)"
         ))
     }
 

@@ -12,7 +12,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daxwindow_shared::virtiofs::Config;
-use parking_lot::Mutex;
+use parking_lot::{Mutex, MutexGuard};
 use tracing::Span;
 use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{
@@ -23,11 +23,12 @@ use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryRegion};
+use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use vmm_sys_util::epoll::EventSet;
 use zerocopy::IntoBytes;
 
-use crate::dax::{CalledOff, Naive};
+use crate::dax::whole::is_window;
+use crate::dax::{CalledOff, Dax, Naive};
 use crate::observe::logs::Throttle;
 use crate::server::Server;
 
@@ -65,6 +66,8 @@ pub struct Device {
     /// The client has gone, and the next one may be there: a message of the
     /// old one that is still being handled changes nothing.
     is_over: AtomicBool,
+    /// Held until the client may have its first reply.
+    greeting: Mutex<()>,
     /// Where its log belongs; the framework's threads do not know.
     span: Span,
 }
@@ -106,8 +109,15 @@ impl Device {
             lanes: OnceLock::new(),
             window_reset: Mutex::new(None),
             is_over: AtomicBool::new(false),
+            greeting: Mutex::default(),
             span: Span::current(),
         }
+    }
+
+    /// Lets the client have no reply until the guard is dropped: nobody's first
+    /// is another than that to a question for features.
+    pub(super) fn hold_features(&self) -> MutexGuard<'_, ()> {
+        self.greeting.lock()
     }
 
     /// Has `hang_up` end the client if a thread of its queues meets a defect.
@@ -249,6 +259,7 @@ impl VhostUserBackend for Device {
     }
 
     fn features(&self) -> u64 {
+        drop(self.greeting.lock());
         (1 << VIRTIO_F_VERSION_1)
             | (1 << VIRTIO_RING_F_INDIRECT_DESC)
             | (1 << VIRTIO_RING_F_EVENT_IDX)
@@ -267,7 +278,7 @@ impl VhostUserBackend for Device {
             | VhostUserProtocolFeatures::RESET_DEVICE;
         let tagged = self.config.tag().is_some();
         features.set(VhostUserProtocolFeatures::CONFIG, tagged);
-        let slots = self.server.dax().takes_memory_slots();
+        let slots = self.server.dax().offer_memory_slots();
         features.set(VhostUserProtocolFeatures::CONFIGURE_MEM_SLOTS, slots);
         features.set(VhostUserProtocolFeatures::SHMEM, self.has_window());
         features
@@ -296,7 +307,11 @@ impl VhostUserBackend for Device {
         if !self.server.dax().takes_memory_slots() {
             self.office.desk.note_regions(&regions);
         }
-        self.server.dax().memory_table(&regions);
+        let windows = windows(&memory);
+        self.office.desk.note_windows(windows.iter().map(place));
+        let dax = self.server.dax();
+        let ours = windows.iter().find(|region| is_of(region, dax));
+        dax.memory_table(&regions, ours.map(|region| place(region).0));
         Ok(())
     }
 
@@ -368,6 +383,27 @@ impl VhostUserBackend for Device {
     ) -> io::Result<()> {
         Ok(())
     }
+}
+
+type Region = <GuestMemoryMmap as GuestMemoryBackend>::R;
+
+/// Windows in one piece, which show files to the guest and nothing to who maps
+/// them by their descriptors.
+fn windows(memory: &GuestMemoryMmap) -> Vec<&Region> {
+    let is_window = |region: &&Region| {
+        let file = region.file_offset();
+        file.is_some_and(|file| is_window(file.file(), file.start(), region.len()))
+    };
+    memory.iter().filter(is_window).collect()
+}
+
+fn is_of(region: &Region, dax: &Dax) -> bool {
+    let file = region.file_offset();
+    file.is_some_and(|file| dax.is_own_window(file.file()))
+}
+
+fn place(region: &&Region) -> (u64, u64) {
+    (region.start_addr().0, region.len())
 }
 
 /// `size` bytes of configuration space from `offset` on. What lies behind its

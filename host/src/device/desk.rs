@@ -111,6 +111,12 @@ impl Desk {
         self.staleness.store(Arc::new(staleness));
     }
 
+    /// The memory table shows windows here whose bytes are elsewhere.
+    pub(super) fn note_windows(&self, windows: impl Iterator<Item = (u64, u64)>) {
+        let staleness = self.staleness.load().with_windows(windows.collect());
+        self.staleness.store(Arc::new(staleness));
+    }
+
     /// Handles a request of the guest's. `clock` tells when it began, and
     /// afterwards when it was done; `pace` is told if it takes long.
     pub(super) fn handle(

@@ -21,6 +21,7 @@
 //! - `parking`: requests that wait for a lock.
 //! - `stead`: requests that another thread may hand back.
 //! - `inherited`: a listening socket from whoever started the daemon.
+//! - `connections`: the one that the framework has accepted.
 //! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
 //! - [`socket`]: the listening socket and its file.
@@ -39,6 +40,7 @@ pub mod attended;
 pub mod backend;
 mod bounded;
 mod call;
+mod connections;
 mod defect;
 mod desk;
 mod doorbell;

@@ -22,6 +22,7 @@ use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 use crate::server::Server;
 
 use super::backend::{Device, END_PATIENCE, Limits};
+use super::connections::Connections;
 use super::heap;
 use super::ring::Ring;
 use super::seat::{Next, Seat};
@@ -193,7 +194,17 @@ fn serve_client(
     let mut daemon = daemon.map_err(ServeError::Device)?;
     let adopted = device.adopt(rings, true);
     adopted.map_err(io_error("start the threads of the queues"))?;
-    let served = match daemon.start(listener) {
+    let greeting = device.hold_features();
+    let before = server
+        .dax()
+        .wants_library()
+        .then(|| Connections::at(socket.listener()));
+    let started = daemon.start(listener);
+    if let (Some(before), Ok(())) = (before, &started) {
+        greet(server, socket, before);
+    }
+    drop(greeting);
+    let served = match started {
         Ok(()) => {
             server.set_client(true);
             if let Some(handle) = daemon.shutdown_handle() {
@@ -214,6 +225,17 @@ fn serve_client(
     heap::give_back();
     server.set_client(false);
     served
+}
+
+/// Tells a VMM that has the library of it, before the first reply.
+fn greet(server: &Arc<Server>, socket: &Socket, before: io::Result<Connections>) {
+    match before.and_then(|before| before.newer(socket.listener())) {
+        Ok(Some(connection)) => server.dax().greet(&connection),
+        Ok(None) => {}
+        Err(error) => {
+            tracing::warn!(%error, "cannot tell whether the VMM has the preloaded library");
+        }
+    }
 }
 
 /// Waits until the client has gone, and turns others away. A thread of its own

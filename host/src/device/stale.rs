@@ -22,6 +22,9 @@ pub(super) struct Staleness {
     /// Other regions of a table that may be the last: windows, most likely,
     /// and not only ours.
     doubtful: Vec<(u64, u64)>,
+    /// Windows in one piece, this share's or another's: what the guest sees
+    /// there is not in the table.
+    windows: Vec<(u64, u64)>,
 }
 
 impl Staleness {
@@ -37,12 +40,23 @@ impl Staleness {
         Staleness {
             doubtful: doubtful.copied().collect(),
             first,
+            windows: self.windows.clone(),
+        }
+    }
+
+    /// The same, with these windows in one piece.
+    pub(super) fn with_windows(&self, windows: Vec<(u64, u64)>) -> Staleness {
+        Staleness {
+            windows,
+            ..self.clone()
         }
     }
 
     /// Whether there is any such place.
     pub(super) fn is_any(&self, window: Option<WindowGpas>) -> bool {
-        window.is_some_and(|window| !window.announced) || !self.doubtful.is_empty()
+        window.is_some_and(|window| !window.announced)
+            || !self.doubtful.is_empty()
+            || !self.windows.is_empty()
     }
 
     /// Whether a byte of the buffer may be somewhere else than the table says.
@@ -50,7 +64,8 @@ impl Staleness {
         let ours = window
             .filter(|window| !window.announced)
             .map(|window| (window.base, window.bytes));
-        ours.iter().chain(&self.doubtful).any(|&(base, bytes)| {
+        let doubtful = self.doubtful.iter().chain(&self.windows);
+        ours.iter().chain(doubtful).any(|&(base, bytes)| {
             addr < base.saturating_add(bytes) && base < addr.saturating_add(u64::from(len))
         })
     }
@@ -91,6 +106,14 @@ mod tests {
             assert!(!staleness.covers(window(true), addr, len));
             assert!(!staleness.covers(None, addr, len));
         }
+    }
+
+    #[test]
+    fn a_window_in_one_piece_is_not_believed_whosever_it_is() {
+        let staleness = Staleness::default().with_windows(vec![(5 << 30, RANGE)]);
+        let staleness = staleness.after(&[(0, 1 << 30), (5 << 30, RANGE)]);
+        assert!(staleness.is_any(None) && staleness.covers(None, (5 << 30) + 4096, 1));
+        assert!(!staleness.covers(None, 4096, 4096));
     }
 
     #[test]

@@ -4,7 +4,7 @@
 
 use std::ffi::{CStr, OsString};
 use std::marker::PhantomData;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStringExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
@@ -48,6 +48,17 @@ impl ProcFd {
     pub(crate) fn is_working_directory(dir: OwnedFd) {
         let _ = DIR.set(dir);
         IS_WORKING_DIRECTORY.store(true, Ordering::Release);
+    }
+
+    /// Numbers of the descriptors that are open now.
+    pub(crate) fn numbers(self) -> std::io::Result<Vec<RawFd>> {
+        let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let listed = rustix::fs::openat(self.dir, c".", flags, Mode::empty())?;
+        let names = rustix::fs::Dir::new(listed)?;
+        let number = |entry: Result<rustix::fs::DirEntry, Errno>| {
+            entry.ok()?.file_name().to_str().ok()?.parse().ok()
+        };
+        Ok(names.filter_map(number).collect())
     }
 
     /// Opens it, if nobody has: shares that come later need no `/proc`.

@@ -64,6 +64,7 @@ const DEVICE: &[i64] = &[
     libc::SYS_pipe2,
     libc::SYS_setsockopt,
     libc::SYS_shutdown,
+    libc::SYS_socketpair,
     libc::SYS_timerfd_create,
     libc::SYS_timerfd_settime,
 ];

@@ -8,10 +8,11 @@ use daxwindow_shared::latency::Summary;
 
 use super::counters::OpReport;
 use super::document::{
-    Capability, Daemon, FrontEnd, InodeCosts, Latency, Mappings, Opcode, Queue, Queues, Requests,
-    SCHEMA, Session, ShareStatus, Status, Verdict, Window,
+    Capability, Daemon, FrontEnd, InodeCosts, Latency, Library, Mappings, Opcode, Queue, Queues,
+    Requests, SCHEMA, Session, ShareStatus, Status, Verdict, Window,
 };
 use super::queues::QueueReport;
+use crate::dax::library::Way;
 use crate::dax::{Capabilities, Dax, DaxStats, DaxVerdict, MapError};
 use crate::fs::InodeUsage;
 use crate::server::{DaxWish, Server};
@@ -97,11 +98,22 @@ fn inode_costs(usage: &InodeUsage) -> InodeCosts {
 }
 
 fn window(dax: &Dax) -> Window {
+    let way = dax.way();
     Window {
         asked_bytes: dax.asked_bytes(),
         offered_bytes: dax.window_bytes(),
         less_because: dax.less_because(),
         guest_physical_base: dax.capabilities().and_then(|can| can.window_base),
+        mapping: way.name().to_owned(),
+        not_whole_because: match way {
+            Way::Whole => None,
+            Way::Ranges(why) => Some(why.to_string()),
+        },
+        library: dax.library_notes().map(|notes| Library {
+            mended_pages: notes.mended_pages,
+            regrown_pages: notes.regrown_pages,
+            refused_devices: notes.refused_devices,
+        }),
     }
 }
 

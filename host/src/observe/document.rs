@@ -191,6 +191,28 @@ pub struct Window {
     pub less_because: Option<String>,
     /// Where the guest sees it, if that was learned.
     pub guest_physical_base: Option<u64>,
+    /// How it is mapped: `whole`, in one piece, or `ranges`, each by the VMM.
+    #[serde(default)]
+    pub mapping: String,
+    /// Why it is not in one piece, if it is not.
+    #[serde(default)]
+    pub not_whole_because: Option<String>,
+    /// What the library in the VMM tells, if it is there.
+    #[serde(default)]
+    pub library: Option<Library>,
+}
+
+/// What the library that is preloaded into the VMM has met.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Library {
+    /// Pages behind the end of a file that a processor of the guest met, and
+    /// that showed zeros from then on.
+    pub mended_pages: u64,
+    /// Of these, pages that show the file again because it has grown.
+    pub regrown_pages: u64,
+    /// Devices that the VMM could not have, because they would look into guest
+    /// memory while files are mapped and see zeros.
+    pub refused_devices: u64,
 }
 
 /// One thing that the front end can do or not.

@@ -178,6 +178,21 @@ fn window(page: &mut Page, status: &ShareStatus) {
         let _ = write!(value, ", at {base:#x} of the guest");
     }
     page.line("window", value);
+    let mapped = match &window.not_whole_because {
+        None => "in one piece".to_owned(),
+        Some(why) => format!("a range at a time: {why}"),
+    };
+    page.line("mapped", mapped);
+    if let Some(library) = &window.library {
+        page.line(
+            "preloaded library",
+            format_args!(
+                "{} pages behind the end of a file show zeros or did, {} of them show it again; \
+                 {} devices refused",
+                library.mended_pages, library.regrown_pages, library.refused_devices
+            ),
+        );
+    }
 }
 
 fn capabilities(page: &mut Page, status: &ShareStatus) {
