@@ -7,7 +7,8 @@
 use std::os::fd::{BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use libc::{c_int, c_void, msghdr, off_t, size_t, sockaddr, socklen_t, ssize_t};
+use libc::{c_int, c_void, msghdr, off_t, sigaction as Action, sigset_t, size_t};
+use libc::{sockaddr, socklen_t, ssize_t};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
@@ -15,7 +16,7 @@ use crate::connection::{self, HEADER_BYTES, State};
 use crate::lines::{Cause, say};
 use crate::place::{self, Wish};
 use crate::preamble::{self, Next};
-use crate::{real, serve, slot};
+use crate::{fault, real, serve, signals, slot};
 
 /// A descriptor that the VMM has named: if it is none, system calls say so.
 pub(crate) fn borrowed<'a>(fd: RawFd) -> Option<BorrowedFd<'a>> {
@@ -226,5 +227,58 @@ pub(crate) unsafe extern "C" fn munmap(at: *mut c_void, len: size_t) -> c_int {
             true => place::unmap(at, len),
             false => real::munmap(at, len),
         }
+    }
+}
+
+/// Keeps SIGBUS for the library, and gives the VMM what is not the library's.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn sigaction(
+    signal: c_int,
+    new: *const Action,
+    old: *mut Action,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match signal {
+            libc::SIGBUS => fault::sigaction(new, old),
+            _ => real::sigaction(signal, new, old),
+        }
+    }
+}
+
+/// Leaves SIGBUS out of what is blocked.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn pthread_sigmask(
+    how: c_int,
+    set: *const sigset_t,
+    old: *mut sigset_t,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let allowed = signals::allowed(how, set);
+        real::pthread_sigmask(how, allowed.as_ref().map_or(set, |set| set), old)
+    }
+}
+
+/// The same by its other name.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn sigprocmask(
+    how: c_int,
+    set: *const sigset_t,
+    old: *mut sigset_t,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let allowed = signals::allowed(how, set);
+        real::sigprocmask(how, allowed.as_ref().map_or(set, |set| set), old)
     }
 }

@@ -10,6 +10,9 @@
 //! - `slot` and `serve` are the windows, each served by a thread of its own,
 //!   on which the front end's checks are made ([`daxwindow_front_end`]).
 //! - `place` sees where QEMU maps a window's memfd, and that it goes away.
+//! - `fault` has the SIGBUS of a guest that reads where a file has ended mended
+//!   (`mend`, `mended`, `pages`), and gives QEMU every other; `signals` keeps
+//!   QEMU from blocking it.
 //!
 //! `interpose` has the functions that stand in front of the C library's;
 //! `real` those of the C library.
@@ -21,9 +24,15 @@
 #![deny(unsafe_code)]
 
 mod connection;
+mod fault;
 mod held;
 mod interpose;
 mod lines;
+mod mend;
+mod mended;
+mod notes;
+mod pages;
+mod pieces;
 mod place;
 mod preamble;
 mod real;

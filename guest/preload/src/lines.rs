@@ -11,6 +11,7 @@ pub(crate) enum Cause {
     Thread,
     Place,
     Channel,
+    Handler,
     Panic,
 }
 

@@ -10,6 +10,7 @@ use rustix::fs::fstat;
 use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
 
+use crate::fault;
 use crate::interpose::borrowed;
 use crate::lines::{Cause, say};
 use crate::real;
@@ -146,6 +147,7 @@ fn reserve_aligned(wish: Wish) -> Option<*mut c_void> {
 
 /// The VMM has mapped the whole window at `place`.
 fn adopt(slot: &Slot, place: *mut c_void) {
+    fault::install();
     let mut space = slot.space.lock();
     slot.forget(&mut space);
     // SAFETY: the VMM has just mapped the window's memfd there, as many bytes as

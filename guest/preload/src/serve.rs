@@ -1,7 +1,7 @@
 //! The thread of a window.
 //!
 //! It wakes when its daemon has sent something, when the daemon takes a reply
-//! that waits, and when it is woken. It ends when the daemon has closed the
+//! that waits, when something was mended, and from then on every 20 ms. It ends when the daemon has closed the
 //! channel or broken its rules, and is never waited for.
 
 use std::io;
@@ -10,9 +10,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 
 use daxwindow_front_end::{PolledServer, Progress, ServerOptions, Window};
-use rustix::event::{PollFd, PollFlags, poll};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use crate::lines::{Cause, say};
+use crate::mend;
 use crate::preamble::Offer;
 use crate::signals;
 use crate::slot::{self, Slot};
@@ -52,6 +53,7 @@ fn serve(slot: &'static Slot, window: Window, channel: UnixStream) -> io::Result
     let mut events = PollFlags::IN;
     loop {
         wait(slot, &server, events);
+        mend::regrow(slot);
         events = match server.serve_ready()? {
             Progress::WaitReadable | Progress::Again => PollFlags::IN,
             Progress::WaitWritable => PollFlags::OUT,
@@ -60,14 +62,18 @@ fn serve(slot: &'static Slot, window: Window, channel: UnixStream) -> io::Result
     }
 }
 
+/// How often files are looked at that have ended in a window.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
+
 fn wait(slot: &Slot, server: &PolledServer, events: PollFlags) {
     let channel = PollFd::new(server, events);
-    let Some(wake) = slot.wake.get() else {
-        // Never so while the slot is served. A poll that fails, by a signal, is
-        // as good as one that does not.
-        let _ = poll(&mut [channel], None);
-        return;
-    };
-    let _ = poll(&mut [channel, PollFd::new(&wake, PollFlags::IN)], None);
+    // A slot that is served has it. A poll that fails, by a signal, is as good
+    // as one that does not.
+    let Some(wake) = slot.wake.get() else { return };
+    let patience = slot.book.mended.any().then_some(&LOOK);
+    let _ = poll(&mut [channel, PollFd::new(&wake, PollFlags::IN)], patience);
     let _ = rustix::io::read(wake, &mut [0; 8]);
 }

@@ -19,14 +19,26 @@ use rustix::fs::Stat;
 use rustix::io::Errno;
 
 use crate::held::HeldFd;
+use crate::mended::Mended;
+use crate::notes::{Counts, Note};
+use crate::pieces::Pieces;
 use crate::preamble::Offer;
 
 /// Most windows of a process.
 const MOST: usize = 8;
 
+/// What is known of what a window shows. All zero at first, so that it costs
+/// memory only where there is a window.
+pub(crate) struct Book {
+    pub(crate) pieces: Pieces,
+    pub(crate) mended: Mended,
+    pub(crate) counts: Counts,
+}
+
 /// One window.
 pub(crate) struct Slot {
     pub(crate) space: AdoptedSpace,
+    pub(crate) book: &'static Book,
     life: AtomicU8,
     bytes: AtomicU64,
     /// Device and inode of the memfd.
@@ -47,7 +59,20 @@ enum Life {
     Left,
 }
 
-static SLOTS: [Slot; MOST] = [const { Slot::new() }; MOST];
+static BOOKS: [Book; MOST] = [const { Book::new() }; MOST];
+static SLOTS: [Slot; MOST] = {
+    let [a, b, c, d, e, f, g, h] = &BOOKS;
+    [
+        Slot::new(a),
+        Slot::new(b),
+        Slot::new(c),
+        Slot::new(d),
+        Slot::new(e),
+        Slot::new(f),
+        Slot::new(g),
+        Slot::new(h),
+    ]
+};
 /// Slots that are not free, or were not when somebody needed one last.
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
 /// Held while a slot is taken.
@@ -57,7 +82,31 @@ static TAKING: Mutex<()> = Mutex::new(());
 struct Watcher;
 static WATCHER: Watcher = Watcher;
 
-impl Tenant for Watcher {}
+impl Tenant for Watcher {
+    fn replaced(&self, space: &SpaceGuard<'_>, at: usize, len: usize, by_file: bool) {
+        if let Some(slot) = of(space) {
+            slot.book.pieces.replaced(space, at, len, by_file);
+            slot.book.mended.replaced(space, at, len);
+        }
+    }
+}
+
+/// The slot whose space is locked.
+fn of(space: &SpaceGuard<'_>) -> Option<&'static Slot> {
+    SLOTS
+        .iter()
+        .find(|slot| std::ptr::eq(&slot.space, space.space()))
+}
+
+impl Book {
+    const fn new() -> Book {
+        Book {
+            pieces: Pieces::none(),
+            mended: Mended::none(),
+            counts: Counts::none(),
+        }
+    }
+}
 
 /// Whether there is any window: what each call is asked first.
 #[inline]
@@ -73,9 +122,10 @@ pub(crate) fn taken() -> impl Iterator<Item = &'static Slot> {
 }
 
 impl Slot {
-    const fn new() -> Slot {
+    const fn new(book: &'static Book) -> Slot {
         Slot {
             space: AdoptedSpace::new(&WATCHER),
+            book,
             life: AtomicU8::new(Life::Free as u8),
             bytes: AtomicU64::new(0),
             identity: [const { AtomicU64::new(0) }; 2],
@@ -113,6 +163,24 @@ impl Slot {
     /// The place is no window's from now on.
     pub(crate) fn forget(&self, space: &mut SpaceGuard<'_>) {
         space.forget_place();
+        self.book.pieces.clear(space, self.bytes());
+        self.book.mended.clear(space);
+    }
+
+    /// Adds to what the daemon is told of; for `note` see [`Counts`].
+    pub(crate) fn count(&self, note: Note, pages: u64) {
+        if let Some(memfd) = self.memfd.get() {
+            self.book
+                .counts
+                .add(memfd, self.bytes() as u64, note, pages);
+        }
+    }
+
+    /// Has the window's thread look at what was mended.
+    pub(crate) fn wake(&self) {
+        if let Some(wake) = self.wake.get() {
+            let _ = rustix::io::write(wake, &1u64.to_ne_bytes());
+        }
     }
 
     /// The daemon is gone. What it had mapped stays.
@@ -125,6 +193,7 @@ impl Slot {
         let wake = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let window = Window::adopt(&self.space, offer.window_bytes)?;
         self.bytes.store(offer.window_bytes, Ordering::Relaxed);
+        self.book.counts.reset();
         self.identity[0].store(stat.st_dev, Ordering::Relaxed);
         self.identity[1].store(stat.st_ino, Ordering::Relaxed);
         self.memfd.put(Some(offer.memfd));

@@ -3,6 +3,7 @@
 //! played here ([`daemon`]).
 
 mod daemon;
+mod fault;
 mod mapping;
 mod vmm;
 

@@ -171,3 +171,35 @@ fn what_a_daemon_has_mapped_outlives_it() {
     assert_eq!(vmm.byte("fs", PAGE), page(1));
     assert_eq!(vmm.end_well(), "");
 }
+
+#[test]
+fn no_map_lands_in_memory_that_was_a_window() {
+    let mut vmm = Vmm::start();
+    let daemon = Daemon::with_window(&mut vmm, "fs");
+    let file = pages(512);
+    vmm.tell("churn fs 300");
+    let is_over = std::sync::atomic::AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let mapper = scope.spawn(|| {
+            let mut errors = Vec::new();
+            while !is_over.load(std::sync::atomic::Ordering::Relaxed) {
+                for at in (0..WINDOW).step_by(RANGE as usize) {
+                    errors.push(daemon.map(&file, at));
+                }
+            }
+            errors.sort_unstable();
+            errors.dedup();
+            errors
+        });
+        let changed = vmm.answer();
+        is_over.store(true, std::sync::atomic::Ordering::Relaxed);
+        let errors = mapper.join().expect("no panic");
+        let allowed = [0, libc::ENXIO, libc::EAGAIN];
+        assert!(
+            errors.iter().all(|errno| allowed.contains(errno)),
+            "{errors:?}"
+        );
+        assert_eq!(changed, "0");
+    });
+    assert_eq!(vmm.end_well(), "");
+}

@@ -10,7 +10,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 mod calls;
+mod churn;
 mod role;
+mod signals;
 
 /// Says that this is the program, and not the tests.
 const ROLE: &str = "DAXWINDOW_TEST_VMM";

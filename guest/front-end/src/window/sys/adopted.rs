@@ -31,8 +31,8 @@ pub struct AdoptedSpace {
 }
 
 /// Who wants to know what is mapped in an adopted space. Called under the
-/// space's lock, on the thread that serves the back end: no call may wait,
-/// allocate or map.
+/// space's lock, on the thread that serves the back end: no call may wait or
+/// allocate.
 pub trait Tenant: Sync {
     /// Whether a file may be mapped now.
     ///

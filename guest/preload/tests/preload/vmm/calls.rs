@@ -97,6 +97,15 @@ pub(super) fn map_over(at: usize, bytes: usize) -> io::Result<usize> {
     map(at, bytes, READ_WRITE, ANONYMOUS | libc::MAP_FIXED, -1)
 }
 
+/// Memory of this program's own, at an address if that is free.
+pub(super) fn map_own(at: usize, bytes: usize) -> io::Result<usize> {
+    map(at, bytes, READ_WRITE, ANONYMOUS, -1)
+}
+
+pub(super) fn map_file(fd: BorrowedFd<'_>, bytes: usize) -> io::Result<usize> {
+    map(0, bytes, READ_WRITE, libc::MAP_SHARED, fd.as_raw_fd())
+}
+
 pub(super) fn unmap(at: usize, len: usize) -> io::Result<()> {
     let at: *mut c_void = with_exposed_provenance_mut(at);
     // SAFETY: of this program's own.

@@ -4,7 +4,7 @@ use std::io::{self, BufRead, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
-use super::{ANSWER, Place, ROLE, Things, calls};
+use super::{ANSWER, Place, ROLE, Things, calls, signals};
 
 /// Runs as a program of its own; see [`Vmm`](super::Vmm).
 #[test]
@@ -64,6 +64,14 @@ impl Things {
                 calls::store(self.address(name, at), number(value) as u8);
             }
             ["mapping", name, at] => return mapping(self.address(name, at)),
+            ["churn", name, rounds] => return self.churn(name, number(rounds)),
+            ["handle-sigbus"] => signals::handle()?,
+            ["default-sigbus"] => signals::handle_by_default()?,
+            ["installed"] => return signals::installed(),
+            ["fault-elsewhere"] => return Ok(signals::fault_elsewhere()?.to_string()),
+            // SAFETY: no precondition.
+            ["raise-sigbus"] => drop(unsafe { libc::raise(libc::SIGBUS) }),
+            ["block-all", by] => return signals::block_all(by),
             ["threads"] => return threads(),
             _ => panic!("{words:?}"),
         }
