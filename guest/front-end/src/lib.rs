@@ -7,7 +7,7 @@
 //!
 //! | | |
 //! | --- | --- |
-//! | [`Window`] | reserved address space of which every range is checked before anything is mapped |
+//! | [`Window`] | reserved address space, or [adopted](Window::adopt), of which every range is checked before anything is mapped |
 //! | [`WindowServer`] | serves SHMEM_MAP and SHMEM_UNMAP on a thread of its own |
 //! | [`PolledServer`] | the same, called by a VMM's own loop |
 //! | [`area`] | the address space beneath, for who shows pieces of a window elsewhere as well |
@@ -102,7 +102,7 @@ pub use window::{RegularFile, Window};
 /// The address space beneath a [`Window`], and how one piece of it is shown at
 /// a second place.
 pub mod area {
-    pub use crate::window::sys::{Area, Protection, Staged};
+    pub use crate::window::sys::{AdoptedSpace, Area, Protection, SpaceGuard, Staged, Tenant};
 }
 
 /// What `daxwindow-guest` needs beyond it: the messages of an older time, fault

@@ -31,6 +31,11 @@ impl Mapped {
         self.cut(range);
     }
 
+    /// Takes everything out.
+    pub(super) fn clear(&mut self) {
+        *self = Mapped::default();
+    }
+
     /// Whether every byte of `range` is mapped.
     pub(super) fn covers(&self, range: WindowRange) -> bool {
         let mut reached = range.start().0;

@@ -14,6 +14,7 @@ use super::hook::ServeAll;
 use super::mapped::Mapped;
 use super::stats::Counters;
 use super::{Language, ServerOptions, Verdict, WindowHook};
+use crate::area::AdoptedSpace;
 use crate::framing::{F_NEED_REPLY, F_REPLY, Message, VERSION, VERSION_MASK};
 use crate::window::{RegularFile, Window, mappings};
 
@@ -25,6 +26,8 @@ pub(super) struct Service {
     language: Language,
     reply_ack: bool,
     mapped: Mapped,
+    /// The place of an adopted window in which that is so.
+    epoch: u64,
     /// As many as the window may be cut into.
     most_mappings: usize,
     counters: Arc<Counters>,
@@ -68,6 +71,7 @@ impl Service {
             language: options.language,
             reply_ack: options.reply_ack,
             mapped: Mapped::default(),
+            epoch: 0,
             counters: Arc::default(),
         }
     }
@@ -137,12 +141,18 @@ impl Service {
         request: &MapRequest,
         file: RegularFile<'_>,
     ) -> Result<(), Errno> {
+        self.follow_place();
         if !self.mapped.has_room(self.most_mappings) && !self.mapped.replaces(request.range) {
             return Err(self.too_many());
         }
         self.window
             .map(*request, file)
             .map_err(|error| failed("map", &error))?;
+        if self.follow_place() {
+            // In the old place or in the new one.
+            let _ = self.window.unmap(request.range);
+            return Err(Errno::AGAIN);
+        }
         self.mapped.insert(request.range);
         self.counters.maps.fetch_add(1, Ordering::Relaxed);
         self.count_live();
@@ -153,7 +163,8 @@ impl Service {
         if !fds.is_empty() {
             return Err(Errno::BADF);
         }
-        if !self.mapped.covers(request.range) {
+        // Of an adopted window the owner may have taken it away.
+        if !self.mapped.covers(request.range) && self.window.adopted().is_none() {
             tracing::warn!(range = %request.range, "an unmap of what is not mapped is refused");
             return Err(Errno::NOENT);
         }
@@ -166,6 +177,7 @@ impl Service {
     }
 
     pub(super) fn unmap_range(&mut self, range: WindowRange) -> Result<(), Errno> {
+        self.follow_place();
         if !self.mapped.has_room(self.most_mappings) && self.mapped.splits(range) {
             return Err(self.too_many());
         }
@@ -176,6 +188,19 @@ impl Service {
         self.counters.unmaps.fetch_add(1, Ordering::Relaxed);
         self.count_live();
         Ok(())
+    }
+
+    /// Forgets what was mapped if an adopted window has another place by now,
+    /// or none; whether it has.
+    fn follow_place(&mut self) -> bool {
+        let epoch = self.window.adopted().map_or(0, AdoptedSpace::epoch);
+        let has_moved = epoch != self.epoch;
+        if has_moved {
+            self.epoch = epoch;
+            self.mapped.clear();
+            self.count_live();
+        }
+        has_moved
     }
 
     fn count_live(&self) {

@@ -18,7 +18,7 @@ use daxwindow_shared::shmem::MapRequest;
 use daxwindow_shared::window::{RANGE_BYTES, WindowRange};
 
 pub use regular::RegularFile;
-use sys::{Area, Protection};
+use sys::{AdoptedSpace, Area, Protection};
 
 /// The region of address space that a back end maps files into.
 #[derive(Debug)]
@@ -34,14 +34,36 @@ impl Window {
     ///
     /// Another number of bytes, or more than there is room for.
     pub fn reserve(bytes: u64) -> io::Result<Window> {
-        let refuse = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
-        if bytes == 0 || !bytes.is_multiple_of(RANGE_BYTES) {
-            return Err(refuse("a window is a positive multiple of 2 MiB"));
-        }
-        let bytes = usize::try_from(bytes).map_err(|_| refuse("the window is too large"))?;
         Ok(Window {
-            area: Area::reserve(bytes, Protection::None)?,
+            area: Area::reserve(size(bytes)?, Protection::None)?,
         })
+    }
+
+    /// A window of `bytes` (as for [`reserve`](Self::reserve)) in address space
+    /// that somebody else reserves, for a VMM with a reservation of its own or
+    /// a library inside of one. The owner says where it is, by
+    /// [`set_place`](crate::area::SpaceGuard::set_place), and that it is gone,
+    /// by [`forget_place`](crate::area::SpaceGuard::forget_place).
+    ///
+    /// What is not mapped shows zeros and takes no stores. Without a place
+    /// every map fails with ENXIO, and every unmap does nothing and succeeds;
+    /// an unmap need not name what was mapped before, since the owner may have
+    /// taken it away. The window is never unmapped from here. Of the other
+    /// calls, those that copy, populate and alias fail: what they would touch
+    /// may be somebody else's by then.
+    ///
+    /// # Errors
+    ///
+    /// Another number of bytes.
+    pub fn adopt(space: &'static AdoptedSpace, bytes: u64) -> io::Result<Window> {
+        Ok(Window {
+            area: Area::adopt(space, size(bytes)?),
+        })
+    }
+
+    /// The space, of an adopted one.
+    pub(crate) fn adopted(&self) -> Option<&'static AdoptedSpace> {
+        self.area.adopted()
     }
 
     /// Size in bytes.
@@ -50,7 +72,8 @@ impl Window {
         self.area.len() as u64
     }
 
-    /// Address of the first byte in this process.
+    /// Address of the first byte in this process; zero while an adopted window
+    /// has no place.
     #[inline]
     pub fn address(&self) -> usize {
         self.area.address()
@@ -84,7 +107,8 @@ impl Window {
             .map_file(at, len, file, request.fd_offset, protection)
     }
 
-    /// Puts the inaccessible reservation back.
+    /// Puts the inaccessible reservation back, or what an adopted window has
+    /// instead.
     ///
     /// # Errors
     ///
@@ -148,6 +172,15 @@ impl Window {
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "outside the window"))?;
         target.alias(at, &self.area, from, len, protection)
     }
+}
+
+/// The size of a window.
+fn size(bytes: u64) -> io::Result<usize> {
+    let refuse = |what| io::Error::new(io::ErrorKind::InvalidInput, what);
+    if bytes == 0 || !bytes.is_multiple_of(RANGE_BYTES) {
+        return Err(refuse("a window is a positive multiple of 2 MiB"));
+    }
+    usize::try_from(bytes).map_err(|_| refuse("the window is too large"))
 }
 
 fn span(range: WindowRange) -> io::Result<(usize, usize)> {

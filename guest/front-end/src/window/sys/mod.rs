@@ -8,9 +8,12 @@
 //! handed to anybody else in between: what replaces a part of it is [`Staged`]
 //! and then moved there. Should the kernel fail half-way all the same, and
 //! another mapping have the place, the area is lost: every call on it fails,
-//! and it is never unmapped.
+//! and it is never unmapped. An area in somebody else's address space
+//! ([`AdoptedSpace`]) is never unmapped either, and maps only under that
+//! space's lock.
 #![allow(unsafe_code)]
 
+mod adopted;
 mod guard;
 mod staged;
 
@@ -19,10 +22,12 @@ use std::io;
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicBool, Ordering};
 
+use rustix::io::Errno;
 use rustix::mm::{self, Advice, MapFlags, ProtFlags};
 use rustix::param::page_size;
 
 use super::regular::RegularFile;
+pub use adopted::{AdoptedSpace, SpaceGuard, Tenant};
 use staged::Failure;
 pub use staged::Staged;
 
@@ -51,13 +56,21 @@ impl Protection {
     }
 }
 
-/// Reserved address space, aligned to 2 MiB; unmapped on drop.
+/// Reserved address space, aligned to 2 MiB and unmapped on drop, or somebody
+/// else's.
 #[derive(Debug)]
 pub struct Area {
-    base: NonNull<u8>,
+    ground: Ground,
     len: usize,
     /// Another mapping may have a part of it.
     lost: AtomicBool,
+}
+
+/// Whose address space it is.
+#[derive(Debug)]
+enum Ground {
+    Own(NonNull<u8>),
+    Adopted(&'static AdoptedSpace),
 }
 
 // SAFETY: an area is an address and a length. It hands out no references into
@@ -105,10 +118,29 @@ impl Area {
                 mm::munmap(base.add(len).cast(), tail)?;
             }
             Ok(Area {
-                base: NonNull::new_unchecked(base),
+                ground: Ground::Own(NonNull::new_unchecked(base)),
                 len,
                 lost: AtomicBool::new(false),
             })
+        }
+    }
+
+    /// As many bytes of `space`, wherever that has its place. Of what an area
+    /// does there are only mapping and unmapping.
+    pub(super) fn adopt(space: &'static AdoptedSpace, len: usize) -> Area {
+        space.set_bytes(len);
+        Area {
+            ground: Ground::Adopted(space),
+            len,
+            lost: AtomicBool::new(false),
+        }
+    }
+
+    /// The space, if it is somebody else's.
+    pub(crate) fn adopted(&self) -> Option<&'static AdoptedSpace> {
+        match self.ground {
+            Ground::Own(_) => None,
+            Ground::Adopted(space) => Some(space),
         }
     }
 
@@ -119,15 +151,26 @@ impl Area {
         self.len
     }
 
-    /// Address of the first byte.
+    /// Address of the first byte; zero while an adopted space has no place.
     #[inline]
     pub fn address(&self) -> usize {
-        self.base.as_ptr().addr()
+        self.base().addr()
     }
 
     /// Pointer to byte `at`; `at` may be one past the end.
     pub fn pointer(&self, at: usize) -> *mut u8 {
-        self.base.as_ptr().wrapping_add(at.min(self.len))
+        self.base().wrapping_add(at.min(self.len))
+    }
+
+    #[inline]
+    fn base(&self) -> *mut u8 {
+        match self.ground {
+            Ground::Own(base) => base.as_ptr(),
+            Ground::Adopted(space) => {
+                let base = space.place().map_or(0, |(base, _)| base);
+                std::ptr::with_exposed_provenance_mut(base)
+            }
+        }
     }
 
     /// Whether another mapping may have a part of it.
@@ -146,12 +189,20 @@ impl Area {
         file_offset: u64,
         protection: Protection,
     ) -> io::Result<()> {
-        self.pages(at, len)?;
+        self.check(at, len)?;
+        if self.adopted().is_some_and(|space| space.place().is_none()) {
+            return Err(Errno::NXIO.into());
+        }
         self.place(at, Staged::of_file(file, file_offset, len, protection)?)
     }
 
-    /// Puts the inaccessible reservation back over `at..at + len`.
+    /// Puts the inaccessible reservation back over `at..at + len`; in an
+    /// adopted space, zeros that take no stores.
     pub fn map_nothing(&self, at: usize, len: usize) -> io::Result<()> {
+        if let Ground::Adopted(space) = self.ground {
+            self.check(at, len)?;
+            return place_nothing(&mut space.lock(), at, len);
+        }
         let target = self.pages(at, len)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
         // SAFETY: `pages` checked that the whole target belongs to this area,
@@ -177,7 +228,7 @@ impl Area {
         len: usize,
         protection: Protection,
     ) -> io::Result<()> {
-        self.pages(at, len)?;
+        self.check(at, len)?;
         let origin = source.pages(from, len)?;
         // SAFETY: `pages` checked that the origin belongs to the source, all
         // of which is mapped as long as it lives.
@@ -192,6 +243,10 @@ impl Area {
     /// registration travels along, if that was opened with `EVENT_REMAP`:
     /// then this returns only when the event was read.
     pub fn place(&self, at: usize, staged: Staged) -> io::Result<()> {
+        if let Ground::Adopted(space) = self.ground {
+            self.check(at, staged.len())?;
+            return place_staged(&mut space.lock(), at, staged);
+        }
         let target = self.pages(at, staged.len())?;
         // SAFETY: `pages` checked that the whole target belongs to this area.
         unsafe { staged.move_over(target) }.map_err(|failure| self.failed(failure))
@@ -220,8 +275,9 @@ impl Area {
 
     /// Keeps the area out of child processes.
     pub fn keep_from_children(&self) -> io::Result<()> {
+        let base = self.pages(0, self.len)?;
         // SAFETY: the advice concerns children only; the range is ours.
-        unsafe { mm::madvise(self.base.as_ptr().cast(), self.len, Advice::LinuxDontFork)? };
+        unsafe { mm::madvise(base, self.len, Advice::LinuxDontFork)? };
         Ok(())
     }
 
@@ -254,30 +310,90 @@ impl Area {
         }
     }
 
-    /// The address of a page-aligned, non-empty range inside the area.
-    fn pages(&self, at: usize, len: usize) -> io::Result<*mut c_void> {
+    /// Refuses all but a page-aligned, non-empty range inside the area.
+    fn check(&self, at: usize, len: usize) -> io::Result<()> {
         let page = page_size();
         if len == 0 || !at.is_multiple_of(page) || !len.is_multiple_of(page) {
             return Err(invalid("the range is empty or not page aligned"));
         }
-        match self.bytes(at, len) {
-            Some(pointer) => Ok(pointer.cast()),
-            None if self.is_lost() => Err(io::Error::other("the area is lost")),
-            None => Err(invalid("the range leaves the area")),
+        if self.is_lost() {
+            return Err(io::Error::other("the area is lost"));
+        }
+        match at.checked_add(len).is_some_and(|end| end <= self.len) {
+            true => Ok(()),
+            false => Err(invalid("the range leaves the area")),
         }
     }
 
-    /// The address of a range of any alignment inside the area.
+    /// The address of a page-aligned, non-empty range inside the area, whose
+    /// address space has to be its own.
+    fn pages(&self, at: usize, len: usize) -> io::Result<*mut c_void> {
+        self.check(at, len)?;
+        let pointer = self.bytes(at, len).map(<*mut u8>::cast);
+        pointer.ok_or_else(|| io::Error::new(io::ErrorKind::Unsupported, "an adopted space"))
+    }
+
+    /// The address of a range of any alignment inside the area, whose address
+    /// space has to be its own: what lies at an adopted address changes hands.
     #[inline]
     fn bytes(&self, at: usize, len: usize) -> Option<*mut u8> {
+        let Ground::Own(base) = self.ground else {
+            return None;
+        };
         let end = at.checked_add(len)?;
         if end > self.len || self.is_lost() {
             return None;
         }
         // SAFETY: `at <= self.len`, so the result is in or at the end of the
         // mapping.
-        Some(unsafe { self.base.as_ptr().add(at) })
+        Some(unsafe { base.as_ptr().add(at) })
     }
+}
+
+/// Where byte `at` of a locked space is. The caller has checked that it lies
+/// inside, and so do the bytes that it replaces from there on.
+fn target(space: &SpaceGuard<'_>, at: usize) -> Option<*mut c_void> {
+    let (base, _) = space.place()?;
+    Some(std::ptr::with_exposed_provenance_mut(base + at))
+}
+
+fn place_staged(space: &mut SpaceGuard<'_>, at: usize, staged: Staged) -> io::Result<()> {
+    let target = target(space, at).ok_or(Errno::NXIO)?;
+    space.may_map()?;
+    let len = staged.len();
+    // SAFETY: `Area::place` checked that the range lies in the area, which is
+    // as long as the space, and whoever set the space's place vouches for it
+    // as long as it is locked.
+    let failure = match unsafe { staged.move_over_adopted(target) } {
+        Ok(()) => {
+            space.replaced(at, len, true);
+            return Ok(());
+        }
+        Err(failure) => failure,
+    };
+    if failure.lost {
+        space.forget_place();
+    }
+    Err(failure.error)
+}
+
+/// Where there is no place, there is nothing.
+fn place_nothing(space: &mut SpaceGuard<'_>, at: usize, len: usize) -> io::Result<()> {
+    let Some(target) = target(space, at) else {
+        return Ok(());
+    };
+    // SAFETY: as in `place_staged`. No file is asked, and what takes no stores
+    // is not accounted for, so the kernel unmaps only what it can replace.
+    if let Err(errno) = unsafe { adopted::map_nothing(target, len) } {
+        // SAFETY: as above.
+        let failure = unsafe { Failure::after_adopted(errno, target, len) };
+        if failure.lost {
+            space.forget_place();
+        }
+        return Err(failure.error);
+    }
+    space.replaced(at, len, false);
+    Ok(())
 }
 
 impl Drop for Area {
@@ -285,9 +401,12 @@ impl Drop for Area {
         if self.is_lost() {
             return;
         }
+        let Ground::Own(base) = self.ground else {
+            return;
+        };
         // SAFETY: the area owns exactly this range, and with `self` gone
         // nobody can reach it any more.
-        if let Err(e) = unsafe { mm::munmap(self.base.as_ptr().cast(), self.len) } {
+        if let Err(e) = unsafe { mm::munmap(base.as_ptr().cast(), self.len) } {
             tracing::warn!("munmap of {:#x} bytes: {e}", self.len);
         }
     }

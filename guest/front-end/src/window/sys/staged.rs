@@ -110,6 +110,22 @@ impl Staged {
     /// `target` and the bytes behind it, as many as this has, must belong to
     /// the caller.
     pub(super) unsafe fn move_over(self, target: *mut c_void) -> Result<(), Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { self.move_to(target, ProtFlags::empty()) }
+    }
+
+    /// The same, where zeros that take no stores are what there is otherwise.
+    ///
+    /// # Safety
+    /// As for [`move_over`](Self::move_over).
+    pub(super) unsafe fn move_over_adopted(self, target: *mut c_void) -> Result<(), Failure> {
+        // SAFETY: the caller's promise.
+        unsafe { self.move_to(target, ProtFlags::READ) }
+    }
+
+    /// # Safety
+    /// As for [`move_over`](Self::move_over).
+    unsafe fn move_to(self, target: *mut c_void, otherwise: ProtFlags) -> Result<(), Failure> {
         let (flags, len) = (MremapFlags::MAYMOVE, self.len);
         // SAFETY: this value owns the source, the caller the target.
         match unsafe { mm::mremap_fixed(self.base, len, len, flags, target) } {
@@ -119,7 +135,7 @@ impl Staged {
                 Ok(())
             }
             // SAFETY: the caller's promise.
-            Err(errno) => Err(unsafe { Failure::after(errno, target, len) }),
+            Err(errno) => Err(unsafe { Failure::refill(errno, target, len, otherwise) }),
         }
     }
 }
@@ -141,9 +157,30 @@ impl Failure {
     /// `target..target + len` must have belonged to the caller before the
     /// call.
     pub(super) unsafe fn after(errno: Errno, target: *mut c_void, len: usize) -> Failure {
+        // SAFETY: the caller's promise.
+        unsafe { Failure::refill(errno, target, len, ProtFlags::empty()) }
+    }
+
+    /// The same in an adopted space.
+    ///
+    /// # Safety
+    /// As for [`after`](Self::after).
+    pub(super) unsafe fn after_adopted(errno: Errno, target: *mut c_void, len: usize) -> Failure {
+        // SAFETY: the caller's promise.
+        unsafe { Failure::refill(errno, target, len, ProtFlags::READ) }
+    }
+
+    /// # Safety
+    /// As for [`after`](Self::after).
+    unsafe fn refill(
+        errno: Errno,
+        target: *mut c_void,
+        len: usize,
+        protection: ProtFlags,
+    ) -> Failure {
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED_NOREPLACE;
         // SAFETY: MAP_FIXED_NOREPLACE replaces nothing.
-        let kept = match unsafe { mm::mmap_anonymous(target, len, ProtFlags::empty(), flags) } {
+        let kept = match unsafe { mm::mmap_anonymous(target, len, protection, flags) } {
             Ok(reserved) => reserved == target,
             // Something is there. It is what was there before if the kernel
             // refused for the number of mappings, which it does before it

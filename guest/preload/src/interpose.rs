@@ -1,0 +1,284 @@
+//! The functions that stand in front of the C library's.
+//!
+//! Laws: each does what the C library's does, with the same result and errno,
+//! but for what is written at it; no panic leaves them.
+#![allow(unsafe_code)]
+
+use std::os::fd::{BorrowedFd, RawFd};
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use libc::{c_int, c_void, msghdr, off_t, sigaction as Action, sigset_t, size_t};
+use libc::{sockaddr, socklen_t, ssize_t};
+use rustix::io::Errno;
+use rustix::net::RecvFlags;
+
+use crate::connection::{self, HEADER_BYTES, State};
+use crate::lines::{Cause, say};
+use crate::place::{self, Wish};
+use crate::preamble::{self, Next};
+use crate::{fault, real, serve, signals, slot};
+
+/// A descriptor that the VMM has named: if it is none, system calls say so.
+pub(crate) fn borrowed<'a>(fd: RawFd) -> Option<BorrowedFd<'a>> {
+    // SAFETY: -1, which is no value of this type, is excluded. Whoever called
+    // keeps the descriptor open during the call, and it is not kept longer.
+    (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
+}
+
+/// Does what is the library's own in a call: keeps errno, and a panic inside.
+fn own<T>(call: impl FnOnce() -> T) -> Option<T> {
+    let errno = real::errno();
+    let result = catch_unwind(AssertUnwindSafe(call)).ok();
+    if result.is_none() {
+        say(Cause::Panic, format_args!("a defect of the library"));
+    }
+    real::set_errno(errno);
+    result
+}
+
+/// Whether an address is a Unix socket's path.
+///
+/// # Safety
+/// `len` bytes of `address` can be read, unless it is null.
+unsafe fn is_path(address: *const sockaddr, len: socklen_t) -> bool {
+    const PATH_AT: usize = std::mem::offset_of!(libc::sockaddr_un, sun_path);
+    if address.is_null() || len as usize <= PATH_AT {
+        return false;
+    }
+    // SAFETY: both lie in the first bytes, of which there are more.
+    let (family, first) = unsafe {
+        let family = address.cast::<libc::sa_family_t>().read_unaligned();
+        (family, address.cast::<u8>().add(PATH_AT).read())
+    };
+    libc::c_int::from(family) == libc::AF_UNIX && first != 0
+}
+
+/// Gives a Unix stream socket a name before it is connected to a path.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn connect(
+    fd: c_int,
+    address: *const sockaddr,
+    len: socklen_t,
+) -> c_int {
+    let socket = borrowed(fd);
+    // SAFETY: the caller's promise.
+    let is_path = unsafe { is_path(address, len) };
+    if let Some(socket) = socket.filter(|_| is_path) {
+        own(|| connection::mark(socket));
+    }
+    // SAFETY: the caller's promise.
+    let result = unsafe { real::connect(fd, address, len) };
+    match socket.filter(|_| is_path && result == 0) {
+        Some(socket) => own(|| connection::connected(fd, socket)).unwrap_or_default(),
+        None => connection::set_state(fd, State::Unknown),
+    }
+    result
+}
+
+/// The first bytes of a message, as many as a header has and one more.
+///
+/// # Safety
+/// `message` is as `sendmsg` takes it.
+unsafe fn first_bytes(message: *const msghdr) -> ([u8; HEADER_BYTES + 1], usize) {
+    let (mut bytes, mut filled) = ([0; HEADER_BYTES + 1], 0);
+    if message.is_null() {
+        return (bytes, 0);
+    }
+    // SAFETY: the caller's promise.
+    let message = unsafe { &*message };
+    for n in 0..message.msg_iovlen {
+        // SAFETY: there are that many vectors, as the caller promises.
+        let part = unsafe { message.msg_iov.add(n).read() };
+        let taken = part.iov_len.min(bytes.len() - filled);
+        // SAFETY: the vector has no less to read, and the target has room.
+        unsafe {
+            let target = bytes.as_mut_ptr().add(filled);
+            target.copy_from_nonoverlapping(part.iov_base.cast(), taken);
+        }
+        filled += taken;
+    }
+    (bytes, filled)
+}
+
+/// Looks at the first message of a marked connection.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn sendmsg(
+    fd: c_int,
+    message: *const msghdr,
+    flags: c_int,
+) -> ssize_t {
+    if connection::state(fd) == State::Marked {
+        // SAFETY: the caller's promise.
+        let (bytes, filled) = unsafe { first_bytes(message) };
+        own(|| connection::first_sent(fd, &bytes[..filled]));
+    }
+    // SAFETY: the caller's promise.
+    unsafe { real::sendmsg(fd, message, flags) }
+}
+
+/// Looks at what comes first over a vhost-user connection, and takes away what
+/// is the library's.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn recvmsg(fd: c_int, message: *mut msghdr, flags: c_int) -> ssize_t {
+    if connection::state(fd) == State::Vhost
+        && let Some(socket) = borrowed(fd)
+    {
+        let looked = own(|| first_received(fd, socket, flags));
+        if let Some(Err(errno)) = looked {
+            real::set_errno(errno.raw_os_error());
+            return -1;
+        }
+    }
+    // SAFETY: the caller's promise.
+    unsafe { real::recvmsg(fd, message, flags) }
+}
+
+/// Before the first answer over a vhost-user connection is received. An error
+/// is what the caller gets: it waits again, and so does this.
+fn first_received(fd: RawFd, socket: BorrowedFd<'_>, flags: c_int) -> Result<(), Errno> {
+    if !connection::is_marked(socket) {
+        connection::set_state(fd, State::Unknown);
+        return Ok(());
+    }
+    let flags = RecvFlags::from_bits_retain(flags as u32);
+    let state = match preamble::peek(socket, flags)? {
+        Next::End => State::Unknown,
+        Next::Other => State::Other,
+        Next::Preamble => State::Ours,
+    };
+    connection::set_state(fd, state);
+    if state == State::Ours {
+        match preamble::take(socket) {
+            Ok(offer) => serve::start(offer),
+            Err(why) => say(
+                Cause::Preamble,
+                format_args!("what daxwindowd said is ignored: {why}"),
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// Sees where a window is mapped, and gives it a good place.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mmap(
+    at: *mut c_void,
+    len: size_t,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    let wish = Wish {
+        at,
+        len,
+        prot,
+        flags,
+        fd,
+        offset,
+    };
+    // SAFETY: the caller's promise.
+    unsafe {
+        match slot::any() {
+            true => place::map(wish),
+            false => wish.make(),
+        }
+    }
+}
+
+/// The same by its other name.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn mmap64(
+    at: *mut c_void,
+    len: size_t,
+    prot: c_int,
+    flags: c_int,
+    fd: c_int,
+    offset: off_t,
+) -> *mut c_void {
+    // SAFETY: the caller's promise.
+    unsafe { mmap(at, len, prot, flags, fd, offset) }
+}
+
+/// Sees that a window goes away.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn munmap(at: *mut c_void, len: size_t) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match slot::any() {
+            true => place::unmap(at, len),
+            false => real::munmap(at, len),
+        }
+    }
+}
+
+/// Keeps SIGBUS for the library, and gives the VMM what is not the library's.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn sigaction(
+    signal: c_int,
+    new: *const Action,
+    old: *mut Action,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        match signal {
+            libc::SIGBUS => fault::sigaction(new, old),
+            _ => real::sigaction(signal, new, old),
+        }
+    }
+}
+
+/// Leaves SIGBUS out of what is blocked.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn pthread_sigmask(
+    how: c_int,
+    set: *const sigset_t,
+    old: *mut sigset_t,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let allowed = signals::allowed(how, set);
+        real::pthread_sigmask(how, allowed.as_ref().map_or(set, |set| set), old)
+    }
+}
+
+/// The same by its other name.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn sigprocmask(
+    how: c_int,
+    set: *const sigset_t,
+    old: *mut sigset_t,
+) -> c_int {
+    // SAFETY: the caller's promise.
+    unsafe {
+        let allowed = signals::allowed(how, set);
+        real::sigprocmask(how, allowed.as_ref().map_or(set, |set| set), old)
+    }
+}

@@ -1,0 +1,41 @@
+//! A library to preload into QEMU (`LD_PRELOAD`), which has no configuration:
+//! it puts ranges of files into the DAX window of a virtio-fs device that is
+//! one region of QEMU's, at the daemon's request.
+//!
+//! What it does for whom:
+//! - `connection` marks QEMU's end of vhost-user connections, so that
+//!   `daxwindowd` knows that the library is there, and takes out of what QEMU
+//!   reads what the daemon says to the library
+//!   ([`preload`](daxwindow_shared::preload)).
+//! - `slot` and `serve` are the windows, each served by a thread of its own,
+//!   on which the front end's checks are made ([`daxwindow_front_end`]).
+//! - `place` sees where QEMU maps a window's memfd, and that it goes away.
+//! - `fault` has the SIGBUS of a guest that reads where a file has ended mended
+//!   (`mend`, `mended`, `pages`), and gives QEMU every other; `signals` keeps
+//!   QEMU from blocking it.
+//!
+//! `interpose` has the functions that stand in front of the C library's;
+//! `real` those of the C library.
+//!
+//! Laws: a call that is not about a window of ours passes through, and costs a
+//! load and a comparison; QEMU is never aborted, nor made to wait for a daemon;
+//! one line at most on stderr for each cause.
+
+#![deny(unsafe_code)]
+
+mod connection;
+mod fault;
+mod held;
+mod interpose;
+mod lines;
+mod mend;
+mod mended;
+mod notes;
+mod pages;
+mod pieces;
+mod place;
+mod preamble;
+mod real;
+mod serve;
+mod signals;
+mod slot;

@@ -1,0 +1,79 @@
+//! The thread of a window.
+//!
+//! It wakes when its daemon has sent something, when the daemon takes a reply
+//! that waits, when something was mended, and from then on every 20 ms. It ends when the daemon has closed the
+//! channel or broken its rules, and is never waited for.
+
+use std::io;
+use std::os::unix::net::UnixStream;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use daxwindow_front_end::{PolledServer, Progress, ServerOptions, Window};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+
+use crate::lines::{Cause, say};
+use crate::mend;
+use crate::preamble::Offer;
+use crate::signals;
+use crate::slot::{self, Slot};
+
+/// Begins to serve what a daemon offers.
+pub(crate) fn start(offer: Offer) {
+    let started = slot::take(offer, |slot, window, channel| {
+        let _blocked = signals::block_all_but_faults();
+        let name = std::thread::Builder::new().name("dax-window".into());
+        name.spawn(move || run(slot, window, channel)).map(drop)
+    });
+    if let Err(error) = started {
+        say(
+            Cause::Thread,
+            format_args!("a window is not served: {error}"),
+        );
+    }
+}
+
+fn run(slot: &'static Slot, window: Window, channel: UnixStream) {
+    let served = catch_unwind(AssertUnwindSafe(|| serve(slot, window, channel)));
+    if let Ok(Err(error)) = served {
+        say(
+            Cause::Channel,
+            format_args!("a window's channel is closed: {error}"),
+        );
+    }
+    slot.leave();
+}
+
+fn serve(slot: &'static Slot, window: Window, channel: UnixStream) -> io::Result<()> {
+    let options = ServerOptions {
+        reply_ack: true,
+        ..ServerOptions::default()
+    };
+    let mut server = PolledServer::new(channel, Arc::new(window), options);
+    let mut events = PollFlags::IN;
+    loop {
+        wait(slot, &server, events);
+        mend::regrow(slot);
+        events = match server.serve_ready()? {
+            Progress::WaitReadable | Progress::Again => PollFlags::IN,
+            Progress::WaitWritable => PollFlags::OUT,
+            Progress::Closed => return Ok(()),
+        };
+    }
+}
+
+/// How often files are looked at that have ended in a window.
+const LOOK: Timespec = Timespec {
+    tv_sec: 0,
+    tv_nsec: 20_000_000,
+};
+
+fn wait(slot: &Slot, server: &PolledServer, events: PollFlags) {
+    let channel = PollFd::new(server, events);
+    // A slot that is served has it. A poll that fails, by a signal, is as good
+    // as one that does not.
+    let Some(wake) = slot.wake.get() else { return };
+    let patience = slot.book.mended.any().then_some(&LOOK);
+    let _ = poll(&mut [channel, PollFd::new(&wake, PollFlags::IN)], patience);
+    let _ = rustix::io::read(wake, &mut [0; 8]);
+}

@@ -1,0 +1,11 @@
+//! The library in a process of another kind than QEMU, which does what QEMU
+//! does as far as the library sees it ([`vmm`]), against a daemon that is
+//! played here ([`daemon`]).
+
+mod daemon;
+mod fault;
+mod mapping;
+mod vmm;
+
+use daemon::{Daemon, page, pages};
+use vmm::Vmm;
