@@ -7,16 +7,18 @@
 use std::os::fd::{BorrowedFd, RawFd};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use libc::{c_int, c_void, msghdr, off_t, sigaction as Action, sigset_t, size_t};
+use libc::{c_int, c_ulong, c_void, msghdr, off_t, sigaction as Action, sigset_t, size_t};
 use libc::{sockaddr, socklen_t, ssize_t};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
 use crate::connection::{self, HEADER_BYTES, State};
+use crate::kvm::{Entries, KVM_RUN};
 use crate::lines::{Cause, say};
+use crate::others::{self, Other, admit};
 use crate::place::{self, Wish};
 use crate::preamble::{self, Next};
-use crate::{fault, real, serve, signals, slot};
+use crate::{fault, real, serve, signals, slot, vfio};
 
 /// A descriptor that the VMM has named: if it is none, system calls say so.
 pub(crate) fn borrowed<'a>(fd: RawFd) -> Option<BorrowedFd<'a>> {
@@ -103,7 +105,45 @@ unsafe fn first_bytes(message: *const msghdr) -> ([u8; HEADER_BYTES + 1], usize)
     (bytes, filled)
 }
 
-/// Looks at the first message of a marked connection.
+/// Whether a message carries a window's memfd.
+///
+/// # Safety
+/// `message` is as `sendmsg` takes it.
+unsafe fn carries_memfd(message: *const msghdr) -> bool {
+    // SAFETY: the caller's promise.
+    let has_control = !message.is_null() && unsafe { !(*message).msg_control.is_null() };
+    if !has_control {
+        return false;
+    }
+    // SAFETY: these walk the control data, as long as the caller says it is.
+    unsafe {
+        let mut head = libc::CMSG_FIRSTHDR(message);
+        while !head.is_null() {
+            let is_rights =
+                (*head).cmsg_level == libc::SOL_SOCKET && (*head).cmsg_type == libc::SCM_RIGHTS;
+            let bytes = (*head).cmsg_len.saturating_sub(libc::CMSG_LEN(0) as usize);
+            let fds = libc::CMSG_DATA(head).cast::<RawFd>();
+            let mut fds = (0..bytes / size_of::<RawFd>()).map(|n| fds.add(n).read_unaligned());
+            if is_rights && fds.any(others::is_memfd) {
+                return true;
+            }
+            head = libc::CMSG_NXTHDR(message, head);
+        }
+    }
+    false
+}
+
+/// Before a window's memfd is sent to somebody: a daemon of ours knows what it
+/// is.
+fn let_memfd_leave(fd: RawFd) -> Result<(), Errno> {
+    let is_ours = connection::state(fd) == State::Ours;
+    match is_ours && borrowed(fd).is_some_and(connection::is_marked) {
+        true => Ok(()),
+        false => admit(Other::BackEnd),
+    }
+}
+
+/// Looks at the first message of a marked connection, and at what leaves.
 ///
 /// # Safety
 /// As for the C library's.
@@ -117,6 +157,15 @@ pub(crate) unsafe extern "C" fn sendmsg(
         // SAFETY: the caller's promise.
         let (bytes, filled) = unsafe { first_bytes(message) };
         own(|| connection::first_sent(fd, &bytes[..filled]));
+    }
+    // SAFETY: the caller's promise.
+    let memfd_leaves = || unsafe { carries_memfd(message) };
+    if slot::any()
+        && memfd_leaves()
+        && let Some(Err(errno)) = own(|| let_memfd_leave(fd))
+    {
+        real::set_errno(errno.raw_os_error());
+        return -1;
     }
     // SAFETY: the caller's promise.
     unsafe { real::sendmsg(fd, message, flags) }
@@ -152,7 +201,11 @@ fn first_received(fd: RawFd, socket: BorrowedFd<'_>, flags: c_int) -> Result<(),
     let flags = RecvFlags::from_bits_retain(flags as u32);
     let state = match preamble::peek(socket, flags)? {
         Next::End => State::Unknown,
-        Next::Other => State::Other,
+        Next::Other => {
+            // Who is refused may try again, and is then looked at again.
+            admit(Other::BackEnd).map_err(|_| Errno::CONNABORTED)?;
+            State::Other
+        }
         Next::Preamble => State::Ours,
     };
     connection::set_state(fd, state);
@@ -280,5 +333,51 @@ pub(crate) unsafe extern "C" fn sigprocmask(
     unsafe {
         let allowed = signals::allowed(how, set);
         real::sigprocmask(how, allowed.as_ref().map_or(set, |set| set), old)
+    }
+}
+
+/// What a request of `ioctl` comes with.
+#[derive(Clone, Copy)]
+pub(crate) struct Argument(*mut c_void);
+
+impl Argument {
+    /// Copies what it points to.
+    pub(crate) fn read(self, out: &mut [u8]) -> Result<(), Errno> {
+        if self.0.is_null() {
+            return Err(Errno::FAULT);
+        }
+        // SAFETY: only requests are read for that have the kernel read as many
+        // bytes there, which the VMM has to have there.
+        unsafe {
+            out.as_mut_ptr()
+                .copy_from_nonoverlapping(self.0.cast(), out.len())
+        };
+        Ok(())
+    }
+}
+
+/// Looks at devices that pin memory, and mends what a guest's processor has met
+/// in KVM.
+///
+/// # Safety
+/// As for the C library's.
+#[unsafe(no_mangle)]
+pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
+    // The kernel takes as much of it.
+    let number = request as u32;
+    if vfio::concerns(number)
+        && let Some(Err(errno)) = own(|| vfio::look(number, Argument(argument)))
+    {
+        real::set_errno(errno.raw_os_error());
+        return -1;
+    }
+    let mut entries = Entries::default();
+    loop {
+        // SAFETY: the caller's promise.
+        let result = unsafe { real::ioctl(fd, request, argument) };
+        let met_end = number == KVM_RUN && result == -1 && real::errno() == libc::EFAULT;
+        if !met_end || !slot::any() || own(|| entries.again()) != Some(true) {
+            return result;
+        }
     }
 }

@@ -12,7 +12,10 @@
 //! - `place` sees where QEMU maps a window's memfd, and that it goes away.
 //! - `fault` has the SIGBUS of a guest that reads where a file has ended mended
 //!   (`mend`, `mended`, `pages`), and gives QEMU every other; `signals` keeps
-//!   QEMU from blocking it.
+//!   QEMU from blocking it. `kvm` does the same where KVM_RUN fails instead.
+//! - `others` keeps files out of guest memory that somebody looks into who would
+//!   not see them, and such others out where files are; `vfio` recognises
+//!   devices.
 //!
 //! `interpose` has the functions that stand in front of the C library's;
 //! `real` those of the C library.
@@ -27,10 +30,12 @@ mod connection;
 mod fault;
 mod held;
 mod interpose;
+mod kvm;
 mod lines;
 mod mend;
 mod mended;
 mod notes;
+mod others;
 mod pages;
 mod pieces;
 mod place;
@@ -39,3 +44,4 @@ mod real;
 mod serve;
 mod signals;
 mod slot;
+mod vfio;

@@ -12,6 +12,8 @@ pub(crate) enum Cause {
     Place,
     Channel,
     Handler,
+    BackEnd,
+    Pinning,
     Panic,
 }
 

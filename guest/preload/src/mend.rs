@@ -67,7 +67,7 @@ pub(crate) fn put_run(slot: &Slot, space: &SpaceGuard<'_>, at: usize) -> Result<
     let page = page_bytes();
     let book = slot.book;
     let range_end = ((at / RANGE + 1) * RANGE).min(bytes);
-    let next = book.mended.next(space, at, range_end);
+    let next = book.mended.first(space, at + page, range_end);
     let most = next.map_or(range_end, |next| next.at);
     let in_order = book.pieces.shown(space, at) == Shown::OnePart;
     // Each is looked at: a file of a full tmpfs has lost its holes alone.

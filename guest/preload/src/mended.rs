@@ -46,6 +46,14 @@ pub(crate) struct Mended {
 }
 
 impl Record {
+    const fn free() -> Record {
+        Record {
+            at: AtomicUsize::new(0),
+            len: AtomicUsize::new(0),
+            kept: AtomicUsize::new(0),
+        }
+    }
+
     fn get(&self) -> Option<Run> {
         let [at, len, kept] =
             [&self.at, &self.len, &self.kept].map(|place| place.load(Ordering::Relaxed));
@@ -61,13 +69,8 @@ impl Record {
 
 impl Mended {
     pub(crate) const fn none() -> Mended {
-        const FREE: Record = Record {
-            at: AtomicUsize::new(0),
-            len: AtomicUsize::new(0),
-            kept: AtomicUsize::new(0),
-        };
         Mended {
-            records: [const { FREE }; MOST],
+            records: [const { Record::free() }; MOST],
             count: AtomicUsize::new(0),
         }
     }
@@ -82,10 +85,10 @@ impl Mended {
         records.filter_map(|record| Some((record, record.get()?)))
     }
 
-    /// The first run behind `at` and before `end`.
-    pub(crate) fn next(&self, _: &SpaceGuard<'_>, at: usize, end: usize) -> Option<Run> {
+    /// The first run that begins in `from..to`.
+    pub(crate) fn first(&self, _: &SpaceGuard<'_>, from: usize, to: usize) -> Option<Run> {
         let runs = self.runs().map(|(_, run)| run);
-        runs.filter(|run| run.at > at && run.at < end)
+        runs.filter(|run| run.at >= from && run.at < to)
             .min_by_key(|run| run.at)
     }
 

@@ -28,7 +28,7 @@ impl Note {
     }
 }
 
-/// The fields of a window.
+/// The fields of a window. The memfd has them from byte `at` on.
 pub(crate) struct Counts([AtomicU64; Note::COUNT]);
 
 impl Counts {
@@ -42,6 +42,12 @@ impl Counts {
             .for_each(|count| count.store(0, Ordering::Relaxed));
     }
 
+    /// Sets a field.
+    pub(crate) fn set(&self, memfd: BorrowedFd<'_>, at: u64, note: Note, value: u64) {
+        self.0[note as usize].store(value, Ordering::Relaxed);
+        write(memfd, at, note, value);
+    }
+
     /// Adds to a field. Two that are added at once may be told in either
     /// order, so that the smaller number stays until the next.
     pub(crate) fn add(&self, memfd: BorrowedFd<'_>, at: u64, note: Note, number: u64) {
@@ -53,9 +59,8 @@ impl Counts {
     }
 }
 
-/// Writes a field of the notes that are at `at`. Nobody can be told that it
-/// failed.
-pub(crate) fn write(memfd: BorrowedFd<'_>, at: u64, note: Note, value: u64) {
+/// Writes a field. Nobody can be told that it failed.
+fn write(memfd: BorrowedFd<'_>, at: u64, note: Note, value: u64) {
     let offset = at + note.offset() as u64;
     let _ = rustix::io::pwrite(memfd, &value.to_ne_bytes(), offset);
 }

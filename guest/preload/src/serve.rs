@@ -59,6 +59,9 @@ fn serve(slot: &'static Slot, window: Window, channel: UnixStream) -> io::Result
             Progress::WaitWritable => PollFlags::OUT,
             Progress::Closed => return Ok(()),
         };
+        if server.stats().live == 0 {
+            slot.shows_nothing();
+        }
     }
 }
 

@@ -21,6 +21,7 @@ use rustix::io::Errno;
 use crate::held::HeldFd;
 use crate::mended::Mended;
 use crate::notes::{Counts, Note};
+use crate::others::others;
 use crate::pieces::Pieces;
 use crate::preamble::Offer;
 
@@ -83,6 +84,13 @@ struct Watcher;
 static WATCHER: Watcher = Watcher;
 
 impl Tenant for Watcher {
+    fn may_map(&self, _: &SpaceGuard<'_>) -> Result<(), Errno> {
+        match others() {
+            0 => Ok(()),
+            _ => Err(Errno::PERM),
+        }
+    }
+
     fn replaced(&self, space: &SpaceGuard<'_>, at: usize, len: usize, by_file: bool) {
         if let Some(slot) = of(space) {
             slot.book.pieces.replaced(space, at, len, by_file);
@@ -176,6 +184,25 @@ impl Slot {
         }
     }
 
+    /// Tells the daemon who else was there.
+    pub(crate) fn note_others(&self, others: u64) {
+        if let Some(memfd) = self.memfd.get() {
+            let at = self.bytes() as u64;
+            self.book.counts.set(memfd, at, Note::Others, others);
+        }
+    }
+
+    /// Whether any file is mapped.
+    pub(crate) fn shows_files(&self, space: &SpaceGuard<'_>) -> bool {
+        self.book.pieces.count(space) != 0
+    }
+
+    /// Nothing is mapped, as whoever counts to the byte has found.
+    pub(crate) fn shows_nothing(&self) {
+        let space = self.space.lock();
+        self.book.pieces.clear(&space, self.bytes());
+    }
+
     /// Has the window's thread look at what was mended.
     pub(crate) fn wake(&self) {
         if let Some(wake) = self.wake.get() {
@@ -198,6 +225,8 @@ impl Slot {
         self.identity[1].store(stat.st_ino, Ordering::Relaxed);
         self.memfd.put(Some(offer.memfd));
         self.wake.put(Some(wake));
+        // Whoever comes later finds this slot, once it is served.
+        self.note_others(others());
         Ok((window, offer.channel))
     }
 
@@ -230,6 +259,19 @@ pub(crate) fn take(
         TAKEN.fetch_sub(1, Ordering::Relaxed);
     }
     started
+}
+
+/// Calls `look` with all windows, locked. None comes meanwhile.
+pub(crate) fn locked_all<T>(
+    look: impl FnOnce(&mut dyn Iterator<Item = (&'static Slot, &SpaceGuard<'_>)>) -> T,
+) -> T {
+    let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    let guards = SLOTS.each_ref().map(|slot| {
+        let is_taken = !slot.is(Life::Free);
+        is_taken.then(|| slot.space.lock())
+    });
+    let locked = SLOTS.iter().zip(&guards);
+    look(&mut locked.filter_map(|(slot, space)| Some((slot, space.as_ref()?))))
 }
 
 /// Has the windows forget those of their places that overlap `len` bytes from

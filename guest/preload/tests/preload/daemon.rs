@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::io::{IoSlice, Read, Write};
 use std::mem::MaybeUninit;
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::fs::FileExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -172,10 +172,6 @@ impl Daemon {
         address.parse().expect("an address")
     }
 
-    pub(crate) fn memfd(&self) -> &File {
-        &self.memfd
-    }
-
     /// What the library has noted.
     pub(crate) fn notes(&self) -> Notes {
         let mut bytes = [0; size_of::<Notes>()];
@@ -251,9 +247,4 @@ pub(crate) fn until(what: &str, mut holds: impl FnMut() -> bool) {
         assert!(start.elapsed() < LONG, "{what}");
         std::thread::sleep(Duration::from_millis(2));
     }
-}
-
-/// A descriptor of nothing in particular.
-pub(crate) fn null() -> OwnedFd {
-    File::open("/dev/null").expect("/dev/null").into()
 }

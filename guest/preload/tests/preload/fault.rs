@@ -159,7 +159,9 @@ impl Full {
         let file = options.read(true).write(true).create_new(true).open(path);
         let file = file.expect("a file");
         file.set_len(RANGE).expect("size");
-        [0, SECOND].map(|n| daemon::write_page(&file, n));
+        for n in [0, SECOND] {
+            daemon::write_page(&file, n);
+        }
         file.sync_all().expect("synced");
         let filler = File::create(directory.path().join("filler")).expect("a file");
         let mut room = 0;

@@ -4,7 +4,9 @@
 
 mod daemon;
 mod fault;
+mod kvm;
 mod mapping;
+mod others;
 mod vmm;
 
 use daemon::{Daemon, page, pages};

@@ -177,7 +177,7 @@ fn no_map_lands_in_memory_that_was_a_window() {
     let mut vmm = Vmm::start();
     let daemon = Daemon::with_window(&mut vmm, "fs");
     let file = pages(512);
-    vmm.tell("churn fs 300");
+    vmm.tell("churn fs 100");
     let is_over = std::sync::atomic::AtomicBool::new(false);
     std::thread::scope(|scope| {
         let mapper = scope.spawn(|| {

@@ -11,6 +11,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 
 mod calls;
 mod churn;
+mod devices;
 mod role;
 mod signals;
 
@@ -36,7 +37,8 @@ pub(crate) struct End {
 pub(crate) fn built(name: &str) -> PathBuf {
     let program = std::env::current_exe().expect("a path");
     let path = program.parent().expect("a directory").join(name);
-    assert!(path.exists(), "{} has to be built", path.display());
+    let cure = "cargo build -p daxwindow-preload --examples";
+    assert!(path.exists(), "{} has to be built: {cure}", path.display());
     path
 }
 
@@ -45,8 +47,13 @@ impl Vmm {
         Vmm::preloading(&[])
     }
 
+    /// With the stand-in for KVM and devices behind the library.
+    pub(crate) fn with_devices() -> Vmm {
+        Vmm::preloading(&[&built("../examples/libioctl_stand_in.so")])
+    }
+
     /// With other libraries behind this one.
-    pub(crate) fn preloading(others: &[&Path]) -> Vmm {
+    fn preloading(others: &[&Path]) -> Vmm {
         let mut preload = built("libdaxwindow_preload.so").into_os_string();
         for other in others {
             preload.push(":");

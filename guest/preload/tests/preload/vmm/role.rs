@@ -1,10 +1,10 @@
 //! What the program does with an order.
 
 use std::io::{self, BufRead, Write};
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 
-use super::{ANSWER, Place, ROLE, Things, calls, signals};
+use super::{ANSWER, Place, ROLE, Things, calls, devices, signals};
 
 /// Runs as a program of its own; see [`Vmm`](super::Vmm).
 #[test]
@@ -72,6 +72,19 @@ impl Things {
             // SAFETY: no precondition.
             ["raise-sigbus"] => drop(unsafe { libc::raise(libc::SIGBUS) }),
             ["block-all", by] => return signals::block_all(by),
+            ["send-memfd", over, of] => {
+                let fd = self.memfds[of].as_raw_fd();
+                calls::send(&self.sockets[over], &[0; 12], Some(fd))?;
+            }
+            ["ioctl", request] => return devices::plain(request),
+            ["pin", way, name, at, len] => {
+                return devices::pin(way, self.address(name, at), number(len));
+            }
+            ["pin-elsewhere", way] => return devices::pin(way, calls::PAGE, calls::PAGE),
+            ["pin-memfd", name] => return devices::pin_file(&self.memfds[name], calls::PAGE),
+            ["run", name, at, processors] => {
+                return devices::run(self.address(name, at), number(processors));
+            }
             ["threads"] => return threads(),
             _ => panic!("{words:?}"),
         }
