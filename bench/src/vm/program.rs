@@ -187,9 +187,9 @@ pub fn preload_library() -> Result<PathBuf> {
     let own = std::env::current_exe().context("find this executable")?;
     let folders = own.ancestors().skip(1).take(2);
     let mut places = folders.flat_map(|folder| [folder.join(NAME), folder.join("deps").join(NAME)]);
-    places.find(|place| place.is_file()).with_context(|| {
-        format!("{NAME} is not built: cargo build --release -p daxwindow-preload")
-    })
+    places
+        .find(|place| place.is_file())
+        .with_context(|| format!("{NAME} is not built: cargo build --release -p daxwindow-preload"))
 }
 
 /// An example of this workspace, built beside the running test by

@@ -34,4 +34,5 @@ mod together;
 mod traps;
 mod trees;
 mod user_mode;
+mod whole;
 mod workshop;

@@ -13,10 +13,17 @@ use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
 
 use daxwindow_shared::preload::MARK;
+use rustix::io::fcntl_getfd;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 
 use crate::fs::ProcFd;
+
+/// Numbers that are looked at where nothing tells how many are in use.
+const NUMBERS: RawFd = 1 << 12;
+/// Numbers that are looked at behind the last in use: other threads open and
+/// close descriptors meanwhile.
+const BEHIND: RawFd = 1 << 8;
 
 /// Connections of VMMs with the library, by their names.
 #[derive(Debug, Default)]
@@ -48,10 +55,18 @@ impl Connections {
 /// Every marked connection at the listener's address, with its name.
 fn marked(listener: &UnixListener) -> io::Result<Vec<(Vec<u8>, UnixStream)>> {
     let here = listener.local_addr()?;
-    let numbers = ProcFd::open()?.numbers()?;
+    let mut unseen = ProcFd::open()?.count()?;
     let mut found = Vec::new();
-    for number in numbers {
-        let Some(stream) = stream(number) else {
+    let mut end = NUMBERS;
+    let mut number = 0;
+    while unseen > 0 || number < end {
+        let descriptor = descriptor(number);
+        number += 1;
+        if descriptor.is_some() && unseen > 0 {
+            unseen -= 1;
+            end = number + BEHIND;
+        }
+        let Some(stream) = descriptor.and_then(stream) else {
             continue;
         };
         let name = stream.peer_addr().ok().and_then(|peer| mark_of(&peer));
@@ -63,15 +78,17 @@ fn marked(listener: &UnixListener) -> io::Result<Vec<(Vec<u8>, UnixStream)>> {
     Ok(found)
 }
 
-/// Another descriptor of that one, if it is a connection.
-fn stream(number: RawFd) -> Option<UnixStream> {
-    if number < 0 {
-        return None;
-    }
-    // SAFETY: borrowed for questions to the kernel and for its duplication. If
-    // another thread closes it meanwhile, the kernel answers EBADF or speaks
-    // of another one; what counts is asked of the duplicate.
+/// The descriptor of this number, if it is open.
+fn descriptor<'a>(number: RawFd) -> Option<BorrowedFd<'a>> {
+    // SAFETY: not -1, and borrowed for questions to the kernel and for its
+    // duplication. If another thread closes it meanwhile, the kernel answers
+    // EBADF or speaks of another one; what counts is asked of the duplicate.
     let borrowed = unsafe { BorrowedFd::borrow_raw(number) };
+    fcntl_getfd(borrowed).is_ok().then_some(borrowed)
+}
+
+/// Another descriptor of that one, if it is a connection.
+fn stream(borrowed: BorrowedFd<'_>) -> Option<UnixStream> {
     if socket_domain(borrowed) != Ok(AddressFamily::UNIX) {
         return None;
     }
