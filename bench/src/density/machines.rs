@@ -15,7 +15,7 @@ use super::pattern::{Part, Pattern};
 use super::point::{MEMMAP, mib};
 use super::reader::Told;
 use super::stage::{Stack, Stage, Wanted};
-use crate::vm::{AccelChoice, Dax, ShareOptions, Vm, VmOptions};
+use crate::vm::{AccelChoice, Dax, ShareOptions, Vm, VmOptions, preload_library};
 
 /// Guest memory besides what a guest may read.
 pub(super) const SPARE_MEMORY: u64 = 320 << 20;
@@ -170,6 +170,7 @@ fn options(wish: &Wish<'_>, stage: &Stage, guest: usize) -> Result<VmOptions> {
         ..ShareOptions::new(wish.data.directory(), dax)
     };
     Ok(VmOptions {
+        preload: Some(preload_library()?),
         memory_bytes: guest_memory(wish.data.bytes),
         accel: wish.accel,
         programs: vec![std::env::current_exe().context("find this executable")?],

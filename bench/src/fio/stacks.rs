@@ -3,7 +3,8 @@
 //!
 //! | stack | what it is |
 //! | --- | --- |
-//! | `dax-always`, `dax-inode` | daxwindowd with a window, mounted with `dax=always`, `dax=inode` |
+//! | `dax-always`, `dax-inode` | daxwindowd with a window in one piece, mounted with `dax=always`, `dax=inode` |
+//! | `dax-ranges` | the same with `dax=always`, each range mapped by QEMU |
 //! | `dax-never` | daxwindowd without one |
 //! | `virtiofsd-auto`, `virtiofsd-always` | virtiofsd with `--cache auto`, `--cache always` |
 //! | `9p` | QEMU's own server, mounted with `cache=loose` and the largest messages |
@@ -21,13 +22,17 @@ use clap::ValueEnum;
 use super::tree::Tree;
 use crate::vm::kernel::Flavour;
 use crate::vm::qemu::escaped;
-use crate::vm::{AccelChoice, Dax, Kit, ShareOptions, VmOptions, module_of, peers};
+use crate::vm::{
+    AccelChoice, Dax, Kit, ShareOptions, VmOptions, module_of, peers, preload_library,
+};
 
 /// One way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]
 pub(super) enum Stack {
     /// daxwindowd, all files through the window
     DaxAlways,
+    /// daxwindowd, all files through a window that QEMU maps range by range
+    DaxRanges,
     /// daxwindowd, the files that gain by it
     DaxInode,
     /// daxwindowd without a window
@@ -49,6 +54,7 @@ impl Stack {
     pub(super) fn name(self) -> &'static str {
         match self {
             Stack::DaxAlways => "daxwindow dax=always",
+            Stack::DaxRanges => "daxwindow dax=always by ranges",
             Stack::DaxInode => "daxwindow dax=inode",
             Stack::DaxNever => "daxwindow dax=never",
             Stack::VirtiofsdAuto => "virtiofsd cache=auto",
@@ -62,6 +68,7 @@ impl Stack {
     pub(super) fn word(self) -> &'static str {
         match self {
             Stack::DaxAlways => "dax-always",
+            Stack::DaxRanges => "dax-ranges",
             Stack::DaxInode => "dax-inode",
             Stack::DaxNever => "dax-never",
             Stack::VirtiofsdAuto => "virtiofsd-auto",
@@ -73,7 +80,12 @@ impl Stack {
 
     /// Bytes come through the window.
     pub(super) fn has_window(self) -> bool {
-        matches!(self, Stack::DaxAlways | Stack::DaxInode)
+        matches!(self, Stack::DaxAlways | Stack::DaxRanges | Stack::DaxInode)
+    }
+
+    /// QEMU maps one region.
+    fn is_in_one_piece(self) -> bool {
+        self.has_window() && self != Stack::DaxRanges
     }
 
     /// Ours.
@@ -97,7 +109,7 @@ impl Stack {
 
     fn share(self, tree: &Tree, setup: &Setup) -> Option<ShareOptions> {
         let dax = match self {
-            Stack::DaxAlways => Dax::Always,
+            Stack::DaxAlways | Stack::DaxRanges => Dax::Always,
             Stack::DaxInode => Dax::Inode,
             Stack::DaxNever | Stack::VirtiofsdAuto | Stack::VirtiofsdAlways => Dax::Never,
             Stack::NineP | Stack::Blk => return None,
@@ -113,6 +125,10 @@ impl Stack {
             Stack::VirtiofsdAuto => told(&["--cache=auto"]),
             Stack::VirtiofsdAlways => told(&["--cache=always"]),
             _ => told(&["--status-socket", &tree.status(self).to_string_lossy()]),
+        }
+        if self == Stack::DaxRanges {
+            let ranges = ["--dax-mapping", "ranges"].map(str::to_owned);
+            share.daemon_arguments.extend(ranges);
         }
         if self.is_daxwindow() {
             share
@@ -180,6 +196,9 @@ pub(super) fn guest(kit: &Kit, stacks: &[Stack], tree: &Tree, setup: &Setup) -> 
         kernel_arguments: vec!["tsc=reliable".into()],
         ..VmOptions::new(shares.collect())
     };
+    if stacks.iter().any(|stack| stack.is_in_one_piece()) {
+        options.preload = Some(preload_library()?);
+    }
     // QEMU takes the last one.
     if let Some(model) = &setup.cpu_model {
         options.qemu_arguments = vec!["-cpu".into(), model.clone()];
@@ -257,8 +276,9 @@ mod tests {
     fn a_window_has_a_guest_to_itself() {
         let all = Stack::value_variants();
         let guests = guests(all);
-        assert_eq!(guests[..2], [[Stack::DaxAlways], [Stack::DaxInode]]);
-        assert_eq!(guests[2].len(), all.len() - 2);
+        let windows = [[Stack::DaxAlways], [Stack::DaxRanges], [Stack::DaxInode]];
+        assert_eq!(guests[..3], windows);
+        assert_eq!(guests[3].len(), all.len() - 3);
         assert_eq!(super::guests(&[Stack::NineP]), [[Stack::NineP]]);
     }
 

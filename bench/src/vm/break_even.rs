@@ -12,6 +12,7 @@ use anyhow::{Context, Result, bail, ensure};
 
 use super::guest::Vm;
 use super::options::{AccelChoice, Dax, ShareOptions, VmOptions, parse_window};
+use super::program::preload_library;
 use crate::cleanup::Scratch;
 use crate::figures::table;
 use crate::stats::{Paired, Random};
@@ -123,6 +124,7 @@ fn boot(args: &Args, files: &Path) -> Result<Vm> {
     Vm::boot(&VmOptions {
         accel: args.accel,
         offline: args.offline,
+        preload: Some(preload_library()?),
         memory_bytes: 1 << 30,
         ..VmOptions::new(shares)
     })

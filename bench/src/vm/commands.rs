@@ -12,6 +12,7 @@ use super::debian::Debian;
 use super::guest::Vm;
 use super::kit::Kit;
 use super::machine::VmFailure;
+use super::program::preload_library;
 use daxwindow_shared::size::parse_bytes;
 
 use super::options::{
@@ -182,6 +183,11 @@ struct GuestArgs {
     #[arg(long, value_name = "ARG", allow_hyphen_values = true)]
     qemu_arg: Vec<String>,
 
+    /// Have QEMU map the window range by range, without the library that maps
+    /// it in one piece
+    #[arg(long)]
+    no_preload: bool,
+
     /// Fetch nothing
     #[arg(long)]
     offline: bool,
@@ -206,7 +212,12 @@ impl GuestArgs {
             device: self.device,
             ..ShareOptions::new(directory, self.dax.unwrap_or(dax))
         };
+        let preload = match self.no_preload {
+            true => None,
+            false => Some(preload_library()?),
+        };
         Ok(VmOptions {
+            preload,
             memory_bytes: self.memory,
             cpus: self.cpus,
             accel: self.accel,

@@ -15,7 +15,7 @@ use super::Dax;
 use super::capabilities::Capabilities;
 use super::front_end::{Ask, FrontEnd, FrontEndError, Source};
 use super::policy::{DaxMode, MemorySlots};
-use super::whole::{Mapping, NotWhole, Whole};
+use super::whole::{self, Mapping, NotWhole, Whole};
 
 /// Which way the window is mapped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -45,9 +45,16 @@ impl fmt::Display for Way {
     }
 }
 
+/// Tells the library that this is no back end of another kind, which would
+/// take windows for memory.
+fn no_window(connection: &UnixStream) {
+    if let Err(error) = whole::send_preamble(connection, 0, &[]) {
+        tracing::warn!(%error, "the VMM's preloaded library takes the share for another back end");
+    }
+}
+
 impl Dax {
-    /// Whether a client that has the library is told of it.
-    pub fn wants_library(&self) -> bool {
+    fn wants_library(&self) -> bool {
         self.options.mapping != Mapping::Ranges
             && self.options.mode != DaxMode::Never
             && self.window_bytes() > 0
@@ -56,6 +63,9 @@ impl Dax {
     /// A client has connected whose VMM has the library. Its first reply may
     /// come after this.
     pub fn greet(&self, connection: &UnixStream) {
+        if !self.wants_library() {
+            return no_window(connection);
+        }
         let patience = self.options.front_end_timeout;
         match Whole::send(connection, self.window_bytes(), patience, &self.channels) {
             Ok(whole) => *self.whole.lock() = Ok(Arc::new(whole)),

@@ -6,8 +6,8 @@
 //! other means than the VMM's address space; whoever does sees no file there.
 
 use std::io::{self, IoSlice};
-use std::mem::offset_of;
-use std::os::fd::{AsFd, OwnedFd};
+use std::mem::{MaybeUninit, offset_of};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
@@ -128,23 +128,7 @@ impl Whole {
         backend.set_reply_ack_flag(true);
         backend.set_shmem_flag(true);
         let channel = Channel::new(backend, patience, channels)?;
-        let preamble = Preamble {
-            magic: MAGIC,
-            window_bytes: bytes,
-        };
-        let descriptors = [theirs.as_fd(), memfd.as_fd()];
-        let mut space = [std::mem::MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
-        let mut ancillary = SendAncillaryBuffer::new(&mut space);
-        ancillary.push(SendAncillaryMessage::ScmRights(&descriptors));
-        let sent = rustix::net::sendmsg(
-            connection,
-            &[IoSlice::new(preamble.as_bytes())],
-            &mut ancillary,
-            SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
-        )?;
-        if sent != size_of::<Preamble>() {
-            return Err(io::ErrorKind::WriteZero.into());
-        }
+        send_preamble(connection, bytes, &[theirs.as_fd(), memfd.as_fd()])?;
         Ok(Whole {
             channel: Arc::new(channel),
             memfd: Arc::new(memfd),
@@ -181,6 +165,38 @@ impl Whole {
 
     pub(super) fn is_in_force(&self) -> bool {
         self.is_in_force.load(SeqCst)
+    }
+}
+
+/// Tells the library of a window of `bytes` (zero: there is none), with the
+/// channel and the memfd.
+///
+/// # Errors
+///
+/// The kernel's.
+pub(super) fn send_preamble(
+    connection: &UnixStream,
+    bytes: u64,
+    descriptors: &[BorrowedFd<'_>],
+) -> io::Result<()> {
+    let preamble = Preamble {
+        magic: MAGIC,
+        window_bytes: bytes,
+    };
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(2))];
+    let mut ancillary = SendAncillaryBuffer::new(&mut space);
+    if !descriptors.is_empty() {
+        ancillary.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    let sent = rustix::net::sendmsg(
+        connection,
+        &[IoSlice::new(preamble.as_bytes())],
+        &mut ancillary,
+        SendFlags::NOSIGNAL | SendFlags::DONTWAIT,
+    )?;
+    match sent == size_of::<Preamble>() {
+        true => Ok(()),
+        false => Err(io::ErrorKind::WriteZero.into()),
     }
 }
 
@@ -222,7 +238,6 @@ const _: () = assert!(offset_of!(Notes, others) == 0);
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::mem::MaybeUninit;
 
     use rustix::net::{RecvAncillaryBuffer, RecvAncillaryMessage, RecvFlags};
     use zerocopy::FromBytes;

@@ -195,12 +195,9 @@ fn serve_client(
     let adopted = device.adopt(rings, true);
     adopted.map_err(io_error("start the threads of the queues"))?;
     let greeting = device.hold_features();
-    let before = server
-        .dax()
-        .wants_library()
-        .then(|| Connections::at(socket.listener()));
+    let before = Connections::at(socket.listener());
     let started = daemon.start(listener);
-    if let (Some(before), Ok(())) = (before, &started) {
+    if started.is_ok() {
         greet(server, socket, before);
     }
     drop(greeting);
@@ -227,7 +224,7 @@ fn serve_client(
     served
 }
 
-/// Tells a VMM that has the library of it, before the first reply.
+/// Speaks to the library of a VMM that has it, before the first reply.
 fn greet(server: &Arc<Server>, socket: &Socket, before: io::Result<Connections>) {
     match before.and_then(|before| before.newer(socket.listener())) {
         Ok(Some(connection)) => server.dax().greet(&connection),

@@ -4,7 +4,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
-use super::{Point, Pressure, Unmount};
+use super::{Point, Pressure, Unmount, Way};
 use crate::machine::Machine;
 use crate::runs::{Better, Cell, Header};
 use crate::vm::kernel::Flavour;
@@ -14,8 +14,8 @@ use crate::vm::{AccelChoice, Kit, Surroundings};
 const STUDY: &str = "mapping-cost";
 
 /// The guest of one setting with many ranges, or with a window of this size.
-pub(super) fn stack(slots: &str) -> String {
-    format!("daxwindow --memory-slots {slots}")
+pub(super) fn stack(way: Way) -> String {
+    format!("daxwindow {}", way.name())
 }
 
 /// The cell that comes last of a guest with many ranges.
@@ -35,10 +35,10 @@ pub(super) fn header(share: &Path, accel: AccelChoice, daemon: &str) -> Result<H
     Ok(header)
 }
 
-pub(super) fn point(slots: &str, point: &Point) -> [Cell; 2] {
+pub(super) fn point(way: Way, point: &Point) -> [Cell; 2] {
     let cell = |part: &str, metric: &str, us: f64, p90: f64| {
         let id = format!("first-touch/{part}/{}", point.live);
-        let mut cell = Cell::new(id, stack(slots), "ms", Better::Lower);
+        let mut cell = Cell::new(id, stack(way), "ms", Better::Lower);
         cell.group = "first touch of a range".into();
         cell.what = format!("{metric} with {} ranges live", point.live);
         cell.metric = metric.into();
@@ -66,8 +66,8 @@ pub(super) fn point(slots: &str, point: &Point) -> [Cell; 2] {
     ]
 }
 
-pub(super) fn unmount(slots: &str, unmount: &Unmount) -> Cell {
-    let mut cell = Cell::new(UNMOUNT, stack(slots), "s", Better::Lower);
+pub(super) fn unmount(way: Way, unmount: &Unmount) -> Cell {
+    let mut cell = Cell::new(UNMOUNT, stack(way), "s", Better::Lower);
     cell.group = "unmount".into();
     cell.what = format!("unmount with {} ranges live", unmount.live);
     cell.metric = "time".into();
@@ -76,9 +76,9 @@ pub(super) fn unmount(slots: &str, unmount: &Unmount) -> Cell {
     cell
 }
 
-pub(super) fn pressure(slots: &str, pressure: &Pressure) -> Cell {
+pub(super) fn pressure(way: Way, pressure: &Pressure) -> Cell {
     let id = pressure_id(pressure.window_bytes);
-    let mut cell = Cell::new(id, stack(slots), "mappings/s", Better::Higher);
+    let mut cell = Cell::new(id, stack(way), "mappings/s", Better::Higher);
     cell.group = "a file of 1 GiB through a window that it does not fit in".into();
     let mib = pressure.window_bytes >> 20;
     cell.what = format!("touching 1 GiB through a window of {mib} MiB");
@@ -89,10 +89,10 @@ pub(super) fn pressure(slots: &str, pressure: &Pressure) -> Cell {
 }
 
 /// A guest that could not be measured.
-pub(super) fn failed(id: &str, slots: &str, error: &anyhow::Error) -> Cell {
-    let mut cell = Cell::new(id, stack(slots), "", Better::Lower);
+pub(super) fn failed(id: &str, way: Way, error: &anyhow::Error) -> Cell {
+    let mut cell = Cell::new(id, stack(way), "", Better::Lower);
     cell.group = "failed".into();
-    cell.what = format!("{id} with --memory-slots {slots}");
+    cell.what = format!("{id} {}", way.name());
     cell.metric = "time".into();
     cell.error = Some(format!("{error:#}"));
     cell
@@ -112,15 +112,15 @@ mod tests {
             daemon_p50_us: 8000.0,
             daemon_p90_us: 9000.0,
         };
-        let [guest, daemon] = point("auto", &found);
-        assert_eq!(guest.stack, "daxwindow --memory-slots auto");
+        let [guest, daemon] = point(Way::Ranges, &found);
+        assert_eq!(guest.stack, "daxwindow by ranges");
         assert_eq!((guest.values[0], daemon.values[0]), (9.0, 8.0));
         assert_eq!(guest.detail["live_ranges"], 400.0);
         assert_ne!((guest.metric, guest.id), (daemon.metric, daemon.id));
         assert_eq!(pressure_id(64 << 20), "pressure/64M");
         let error = anyhow::anyhow!("no guest");
         assert_eq!(
-            failed(UNMOUNT, "off", &error).error.as_deref(),
+            failed(UNMOUNT, Way::RangesWithoutSlots, &error).error.as_deref(),
             Some("no guest")
         );
     }

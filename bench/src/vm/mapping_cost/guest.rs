@@ -7,9 +7,9 @@ use anyhow::{Context, Result, bail, ensure};
 use daxwindow_shared::window::RANGE_BYTES;
 use serde_json::Value;
 
-use super::{Args, Point, Pressure, Unmount};
+use super::{Args, Point, Pressure, Unmount, Way};
 use crate::vm::options::{Dax, ShareOptions, VmOptions};
-use crate::vm::program::example;
+use crate::vm::program::{example, preload_library};
 use crate::vm::{Vm, daemon_status};
 
 const FILE_BYTES: u64 = 1 << 30;
@@ -38,7 +38,8 @@ impl Scene<'_> {
         };
         std::fs::create_dir(scene.share())?;
         let file = std::fs::File::create(scene.share().join("file"))?;
-        file.set_len(FILE_BYTES).context("make a sparse file")?;
+        file.set_len(args.window.max(FILE_BYTES))
+            .context("make a sparse file")?;
         Ok(scene)
     }
 
@@ -47,21 +48,27 @@ impl Scene<'_> {
     }
 
     /// A guest with a window of this size.
-    pub(super) fn boot(&self, slots: &str, window: u64) -> Result<Guest> {
+    pub(super) fn boot(&self, way: Way, window: u64) -> Result<Guest> {
         let status = self.folder.path().join("status");
         let mut share = ShareOptions::new(self.share(), Dax::Always);
         share.window_bytes = window;
         share.daemon = self.args.daemon.clone();
-        let told = [
-            "--no-slot-limit",
-            "--memory-slots",
-            slots,
-            "--status-socket",
-        ];
-        share.daemon_arguments = told.iter().map(|s| (*s).into()).collect();
+        let told: &[&str] = match way {
+            Way::Whole => &["--dax-mapping", "whole"],
+            Way::Ranges => &["--dax-mapping", "ranges"],
+            Way::RangesWithoutSlots => &["--dax-mapping", "ranges", "--memory-slots", "off"],
+        };
+        let told = told.iter().chain(&["--no-slot-limit", "--status-socket"]);
+        share.daemon_arguments = told.map(|s| (*s).into()).collect();
         let place = status.to_string_lossy().into_owned();
         share.daemon_arguments.push(place);
         let options = VmOptions {
+            preload: match way {
+                Way::Whole => Some(preload_library()?),
+                Way::Ranges | Way::RangesWithoutSlots => None,
+            },
+            // A guest describes each page of the window.
+            memory_bytes: (512 << 20) + window / 32,
             cpus: 2,
             accel: self.args.accel,
             programs: vec![self.probe.clone()],

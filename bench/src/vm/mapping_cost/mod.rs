@@ -1,6 +1,7 @@
 //! `vm mapping-cost`: what a mapping costs on this VMM as more of them live.
 //!
-//! For each setting of `--memory-slots` one guest touches range after range of
+//! For each way, in one piece and range by range with the daemon's settings of
+//! `--memory-slots`, one guest touches range after range of
 //! a sparse file, is timed at some numbers of live ranges, and unmounts with
 //! all of them live; others then read the file through windows that it does
 //! not fit in. The guest's times are those of a fault in a mapped file; the
@@ -30,14 +31,15 @@ use guest::Scene;
 /// too small.
 #[derive(clap::Args)]
 pub(super) struct Args {
-    /// Settings of the daemon's --memory-slots to compare
+    /// Ways to compare: in one piece, range by range, and the same with
+    /// --memory-slots off
     #[arg(
         long,
         value_name = "LIST",
         value_delimiter = ',',
-        default_value = "auto,off"
+        default_value = "whole,ranges,ranges-without-slots"
     )]
-    memory_slots: Vec<String>,
+    way: Vec<Way>,
 
     /// Numbers of live ranges at which a first touch is timed; a guest keeps a
     /// fifth of the window's ranges free, so at most 400 with 1G
@@ -84,6 +86,28 @@ pub(super) struct Args {
     json: bool,
 }
 
+/// How a window is mapped.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
+#[serde(rename_all = "kebab-case")]
+enum Way {
+    /// In one piece
+    Whole,
+    /// Each range by QEMU
+    Ranges,
+    /// The same, and regions are not announced one by one
+    RangesWithoutSlots,
+}
+
+impl Way {
+    fn name(self) -> &'static str {
+        match self {
+            Way::Whole => "in one piece",
+            Way::Ranges => "by ranges",
+            Way::RangesWithoutSlots => "by ranges without slots",
+        }
+    }
+}
+
 /// Everything measured.
 #[derive(Debug, Serialize)]
 struct Outcome {
@@ -94,10 +118,10 @@ struct Outcome {
     settings: Vec<Setting>,
 }
 
-/// One setting of `--memory-slots`.
+/// One way.
 #[derive(Debug, Serialize)]
 struct Setting {
-    memory_slots: String,
+    way: Way,
     points: Vec<Point>,
     unmount: Option<Unmount>,
     pressure: Vec<Pressure>,
@@ -140,49 +164,40 @@ pub(super) fn run(args: &Args) -> Result<ExitCode> {
         settings: Vec::new(),
     };
     let mut run = open_run(args, &scene)?;
-    for slots in &args.memory_slots {
+    for &way in &args.way {
         let mut setting = Setting {
-            memory_slots: slots.clone(),
+            way,
             points: Vec::new(),
             unmount: None,
             pressure: Vec::new(),
         };
-        let wants = |id: &str| {
-            !run.as_ref()
-                .is_some_and(|r| r.has(id, &cells::stack(slots)))
-        };
+        let wants = |id: &str| !run.as_ref().is_some_and(|r| r.has(id, &cells::stack(way)));
         let many = wants(cells::UNMOUNT);
         let windows = args.windows().into_iter();
         let windows: Vec<u64> = windows.filter(|&w| wants(&cells::pressure_id(w))).collect();
         if many {
-            let found = scene.boot(slots, args.window).and_then(|guest| {
+            let found = scene.boot(way, args.window).and_then(|guest| {
                 (outcome.accelerator, outcome.guest_kernel) = guest.about();
                 guest.with_many_ranges(&args.live)
             });
-            let found = tell(
-                &mut run,
-                cells::UNMOUNT,
-                slots,
-                found,
-                |(points, unmount)| {
-                    let points = points.iter().flat_map(|p| cells::point(slots, p));
-                    points.chain([cells::unmount(slots, unmount)]).collect()
-                },
-            )?;
+            let found = tell(&mut run, cells::UNMOUNT, way, found, |(points, unmount)| {
+                let points = points.iter().flat_map(|p| cells::point(way, p));
+                points.chain([cells::unmount(way, unmount)]).collect()
+            })?;
             if let Some((points, unmount)) = found {
                 (setting.points, setting.unmount) = (points, Some(unmount));
             }
         }
         for window in windows {
-            let found = scene.boot(slots, window).and_then(|guest| {
+            let found = scene.boot(way, window).and_then(|guest| {
                 (outcome.accelerator, outcome.guest_kernel) = guest.about();
                 guest.with_a_small_window(window)
             });
             let id = cells::pressure_id(window);
-            let cell = |found: &Pressure| vec![cells::pressure(slots, found)];
+            let cell = |found: &Pressure| vec![cells::pressure(way, found)];
             setting
                 .pressure
-                .extend(tell(&mut run, &id, slots, found, cell)?);
+                .extend(tell(&mut run, &id, way, found, cell)?);
         }
         outcome.settings.push(setting);
     }
@@ -213,13 +228,14 @@ fn open_run(args: &Args, scene: &Scene<'_>) -> Result<Option<Run>> {
     let binary = crate::daemon::find(args.daemon.as_deref())?;
     let version = crate::daemon::version(&binary);
     let mut header = cells::header(&scene.share(), args.accel, &version)?;
-    header.option("memory-slots", args.memory_slots.join(","));
+    let ways: Vec<_> = args.way.iter().map(|way| way.name()).collect();
+    header.option("way", ways.join(", "));
     header.option("live", format!("{:?}", args.live));
     header.option("window", args.window);
     header.option("pressure", format!("{:?}", args.windows()));
     let mut run = Run::open(directory, header, args.fresh)?;
     let each = args.live.len() * 2 + 1 + args.windows().len();
-    run.plan(args.memory_slots.len() * each);
+    run.plan(args.way.len() * each);
     Ok(Some(run))
 }
 
@@ -228,7 +244,7 @@ fn open_run(args: &Args, scene: &Scene<'_>) -> Result<Option<Run>> {
 fn tell<T>(
     run: &mut Option<Run>,
     id: &str,
-    slots: &str,
+    way: Way,
     found: Result<T>,
     cells_of: impl Fn(&T) -> Vec<Cell>,
 ) -> Result<Option<T>> {
@@ -243,7 +259,7 @@ fn tell<T>(
             Ok(Some(found))
         }
         Err(error) => {
-            run.record(cells::failed(id, slots, &error))?;
+            run.record(cells::failed(id, way, &error))?;
             Ok(None)
         }
     }
@@ -256,18 +272,18 @@ fn print(outcome: &Outcome) {
     );
     let ms = |us: f64| format!("{} ms", short(us / 1e3));
     let mut points = table(&[
-        "--memory-slots, live ranges",
+        "way, live ranges",
         "first touch p50",
         "p90",
         "of it the daemon p50",
         "p90",
     ]);
-    let mut others = table(&["--memory-slots", "measured", "value"]);
+    let mut others = table(&["way", "measured", "value"]);
     for setting in &outcome.settings {
-        let slots = &setting.memory_slots;
+        let way = setting.way.name();
         for p in &setting.points {
             points.add_row([
-                format!("{slots}, {}", p.live),
+                format!("{way}, {}", p.live),
                 ms(p.guest_p50_us),
                 ms(p.guest_p90_us),
                 ms(p.daemon_p50_us),
@@ -276,14 +292,14 @@ fn print(outcome: &Outcome) {
         }
         if let Some(unmount) = &setting.unmount {
             others.add_row([
-                slots.clone(),
+                way.to_owned(),
                 format!("unmount with {} ranges live", unmount.live),
                 format!("{} s", short(unmount.seconds)),
             ]);
         }
         for p in &setting.pressure {
             others.add_row([
-                slots.clone(),
+                way.to_owned(),
                 format!("1G through a window of {}", bytes(p.window_bytes)),
                 format!(
                     "{} mappings/s, {}/s",
