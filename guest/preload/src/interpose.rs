@@ -74,7 +74,7 @@ pub(crate) unsafe extern "C" fn connect(
     // SAFETY: the caller's promise.
     let result = unsafe { real::connect(fd, address, len) };
     match socket.filter(|_| is_path && result == 0) {
-        Some(socket) => own(|| connection::connected(fd, socket)).unwrap_or_default(),
+        Some(socket) => own(|| connection::connected(socket)).unwrap_or_default(),
         None => connection::set_state(fd, State::Unknown),
     }
     result
@@ -211,7 +211,8 @@ fn first_received(fd: RawFd, socket: BorrowedFd<'_>, flags: c_int) -> Result<(),
     connection::set_state(fd, state);
     if state == State::Ours {
         match preamble::take(socket) {
-            Ok(offer) => serve::start(offer),
+            Ok(None) => {}
+            Ok(Some(offer)) => serve::start(offer),
             Err(why) => say(
                 Cause::Preamble,
                 format_args!("what daxwindowd said is ignored: {why}"),

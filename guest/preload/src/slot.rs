@@ -175,7 +175,8 @@ impl Slot {
         self.book.mended.clear(space);
     }
 
-    /// Adds to what the daemon is told of; for `note` see [`Counts`].
+    /// Adds to what the daemon is told of. Called under the lock of the space,
+    /// or by the window's thread: the slot is not emptied then.
     pub(crate) fn count(&self, note: Note, pages: u64) {
         if let Some(memfd) = self.memfd.get() {
             self.book
