@@ -129,6 +129,9 @@ impl Things {
             ["run", name, at, processors] => {
                 return devices::run(self.address(name, at), number(processors));
             }
+            ["run-failing-once", name, at] => {
+                return devices::run(self.address(name, at) | devices::FAILS_ONCE, 1);
+            }
             ["threads"] => return threads(),
             _ => panic!("{words:?}"),
         }
