@@ -39,7 +39,10 @@ impl Tenant for Listener {
     }
 
     fn replaced(&self, _: &SpaceGuard<'_>, at: usize, len: usize, by_file: bool) {
-        self.heard.lock().expect("no panic").push((at, len, by_file));
+        self.heard
+            .lock()
+            .expect("no panic")
+            .push((at, len, by_file));
     }
 }
 
@@ -70,7 +73,8 @@ fn load(address: usize) -> u8 {
 
 fn file_of(byte: u8) -> File {
     let mut file = tempfile::tempfile().expect("a file");
-    file.write_all(&vec![byte; RANGE as usize]).expect("written");
+    file.write_all(&vec![byte; RANGE as usize])
+        .expect("written");
     file
 }
 
@@ -110,7 +114,10 @@ fn files_are_where_the_place_is_and_nowhere_else() {
     assert_eq!([load(first), load(first + range_bytes)], [0, 2]);
     assert_eq!([load(second), load(second + range_bytes)], [3, 0]);
     window.unmap(range(PAGE, PAGE)).expect("unmapped");
-    assert_eq!([load(second), load(second + page), load(second + 2 * page)], [3, 0, 3]);
+    assert_eq!(
+        [load(second), load(second + page), load(second + 2 * page)],
+        [3, 0, 3]
+    );
 
     space.lock().forget_place();
     assert_eq!(map(&window, 0, 4), Err(Some(libc::ENXIO)));

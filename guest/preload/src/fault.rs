@@ -155,7 +155,7 @@ fn access(context: *mut c_void) -> Access {
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = context;
-        Access::Load
+        Access::Any
     }
 }
 
