@@ -72,7 +72,9 @@ fn put_lost(slot: &Slot, at: usize, end: usize) -> usize {
             false => Ok(0),
         };
         let Ok(put) = put else { return mended };
-        slot.count(Note::Mended, put as u64);
+        if put != 0 {
+            slot.count(Note::Mended, put as u64);
+        }
         mended += put;
         at += put.max(1) * page;
     }

@@ -70,6 +70,10 @@ unsafe fn first_bytes(message: *const msghdr) -> ([u8; HEADER_BYTES + 1], usize)
         // SAFETY: there are that many vectors, as the caller promises.
         let part = unsafe { message.msg_iov.add(n).read() };
         let taken = part.iov_len.min(bytes.len() - filled);
+        if taken == 0 {
+            // Its address may be none.
+            continue;
+        }
         // SAFETY: the vector has no less to read, and the target has room.
         unsafe {
             let target = bytes.as_mut_ptr().add(filled);
