@@ -7,7 +7,7 @@
 //! socket's own name has to agree, since a number that was closed may be
 //! another file's by now.
 
-use std::os::fd::{BorrowedFd, RawFd};
+use std::os::fd::{AsRawFd, BorrowedFd, RawFd};
 use std::sync::atomic::{AtomicU8, Ordering};
 
 use daxwindow_shared::preload::MARK;
@@ -67,8 +67,11 @@ const DIGITS: usize = 16;
 const TRIES: usize = 8;
 
 /// Before `fd` is connected to a path: gives it a name that begins with the
-/// mark, if it is a stream socket.
+/// mark, if it is a stream socket whose state can be kept.
 pub(crate) fn mark(fd: BorrowedFd<'_>) {
+    if place(fd.as_raw_fd()).is_none() {
+        return;
+    }
     let is_stream = sockopt::socket_type(fd) == Ok(SocketType::STREAM);
     let is_unix = sockopt::socket_domain(fd) == Ok(AddressFamily::UNIX);
     if !(is_stream && is_unix) {
@@ -110,12 +113,12 @@ pub(crate) fn is_marked(fd: BorrowedFd<'_>) -> bool {
 pub(crate) const HEADER_BYTES: usize = 12;
 
 /// After `fd` was connected to a path.
-pub(crate) fn connected(fd: RawFd, socket: BorrowedFd<'_>) {
+pub(crate) fn connected(socket: BorrowedFd<'_>) {
     let state = match is_marked(socket) {
         true => State::Marked,
         false => State::Unknown,
     };
-    set_state(fd, state);
+    set_state(socket.as_raw_fd(), state);
 }
 
 /// Before the first message is sent over a marked connection.

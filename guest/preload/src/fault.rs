@@ -155,7 +155,7 @@ fn access(context: *mut c_void) -> Access {
     #[cfg(not(target_arch = "x86_64"))]
     {
         let _ = context;
-        Access::Load
+        Access::Any
     }
 }
 
@@ -175,6 +175,8 @@ fn pass_on(signal: c_int, info: *mut siginfo_t, context: *mut c_void) {
     match action.sa_sigaction {
         libc::SIG_DFL | libc::SIG_IGN => by_default(signal, info, action.sa_sigaction),
         function => {
+            // Where there is nothing to block there is nothing to put back, and
+            // a handler may leave by `siglongjmp`, as QEMU's does.
             let _blocked = signals::block_also(&action.sa_mask);
             // SAFETY: the VMM says by SA_SIGINFO which of both types its handler
             // has, and the arguments are the kernel's.

@@ -44,11 +44,7 @@ impl Entries {
 /// Mends all pages that a window has lost; the number.
 fn mend_lost(slot: &Slot) -> usize {
     let ranges = (0..slot.bytes()).step_by(RANGE);
-    let mended = ranges.map(|range| mend_range(slot, range)).sum();
-    if mended != 0 {
-        slot.count(Note::Mended, mended as u64);
-    }
-    mended
+    ranges.map(|range| mend_range(slot, range)).sum()
 }
 
 fn mend_range(slot: &Slot, range: usize) -> usize {
@@ -75,8 +71,10 @@ fn put_lost(slot: &Slot, at: usize, end: usize) -> usize {
             true => put_run(slot, &space, at),
             false => Ok(0),
         };
-        drop(space);
         let Ok(put) = put else { return mended };
+        if put != 0 {
+            slot.count(Note::Mended, put as u64);
+        }
         mended += put;
         at += put.max(1) * page;
     }

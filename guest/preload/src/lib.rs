@@ -1,6 +1,10 @@
-//! A library to preload into QEMU (`LD_PRELOAD`), which has no configuration:
-//! it puts ranges of files into the DAX window of a virtio-fs device that is
-//! one region of QEMU's, at the daemon's request.
+//! A library to preload into QEMU (`LD_PRELOAD`): it puts ranges of files into
+//! the DAX window of a virtio-fs device that is one region of QEMU's, at the
+//! daemon's request. It has no configuration.
+//!
+//! ```text
+//! LD_PRELOAD=/usr/lib/daxwindow/libdaxwindow_preload.so qemu-system-x86_64 …
+//! ```
 //!
 //! What it does for whom:
 //! - `connection` marks QEMU's end of vhost-user connections, so that
@@ -19,6 +23,12 @@
 //!
 //! `interpose` has the functions that stand in front of the C library's;
 //! `real` those of the C library.
+//!
+//! What it cannot do: it sees only connections that QEMU makes itself by
+//! `connect`, not those that it inherits. Under KVM, a store into a page that
+//! the file's file system has no room for ends the guest, as it does without
+//! the library. What a guest stores behind the end of a file takes memory of
+//! QEMU's, at most as much as the window has.
 //!
 //! Laws: a call that is not about a window of ours passes through, and costs a
 //! load and a comparison; QEMU is never aborted, nor made to wait for a daemon;

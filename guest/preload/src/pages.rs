@@ -14,20 +14,33 @@ use rustix::mm::{self, Advice, MapFlags, MremapFlags, ProtFlags};
 pub(crate) enum Access {
     Load,
     Store,
+    /// The one or the other: the machine does not say.
+    #[cfg_attr(target_arch = "x86_64", allow(dead_code))]
+    Any,
 }
 
 /// Whether an access would find a page, and makes it find one: in a file that
 /// has ended there is none. It waits for the file system where it has to read.
 /// At an address that is nobody's, or somebody else's by now, it does no harm.
 pub(crate) fn has_page(page: usize, access: Access) -> Result<(), Errno> {
-    let advice = match access {
-        Access::Load => Advice::LinuxPopulateRead,
-        Access::Store => Advice::LinuxPopulateWrite,
-    };
-    let len = page_bytes();
+    match access {
+        Access::Load => populate(page, Advice::LinuxPopulateRead),
+        Access::Store => populate(page, Advice::LinuxPopulateWrite),
+        Access::Any => {
+            populate(page, Advice::LinuxPopulateRead)?;
+            match populate(page, Advice::LinuxPopulateWrite) {
+                // It takes no stores at all.
+                Err(Errno::INVAL) => Ok(()),
+                result => result,
+            }
+        }
+    }
+}
+
+fn populate(page: usize, advice: Advice) -> Result<(), Errno> {
     loop {
         // SAFETY: filling page tables changes the content of no memory.
-        match unsafe { mm::madvise(pointer(page), len, advice) } {
+        match unsafe { mm::madvise(pointer(page), page_bytes(), advice) } {
             Err(Errno::INTR | Errno::AGAIN) => {}
             result => return result,
         }

@@ -69,18 +69,20 @@ impl Wish {
             && slot::taken().any(fits)
     }
 
-    /// The window whose memfd it maps, whole.
-    fn window(self) -> Option<&'static Slot> {
+    /// Windows whose memfd it may map, whole.
+    fn candidates(self) -> impl Iterator<Item = &'static Slot> {
         // MAP_SHARED_VALIDATE has both bits.
-        if !self.has(libc::MAP_SHARED) || self.has(libc::MAP_ANONYMOUS) || self.offset != 0 {
-            return None;
-        }
-        let mut slots = slot::taken().filter(|slot| slot.is_served() && slot.bytes() == self.len);
-        let first = slots.next()?;
+        let is_shared = self.has(libc::MAP_SHARED) && !self.has(libc::MAP_ANONYMOUS);
+        let fits = move |slot: &&Slot| {
+            is_shared && self.offset == 0 && slot.is_served() && slot.bytes() == self.len
+        };
+        slot::taken().filter(fits)
+    }
+
+    /// The window whose memfd it maps.
+    fn window(self) -> Option<&'static Slot> {
         let stat = fstat(borrowed(self.fd)?).ok()?;
-        std::iter::once(first)
-            .chain(slots)
-            .find(|slot| slot.is_memfd(&stat))
+        self.candidates().find(|slot| slot.is_memfd(&stat))
     }
 }
 
@@ -102,10 +104,12 @@ pub(crate) unsafe fn map(wish: Wish) -> *mut c_void {
         // SAFETY: the caller's promise.
         false => unsafe { wish.make() },
     };
-    if mapped != libc::MAP_FAILED
-        && let Some(slot) = wish.window()
-    {
-        adopt(slot, mapped);
+    if mapped != libc::MAP_FAILED && wish.candidates().next().is_some() {
+        slot::settled(|| {
+            if let Some(slot) = wish.window() {
+                adopt(slot, mapped);
+            }
+        });
     }
     mapped
 }

@@ -48,8 +48,9 @@ pub(crate) struct Offer {
     pub(crate) window_bytes: u64,
 }
 
-/// Takes the preamble, which `peek` has seen.
-pub(crate) fn take(socket: BorrowedFd<'_>) -> Result<Offer, &'static str> {
+/// Takes the preamble, which `peek` has seen. Without an offer the daemon has no
+/// window of this kind.
+pub(crate) fn take(socket: BorrowedFd<'_>) -> Result<Option<Offer>, &'static str> {
     /// Those of a preamble, and a few so that too many are seen.
     const ROOM: usize = 4;
     let mut preamble = Preamble::new_zeroed();
@@ -64,13 +65,16 @@ pub(crate) fn take(socket: BorrowedFd<'_>) -> Result<Offer, &'static str> {
             fds.extend(rights);
         }
     }
-    if received.is_ok_and(|received| received.bytes != size_of::<Preamble>()) {
+    if received.map(|received| received.bytes) != Ok(size_of::<Preamble>()) {
         return Err("it is cut off");
+    }
+    if preamble.window_bytes == 0 {
+        return Ok(None);
     }
     let Ok([channel, memfd]) = <[OwnedFd; 2]>::try_from(fds) else {
         return Err("it needs two descriptors");
     };
-    check(channel, memfd, preamble.window_bytes)
+    check(channel, memfd, preamble.window_bytes).map(Some)
 }
 
 fn check(channel: OwnedFd, memfd: OwnedFd, window_bytes: u64) -> Result<Offer, &'static str> {
@@ -78,8 +82,8 @@ fn check(channel: OwnedFd, memfd: OwnedFd, window_bytes: u64) -> Result<Offer, &
     if !is_stream || sockopt::socket_domain(&channel) != Ok(AddressFamily::UNIX) {
         return Err("its channel is no Unix stream socket");
     }
-    if window_bytes == 0 || !window_bytes.is_multiple_of(RANGE_BYTES) {
-        return Err("its window is no positive multiple of 2 MiB");
+    if !window_bytes.is_multiple_of(RANGE_BYTES) {
+        return Err("its window is no multiple of 2 MiB");
     }
     if window_bytes > LARGEST_BYTES {
         return Err("its window has more than 1 TiB");

@@ -38,7 +38,7 @@ macro_rules! real {
         })*
 
         /// Looks all of them up.
-        extern "C" fn look_up_all() {
+        pub(crate) fn look_up_all() {
             $(look_up(&found::$name, as_c_str(concat!(stringify!($name), "\0")));)*
         }
     };
@@ -66,11 +66,6 @@ real! {
     fn pthread_sigmask(how: c_int, set: *const sigset_t, old: *mut sigset_t) -> c_int,
         else libc::ENOSYS;
 }
-
-/// Has the loader call it.
-#[used]
-#[unsafe(link_section = ".init_array")]
-static AT_LOAD: extern "C" fn() = look_up_all;
 
 const fn as_c_str(name: &str) -> &CStr {
     match CStr::from_bytes_with_nul(name.as_bytes()) {

@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::net::UnixStream;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::{Duration, Instant};
 
 use daxwindow_front_end::{PolledServer, Progress, ServerOptions, Window};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -28,20 +29,35 @@ pub(crate) fn start(offer: Offer) {
     if let Err(error) = started {
         say(
             Cause::Thread,
-            format_args!("a window is not served: {error}"),
+            format_args!("a DAX window is not served: {error}"),
         );
     }
 }
 
 fn run(slot: &'static Slot, window: Window, channel: UnixStream) {
     let served = catch_unwind(AssertUnwindSafe(|| serve(slot, window, channel)));
-    if let Ok(Err(error)) = served {
-        say(
+    match served {
+        Ok(Err(error)) if !is_hang_up(&error) => say(
             Cause::Channel,
-            format_args!("a window's channel is closed: {error}"),
-        );
+            format_args!("the channel of a DAX window is closed: {error}"),
+        ),
+        Ok(_) => {}
+        Err(_) => say(
+            Cause::Panic,
+            format_args!("a DAX window is not served: a defect"),
+        ),
     }
     slot.leave();
+}
+
+/// Whether a daemon went away.
+fn is_hang_up(error: &io::Error) -> bool {
+    let gone = [
+        io::ErrorKind::UnexpectedEof,
+        io::ErrorKind::BrokenPipe,
+        io::ErrorKind::ConnectionReset,
+    ];
+    gone.contains(&error.kind())
 }
 
 fn serve(slot: &'static Slot, window: Window, channel: UnixStream) -> io::Result<()> {
@@ -51,9 +67,13 @@ fn serve(slot: &'static Slot, window: Window, channel: UnixStream) -> io::Result
     };
     let mut server = PolledServer::new(channel, Arc::new(window), options);
     let mut events = PollFlags::IN;
+    let mut looked = Instant::now();
     loop {
         wait(slot, &server, events);
-        mend::regrow(slot);
+        if slot.book.mended.any() && looked.elapsed() >= LOOK {
+            mend::regrow(slot);
+            looked = Instant::now();
+        }
         events = match server.serve_ready()? {
             Progress::WaitReadable | Progress::Again => PollFlags::IN,
             Progress::WaitWritable => PollFlags::OUT,
@@ -66,17 +86,18 @@ fn serve(slot: &'static Slot, window: Window, channel: UnixStream) -> io::Result
 }
 
 /// How often files are looked at that have ended in a window.
-const LOOK: Timespec = Timespec {
-    tv_sec: 0,
-    tv_nsec: 20_000_000,
-};
+const LOOK: Duration = Duration::from_millis(20);
 
 fn wait(slot: &Slot, server: &PolledServer, events: PollFlags) {
     let channel = PollFd::new(server, events);
     // A slot that is served has it. A poll that fails, by a signal, is as good
     // as one that does not.
     let Some(wake) = slot.wake.get() else { return };
-    let patience = slot.book.mended.any().then_some(&LOOK);
-    let _ = poll(&mut [channel, PollFd::new(&wake, PollFlags::IN)], patience);
+    let patience = slot.book.mended.any().then_some(Timespec {
+        tv_sec: 0,
+        tv_nsec: LOOK.subsec_nanos().into(),
+    });
+    let mut both = [channel, PollFd::new(&wake, PollFlags::IN)];
+    let _ = poll(&mut both, patience.as_ref());
     let _ = rustix::io::read(wake, &mut [0; 8]);
 }

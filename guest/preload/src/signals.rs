@@ -63,8 +63,12 @@ pub(crate) fn block_sigbus() -> Blocked {
 }
 
 /// Blocks what a handler of the VMM's wants blocked, but not SIGBUS.
-pub(crate) fn block_also(set: &sigset_t) -> Blocked {
-    change(libc::SIG_BLOCK, &without(*set, libc::SIGBUS))
+pub(crate) fn block_also(set: &sigset_t) -> Option<Blocked> {
+    let set = without(*set, libc::SIGBUS);
+    // SAFETY: the set is one.
+    let has = |signal| unsafe { libc::sigismember(&set, signal) } == 1;
+    let is_empty = !(1..=libc::SIGRTMAX()).any(has);
+    (!is_empty).then(|| change(libc::SIG_BLOCK, &set))
 }
 
 impl Drop for Blocked {

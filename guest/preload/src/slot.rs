@@ -74,9 +74,9 @@ static SLOTS: [Slot; MOST] = {
         Slot::new(h),
     ]
 };
-/// Slots that are not free, or were not when somebody needed one last.
+/// Number of slots that are not free.
 static TAKEN: AtomicUsize = AtomicUsize::new(0);
-/// Held while a slot is taken.
+/// Held while a slot is taken or emptied, and while none may be.
 static TAKING: Mutex<()> = Mutex::new(());
 
 /// Sees what is mapped in any of them.
@@ -175,7 +175,8 @@ impl Slot {
         self.book.mended.clear(space);
     }
 
-    /// Adds to what the daemon is told of; for `note` see [`Counts`].
+    /// Adds to what the daemon is told of. Called under the lock of the space,
+    /// or by the window's thread: the slot is not emptied then.
     pub(crate) fn count(&self, note: Note, pages: u64) {
         if let Some(memfd) = self.memfd.get() {
             self.book
@@ -259,6 +260,12 @@ pub(crate) fn take(
         TAKEN.fetch_sub(1, Ordering::Relaxed);
     }
     started
+}
+
+/// Calls `call` while no slot becomes another window's.
+pub(crate) fn settled<T>(call: impl FnOnce() -> T) -> T {
+    let _taking = TAKING.lock().unwrap_or_else(PoisonError::into_inner);
+    call()
 }
 
 /// Calls `look` with all windows, locked. None comes meanwhile.

@@ -86,7 +86,10 @@ pub(crate) fn preamble(window_bytes: u64) -> Preamble {
 
 impl Daemon {
     pub(crate) fn new(name: &'static str) -> Daemon {
-        let directory = tempfile::tempdir().expect("a directory");
+        Daemon::at(tempfile::tempdir().expect("a directory"), name)
+    }
+
+    pub(crate) fn at(directory: TempDir, name: &'static str) -> Daemon {
         let listener = UnixListener::bind(directory.path().join("socket")).expect("a socket");
         Daemon {
             directory,
@@ -116,6 +119,11 @@ impl Daemon {
     pub(crate) fn connect(&mut self, vmm: &mut Vmm) -> Vec<u8> {
         let order = format!("connect {} {}", self.path(), self.name);
         assert_eq!(vmm.ask(&order), "ok");
+        self.accept()
+    }
+
+    /// Takes a connection; the name of its other end.
+    pub(crate) fn accept(&mut self) -> Vec<u8> {
         let (connection, peer) = self.listener.accept().expect("a client");
         connection.set_read_timeout(Some(LONG)).expect("time-out");
         self.connection = Some(connection);

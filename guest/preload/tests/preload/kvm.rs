@@ -54,6 +54,16 @@ fn processors_that_meet_it_at_once_all_go_on() {
 }
 
 #[test]
+fn a_processor_whose_page_somebody_else_has_mended_goes_on() {
+    let mut vmm = Vmm::with_devices();
+    let daemon = Daemon::with_window(&mut vmm, "fs");
+    assert_eq!(daemon.map(&pages(512), 0), 0);
+    let loaded = vmm.ask(&format!("run-failing-once fs {}", 7 * PAGE));
+    assert_eq!((loaded, daemon.notes().mended_pages), (each(page(7), 1), 0));
+    assert_eq!(vmm.end_well(), "");
+}
+
+#[test]
 fn parts_of_files_are_looked_through() {
     let mut vmm = Vmm::with_devices();
     let daemon = Daemon::with_window(&mut vmm, "fs");

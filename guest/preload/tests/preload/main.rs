@@ -4,9 +4,11 @@
 
 mod daemon;
 mod fault;
+mod hostile;
 mod kvm;
 mod mapping;
 mod others;
+mod sockets;
 mod vmm;
 
 use daemon::{Daemon, page, pages};

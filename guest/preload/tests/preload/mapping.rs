@@ -2,7 +2,7 @@
 
 use daxwindow_shared::shmem::MAP_WRITABLE;
 
-use crate::daemon::{MIB, PAGE, WINDOW};
+use crate::daemon::{MIB, PAGE, WINDOW, until};
 use crate::{Daemon, Vmm, page, pages};
 
 const RANGE: u64 = 2 * MIB;
@@ -28,7 +28,9 @@ fn the_vmm_reads_what_it_would_have_read_without_the_preamble() {
     daemon.begin(&mut vmm);
     daemon.answer(7);
     assert_eq!(vmm.ask("answer fs"), "7");
-    assert!(vmm.ask("threads").contains("dax-window"));
+    until("a thread serves the window", || {
+        vmm.ask("threads").contains("dax-window")
+    });
     assert_eq!(vmm.end_well(), "");
 }
 
@@ -167,7 +169,7 @@ fn what_a_daemon_has_mapped_outlives_it() {
     daemon.die();
     assert_eq!(vmm.byte("fs", PAGE), page(1));
     let threads = |vmm: &mut Vmm| vmm.ask("threads").contains("dax-window");
-    crate::daemon::until("its thread ends", || !threads(&mut vmm));
+    until("its thread ends", || !threads(&mut vmm));
     assert_eq!(vmm.byte("fs", PAGE), page(1));
     assert_eq!(vmm.end_well(), "");
 }

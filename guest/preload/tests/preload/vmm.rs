@@ -12,6 +12,7 @@ use std::process::{Child, ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 mod calls;
 mod churn;
 mod devices;
+mod passing;
 mod role;
 mod signals;
 

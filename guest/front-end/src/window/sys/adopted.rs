@@ -18,6 +18,8 @@ use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
 use rustix::thread::{NanosleepRelativeResult, Timespec, nanosleep};
 
+use super::staged::{Failure, Staged};
+
 /// Address space of somebody else's for a [`Window`](crate::Window) to map in;
 /// see [`Window::adopt`](crate::Window::adopt).
 pub struct AdoptedSpace {
@@ -172,11 +174,11 @@ impl SpaceGuard<'_> {
         }
     }
 
-    pub(super) fn may_map(&self) -> Result<(), Errno> {
+    fn may_map(&self) -> Result<(), Errno> {
         self.space.tenant.may_map(self)
     }
 
-    pub(super) fn replaced(&self, at: usize, len: usize, by_file: bool) {
+    fn replaced(&self, at: usize, len: usize, by_file: bool) {
         self.space.tenant.replaced(self, at, len, by_file);
     }
 }
@@ -193,10 +195,61 @@ impl Drop for SpaceGuard<'_> {
 /// # Safety
 ///
 /// `len` bytes from `target` on belong to the caller.
-pub(super) unsafe fn map_nothing(target: *mut c_void, len: usize) -> rustix::io::Result<()> {
+unsafe fn map_nothing(target: *mut c_void, len: usize) -> rustix::io::Result<()> {
     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
     // SAFETY: the caller's promise.
     unsafe { mm::mmap_anonymous(target, len, ProtFlags::READ, flags)? };
+    Ok(())
+}
+
+/// Where byte `at` of a locked space is. The caller has checked that it lies
+/// inside, and so do the bytes that it replaces from there on.
+fn target(space: &SpaceGuard<'_>, at: usize) -> Option<*mut c_void> {
+    let (base, _) = space.place()?;
+    Some(with_exposed_provenance_mut(base + at))
+}
+
+/// Moves `staged` over `at` in a locked space, if its tenant lets it.
+pub(super) fn place_staged(
+    space: &mut SpaceGuard<'_>,
+    at: usize,
+    staged: Staged,
+) -> io::Result<()> {
+    let target = target(space, at).ok_or(Errno::NXIO)?;
+    space.may_map()?;
+    let len = staged.len();
+    // SAFETY: `Area::place` checked that the range lies in the area, which is
+    // as long as the space, and whoever set the space's place vouches for it
+    // as long as it is locked.
+    let failure = match unsafe { staged.move_over_adopted(target) } {
+        Ok(()) => {
+            space.replaced(at, len, true);
+            return Ok(());
+        }
+        Err(failure) => failure,
+    };
+    if failure.lost {
+        space.forget_place();
+    }
+    Err(failure.error)
+}
+
+/// Takes away what is mapped there. Where there is no place, there is nothing.
+pub(super) fn place_nothing(space: &mut SpaceGuard<'_>, at: usize, len: usize) -> io::Result<()> {
+    let Some(target) = target(space, at) else {
+        return Ok(());
+    };
+    // SAFETY: as in `place_staged`. No file is asked, and what takes no stores
+    // is not accounted for, so the kernel unmaps only what it can replace.
+    if let Err(errno) = unsafe { map_nothing(target, len) } {
+        // SAFETY: as above.
+        let failure = unsafe { Failure::after_adopted(errno, target, len) };
+        if failure.lost {
+            space.forget_place();
+        }
+        return Err(failure.error);
+    }
+    space.replaced(at, len, false);
     Ok(())
 }
 

@@ -201,7 +201,7 @@ impl Area {
     pub fn map_nothing(&self, at: usize, len: usize) -> io::Result<()> {
         if let Ground::Adopted(space) = self.ground {
             self.check(at, len)?;
-            return place_nothing(&mut space.lock(), at, len);
+            return adopted::place_nothing(&mut space.lock(), at, len);
         }
         let target = self.pages(at, len)?;
         let flags = MapFlags::PRIVATE | MapFlags::NORESERVE | MapFlags::FIXED;
@@ -245,7 +245,7 @@ impl Area {
     pub fn place(&self, at: usize, staged: Staged) -> io::Result<()> {
         if let Ground::Adopted(space) = self.ground {
             self.check(at, staged.len())?;
-            return place_staged(&mut space.lock(), at, staged);
+            return adopted::place_staged(&mut space.lock(), at, staged);
         }
         let target = self.pages(at, staged.len())?;
         // SAFETY: `pages` checked that the whole target belongs to this area.
@@ -348,52 +348,6 @@ impl Area {
         // mapping.
         Some(unsafe { base.as_ptr().add(at) })
     }
-}
-
-/// Where byte `at` of a locked space is. The caller has checked that it lies
-/// inside, and so do the bytes that it replaces from there on.
-fn target(space: &SpaceGuard<'_>, at: usize) -> Option<*mut c_void> {
-    let (base, _) = space.place()?;
-    Some(std::ptr::with_exposed_provenance_mut(base + at))
-}
-
-fn place_staged(space: &mut SpaceGuard<'_>, at: usize, staged: Staged) -> io::Result<()> {
-    let target = target(space, at).ok_or(Errno::NXIO)?;
-    space.may_map()?;
-    let len = staged.len();
-    // SAFETY: `Area::place` checked that the range lies in the area, which is
-    // as long as the space, and whoever set the space's place vouches for it
-    // as long as it is locked.
-    let failure = match unsafe { staged.move_over_adopted(target) } {
-        Ok(()) => {
-            space.replaced(at, len, true);
-            return Ok(());
-        }
-        Err(failure) => failure,
-    };
-    if failure.lost {
-        space.forget_place();
-    }
-    Err(failure.error)
-}
-
-/// Where there is no place, there is nothing.
-fn place_nothing(space: &mut SpaceGuard<'_>, at: usize, len: usize) -> io::Result<()> {
-    let Some(target) = target(space, at) else {
-        return Ok(());
-    };
-    // SAFETY: as in `place_staged`. No file is asked, and what takes no stores
-    // is not accounted for, so the kernel unmaps only what it can replace.
-    if let Err(errno) = unsafe { adopted::map_nothing(target, len) } {
-        // SAFETY: as above.
-        let failure = unsafe { Failure::after_adopted(errno, target, len) };
-        if failure.lost {
-            space.forget_place();
-        }
-        return Err(failure.error);
-    }
-    space.replaced(at, len, false);
-    Ok(())
 }
 
 impl Drop for Area {

@@ -12,6 +12,33 @@ pub(super) fn checked(result: isize) -> io::Result<usize> {
     usize::try_from(result).map_err(|_| io::Error::last_os_error())
 }
 
+/// A Unix stream socket.
+pub(super) fn unbound() -> io::Result<UnixStream> {
+    use rustix::net::{AddressFamily, SocketFlags, SocketType, socket_with};
+    let (family, kind) = (AddressFamily::UNIX, SocketType::STREAM);
+    Ok(socket_with(family, kind, SocketFlags::CLOEXEC, None)?.into())
+}
+
+/// The same with a name of the program's own.
+pub(super) fn bound(path: &str) -> io::Result<UnixStream> {
+    let socket = unbound()?;
+    rustix::net::bind(&socket, &rustix::net::SocketAddrUnix::new(path)?)?;
+    Ok(socket)
+}
+
+pub(super) fn connect(socket: &UnixStream, path: &str) -> io::Result<()> {
+    // SAFETY: all zero is an address.
+    let mut address: libc::sockaddr_un = unsafe { MaybeUninit::zeroed().assume_init() };
+    address.sun_family = libc::AF_UNIX as libc::sa_family_t;
+    for (place, byte) in address.sun_path.iter_mut().zip(path.bytes()) {
+        *place = byte as libc::c_char;
+    }
+    let len = size_of_val(&address) as libc::socklen_t;
+    // SAFETY: the address has that length.
+    let done = unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), len) };
+    checked(done as isize).map(drop)
+}
+
 const CONTROL_BYTES: usize = 64;
 
 /// Sends `bytes`, with a descriptor if there is one.

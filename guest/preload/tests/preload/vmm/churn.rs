@@ -7,9 +7,12 @@ use super::{Place, Things, calls};
 
 const OWN: u8 = 0xa5;
 
+/// How often own memory is looked at: long enough for some maps.
+const LOOKS: usize = 20;
+
 impl Things {
     /// Maps the window, unmaps it, and puts own memory there, `rounds` times;
-    /// the number of bytes of own memory that somebody else has changed.
+    /// the number of pages of own memory that somebody else has changed.
     pub(super) fn churn(&mut self, name: &str, rounds: usize) -> io::Result<String> {
         let Place { bytes, .. } = self.windows[name];
         let mut changed = 0;
@@ -20,8 +23,11 @@ impl Things {
             let own = calls::map_own(window, bytes)?;
             let pages = (own..own + bytes).step_by(calls::PAGE);
             pages.clone().for_each(|page| calls::store(page, OWN));
-            std::thread::yield_now();
-            changed += pages.filter(|page| calls::load(*page) != OWN).count();
+            for _ in 0..LOOKS {
+                let is_changed = |page: &usize| calls::load(*page) != OWN;
+                changed += pages.clone().filter(is_changed).count();
+                std::thread::yield_now();
+            }
             calls::unmap(own, bytes)?;
         }
         Ok(changed.to_string())

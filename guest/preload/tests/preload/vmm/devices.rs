@@ -12,6 +12,9 @@ const IOMMU_IOAS_MAP: u64 = 0x3b85;
 const IOMMU_IOAS_MAP_FILE: u64 = 0x3b8f;
 const KVM_RUN: u64 = 0xae80;
 
+/// In the address of what a processor loads; see the stand-in.
+pub(super) const FAILS_ONCE: usize = 1 << (usize::BITS - 1);
+
 /// A request about nothing in particular, at which only the library and the
 /// stand-in look.
 fn ask(request: u64, argument: *mut c_void) -> io::Result<String> {

@@ -1,10 +1,11 @@
 //! What the program does with an order.
 
-use std::io::{self, BufRead, Write};
+use std::io::{self, Write};
 use std::os::fd::{AsFd, AsRawFd};
-use std::os::unix::net::UnixStream;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 
-use super::{ANSWER, Place, ROLE, Things, calls, devices, signals};
+use super::{ANSWER, Place, ROLE, Things, calls, devices, passing, signals};
 
 /// Runs as a program of its own; see [`Vmm`](super::Vmm).
 #[test]
@@ -13,8 +14,13 @@ fn vmm() {
         return assert!(std::env::var(ROLE).is_err());
     }
     let mut things = Things::default();
-    for order in io::stdin().lock().lines() {
-        let order = order.expect("text");
+    // An order may read a line itself.
+    let next = || {
+        let mut order = String::new();
+        let read = io::stdin().read_line(&mut order).expect("text");
+        (read != 0).then(|| order.trim_end().to_owned())
+    };
+    for order in std::iter::from_fn(next) {
         let words: Vec<&str> = order.split(' ').collect();
         let answer = things.obey(&words).unwrap_or_else(|error| {
             let errno = error.raw_os_error().unwrap_or_default();
@@ -42,13 +48,51 @@ const OK: &str = "ok";
 impl Things {
     fn obey(&mut self, words: &[&str]) -> io::Result<String> {
         match *words {
+            ["connect-abstract", at, name] => {
+                let address = SocketAddr::from_abstract_name(at)?;
+                let socket = UnixStream::connect_addr(&address)?;
+                self.sockets.insert(name.into(), socket);
+            }
+            ["connect-datagram", path] => {
+                let socket = UnixDatagram::unbound()?;
+                socket.connect(path)?;
+                let is_unnamed = socket.local_addr()?.is_unnamed();
+                return Ok(if is_unnamed { "unnamed" } else { "named" }.into());
+            }
+            ["connect-bound", own, path, name] => {
+                let socket = calls::bound(own)?;
+                calls::connect(&socket, path)?;
+                self.sockets.insert(name.into(), socket);
+            }
+            ["connect-twice", path, name] => {
+                let socket = calls::unbound()?;
+                let first = calls::connect(&socket, path).expect_err("nobody there");
+                say(&format!(
+                    "errno {}",
+                    first.raw_os_error().unwrap_or_default()
+                ));
+                io::stdin().read_line(&mut String::new())?;
+                calls::connect(&socket, path)?;
+                self.sockets.insert(name.into(), socket);
+            }
+            ["pair", name] => {
+                let (one, other) = UnixStream::pair()?;
+                self.sockets.insert(name.into(), one);
+                self.sockets.insert(format!("{name}-other"), other);
+            }
+            ["send", name, text] => {
+                calls::send(&self.sockets[name], text.as_bytes(), None)?;
+            }
+            ["pass-through"] => passing::pass_through(self)?,
             ["connect", path, name] => {
                 let socket = UnixStream::connect(path)?;
                 self.sockets.insert(name.into(), socket);
             }
             ["close", name] => drop(self.sockets.remove(name)),
             ["features", name] => return self.features(name),
-            ["answer", name] => return self.answer(name),
+            ["ask-features", name] => self.ask_features(name)?,
+            ["answer", name] => return self.answer(name, 0),
+            ["answer-now", name] => return self.answer(name, libc::MSG_DONTWAIT),
             ["memfd", name] => return self.memfd(name),
             ["map", name, bytes] => return self.map(name, number(bytes)),
             ["unmap", name] => {
@@ -85,6 +129,9 @@ impl Things {
             ["run", name, at, processors] => {
                 return devices::run(self.address(name, at), number(processors));
             }
+            ["run-failing-once", name, at] => {
+                return devices::run(self.address(name, at) | devices::FAILS_ONCE, 1);
+            }
             ["threads"] => return threads(),
             _ => panic!("{words:?}"),
         }
@@ -97,18 +144,22 @@ impl Things {
 
     /// Asks as the first thing that a front end says.
     fn features(&mut self, name: &str) -> io::Result<String> {
+        self.ask_features(name)?;
+        self.answer(name, 0)
+    }
+
+    fn ask_features(&self, name: &str) -> io::Result<()> {
         let header = [1u32, 1, 0].map(u32::to_ne_bytes).concat();
-        calls::send(&self.sockets[name], &header, None)?;
-        self.answer(name)
+        calls::send(&self.sockets[name], &header, None).map(drop)
     }
 
     /// The number in a reply.
-    fn answer(&mut self, name: &str) -> io::Result<String> {
+    fn answer(&mut self, name: &str, flags: i32) -> io::Result<String> {
         let mut bytes = [0; 20];
         let mut filled = 0;
         while filled < bytes.len() {
             let rest = &mut bytes[filled..];
-            match calls::receive(&self.sockets[name], rest, 0)? {
+            match calls::receive(&self.sockets[name], rest, flags)? {
                 (0, _) => return Ok("end".into()),
                 (received, _) => filled += received,
             }

@@ -1,42 +1,17 @@
-//! The functions that stand in front of the C library's.
-//!
-//! Laws: each does what the C library's does, with the same result and errno,
-//! but for what is written at it; no panic leaves them.
-#![allow(unsafe_code)]
+//! `connect`, `sendmsg`, `recvmsg`.
 
 use std::os::fd::{BorrowedFd, RawFd};
-use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use libc::{c_int, c_ulong, c_void, msghdr, off_t, sigaction as Action, sigset_t, size_t};
-use libc::{sockaddr, socklen_t, ssize_t};
+use libc::{c_int, msghdr, sockaddr, socklen_t, ssize_t};
 use rustix::io::Errno;
 use rustix::net::RecvFlags;
 
+use super::{borrowed, own};
 use crate::connection::{self, HEADER_BYTES, State};
-use crate::kvm::{Entries, KVM_RUN};
 use crate::lines::{Cause, say};
 use crate::others::{self, Other, admit};
-use crate::place::{self, Wish};
 use crate::preamble::{self, Next};
-use crate::{fault, real, serve, signals, slot, vfio};
-
-/// A descriptor that the VMM has named: if it is none, system calls say so.
-pub(crate) fn borrowed<'a>(fd: RawFd) -> Option<BorrowedFd<'a>> {
-    // SAFETY: -1, which is no value of this type, is excluded. Whoever called
-    // keeps the descriptor open during the call, and it is not kept longer.
-    (fd >= 0).then(|| unsafe { BorrowedFd::borrow_raw(fd) })
-}
-
-/// Does what is the library's own in a call: keeps errno, and a panic inside.
-fn own<T>(call: impl FnOnce() -> T) -> Option<T> {
-    let errno = real::errno();
-    let result = catch_unwind(AssertUnwindSafe(call)).ok();
-    if result.is_none() {
-        say(Cause::Panic, format_args!("a defect of the library"));
-    }
-    real::set_errno(errno);
-    result
-}
+use crate::{real, serve, slot};
 
 /// Whether an address is a Unix socket's path.
 ///
@@ -74,7 +49,7 @@ pub(crate) unsafe extern "C" fn connect(
     // SAFETY: the caller's promise.
     let result = unsafe { real::connect(fd, address, len) };
     match socket.filter(|_| is_path && result == 0) {
-        Some(socket) => own(|| connection::connected(fd, socket)).unwrap_or_default(),
+        Some(socket) => own(|| connection::connected(socket)).unwrap_or_default(),
         None => connection::set_state(fd, State::Unknown),
     }
     result
@@ -95,6 +70,10 @@ unsafe fn first_bytes(message: *const msghdr) -> ([u8; HEADER_BYTES + 1], usize)
         // SAFETY: there are that many vectors, as the caller promises.
         let part = unsafe { message.msg_iov.add(n).read() };
         let taken = part.iov_len.min(bytes.len() - filled);
+        if taken == 0 {
+            // Its address may be none.
+            continue;
+        }
         // SAFETY: the vector has no less to read, and the target has room.
         unsafe {
             let target = bytes.as_mut_ptr().add(filled);
@@ -211,7 +190,8 @@ fn first_received(fd: RawFd, socket: BorrowedFd<'_>, flags: c_int) -> Result<(),
     connection::set_state(fd, state);
     if state == State::Ours {
         match preamble::take(socket) {
-            Ok(offer) => serve::start(offer),
+            Ok(None) => {}
+            Ok(Some(offer)) => serve::start(offer),
             Err(why) => say(
                 Cause::Preamble,
                 format_args!("what daxwindowd said is ignored: {why}"),
@@ -219,165 +199,4 @@ fn first_received(fd: RawFd, socket: BorrowedFd<'_>, flags: c_int) -> Result<(),
         }
     }
     Ok(())
-}
-
-/// Sees where a window is mapped, and gives it a good place.
-///
-/// # Safety
-/// As for the C library's.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn mmap(
-    at: *mut c_void,
-    len: size_t,
-    prot: c_int,
-    flags: c_int,
-    fd: c_int,
-    offset: off_t,
-) -> *mut c_void {
-    let wish = Wish {
-        at,
-        len,
-        prot,
-        flags,
-        fd,
-        offset,
-    };
-    // SAFETY: the caller's promise.
-    unsafe {
-        match slot::any() {
-            true => place::map(wish),
-            false => wish.make(),
-        }
-    }
-}
-
-/// The same by its other name.
-///
-/// # Safety
-/// As for the C library's.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn mmap64(
-    at: *mut c_void,
-    len: size_t,
-    prot: c_int,
-    flags: c_int,
-    fd: c_int,
-    offset: off_t,
-) -> *mut c_void {
-    // SAFETY: the caller's promise.
-    unsafe { mmap(at, len, prot, flags, fd, offset) }
-}
-
-/// Sees that a window goes away.
-///
-/// # Safety
-/// As for the C library's.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn munmap(at: *mut c_void, len: size_t) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match slot::any() {
-            true => place::unmap(at, len),
-            false => real::munmap(at, len),
-        }
-    }
-}
-
-/// Keeps SIGBUS for the library, and gives the VMM what is not the library's.
-///
-/// # Safety
-/// As for the C library's.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn sigaction(
-    signal: c_int,
-    new: *const Action,
-    old: *mut Action,
-) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe {
-        match signal {
-            libc::SIGBUS => fault::sigaction(new, old),
-            _ => real::sigaction(signal, new, old),
-        }
-    }
-}
-
-/// Leaves SIGBUS out of what is blocked.
-///
-/// # Safety
-/// As for the C library's.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn pthread_sigmask(
-    how: c_int,
-    set: *const sigset_t,
-    old: *mut sigset_t,
-) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let allowed = signals::allowed(how, set);
-        real::pthread_sigmask(how, allowed.as_ref().map_or(set, |set| set), old)
-    }
-}
-
-/// The same by its other name.
-///
-/// # Safety
-/// As for the C library's.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn sigprocmask(
-    how: c_int,
-    set: *const sigset_t,
-    old: *mut sigset_t,
-) -> c_int {
-    // SAFETY: the caller's promise.
-    unsafe {
-        let allowed = signals::allowed(how, set);
-        real::sigprocmask(how, allowed.as_ref().map_or(set, |set| set), old)
-    }
-}
-
-/// What a request of `ioctl` comes with.
-#[derive(Clone, Copy)]
-pub(crate) struct Argument(*mut c_void);
-
-impl Argument {
-    /// Copies what it points to.
-    pub(crate) fn read(self, out: &mut [u8]) -> Result<(), Errno> {
-        if self.0.is_null() {
-            return Err(Errno::FAULT);
-        }
-        // SAFETY: only requests are read for that have the kernel read as many
-        // bytes there, which the VMM has to have there.
-        unsafe {
-            out.as_mut_ptr()
-                .copy_from_nonoverlapping(self.0.cast(), out.len())
-        };
-        Ok(())
-    }
-}
-
-/// Looks at devices that pin memory, and mends what a guest's processor has met
-/// in KVM.
-///
-/// # Safety
-/// As for the C library's.
-#[unsafe(no_mangle)]
-pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mut c_void) -> c_int {
-    // The kernel takes as much of it.
-    let number = request as u32;
-    if vfio::concerns(number)
-        && let Some(Err(errno)) = own(|| vfio::look(number, Argument(argument)))
-    {
-        real::set_errno(errno.raw_os_error());
-        return -1;
-    }
-    let mut entries = Entries::default();
-    loop {
-        // SAFETY: the caller's promise.
-        let result = unsafe { real::ioctl(fd, request, argument) };
-        let met_end = number == KVM_RUN && result == -1 && real::errno() == libc::EFAULT;
-        if !met_end || !slot::any() || own(|| entries.again()) != Some(true) {
-            return result;
-        }
-    }
 }
