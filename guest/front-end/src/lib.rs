@@ -85,6 +85,47 @@
 //! # Ok(())
 //! # }
 //! ```
+//!
+//! # Address space of the VMM's own
+//!
+//! ```
+//! use std::os::unix::net::UnixStream;
+//! use std::sync::Arc;
+//!
+//! use daxwindow_front_end::area::{AdoptedSpace, Tenant};
+//! use daxwindow_front_end::{ServerOptions, Window, WindowServer};
+//! # use rustix::mm::{MapFlags, ProtFlags, mmap_anonymous, munmap};
+//!
+//! struct Indifferent;
+//! impl Tenant for Indifferent {}
+//! static SPACE: AdoptedSpace = AdoptedSpace::new(&Indifferent);
+//!
+//! # const BYTES: usize = 256 << 20;
+//! # unsafe fn map_region() -> std::io::Result<usize> {
+//! #     let flags = MapFlags::PRIVATE | MapFlags::NORESERVE;
+//! #     let at = unsafe { mmap_anonymous(std::ptr::null_mut(), BYTES, ProtFlags::READ, flags)? };
+//! #     Ok(at.expose_provenance())
+//! # }
+//! # unsafe fn unmap_region(at: usize) -> std::io::Result<()> {
+//! #     Ok(unsafe { munmap(std::ptr::with_exposed_provenance_mut(at), BYTES)? })
+//! # }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! let window = Arc::new(Window::adopt(&SPACE, 256 << 20)?);
+//! let (ours, theirs) = UnixStream::pair()?;
+//! let server = WindowServer::start(ours, window, ServerOptions::default())?;
+//!
+//! // The VMM maps its region of the guest's memory, as it always does.
+//! let address = unsafe { map_region()? };
+//! // SAFETY: the region has the window's size, and nothing else is in it.
+//! unsafe { SPACE.lock().set_place(address)? };
+//!
+//! // Before the region goes away, at a reset for one.
+//! SPACE.lock().forget_place();
+//! unsafe { unmap_region(address)? };
+//! # drop((server, theirs));
+//! # Ok(())
+//! # }
+//! ```
 
 #![deny(unsafe_code)]
 

@@ -150,6 +150,20 @@ fn a_place_is_a_page_and_has_a_lock() {
 }
 
 #[test]
+fn a_window_of_another_size_is_adopted_when_the_place_is_gone_and_the_first_stays_inside() {
+    let (space, _, window) = adopted();
+    set_place(space, memory());
+    let busy = Window::adopt(space, RANGE).expect_err("it has a place");
+    assert_eq!(busy.raw_os_error(), Some(libc::EBUSY));
+    space.lock().forget_place();
+    let small = Window::adopt(space, RANGE).expect("a window");
+    set_place(space, memory());
+    map(&small, 0, 1).expect("mapped");
+    assert_eq!(map(&window, RANGE, 1), Err(Some(libc::EINVAL)));
+    window.unmap(range(RANGE, RANGE)).expect_err("outside");
+}
+
+#[test]
 fn the_tenant_may_refuse_and_hears_of_what_is_done() {
     let (space, listener, window) = adopted();
     set_place(space, memory());

@@ -54,10 +54,10 @@ impl Window {
     ///
     /// # Errors
     ///
-    /// Another number of bytes.
+    /// Another number of bytes, and a space that has a place already.
     pub fn adopt(space: &'static AdoptedSpace, bytes: u64) -> io::Result<Window> {
         Ok(Window {
-            area: Area::adopt(space, size(bytes)?),
+            area: Area::adopt(space, size(bytes)?)?,
         })
     }
 

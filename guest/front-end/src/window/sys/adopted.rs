@@ -114,8 +114,14 @@ impl AdoptedSpace {
         self.epoch.load(Ordering::Acquire)
     }
 
-    pub(super) fn set_bytes(&self, bytes: usize) {
+    /// Says how long the place will be.
+    pub(super) fn set_bytes(&self, bytes: usize) -> io::Result<()> {
+        let space = self.lock();
+        if space.place().is_some() {
+            return Err(Errno::BUSY.into());
+        }
         self.bytes.store(bytes, Ordering::Relaxed);
+        Ok(())
     }
 
     fn set_base(&self, base: usize) {
@@ -202,11 +208,16 @@ unsafe fn map_nothing(target: *mut c_void, len: usize) -> rustix::io::Result<()>
     Ok(())
 }
 
-/// Where byte `at` of a locked space is. The caller has checked that it lies
-/// inside, and so do the bytes that it replaces from there on.
-fn target(space: &SpaceGuard<'_>, at: usize) -> Option<*mut c_void> {
-    let (base, _) = space.place()?;
-    Some(with_exposed_provenance_mut(base + at))
+/// Where `at..at + len` of a locked space is, if it has a place.
+fn target(space: &SpaceGuard<'_>, at: usize, len: usize) -> io::Result<Option<*mut c_void>> {
+    let Some((base, bytes)) = space.place() else {
+        return Ok(None);
+    };
+    // The window may be an earlier one, of another size.
+    match at.checked_add(len).is_some_and(|end| end <= bytes) {
+        true => Ok(Some(with_exposed_provenance_mut(base + at))),
+        false => Err(Errno::INVAL.into()),
+    }
 }
 
 /// Moves `staged` over `at` in a locked space, if its tenant lets it.
@@ -215,12 +226,11 @@ pub(super) fn place_staged(
     at: usize,
     staged: Staged,
 ) -> io::Result<()> {
-    let target = target(space, at).ok_or(Errno::NXIO)?;
-    space.may_map()?;
     let len = staged.len();
-    // SAFETY: `Area::place` checked that the range lies in the area, which is
-    // as long as the space, and whoever set the space's place vouches for it
-    // as long as it is locked.
+    let target = target(space, at, len)?.ok_or(Errno::NXIO)?;
+    space.may_map()?;
+    // SAFETY: `target` checked that the range lies in the place, for which
+    // whoever set it vouches as long as the space is locked.
     let failure = match unsafe { staged.move_over_adopted(target) } {
         Ok(()) => {
             space.replaced(at, len, true);
@@ -236,7 +246,7 @@ pub(super) fn place_staged(
 
 /// Takes away what is mapped there. Where there is no place, there is nothing.
 pub(super) fn place_nothing(space: &mut SpaceGuard<'_>, at: usize, len: usize) -> io::Result<()> {
-    let Some(target) = target(space, at) else {
+    let Some(target) = target(space, at, len)? else {
         return Ok(());
     };
     // SAFETY: as in `place_staged`. No file is asked, and what takes no stores

@@ -127,13 +127,13 @@ impl Area {
 
     /// As many bytes of `space`, wherever that has its place. Of what an area
     /// does there are only mapping and unmapping.
-    pub(super) fn adopt(space: &'static AdoptedSpace, len: usize) -> Area {
-        space.set_bytes(len);
-        Area {
+    pub(super) fn adopt(space: &'static AdoptedSpace, len: usize) -> io::Result<Area> {
+        space.set_bytes(len)?;
+        Ok(Area {
             ground: Ground::Adopted(space),
             len,
             lost: AtomicBool::new(false),
-        }
+        })
     }
 
     /// The space, if it is somebody else's.
