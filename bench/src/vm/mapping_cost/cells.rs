@@ -120,7 +120,9 @@ mod tests {
         assert_eq!(pressure_id(64 << 20), "pressure/64M");
         let error = anyhow::anyhow!("no guest");
         assert_eq!(
-            failed(UNMOUNT, Way::RangesWithoutSlots, &error).error.as_deref(),
+            failed(UNMOUNT, Way::RangesWithoutSlots, &error)
+                .error
+                .as_deref(),
             Some("no guest")
         );
     }
