@@ -240,6 +240,36 @@ fn a_store_that_the_files_file_system_has_no_room_for_harms_the_guest_alone() {
     drop(full);
 }
 
+#[test]
+fn files_end_grow_and_are_mapped_under_many_readers() {
+    let mut vmm = Vmm::start();
+    let daemon = Daemon::with_window(&mut vmm, "fs");
+    let files: Vec<File> = (0..4).map(|_| pages(512)).collect();
+    assert_eq!(vmm.ask("readers fs 3"), "ok");
+    for round in 0..150u64 {
+        let (file, at) = (&files[round as usize % 4], round % 8 * RANGE);
+        assert_eq!(daemon.map(file, at), 0);
+        let (end, before) = (round * 37 % 512, daemon.notes().mended_pages);
+        file.set_len(end * PAGE).expect("truncated");
+        match round % 6 {
+            0 | 3 => assert_eq!(daemon.unmap(at, RANGE), 0),
+            1 => until("a reader meets the end", || {
+                daemon.notes().mended_pages > before
+            }),
+            _ => {}
+        }
+        grow(file, end, 512);
+    }
+    for (n, file) in files.iter().enumerate() {
+        assert_eq!(daemon.map(file, n as u64 * RANGE), 0);
+    }
+    assert_eq!(vmm.ask("stop"), "0");
+    for n in 0..4 * 512 {
+        assert_eq!(bytes(&mut vmm, [n]), [page(n % 512)], "{n}");
+    }
+    assert_eq!(vmm.end_well(), "");
+}
+
 /// A front end with a window that has something mended in it, so that the
 /// library's handler works.
 fn mended() -> (Vmm, Daemon) {

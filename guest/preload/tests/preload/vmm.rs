@@ -13,6 +13,7 @@ mod calls;
 mod churn;
 mod devices;
 mod passing;
+mod readers;
 mod role;
 mod signals;
 
@@ -152,6 +153,7 @@ impl Drop for Vmm {
 struct Things {
     sockets: HashMap<String, std::os::unix::net::UnixStream>,
     windows: HashMap<String, Place>,
+    readers: Option<readers::Readers>,
     memfds: HashMap<String, std::os::fd::OwnedFd>,
 }
 

@@ -5,6 +5,7 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram, UnixStream};
 
+use super::readers::Readers;
 use super::{ANSWER, Place, ROLE, Things, calls, devices, passing, signals};
 
 /// Runs as a program of its own; see [`Vmm`](super::Vmm).
@@ -109,6 +110,14 @@ impl Things {
             }
             ["mapping", name, at] => return mapping(self.address(name, at)),
             ["churn", name, rounds] => return self.churn(name, number(rounds)),
+            ["readers", name, count] => {
+                let readers = Readers::start(self.windows[name], number(count));
+                self.readers = Some(readers);
+            }
+            ["stop"] => {
+                let wrong = self.readers.take().map_or(0, Readers::stop);
+                return Ok(wrong.to_string());
+            }
             ["handle-sigbus"] => signals::handle()?,
             ["default-sigbus"] => signals::handle_by_default()?,
             ["installed"] => return signals::installed(),
