@@ -51,6 +51,8 @@ pub mod front_end;
 pub mod globs;
 pub mod ledger;
 pub mod library;
+#[cfg(test)]
+mod library_test;
 mod line;
 pub mod map_error;
 pub mod naive;
