@@ -8,7 +8,7 @@
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use daxwindow_shared::fuse::flags::AttrFlags;
@@ -35,6 +35,10 @@ pub(super) struct Node {
     epoch: Instant,
     /// Held by those who change the size.
     pub(super) growing: Mutex<()>,
+    /// Time of change when last heard of, until the first open for writing:
+    /// with another, another file may have taken the place of this one.
+    changed: Mutex<Option<(u64, u32)>>,
+    written: AtomicBool,
 }
 
 impl Node {
@@ -45,6 +49,8 @@ impl Node {
             valid_until: AtomicU64::new(0),
             epoch: Instant::now(),
             growing: Mutex::new(()),
+            changed: Mutex::default(),
+            written: AtomicBool::new(false),
         };
         node.learn(&entry.attr);
         node
@@ -59,6 +65,13 @@ impl Node {
         self.inode.set_size(attr.size);
         self.valid_until
             .store(self.now() + VALID.as_nanos() as u64, Ordering::Relaxed);
+    }
+
+    /// Whether these attributes may be those of another file than the last.
+    fn may_be_replaced(&self, attr: &Attr) -> bool {
+        let now = (attr.ctime, attr.ctimensec);
+        let before = self.changed.lock().replace(now);
+        before.is_some_and(|before| before != now) && !self.written.load(Ordering::Relaxed)
     }
 
     /// A write of our own reached to `end`.
@@ -120,6 +133,7 @@ impl OpenNode {
         let wanted = marked || !shared.session.inode_dax();
         let dax = regular && wanted && shared.mapper.is_some();
         let node = shared.inodes.open(entry, dax);
+        shared.heed(&node, &entry.attr);
         OpenNode {
             shared: Arc::clone(shared),
             node,
@@ -254,6 +268,28 @@ impl Shared {
     pub(super) fn refresh(&self, node: &Node, fh: Option<u64>) -> Result<Attr> {
         let attr = self.session.getattr(node.nodeid(), fh)?;
         node.learn(&attr);
+        self.heed(node, &attr);
         Ok(attr)
+    }
+
+    /// The node was opened for writing. The window shows the file that is
+    /// written to, if that is another, and views are to show it, too.
+    pub(super) fn note_writer(&self, node: &Node) {
+        if !node.written.swap(true, Ordering::Relaxed) {
+            self.show_again(node);
+        }
+    }
+
+    /// The same if the attributes say that it may have become another.
+    fn heed(&self, node: &Node, attr: &Attr) {
+        if node.may_be_replaced(attr) {
+            self.show_again(node);
+        }
+    }
+
+    fn show_again(&self, node: &Node) {
+        if let Some(mapper) = &self.mapper {
+            mapper.core().show_again(&node.inode);
+        }
     }
 }

@@ -117,7 +117,11 @@ impl Guest {
             Access::ReadWrite => libc::O_RDWR,
         };
         let open = self.session().open(looked.nodeid(), flags as u32)?;
-        Ok(File::new(looked.into_node(), open.fh, access))
+        let node = looked.into_node();
+        if access == Access::ReadWrite {
+            node.shared.note_writer(&node.node);
+        }
+        Ok(File::new(node, open.fh, access))
     }
 
     /// Creates a file, or empties it, and opens it for reading and writing.
@@ -129,7 +133,9 @@ impl Guest {
             self.session()
                 .create(parent.nodeid(), name.as_bytes(), flags, mode & 0o7777)?;
         let looked = self.looked(entry);
-        let file = File::new(looked.into_node(), open.fh, Access::ReadWrite);
+        let node = looked.into_node();
+        node.shared.note_writer(&node.node);
+        let file = File::new(node, open.fh, Access::ReadWrite);
         if entry.attr.size > 0 {
             file.truncate(0)?;
         }

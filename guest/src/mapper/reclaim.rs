@@ -194,6 +194,32 @@ impl Core {
         true
     }
 
+    /// Has views show the inode's ranges as the window has them now: the back
+    /// end has mapped another file over them. Each is shown again when it is
+    /// touched.
+    pub(crate) fn show_again(&self, inode: &Inode) {
+        let deadline = Instant::now() + self.options.patience;
+        for (_, found) in inode.ranges() {
+            let slot = self.slot(found.slot);
+            let is_shown = || {
+                let used = slot.generation() == found.generation;
+                used && !slot.content.lock().aliases.is_empty()
+            };
+            // Whoever has it pinned may be showing what was there before.
+            let mut is_ours = false;
+            while is_shown() && !is_ours && Instant::now() < deadline {
+                is_ours = slot.begin_reclaim();
+                if !is_ours {
+                    std::thread::yield_now();
+                }
+            }
+            if is_ours && self.take_aliases_back(found.slot) {
+                slot.revive();
+                self.ring(found.slot);
+            }
+        }
+    }
+
     /// Takes a slot that was being reclaimed from its inode.
     fn detach(&self, number: u32, removed: bool) {
         let owner = self.slot(number).content.lock().owner.take();

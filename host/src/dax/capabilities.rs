@@ -63,6 +63,12 @@ impl Capabilities {
         self.replace && self.partial_unmap
     }
 
+    /// A live read-only map of a file can be replaced by one of the file that
+    /// takes its place.
+    pub fn follows_copies(&self) -> bool {
+        self.readonly_fd && self.replace
+    }
+
     /// The front end maps as QEMU does, which wants large pages for all that it
     /// maps: a store into a hole may take the room of a whole range.
     pub fn fills_holes(&self) -> bool {

@@ -26,6 +26,8 @@ pub struct DaxStats {
     pub upgrades: u64,
     /// Ranges mapped over other ranges.
     pub replacements: u64,
+    /// Ranges mapped again because the file behind them became another.
+    pub renewals: u64,
     /// Runs of ranges unmapped by REMOVEMAPPING, a message each.
     pub removals: u64,
     /// REMOVEMAPPING ranges where nothing was mapped.
@@ -55,6 +57,7 @@ pub(super) struct Counters {
     pub(super) setup_hits: AtomicU64,
     pub(super) upgrades: AtomicU64,
     pub(super) replacements: AtomicU64,
+    pub(super) renewals: AtomicU64,
     pub(super) removals: AtomicU64,
     pub(super) removals_of_nothing: AtomicU64,
     pub(super) failed_removals: AtomicU64,
@@ -123,6 +126,7 @@ impl Counters {
             setup_hits: self.setup_hits.load(Relaxed),
             upgrades: self.upgrades.load(Relaxed),
             replacements: self.replacements.load(Relaxed),
+            renewals: self.renewals.load(Relaxed),
             removals: self.removals.load(Relaxed),
             removals_of_nothing: self.removals_of_nothing.load(Relaxed),
             failed_removals: self.failed_removals.load(Relaxed),

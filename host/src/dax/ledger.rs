@@ -12,6 +12,8 @@ use std::sync::Arc;
 
 use daxwindow_shared::window::WindowRange;
 
+use super::source::Generation;
+
 /// One mapped range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Piece {
@@ -23,6 +25,8 @@ pub struct Piece {
     pub file_offset: u64,
     /// Stores are allowed.
     pub writable: bool,
+    /// Of which of the files that the inode stands for in turn.
+    pub generation: Generation,
     /// False when the front end gave no answer: it may or may not be mapped.
     pub certain: bool,
 }
@@ -37,6 +41,11 @@ impl Piece {
             && self.file_offset.checked_add(within) == Some(file_offset)
     }
 
+    /// Whether something else than the file of `generation` may be there.
+    pub fn is_stale(&self, generation: Generation) -> bool {
+        self.generation != generation || !self.certain && generation != Generation::SOLE
+    }
+
     /// The part of the piece in `range`, which lies inside it.
     fn part(&self, range: WindowRange) -> Piece {
         let skipped = range.start().0.saturating_sub(self.range.start().0);
@@ -48,19 +57,47 @@ impl Piece {
     }
 }
 
+/// A file that is kept open.
+#[derive(Debug)]
+struct Kept {
+    fd: Arc<OwnedFd>,
+    generation: Generation,
+}
+
 /// Files of one mapped inode, kept open while it has pieces.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct InodeUse {
     pieces: usize,
-    read_only: Option<Arc<OwnedFd>>,
-    read_write: Option<Arc<OwnedFd>>,
+    read_only: Option<Kept>,
+    read_write: Option<Kept>,
     /// Size of the file when it was mapped last.
     bytes: Option<u64>,
+    /// No piece is of an earlier file than this; none is in doubt, or this is
+    /// [`Generation::NONE`].
+    oldest: Generation,
 }
 
 impl InodeUse {
+    fn new() -> InodeUse {
+        InodeUse {
+            pieces: 0,
+            read_only: None,
+            read_write: None,
+            bytes: None,
+            oldest: Generation::SOLE,
+        }
+    }
+
     fn files(self) -> impl Iterator<Item = Arc<OwnedFd>> {
-        self.read_only.into_iter().chain(self.read_write)
+        let kept = self.read_only.into_iter().chain(self.read_write);
+        kept.map(|kept| kept.fd)
+    }
+
+    fn slot(&mut self, writable: bool) -> &mut Option<Kept> {
+        match writable {
+            true => &mut self.read_write,
+            false => &mut self.read_only,
+        }
     }
 }
 
@@ -178,6 +215,10 @@ impl Ledger {
     fn set_certain(&mut self, piece: &Piece, certain: bool) {
         if let Some(piece) = self.pieces.get_mut(&piece.range.start().0) {
             piece.certain = certain;
+            let inode = self.inodes.get_mut(&piece.nodeid);
+            if let Some(inode) = inode.filter(|_| !certain) {
+                inode.oldest = Generation::NONE;
+            }
         }
     }
 
@@ -213,29 +254,56 @@ impl Ledger {
         std::mem::take(&mut self.pieces).into_values().collect()
     }
 
-    /// A file of the inode that is open already: read-write for `writable`,
-    /// read-only otherwise.
-    pub fn file(&self, nodeid: u64, writable: bool) -> Option<Arc<OwnedFd>> {
-        let inode = self.inodes.get(&nodeid)?;
-        if writable {
-            inode.read_write.clone()
-        } else {
-            inode.read_only.clone()
+    /// The pieces of the inode that may show something else than its file of
+    /// `generation`.
+    pub fn stale(&mut self, nodeid: u64, generation: Generation) -> Vec<Piece> {
+        let Some(inode) = self.inodes.get_mut(&nodeid) else {
+            return Vec::new();
+        };
+        if inode.oldest == generation {
+            return Vec::new();
         }
+        let of_inode = self.pieces.values().filter(|piece| piece.nodeid == nodeid);
+        let stale = of_inode.filter(|piece| piece.is_stale(generation));
+        let stale: Vec<Piece> = stale.copied().collect();
+        if stale.is_empty() {
+            inode.oldest = generation;
+        }
+        stale
     }
 
-    /// Keeps `fd` for the inode's next map, if the inode has pieces and there
-    /// is room.
-    pub fn keep_file(&mut self, nodeid: u64, writable: bool, fd: Arc<OwnedFd>) {
-        let Some(inode) = self.inodes.get_mut(&nodeid) else {
+    /// A file of the inode that is open already, if it is of `generation`:
+    /// read-write for `writable`, read-only otherwise.
+    pub fn file(
+        &self,
+        nodeid: u64,
+        writable: bool,
+        generation: Generation,
+    ) -> Option<Arc<OwnedFd>> {
+        let inode = self.inodes.get(&nodeid)?;
+        let kept = match writable {
+            true => &inode.read_write,
+            false => &inode.read_only,
+        };
+        let kept = kept.as_ref()?;
+        (kept.generation == generation).then(|| kept.fd.clone())
+    }
+
+    /// Keeps the file of this piece, `fd`, for its inode's next map, if the
+    /// inode has pieces and there is room. One of another generation is kept no
+    /// more.
+    pub fn keep_file(&mut self, piece: &Piece, fd: Arc<OwnedFd>) {
+        let (writable, generation) = (piece.writable, piece.generation);
+        let Some(inode) = self.inodes.get_mut(&piece.nodeid) else {
             self.unused.push(fd);
             return;
         };
-        let slot = if writable {
-            &mut inode.read_write
-        } else {
-            &mut inode.read_only
-        };
+        let other = inode.slot(!writable);
+        if let Some(old) = other.take_if(|kept| kept.generation != generation) {
+            self.unused.push(old.fd);
+            self.files = self.files.saturating_sub(1);
+        }
+        let slot = inode.slot(writable);
         if slot.is_none() {
             if self.files >= self.max_files {
                 self.unused.push(fd);
@@ -243,7 +311,8 @@ impl Ledger {
             }
             self.files += 1;
         }
-        self.unused.extend(slot.replace(fd));
+        let replaced = slot.replace(Kept { fd, generation });
+        self.unused.extend(replaced.map(|kept| kept.fd));
     }
 
     /// Notes the size of the inode's file, if the inode has pieces.
@@ -265,7 +334,13 @@ impl Ledger {
 
     fn add(&mut self, piece: Piece) {
         self.bytes = self.bytes.saturating_add(piece.range.len());
-        self.inodes.entry(piece.nodeid).or_default().pieces += 1;
+        let inode = self.inodes.entry(piece.nodeid);
+        let inode = inode.or_insert_with(InodeUse::new);
+        inode.pieces += 1;
+        inode.oldest = inode.oldest.min(match piece.certain {
+            true => piece.generation,
+            false => Generation::NONE,
+        });
         self.pieces.insert(piece.range.start().0, piece);
     }
 
@@ -286,184 +361,5 @@ impl Ledger {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    const PAGE: u64 = 4096;
-    const PAGES: u64 = 24;
-
-    fn range(page: u64, pages: u64) -> WindowRange {
-        WindowRange::new(page * PAGE, pages * PAGE, PAGES * PAGE, PAGE).expect("inside")
-    }
-
-    #[derive(Clone, Debug)]
-    enum Step {
-        Insert {
-            page: u64,
-            pages: u64,
-            nodeid: u64,
-            file_page: u64,
-            writable: bool,
-        },
-        Carve {
-            page: u64,
-            pages: u64,
-        },
-        Take,
-    }
-
-    fn step() -> impl Strategy<Value = Step> {
-        let place = (0..PAGES).prop_flat_map(|page| (Just(page), 1..=PAGES - page));
-        prop_oneof![
-            6 => (place.clone(), 1u64..4, 0u64..100, any::<bool>()).prop_map(
-                |((page, pages), nodeid, file_page, writable)| Step::Insert {
-                    page, pages, nodeid, file_page, writable
-                }
-            ),
-            3 => place.prop_map(|(page, pages)| Step::Carve { page, pages }),
-            1 => Just(Step::Take),
-        ]
-    }
-
-    /// What each page of the window shows.
-    type Model = [Option<(u64, u64, bool)>; PAGES as usize];
-
-    fn pages_of(ledger: &Ledger) -> Model {
-        let mut pages = Model::default();
-        for piece in ledger.pieces() {
-            for i in 0..piece.range.len() / PAGE {
-                let slot = &mut pages[(piece.range.start().0 / PAGE + i) as usize];
-                assert!(slot.is_none(), "pieces overlap");
-                *slot = Some((piece.nodeid, piece.file_offset / PAGE + i, piece.writable));
-            }
-        }
-        pages
-    }
-
-    proptest! {
-        #[test]
-        fn the_ledger_is_a_map_from_pages(steps in proptest::collection::vec(step(), 1..60)) {
-            let mut ledger = Ledger::default();
-            let mut model = Model::default();
-            for step in steps {
-                match step {
-                    Step::Insert { page, pages, nodeid, file_page, writable } => {
-                        ledger.insert(Piece {
-                            range: range(page, pages),
-                            nodeid,
-                            file_offset: file_page * PAGE,
-                            writable,
-                            certain: true,
-                        });
-                        for i in 0..pages {
-                            model[(page + i) as usize] = Some((nodeid, file_page + i, writable));
-                        }
-                    }
-                    Step::Carve { page, pages } => {
-                        ledger.carve(&range(page, pages));
-                        model[page as usize..(page + pages) as usize].fill(None);
-                    }
-                    Step::Take => {
-                        ledger.take();
-                        model = Model::default();
-                    }
-                }
-                prop_assert_eq!(pages_of(&ledger), model);
-                let mapped = model.iter().flatten().count() as u64;
-                prop_assert_eq!(ledger.bytes(), mapped * PAGE);
-                for nodeid in 1..4 {
-                    let pieces = ledger.pieces().filter(|p| p.nodeid == nodeid).count();
-                    prop_assert_eq!(ledger.pieces_of(nodeid), pieces);
-                }
-            }
-        }
-    }
-
-    fn piece(page: u64, pages: u64, nodeid: u64) -> Piece {
-        Piece {
-            range: range(page, pages),
-            nodeid,
-            file_offset: page * PAGE,
-            writable: true,
-            certain: true,
-        }
-    }
-
-    #[test]
-    fn no_more_files_are_kept_open_than_may_be() {
-        let open = || {
-            Arc::new(OwnedFd::from(
-                std::fs::File::open("/dev/null").expect("null"),
-            ))
-        };
-        let mut ledger = Ledger::new(3);
-        for nodeid in 0..5 {
-            ledger.insert(piece(nodeid, 1, nodeid));
-            ledger.keep_file(nodeid, true, open());
-        }
-        ledger.keep_file(0, true, open());
-        ledger.keep_file(0, false, open());
-        let kept = |ledger: &Ledger| (0..5).filter(|n| ledger.file(*n, true).is_some()).count();
-        assert_eq!((kept(&ledger), ledger.files()), (3, 3));
-        // One that goes makes room for another.
-        ledger.carve(&range(1, 1));
-        ledger.keep_file(4, true, open());
-        assert!(ledger.file(4, true).is_some() && ledger.file(3, true).is_none());
-        assert_eq!((kept(&ledger), ledger.files()), (3, 3));
-        ledger.take();
-        assert_eq!(ledger.files(), 0);
-    }
-
-    #[test]
-    fn what_is_in_doubt_is_not_shown_until_it_is_confirmed() {
-        let mut ledger = Ledger::default();
-        let (first, second) = (piece(0, 2, 1), piece(4, 2, 2));
-        ledger.insert(first);
-        ledger.insert(second);
-        ledger.doubt(&range(1, 1));
-        let shows = |ledger: &Ledger, piece: &Piece| {
-            let there = ledger.overlapping(&piece.range);
-            there
-                .iter()
-                .any(|one| one.shows(&piece.range, piece.nodeid, piece.file_offset))
-        };
-        assert!(!shows(&ledger, &first) && shows(&ledger, &second));
-        // Another file in its place is not what was asked about.
-        ledger.confirm(&Piece { nodeid: 3, ..first });
-        assert!(!shows(&ledger, &first));
-        ledger.confirm(&first);
-        assert!(shows(&ledger, &first));
-        ledger.doubt(&first.range);
-        ledger.drop_doubtful(&range(0, PAGES));
-        assert_eq!((ledger.len(), ledger.pieces_of(2)), (1, 1));
-    }
-
-    #[test]
-    fn files_stay_open_as_long_as_there_are_pieces() {
-        let mut ledger = Ledger::default();
-        let fd: Arc<OwnedFd> = Arc::new(std::fs::File::open("/dev/null").expect("null").into());
-        ledger.keep_file(7, false, fd.clone());
-        assert!(
-            ledger.file(7, false).is_none(),
-            "nothing mapped, nothing kept"
-        );
-        let piece = Piece {
-            range: range(0, 4),
-            nodeid: 7,
-            file_offset: 0,
-            writable: false,
-            certain: true,
-        };
-        ledger.insert(piece);
-        ledger.keep_file(7, false, fd.clone());
-        ledger.carve(&range(1, 1));
-        assert_eq!((ledger.pieces_of(7), ledger.len()), (2, 2));
-        assert!(ledger.file(7, false).is_some());
-        assert!(ledger.file(7, true).is_none());
-        ledger.carve(&range(0, 4));
-        drop(ledger.unused());
-        assert_eq!(Arc::strong_count(&fd), 1);
-        assert!(ledger.is_empty());
-    }
-}
+#[path = "ledger_test.rs"]
+mod tests;

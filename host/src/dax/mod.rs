@@ -18,6 +18,8 @@
 //! | `source` | where files come from |
 //! | `session` | a front end comes, is tried out at INIT, and goes |
 //! | `setup`, `removal` | the two requests |
+//! | `files` | what is mapped in them |
+//! | `follow` | the file behind a node becomes another |
 //! | `reservation` | which of them come one after the other |
 //! | [`map_error`], [`no_dax`] | why not |
 //! | [`verdict`] | whether the share has DAX, and why not |
@@ -47,6 +49,10 @@ pub mod barrier;
 pub mod capabilities;
 pub mod channel;
 pub mod counters;
+mod files;
+mod follow;
+#[cfg(test)]
+mod follow_test;
 pub mod front_end;
 pub mod globs;
 pub mod ledger;
@@ -89,7 +95,7 @@ pub use padding::Padding;
 pub use pending::Deputy;
 pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
 pub use session::CalledOff;
-pub use source::{MapFile, MapSource, StoreRange};
+pub use source::{Generation, MapFile, MapSource, StoreRange};
 pub use verdict::DaxVerdict;
 pub use whole::{Mapping, NotWhole};
 
@@ -444,7 +450,7 @@ impl Dax {
                 return Err(FrontEndError::Gone);
             }
             ledger.insert(Piece { certain, ..piece });
-            ledger.keep_file(piece.nodeid, piece.writable, fd);
+            ledger.keep_file(&piece, fd);
             Ok(())
         })
     }

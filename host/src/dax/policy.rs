@@ -194,6 +194,8 @@ impl DaxOptions {
         self.names.check(file.name, file.path)?;
         self.may_map(attr.size, can, page_bytes)?;
         match ((file.mappable)(!can.readonly_fd), self.mode) {
+            // The window shows the copy as soon as there is one.
+            (Err(NoDax::CopiesUp), _) if can.follows_copies() => Ok(()),
             // Who asks for all files gets them, copies and filled holes included.
             (Err(NoDax::CopiesUp), DaxMode::Always) => Ok(()),
             (Ok(()), DaxMode::Inode) => self.keeps_holes(file, can),

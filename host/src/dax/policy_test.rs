@@ -125,9 +125,18 @@ fn what_cannot_be_opened_for_writing_is_mapped_only_read_only() {
         ask(always, &WRITABLE_ONLY, NoDax::NotWritable),
         Err(NoDax::NotWritable)
     );
+    // What it maps writable is copied first.
+    let copied = ask(inode, &WRITABLE_ONLY, NoDax::CopiesUp);
+    assert_eq!(copied, Err(NoDax::CopiesUp));
+    // It may be unable to show the copy.
+    let cannot_replace = Capabilities {
+        replace: false,
+        ..PLAIN
+    };
+    let copied = ask(inode, &cannot_replace, NoDax::CopiesUp);
+    assert_eq!(copied, Err(NoDax::CopiesUp));
+    assert_eq!(ask(inode, &PLAIN, NoDax::CopiesUp), Ok(()));
     for can in [&PLAIN, &WRITABLE_ONLY] {
-        // A lower layer is no more what the file is, once it is written.
-        assert_eq!(ask(inode, can, NoDax::CopiesUp), Err(NoDax::CopiesUp));
         assert_eq!(ask(always, can, NoDax::CopiesUp), Ok(()));
         for mode in [inode, always] {
             assert_eq!(ask(mode, can, NoDax::NotMappable), Err(NoDax::NotMappable));

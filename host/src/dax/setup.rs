@@ -16,13 +16,14 @@ use daxwindow_shared::window::{RANGE_BYTES, WindowError, WindowRange};
 use rustix::io::Errno;
 
 use super::counters::count;
+use super::follow::MOST_CHANGES;
 use super::front_end::FrontEndError;
 use super::ledger::Piece;
 use super::map_error::MapError;
 use super::naive::Naive;
 use super::pending::{Change, Entering, Request, Work};
 use super::policy::VMM_SLOTS;
-use super::{Capabilities, Connected, Dax, Deputy, MapSource, StoreRange};
+use super::{Capabilities, Connected, Dax, Deputy, Generation, MapSource, StoreRange};
 
 /// Memory slots of the VMM that are never taken, whatever the options say.
 const SLOT_MARGIN: usize = 8;
@@ -40,6 +41,7 @@ struct Opened {
     fd: Arc<OwnedFd>,
     writable: bool,
     size: u64,
+    generation: Generation,
 }
 
 /// What a range does not show yet, the most that may be lacking last.
@@ -76,9 +78,11 @@ impl Dax {
             false => &mut nobody,
         };
         let request = Request::new(self, connected, Work::Setup, deputy);
+        let mut changes = 0;
         loop {
+            let generation = self.renew(&request.connected, source, nodeid, &|| {})?;
             let lack = self.lacks(&setup, granule);
-            let file = self.prepare(&request.connected, source, &setup, lack)?;
+            let file = self.prepare(&request.connected, source, &setup, lack, generation)?;
             let reserved = self.reserve(setup.range);
             request.reservation.set(reserved.reservation);
             // A session ends while nothing is reserved: from here on it is this one.
@@ -87,6 +91,9 @@ impl Dax {
             }
             if self.lacks(&setup, granule) > lack {
                 // Some of it was unmapped meanwhile.
+                continue;
+            }
+            if !self.is_latest(&request.connected, source, nodeid, generation) {
                 continue;
             }
             let lacks_view = request.connected.lacks_view();
@@ -99,6 +106,16 @@ impl Dax {
             if refused {
                 self.note_refusal(source, nodeid);
             }
+            drop(reserved);
+            // Who has written meanwhile may not have seen what is mapped now.
+            if result.is_ok() {
+                let now = self.look(&request.connected.can, source, nodeid)?;
+                changes += 1;
+                let is_other = !now.may_be(generation);
+                if is_other || now != generation && changes < MOST_CHANGES {
+                    continue;
+                }
+            }
             return result;
         }
     }
@@ -110,6 +127,7 @@ impl Dax {
         source: &dyn MapSource,
         setup: &Setup,
         lack: Option<Lack>,
+        generation: Generation,
     ) -> Result<Option<Opened>, MapError> {
         if setup.write || lack.is_some() {
             // Also where the bytes are shown already: until now the guest has
@@ -124,8 +142,14 @@ impl Dax {
         if lack == Some(Lack::Bytes) {
             self.within_file(connected, setup, size)?;
         }
-        let (fd, writable) = self.open(connected, source, setup)?;
-        Ok(Some(Opened { fd, writable, size }))
+        let (nodeid, write) = (setup.nodeid, setup.write);
+        let (fd, writable) = self.open(connected, source, (nodeid, generation), write)?;
+        Ok(Some(Opened {
+            fd,
+            writable,
+            size,
+            generation,
+        }))
     }
 
     fn lacks(&self, setup: &Setup, granule: u64) -> Option<Lack> {
@@ -237,6 +261,7 @@ impl Dax {
             nodeid: setup.nodeid,
             file_offset: setup.file_offset,
             writable: file.writable,
+            generation: file.generation,
             certain: true,
         };
         self.map_piece(request, piece, &file.fd)?;
@@ -300,6 +325,7 @@ impl Dax {
             range: setup.range,
             file_offset: setup.file_offset,
             writable: true,
+            generation: file.generation,
             ..*piece
         };
         self.map_piece(request, upgraded, &file.fd)?;
@@ -313,85 +339,6 @@ impl Dax {
         self.unmap_piece(request, piece.range)?;
         let writable = true;
         self.map_piece(request, Piece { writable, ..*piece }, &file.fd)
-    }
-
-    /// Opens the file as the policy wants it: writable from the start where
-    /// that is allowed, read-only else.
-    fn open(
-        &self,
-        connected: &Arc<Connected>,
-        source: &dyn MapSource,
-        setup: &Setup,
-    ) -> Result<(Arc<OwnedFd>, bool), MapError> {
-        let cached = |writable| self.kept_file(connected, setup.nodeid, writable);
-        let can = &connected.can;
-        if let Some(fd) = cached(true)
-            && !self.options.naive.leaves_out(Naive::WRITABLE_FIRST)
-        {
-            return Ok((fd, true));
-        }
-        if setup.write || !can.readonly_fd {
-            let writable = setup.write || !self.options.naive.leaves_out(Naive::WRITABLE_FIRST);
-            return Ok((self.file(connected, source, setup.nodeid, true)?, writable));
-        }
-        if let Some(fd) = cached(false) {
-            return Ok((fd, false));
-        }
-        let read_only = source
-            .open_for_mapping(setup.nodeid, false)
-            .map_err(MapError::File)?;
-        let mode = stat(&read_only.fd)?.st_mode;
-        if self.options.writable_from_the_start(mode, can)
-            && let Ok(fd) = self.file(connected, source, setup.nodeid, true)
-        {
-            return Ok((fd, true));
-        }
-        Ok((self.pad(connected, read_only.fd, false)?, false))
-    }
-
-    fn file(
-        &self,
-        connected: &Arc<Connected>,
-        source: &dyn MapSource,
-        nodeid: u64,
-        writable: bool,
-    ) -> Result<Arc<OwnedFd>, MapError> {
-        if let Some(fd) = self.kept_file(connected, nodeid, writable) {
-            return Ok(fd);
-        }
-        let file = source
-            .open_for_mapping(nodeid, writable)
-            .map_err(MapError::File)?;
-        self.pad(connected, file.fd, writable)
-    }
-
-    fn kept_file(
-        &self,
-        connected: &Arc<Connected>,
-        nodeid: u64,
-        writable: bool,
-    ) -> Option<Arc<OwnedFd>> {
-        // It is padded.
-        if connected.lacks_view() {
-            return None;
-        }
-        self.state.lock().ledger.file(nodeid, writable)
-    }
-
-    /// What the front end is given for `fd`: itself, or its padded self.
-    fn pad(
-        &self,
-        connected: &Arc<Connected>,
-        fd: Arc<OwnedFd>,
-        writable: bool,
-    ) -> Result<Arc<OwnedFd>, MapError> {
-        match &connected.view {
-            Some(view) if !view.is_gone() => match view.pad(&fd, writable) {
-                Err(_) if view.is_gone() => Ok(fd),
-                padded => padded.map_err(MapError::File),
-            },
-            _ => Ok(fd),
-        }
     }
 
     /// The part of the range that may be mapped of this file.
@@ -476,7 +423,7 @@ impl Dax {
 
     /// Maps and enters. What the front end surely refused changes nothing;
     /// what it gave no answer to is entered as uncertain.
-    fn map_piece(
+    pub(super) fn map_piece(
         &self,
         request: &Request<'_>,
         piece: Piece,
@@ -517,8 +464,4 @@ impl Dax {
         }
         Ok(())
     }
-}
-
-fn stat(fd: &OwnedFd) -> Result<rustix::fs::Stat, MapError> {
-    rustix::fs::fstat(fd).map_err(MapError::File)
 }

@@ -12,6 +12,43 @@ pub struct MapFile {
     pub fd: Arc<OwnedFd>,
 }
 
+/// Which file it is that a node stands for: overlayfs puts a copy in the place
+/// of a file when somebody writes to it, and whoever has the old one mapped goes
+/// on to see that. A later one has a greater number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Generation(u64);
+
+impl Generation {
+    /// Before any file.
+    pub const NONE: Generation = Generation(0);
+    /// As it was seen first.
+    pub const FIRST: Generation = Generation(1 << 32);
+    /// The copy: no other takes its place.
+    pub const LAST: Generation = Generation(u64::MAX - 1);
+    /// Of a node that stands for one file for good.
+    pub const SOLE: Generation = Generation(u64::MAX);
+
+    /// Surely another file.
+    pub fn next(self) -> Generation {
+        Generation((self.0 >> 32).saturating_add(1) << 32)
+    }
+
+    /// A change that may have made another file of it.
+    pub fn next_change(self) -> Generation {
+        Generation(self.0.saturating_add(1))
+    }
+
+    /// How many such changes there were.
+    pub fn changes(self) -> u32 {
+        self.0 as u32
+    }
+
+    /// Whether no more than such changes lie between.
+    pub fn may_be(self, other: Generation) -> bool {
+        self.0 >> 32 == other.0 >> 32
+    }
+}
+
 /// A range of a file that a guest is about to have in its window.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct StoreRange {
@@ -36,6 +73,33 @@ pub trait MapSource {
     /// `EROFS` for writing on a read-only share, `EINVAL` or similar for
     /// what is no regular file, and whatever the host says.
     fn open_for_mapping(&self, nodeid: u64, writable: bool) -> Result<MapFile, Errno>;
+
+    /// Opens the regular file behind `nodeid` for reading, though a copy may
+    /// take its place, as [`MapSource::look`] then tells.
+    ///
+    /// # Errors
+    ///
+    /// As for [`MapSource::open_for_mapping`].
+    fn open_to_follow(&self, nodeid: u64) -> Result<MapFile, Errno> {
+        self.open_for_mapping(nodeid, false)
+    }
+
+    /// Which file `nodeid` stands for by now; what is opened afterwards is that
+    /// one or a later one. The file system is asked.
+    ///
+    /// # Errors
+    ///
+    /// `ESTALE` for an unknown node, and whatever the host says.
+    fn look(&self, nodeid: u64) -> Result<Generation, Errno> {
+        let _ = nodeid;
+        Ok(Generation::SOLE)
+    }
+
+    /// The same as far as any look has told. The file system is not asked.
+    fn known(&self, nodeid: u64) -> Generation {
+        let _ = nodeid;
+        Generation::SOLE
+    }
 
     /// The size of the regular file behind `nodeid` now.
     ///

@@ -275,7 +275,13 @@ impl SharedDir {
             self.drop_capability_of(&file)?;
             found.stat = stat(&found.fd)?;
         }
-        Ok((file, self.bind(dir, name.as_c_str(), found)?))
+        let entry = self.bind(dir, name.as_c_str(), found)?;
+        if want.writable
+            && let Ok(inode) = self.inode(entry.nodeid)
+        {
+            inode.note_copied();
+        }
+        Ok((file, entry))
     }
 
     /// The directory for a new name, when something may be created and then

@@ -166,10 +166,14 @@ impl SharedDir {
     /// Opens a node's inode once more. The caller has checked that it is a
     /// regular file or a directory.
     pub(super) fn reopen(&self, inode: &Inode, flags: OFlags) -> Result<OwnedFd, Errno> {
-        match inode.open_by_handle(flags) {
-            Some(opened) => opened,
-            None => self.proc.reopen(inode.fd()?, flags),
+        let opened = match inode.open_by_handle(flags) {
+            Some(opened) => opened?,
+            None => self.proc.reopen(inode.fd()?, flags)?,
+        };
+        if flags.intersects(OFlags::ACCMODE) {
+            inode.note_copied();
         }
+        Ok(opened)
     }
 
     /// Whether a node has DAX. No node, or none decided about: no.
@@ -199,7 +203,11 @@ impl SharedDir {
     /// Takes back `count` lookups of a node; the last ends it. Nothing is
     /// wrong with an unknown node or a count too high.
     pub fn forget(&self, nodeid: u64, count: u64) {
+        let known = self.knows_layers().then(|| self.host_inode(nodeid));
         self.inodes.forget(nodeid, count);
+        if let Some(inode) = known.flatten() {
+            self.forget_layer(inode, nodeid);
+        }
     }
 
     /// Target of a symbolic link, as it is written; nobody here follows it.

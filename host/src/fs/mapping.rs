@@ -13,7 +13,7 @@ use vm_memory::{FileOffset, MmapRegion};
 use super::inode::Inode;
 use super::procfd::ProcFd;
 use super::{HostInode, SharedDir};
-use crate::dax::{MapFile, MapSource, NoDax, StoreRange};
+use crate::dax::{Generation, MapFile, MapSource, NoDax, StoreRange};
 
 /// What may be opened for writing only to append, or not at all, whoever may
 /// write it.
@@ -81,7 +81,8 @@ impl SharedDir {
 
     /// Where a file is copied to another layer when it is opened for writing,
     /// has that done: a mapping of the copy that was there before would show
-    /// the old bytes for ever. Where nothing can be written, nothing is copied.
+    /// the old bytes for ever, on a front end that cannot replace it. Where
+    /// nothing can be written, nothing is copied.
     fn copy_up(&self, inode: &Inode) -> Result<(), Errno> {
         if !inode.mount().copies_up() {
             return Ok(());
@@ -151,6 +152,21 @@ impl MapSource for SharedDir {
         };
         let fd = self.reopen(&inode, access)?;
         Ok(MapFile { fd: Arc::new(fd) })
+    }
+
+    fn open_to_follow(&self, nodeid: u64) -> Result<MapFile, Errno> {
+        let inode = self.inode(nodeid)?;
+        inode.require_regular()?;
+        let fd = self.reopen(&inode, OFlags::RDONLY)?;
+        Ok(MapFile { fd: Arc::new(fd) })
+    }
+
+    fn look(&self, nodeid: u64) -> Result<Generation, Errno> {
+        self.look_at_layer(nodeid)
+    }
+
+    fn known(&self, nodeid: u64) -> Generation {
+        self.known_layer(nodeid)
     }
 
     fn make_room(&self, range: &StoreRange, scarce: u64) -> Result<(), Errno> {

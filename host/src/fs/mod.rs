@@ -16,6 +16,7 @@
 //! | `fileattr` | what lsattr and chattr know |
 //! | `room` | that what is stored through the window finds room |
 //! | `store_times` | that it changes the file's times |
+//! | `layers` | which of an overlay's files a node stands for |
 //! | `lookup`, `attr`, `setattr`, `create`, `remove`, `open`, `io`, `dir`, `xattr`, `statfs`, `mapping` | one family of requests each |
 //!
 //! Law: no request leaves the shared directory. An inode is a file handle from
@@ -41,6 +42,7 @@ mod handle;
 mod ids;
 mod inode;
 mod io;
+mod layers;
 mod locks;
 mod lookup;
 mod mapping;
@@ -71,6 +73,7 @@ use rustix::io::Errno;
 
 use handle::HandleTable;
 use inode::{Inode, InodeTable, NodeLimits};
+use layers::LayerTable;
 use locks::LockTable;
 use mapping::Unmappable;
 use store_times::WriterTable;
@@ -201,6 +204,7 @@ pub struct SharedDir {
     /// Bytes of directory listings read but not yet asked for.
     listing: Arc<Budget>,
     unmappable: Unmappable,
+    layers: LayerTable,
 }
 
 impl SharedDir {
@@ -253,6 +257,7 @@ impl SharedDir {
             acls: AtomicBool::new(true),
             listing: Budget::new(dir::MAX_LISTING_BYTES),
             unmappable: Unmappable::default(),
+            layers: LayerTable::default(),
             session,
             options,
         })
@@ -272,6 +277,7 @@ impl SharedDir {
         self.locks.clear();
         self.inodes.clear();
         self.unmappable.clear();
+        self.layers.clear();
     }
 
     /// Device and number of the host's inode behind `nodeid`, while the guest

@@ -34,7 +34,7 @@ impl SharedDir {
         if !takes_room || end <= range.offset {
             return Ok(());
         }
-        let Ok(file) = self.proc.reopen(path, rustix::fs::OFlags::RDWR) else {
+        let Ok(file) = self.reopen(&inode, rustix::fs::OFlags::RDWR) else {
             // Then nobody stores, or mapping says why not.
             return Ok(());
         };

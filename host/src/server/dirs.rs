@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::fs::{DirItem, Name};
 
 use super::io::datasync;
-use super::{Call, Server};
+use super::{Call, Pace, Server};
 
 /// Longest list of entries in one reply.
 const MAX_LIST_BYTES: usize = 1 << 20;
@@ -44,27 +44,31 @@ impl Server {
     }
 
     pub(super) fn readdirplus(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
-        let parent = call.header.nodeid;
+        let (parent, pace) = (call.header.nodeid, call.terms.pace);
         self.list(call, |list, limit, item| {
             let name = item.name.to_bytes();
             // Looking up raises a count that only a listed entry may raise.
             if list.len() + align8(size_of::<DirentPlus>() + name.len()) > limit {
                 return false;
             }
-            let entry = self.entry_of(parent, &item);
+            let entry = self.entry_of(pace, parent, &item);
             push_direntplus(list, limit, entry, dirent(&item), name)
         })
     }
 
     /// The entry that goes with a listed name. Node id 0 tells the guest to
-    /// look it up itself: for "." and "..", which are never looked up, and for
-    /// names that have vanished since.
-    fn entry_of(&self, parent: u64, item: &DirItem<'_>) -> EntryOut {
+    /// look it up itself: for "." and "..", which are never looked up, for names
+    /// that have vanished since, and for files whose ranges show an earlier one.
+    fn entry_of(&self, pace: &dyn Pace, parent: u64, item: &DirItem<'_>) -> EntryOut {
         let name = match item.name.to_bytes() {
             b"." | b".." => None,
             _ => Name::new(item.name).ok(),
         };
-        let found = name.and_then(|name| Some((name, self.fs.lookup(parent, name).ok()?)));
+        let found = name.and_then(|name| {
+            let entry = self.fs.lookup(parent, name).ok()?;
+            self.follow_entry(pace, &entry).ok()?;
+            Some((name, entry))
+        });
         match found {
             Some((name, entry)) => self.entry_out(parent, name, &entry),
             None => EntryOut {

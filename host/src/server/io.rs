@@ -34,6 +34,10 @@ impl Server {
         let args: OpenIn = call.body.only()?;
         let nodeid = call.header.nodeid;
         let fh = self.open_for(nodeid, &args)?;
+        if let Err(errno) = self.follow(call.terms.pace, nodeid) {
+            let _ = self.fs.release(nodeid, fh);
+            return Err(errno);
+        }
         let out = self.open_out(nodeid, fh, args.flags, self.fs.is_dax(nodeid));
         call.reply.value(&out)
     }
@@ -59,6 +63,11 @@ impl Server {
         let (entry, fh) = self
             .fs
             .create(creator, parent, name, flags, args.mode, args.umask)?;
+        if let Err(errno) = self.follow(call.terms.pace, entry.nodeid) {
+            let _ = self.fs.release(entry.nodeid, fh);
+            self.fs.forget(entry.nodeid, 1);
+            return Err(errno);
+        }
         let dax = self.settled_dax(parent, name, &entry);
         let open = self.open_out(entry.nodeid, fh, args.flags, dax);
         call.reply.value(&self.entry_with(&entry, dax))?;

@@ -3,7 +3,9 @@
 use daxwindow_shared::fuse::{RemoveMappingIn, RemoveMappingOne, SetupMappingIn};
 use rustix::io::Errno;
 
-use super::{Call, Server};
+use crate::fs::Entry;
+
+use super::{Call, Pace, Server};
 
 /// Most ranges that one REMOVEMAPPING may name. Linux sends at most 256.
 const MAX_REMOVALS: usize = 4096;
@@ -31,6 +33,33 @@ impl Server {
             .map(|_| call.body.args())
             .collect::<Result<Vec<RemoveMappingOne>, Errno>>()?;
         call.may_leave(|deputy| self.dax.remove_or_leave(&ranges, deputy))
+    }
+}
+
+impl Server {
+    /// Has the window show the file that stands behind a node by now, by
+    /// whichever of its names a guest has mapped it: before the guest is told
+    /// of that file, or writes to it.
+    ///
+    /// # Errors
+    ///
+    /// `EIO` if the front end does not do so: some ranges may show the file as
+    /// it was.
+    pub(super) fn follow(&self, pace: &dyn Pace, nodeid: u64) -> Result<(), Errno> {
+        for node in self.fs.followed(nodeid) {
+            let followed = self.dax.follow(&self.fs, node, &|| pace.takes_long());
+            followed.map_err(never_again)?;
+        }
+        Ok(())
+    }
+
+    /// The same of what a guest is told of by a name that it has looked up.
+    pub(super) fn follow_entry(&self, pace: &dyn Pace, entry: &Entry) -> Result<(), Errno> {
+        let followed = self.follow(pace, entry.nodeid);
+        if followed.is_err() {
+            self.fs.forget(entry.nodeid, 1);
+        }
+        followed
     }
 }
 

@@ -193,6 +193,7 @@ impl Server {
             hits = window.setup_hits,
             upgrades = window.upgrades,
             replacements = window.replacements,
+            renewals = window.renewals,
             removals = window.removals,
             failed_removals = window.failed_removals,
             refusals = window.refusals.iter().sum::<u64>(),

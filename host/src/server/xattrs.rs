@@ -33,7 +33,8 @@ impl Server {
         let kill_sgid = SetxattrFlags::from_bits_retain(args.setxattr_flags)
             .contains(SetxattrFlags::ACL_KILL_SGID);
         self.fs
-            .setxattr(call.header.nodeid, name, value, args.flags, kill_sgid)
+            .setxattr(call.header.nodeid, name, value, args.flags, kill_sgid)?;
+        self.follow(call.terms.pace, call.header.nodeid)
     }
 
     pub(super) fn getxattr(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -66,7 +67,8 @@ impl Server {
         self.require_xattrs()?;
         let name = call.body.string()?;
         call.body.end()?;
-        self.fs.removexattr(call.header.nodeid, name)
+        self.fs.removexattr(call.header.nodeid, name)?;
+        self.follow(call.terms.pace, call.header.nodeid)
     }
 }
 

@@ -11,9 +11,12 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+mod copies;
+mod copies_front_end;
 mod features;
 mod identity;
 mod idle_mounts;
+mod layers;
 mod overlay;
 mod places;
 mod power_cut;

@@ -1,68 +1,46 @@
-//! overlayfs below: what a guest maps is never the layer that a writer leaves
-//! behind, and what it only reads is not copied.
+//! overlayfs below a VMM that maps writable only: what a guest maps is never the
+//! layer that a writer leaves behind, and what it only reads is not copied.
 
-use std::ffi::CString;
-use std::fs::{OpenOptions, Permissions};
-use std::os::unix::fs::{FileExt, PermissionsExt};
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
+use std::sync::Arc;
 
-use daxwindow_guest::file::Access;
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
-use tempfile::TempDir;
+use daxwindow_guest::file::{Access, Guest, GuestOptions};
+use daxwindow_guest::session::Tuning;
+use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
+use daxwindow_shared::shmem::MapRequest;
+use rustix::io::Errno;
 
-use crate::common::{Daemon, assert_same, guest, make_file, on_disk, pattern, read_all};
+use crate::common::{Daemon, assert_same, attach_with, guest, options, pattern, read_all};
+use crate::layers::{Layers, write_on_host};
+
+/// Maps writable or not at all, as QEMU does with a region for each range.
+struct WritableOnly;
+
+impl WindowHook for WritableOnly {
+    fn on_map(&self, map: &MapRequest) -> Verdict {
+        match map.writable {
+            true => Verdict::Serve,
+            false => Verdict::Refuse(Errno::ACCESS),
+        }
+    }
+}
+
+fn writable_only_guest(daemon: &Daemon) -> Guest {
+    let tuning = Tuning {
+        hook: Some(Arc::new(WritableOnly)),
+        ..Tuning::default()
+    };
+    let session = attach_with(daemon, tuning);
+    Guest::over(session, &GuestOptions::new(options(daemon))).expect("a guest")
+}
 
 const SIZE: usize = (1 << 20) + 5;
 
-/// A lower layer with a file of data and a program; unmounted on drop.
-struct Layers(TempDir);
-
-impl Layers {
-    fn mount() -> Layers {
-        let layers = Layers(on_disk());
-        for name in ["lower", "upper", "work", "merged"] {
-            std::fs::create_dir(layers.path(name)).expect("a directory");
-        }
-        for (seed, name) in [(1, "lower/data"), (2, "lower/program")] {
-            make_file(&layers.path(name), seed, SIZE);
-        }
-        let mode = Permissions::from_mode(0o755);
-        std::fs::set_permissions(layers.path("lower/program"), mode).expect("set");
-        let [lower, upper, work] =
-            ["lower", "upper", "work"].map(|name| layers.path(name).display().to_string());
-        let options = format!("lowerdir={lower},upperdir={upper},workdir={work}");
-        let options = CString::new(options).expect("no zero");
-        let (at, flags) = (layers.path("merged"), MountFlags::empty());
-        mount("overlay", &at, "overlay", flags, &*options).expect("mounted, which needs root");
-        layers
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.0.path().join(name)
-    }
-
-    fn copied(&self) -> Vec<PathBuf> {
-        let upper = std::fs::read_dir(self.path("upper")).expect("listed");
-        upper.map(|entry| entry.expect("an entry").path()).collect()
-    }
-}
-
-impl Drop for Layers {
-    fn drop(&mut self) {
-        let _ = unmount(self.path("merged"), UnmountFlags::DETACH);
-    }
-}
-
-fn write_on_host(path: &Path, bytes: &[u8], at: u64) {
-    let file = OpenOptions::new().write(true).open(path).expect("opened");
-    file.write_all_at(bytes, at).expect("written");
-}
-
 #[test]
-fn what_a_guest_reads_is_not_copied_and_what_others_write_is_read() {
-    let layers = Layers::mount();
+fn what_is_only_mapped_writable_is_read_without_dax_and_not_copied() {
+    let layers = Layers::mount(SIZE);
     let daemon = Daemon::start(&layers.path("merged"), &["--dax-window", "16M"]);
-    let guest = guest(&daemon);
+    let guest = writable_only_guest(&daemon);
     for (seed, name) in [(1, "data"), (2, "program")] {
         let file = guest.open(name, Access::Read).expect("open");
         assert!(!file.is_dax());
@@ -88,10 +66,10 @@ fn what_a_guest_reads_is_not_copied_and_what_others_write_is_read() {
 
 #[test]
 fn what_is_mapped_for_who_asks_for_all_is_the_file_that_is_written() {
-    let layers = Layers::mount();
+    let layers = Layers::mount(SIZE);
     let flags = ["--dax", "always", "--dax-window", "16M"];
     let daemon = Daemon::start(&layers.path("merged"), &flags);
-    let guest = guest(&daemon);
+    let guest = writable_only_guest(&daemon);
     for (seed, name) in [(1, "data"), (2, "program")] {
         let file = guest.open(name, Access::Read).expect("open");
         assert!(file.is_dax());
@@ -121,7 +99,7 @@ fn what_is_mapped_for_who_asks_for_all_is_the_file_that_is_written() {
 
 #[test]
 fn each_close_after_a_store_moves_the_time() {
-    let layers = Layers::mount();
+    let layers = Layers::mount(SIZE);
     let flags = ["--dax", "always", "--dax-window", "16M"];
     let daemon = Daemon::start(&layers.path("merged"), &flags);
     let guest = guest(&daemon);
@@ -138,7 +116,7 @@ fn each_close_after_a_store_moves_the_time() {
 
 #[test]
 fn a_read_only_share_leaves_the_lower_layer_where_it_is() {
-    let layers = Layers::mount();
+    let layers = Layers::mount(SIZE);
     let flags = ["--readonly", "--dax", "always", "--dax-window", "16M"];
     let daemon = Daemon::start(&layers.path("merged"), &flags);
     let guest = guest(&daemon);

@@ -74,6 +74,7 @@ pub(super) struct Inode {
     dax: DaxOnce,
     habits: Habits,
     stored: AtomicBool,
+    copied: AtomicBool,
     kind: FileType,
     /// Without a handle that opens it, `held` is set from the start.
     identity: Identity,
@@ -221,6 +222,24 @@ impl Inode {
     /// It asks.
     pub(super) fn note_stores(&self) {
         self.stored.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether the file is the copy, where a writer's is a copy: it was opened
+    /// for writing, or made there.
+    pub(super) fn is_copied(&self) -> bool {
+        self.copied.load(Ordering::SeqCst)
+    }
+
+    /// It is.
+    pub(super) fn note_copied(&self) {
+        self.copied.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether overlayfs says that the file was never in a lower layer. Of one
+    /// that was copied it does not tell.
+    pub(super) fn is_made_in_upper_layer(&self) -> bool {
+        let handle = self.fd().and_then(FileHandle::to_compare);
+        handle.is_ok_and(|handle| handle.is_of_upper_layer())
     }
 
     /// `Ok` if the inode may be opened for reading or writing.

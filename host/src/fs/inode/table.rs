@@ -285,6 +285,7 @@ impl InodeTable {
             dax: DaxOnce::new(FileType::Directory),
             habits: Habits::default(),
             stored: AtomicBool::new(false),
+            copied: AtomicBool::new(false),
             _unit: None,
         };
         let mut shard = self.by_id.of(ROOT_ID).write();

@@ -148,6 +148,7 @@ impl InodeTable {
             dax: DaxOnce::new(kind),
             habits: Habits::default(),
             stored: AtomicBool::new(false),
+            copied: AtomicBool::new(false),
             _unit: unit,
         });
         self.by_id.of(id).write().insert(id, Arc::clone(&inode));

@@ -1,0 +1,154 @@
+//! The file behind a node becomes another: overlayfs copies it up when somebody
+//! writes to it, and what is mapped of the old one shows old bytes for ever. So
+//! each range of it is mapped again, over itself.
+//!
+//! Law: nothing is answered that tells the guest of the new file, or lets it
+//! write to that, while a range shows the old one. Who writes looks for ranges
+//! after the file was copied; who maps looks for a copy after the range is in
+//! the ledger: one of them sees the other. As in SETUPMAPPING, the file system
+//! is asked while nothing is reserved, and the front end while no lock is held.
+
+use std::sync::Arc;
+
+use rustix::io::Errno;
+
+use super::counters::count;
+use super::ledger::Piece;
+use super::map_error::MapError;
+use super::pending::{Request, Work};
+use super::{Capabilities, Connected, Dax, Generation, MapSource};
+
+/// Who changes a file again and again while it is mapped holds nobody up: after
+/// so many rounds, what is mapped is the file as it was during the request.
+pub(super) const MOST_CHANGES: u32 = 3;
+
+impl Dax {
+    /// Has every range of the node show the file that it stands for by now. On
+    /// success that is so. `slow` is called before the front end is asked.
+    ///
+    /// # Errors
+    ///
+    /// As for [`Dax::setup`]; then some ranges may show the earlier file, and
+    /// the next call tries again.
+    pub fn follow(
+        &self,
+        source: &dyn MapSource,
+        nodeid: u64,
+        slow: &dyn Fn(),
+    ) -> Result<(), Errno> {
+        let Some(connected) = self.usable() else {
+            return Ok(());
+        };
+        if !self.has_live_ranges(nodeid) {
+            return Ok(());
+        }
+        let Err(error) = self.renew(&connected, source, nodeid, slow) else {
+            return Ok(());
+        };
+        tracing::debug!(nodeid, %error, "dax: ranges show an earlier file");
+        match error {
+            // Forgotten meanwhile: nobody reads its ranges.
+            MapError::File(Errno::STALE) => return Ok(()),
+            // The session is over.
+            MapError::NoWindow => return Err(Errno::IO),
+            _ => self.counters.refused(&error),
+        }
+        Err(error.errno())
+    }
+
+    /// The same, by a front end that can do it; which file it is.
+    pub(super) fn renew(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        nodeid: u64,
+        slow: &dyn Fn(),
+    ) -> Result<Generation, MapError> {
+        let (mut last, mut changes) = (Generation::NONE, 0);
+        loop {
+            let generation = self.look(&connected.can, source, nodeid)?;
+            if generation == Generation::SOLE {
+                return Ok(generation);
+            }
+            changes = match generation.may_be(last) {
+                true => changes + 1,
+                false => 0,
+            };
+            let stale = self.state.lock().ledger.stale(nodeid, generation);
+            if stale.is_empty() || changes >= MOST_CHANGES {
+                return Ok(generation);
+            }
+            last = generation;
+            slow();
+            self.map_again(connected, source, (nodeid, generation), &stale)?;
+        }
+    }
+
+    /// Which file the node stands for, where the front end can follow it: else
+    /// it was copied before it was mapped.
+    pub(super) fn look(
+        &self,
+        can: &Capabilities,
+        source: &dyn MapSource,
+        nodeid: u64,
+    ) -> Result<Generation, MapError> {
+        match can.follows_copies() {
+            true => source.look(nodeid).map_err(MapError::File),
+            false => Ok(Generation::SOLE),
+        }
+    }
+
+    /// Whether no look has told of another file. The file system is not asked.
+    pub(super) fn is_latest(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        nodeid: u64,
+        generation: Generation,
+    ) -> bool {
+        !connected.can.follows_copies() || source.known(nodeid).may_be(generation)
+    }
+
+    /// Maps these ranges of a node again, unless its file has become another
+    /// once more.
+    fn map_again(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        file: (u64, Generation),
+        ranges: &[Piece],
+    ) -> Result<(), MapError> {
+        let (nodeid, generation) = file;
+        let (fd, writable) = self.open(connected, source, file, false)?;
+        // A wait that is called off ends this request in its own thread.
+        let mut nobody = None;
+        let request = Request::new(self, Arc::clone(connected), Work::Setup, &mut nobody);
+        for Piece { range, .. } in ranges {
+            let reserved = self.reserve(*range);
+            request.reservation.set(reserved.reservation);
+            if !self.is_current(connected) {
+                return Err(MapError::NoWindow);
+            }
+            if !self.is_latest(connected, source, nodeid, generation) {
+                return Ok(());
+            }
+            // As it is now: some of it may be unmapped, or another's.
+            let there = self.state.lock().ledger.overlapping(range);
+            let stale = there.into_iter().filter(|piece| {
+                let inside = range.contains(&piece.range) && piece.nodeid == nodeid;
+                inside && piece.is_stale(generation)
+            });
+            for piece in stale {
+                let renewed = Piece {
+                    writable,
+                    generation,
+                    certain: true,
+                    ..piece
+                };
+                self.map_piece(&request, renewed, &fd)?;
+                count(&self.counters.renewals);
+            }
+        }
+        Ok(())
+    }
+}
