@@ -56,6 +56,30 @@ impl Dax {
         Err(error.errno())
     }
 
+    /// The guest has made the file longer. Where a processor of it has met a page
+    /// behind the end that there was before, the library shows zeros; so the
+    /// ranges of the node are mapped again before the guest hears that it is
+    /// longer. What fails here the library does a moment later.
+    pub fn show_growth(&self, source: &dyn MapSource, nodeid: u64, slow: &dyn Fn()) {
+        if !self.has_lost_pages() || !self.has_live_ranges(nodeid) {
+            return;
+        }
+        let Some(connected) = self.usable() else {
+            return;
+        };
+        slow();
+        let ranges = self.state.lock().ledger.ranges_of(nodeid);
+        let shown = self
+            .look(&connected.can, source, nodeid)
+            .and_then(|generation| {
+                let file = (nodeid, generation);
+                self.map_each_again(&connected, source, file, &ranges, |_| true)
+            });
+        if let Err(error) = shown {
+            tracing::debug!(nodeid, %error, "dax: pages behind the former end stay for a moment");
+        }
+    }
+
     /// The same, by a front end that can do it; which file it is.
     pub(super) fn renew(
         &self,
@@ -118,6 +142,20 @@ impl Dax {
         file: (u64, Generation),
         ranges: &[Piece],
     ) -> Result<(), MapError> {
+        let (_, generation) = file;
+        let is_due = |piece: &Piece| piece.is_stale(generation);
+        self.map_each_again(connected, source, file, ranges, is_due)
+    }
+
+    /// The same for those pieces in the ranges for which it `is_due`.
+    fn map_each_again(
+        &self,
+        connected: &Arc<Connected>,
+        source: &dyn MapSource,
+        file: (u64, Generation),
+        ranges: &[Piece],
+        is_due: impl Fn(&Piece) -> bool,
+    ) -> Result<(), MapError> {
         let (nodeid, generation) = file;
         let (fd, writable) = self.open(connected, source, file, false)?;
         // A wait that is called off ends this request in its own thread.
@@ -134,11 +172,11 @@ impl Dax {
             }
             // As it is now: some of it may be unmapped, or another's.
             let there = self.state.lock().ledger.overlapping(range);
-            let stale = there.into_iter().filter(|piece| {
+            let due = there.into_iter().filter(|piece| {
                 let inside = range.contains(&piece.range) && piece.nodeid == nodeid;
-                inside && piece.is_stale(generation)
+                inside && is_due(piece)
             });
-            for piece in stale {
+            for piece in due {
                 let renewed = Piece {
                     writable,
                     generation,

@@ -169,6 +169,12 @@ impl Ledger {
         self.pieces.values()
     }
 
+    /// All pieces of one inode.
+    pub fn ranges_of(&self, nodeid: u64) -> Vec<Piece> {
+        let of_inode = self.pieces.values().filter(|piece| piece.nodeid == nodeid);
+        of_inode.copied().collect()
+    }
+
     /// The pieces that share a byte with `range`, by window offset.
     pub fn overlapping(&self, range: &WindowRange) -> Vec<Piece> {
         let (start, end) = (range.start().0, range.end().0);

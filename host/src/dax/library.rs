@@ -102,6 +102,15 @@ impl Dax {
         self.library().map(|library| library.notes())
     }
 
+    /// Whether zeros may be shown where a file has ended, as the library tells.
+    pub(super) fn has_lost_pages(&self) -> bool {
+        let library = self.library().filter(|library| library.is_in_force());
+        library.is_some_and(|library| {
+            let notes = library.notes();
+            notes.mended_pages > notes.regrown_pages
+        })
+    }
+
     /// Whether `file` is the memfd of this client's window.
     pub fn is_own_window(&self, file: &File) -> bool {
         let Some(library) = self.library() else {

@@ -20,6 +20,7 @@
 //! | `setup`, `removal` | the two requests |
 //! | `files` | what is mapped in them |
 //! | `follow` | the file behind a node becomes another |
+//! | `reuse` | which files a window that is too small does no good |
 //! | `reservation` | which of them come one after the other |
 //! | [`map_error`], [`no_dax`] | why not |
 //! | [`verdict`] | whether the share has DAX, and why not |
@@ -76,6 +77,7 @@ pub mod policy;
 mod policy_test;
 mod removal;
 mod reservation;
+mod reuse;
 mod session;
 mod setup;
 pub mod source;
@@ -105,6 +107,7 @@ use ledger::{Ledger, Piece};
 use padding::View;
 use pending::{Change, Entering};
 use reservation::Reservation;
+use reuse::Reuse;
 use verdict::ViewTrouble;
 use whole::Whole;
 
@@ -166,6 +169,8 @@ struct State {
     busy: Vec<(Reservation, WindowRange)>,
     /// Of the last one.
     reservation: u64,
+    /// Files that the window may do no good.
+    reuse: Reuse,
 }
 
 /// The window of one guest.

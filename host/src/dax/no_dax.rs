@@ -40,11 +40,14 @@ pub enum NoDax {
     /// A store into a hole would take the room of a large page.
     #[error("has holes, which stores through the front end's large pages would fill")]
     Sparse,
+    /// Read at random through a window that is too small for it.
+    #[error("read at random through a window that is too small for it")]
+    Wasted,
 }
 
 impl NoDax {
     /// Names of the reasons, for reports.
-    pub const REASONS: [&'static str; 12] = [
+    pub const REASONS: [&'static str; 13] = [
         "off",
         "not-regular",
         "small",
@@ -57,6 +60,7 @@ impl NoDax {
         "copies-up",
         "not-mappable",
         "sparse",
+        "window-too-small",
     ];
 
     /// Index into [`NoDax::REASONS`].
@@ -74,6 +78,7 @@ impl NoDax {
             NoDax::CopiesUp => 9,
             NoDax::NotMappable => 10,
             NoDax::Sparse => 11,
+            NoDax::Wasted => 12,
         }
     }
 }

@@ -134,6 +134,7 @@ impl Dax {
         let connected = self.connected.swap(None);
         drop(called_off);
         let pieces = self.change(Ledger::take);
+        self.state.lock().reuse.clear();
         let library = self.library().filter(|library| library.is_in_force());
         let front_end = match &library {
             Some(library) => Some(Arc::clone(&library.channel) as Arc<dyn FrontEnd>),

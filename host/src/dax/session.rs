@@ -51,6 +51,7 @@ impl Dax {
         }
         self.table.wake_waits();
         self.change(Ledger::take);
+        self.state.lock().reuse.clear();
     }
 
     /// Takes `backend` as the channel to the front end, if the share may have

@@ -22,7 +22,7 @@ use super::ledger::Piece;
 use super::map_error::MapError;
 use super::naive::Naive;
 use super::pending::{Change, Entering, Request, Work};
-use super::policy::VMM_SLOTS;
+use super::policy::{DaxMode, VMM_SLOTS};
 use super::{Capabilities, Connected, Dax, Deputy, Generation, MapSource, StoreRange};
 
 /// Memory slots of the VMM that are never taken, whatever the options say.
@@ -115,6 +115,9 @@ impl Dax {
                 if is_other || now != generation && changes < MOST_CHANGES {
                     continue;
                 }
+            }
+            if let (Ok(()), Some(Lack::Bytes), Some(file)) = (&result, lack, &file) {
+                self.note_mapped(source, &setup, file.size);
             }
             return result;
         }
@@ -267,6 +270,28 @@ impl Dax {
         self.map_piece(request, piece, &file.fd)?;
         self.state.lock().ledger.note_bytes(setup.nodeid, file.size);
         Ok(overlapping.is_empty())
+    }
+
+    /// A range is mapped of a file of `bytes` that was not. Where the operator
+    /// leaves it to the daemon, a file that is better off without the window has
+    /// it no more.
+    fn note_mapped(&self, source: &dyn MapSource, setup: &Setup, bytes: u64) {
+        let nodeid = setup.nodeid;
+        let (range, ranges) = (setup.file_offset / RANGE_BYTES, bytes.div_ceil(RANGE_BYTES));
+        let is_wasted = self.options.mode == DaxMode::Inode
+            && self.state.lock().reuse.note(nodeid, range, ranges);
+        if !is_wasted {
+            return;
+        }
+        source.wasted(nodeid);
+        if let Some(held_back) = self.complaints.pass() {
+            tracing::info!(
+                nodeid,
+                held_back,
+                "dax: a file is read at random through a window that is too small for it; new \
+                 inodes of it get no DAX in this session (a larger --dax-window would help)"
+            );
+        }
     }
 
     /// What is refused to a file of which nothing is mapped is taken for a

@@ -114,6 +114,12 @@ pub trait MapSource {
         let _ = nodeid;
     }
 
+    /// Notes that the file behind `nodeid` is better off without the window, so
+    /// that the guest is not told again to map it.
+    fn wasted(&self, nodeid: u64) {
+        let _ = nodeid;
+    }
+
     /// Sees to it that stores into `range` find room, if the file system of
     /// the file has less than `scarce` bytes left. A source whose files have
     /// no holes has nothing to do. It is called before each range is mapped

@@ -185,7 +185,7 @@ impl SharedDir {
     /// is decided (by another of its names, at the same time); answers what
     /// holds.
     pub fn settle_dax(&self, nodeid: u64, dax: bool) -> bool {
-        let dax = dax && !self.is_unmappable(nodeid);
+        let dax = dax && self.unmappable(nodeid).is_none();
         self.inodes.settle_dax(nodeid, dax)
     }
 

@@ -1,6 +1,6 @@
 //! Files for the window.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -26,8 +26,12 @@ impl SharedDir {
     ///
     /// # Errors
     ///
-    /// [`NoDax::NotWritable`], [`NoDax::CopiesUp`] and [`NoDax::NotMappable`].
+    /// [`NoDax::NotWritable`], [`NoDax::CopiesUp`], [`NoDax::NotMappable`] and
+    /// [`NoDax::Wasted`].
     pub fn mappable(&self, nodeid: u64, writable: bool) -> Result<(), NoDax> {
+        if let Some(why) = self.unmappable(nodeid) {
+            return Err(why);
+        }
         let inode = self.inode(nodeid).map_err(|_| NoDax::NotMappable)?;
         if writable {
             self.opens_writable(&inode)
@@ -97,9 +101,9 @@ impl SharedDir {
     }
 }
 
-/// Files that the guest's front end refuses to map, of one session.
+/// Files that are mapped no more, of one session, and why.
 #[derive(Debug, Default)]
-pub(super) struct Unmappable(Mutex<HashSet<HostInode>>);
+pub(super) struct Unmappable(Mutex<HashMap<HostInode, NoDax>>);
 
 impl Unmappable {
     pub(super) fn clear(&self) {
@@ -111,19 +115,17 @@ impl Unmappable {
 const MOST_UNMAPPABLE: usize = 4096;
 
 impl SharedDir {
-    /// Whether the front end was found to refuse the file. The node may be
-    /// another than at the time: a guest drops an inode that has lost DAX.
-    pub(super) fn is_unmappable(&self, nodeid: u64) -> bool {
+    /// Why the file was found to be mapped no more. The node may be another than
+    /// at the time: a guest drops an inode that has lost DAX.
+    pub(super) fn unmappable(&self, nodeid: u64) -> Option<NoDax> {
         let known = self.unmappable.0.lock();
-        !known.is_empty()
-            && self
-                .host_inode(nodeid)
-                .is_some_and(|inode| known.contains(&inode))
+        match known.is_empty() {
+            true => None,
+            false => known.get(&self.host_inode(nodeid)?).copied(),
+        }
     }
-}
 
-impl MapSource for SharedDir {
-    fn refused(&self, nodeid: u64) {
+    fn withdraw(&self, nodeid: u64, why: NoDax) {
         let Some(inode) = self.host_inode(nodeid) else {
             return;
         };
@@ -131,9 +133,19 @@ impl MapSource for SharedDir {
         if known.len() >= MOST_UNMAPPABLE {
             known.clear();
         }
-        known.insert(inode);
+        known.insert(inode, why);
         drop(known);
         self.inodes.withdraw_dax(nodeid);
+    }
+}
+
+impl MapSource for SharedDir {
+    fn refused(&self, nodeid: u64) {
+        self.withdraw(nodeid, NoDax::NotMappable);
+    }
+
+    fn wasted(&self, nodeid: u64) {
+        self.withdraw(nodeid, NoDax::Wasted);
     }
 
     /// Opens a regular file by its node, so that it may have no name, no

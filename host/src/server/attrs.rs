@@ -36,6 +36,7 @@ impl Server {
         let attr = self
             .fs
             .setattr(caller(&call.header), call.header.nodeid, &args)?;
+        self.show_growth(call.terms.pace, call.header.nodeid);
         self.follow(call.terms.pace, call.header.nodeid)?;
         call.reply.value(&self.attr_out(call.header.nodeid, attr))
     }

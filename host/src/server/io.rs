@@ -182,6 +182,7 @@ impl Server {
             }
             written => written?,
         };
+        self.show_growth(call.terms.pace, call.header.nodeid);
         call.reply.value(&WriteOut {
             size: u32::try_from(size).unwrap_or(u32::MAX),
             padding: 0,
@@ -224,7 +225,9 @@ impl Server {
     pub(super) fn fallocate(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FallocateIn = call.body.only()?;
         self.kill_for(call, call.header.nodeid)?;
-        self.fs.fallocate(call.header.nodeid, &args)
+        self.fs.fallocate(call.header.nodeid, &args)?;
+        self.show_growth(call.terms.pace, call.header.nodeid);
+        Ok(())
     }
 
     /// Clears set-id bits before a change whose request does not say whether

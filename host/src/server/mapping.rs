@@ -53,6 +53,13 @@ impl Server {
         Ok(())
     }
 
+    /// The guest may have made a node's file longer, by whichever of its names
+    /// it has mapped it.
+    pub(super) fn show_growth(&self, pace: &dyn Pace, nodeid: u64) {
+        self.dax
+            .show_growth(&self.fs, nodeid, &|| pace.takes_long());
+    }
+
     /// The same of what a guest is told of by a name that it has looked up.
     pub(super) fn follow_entry(&self, pace: &dyn Pace, entry: &Entry) -> Result<(), Errno> {
         let followed = self.follow(pace, entry.nodeid);
