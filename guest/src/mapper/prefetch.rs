@@ -119,6 +119,11 @@ pub(crate) struct ReadPattern {
 }
 
 impl ReadPattern {
+    /// Whether a read at `offset` follows the last one; the first follows none.
+    pub(crate) fn is_next(&self, offset: u64) -> bool {
+        self.streak > 0 && offset == self.next
+    }
+
     /// A read of `len` bytes at `offset`: the ranges to map ahead, if any, at
     /// most `depth` beyond the one just read.
     pub(crate) fn on_read(
@@ -227,7 +232,9 @@ mod tests {
     #[test]
     fn reads_in_order_are_met_ahead() {
         let mut pattern = ReadPattern::default();
+        assert!(!pattern.is_next(0));
         assert_eq!(pattern.on_read(0, R / 2, R, 4), None);
+        assert!(pattern.is_next(R / 2) && !pattern.is_next(0));
         assert_eq!(pattern.on_read(R / 2, R / 2, R, 4), Some(1..5));
         assert_eq!(pattern.on_read(R, R, R, 4), None);
         assert_eq!(pattern.on_read(2 * R, R, R, 4), Some(5..7));
