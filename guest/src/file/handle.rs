@@ -306,7 +306,9 @@ impl File {
         let Some(mut pattern) = self.pattern.try_lock().filter(|_| depth > 0 && len > 0) else {
             return;
         };
-        let wanted = pattern.on_read(offset, len, mapper.range_bytes(), depth);
+        let wanted = pattern.on_read(offset, len, mapper.range_bytes(), depth, || {
+            mapper.is_full()
+        });
         drop(pattern);
         let size = self.node().inode.size();
         if let Some(ranges) = wanted

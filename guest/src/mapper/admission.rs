@@ -32,6 +32,8 @@ use crate::error::Result;
 /// What a mapping, its removal and its page faults cost, in small requests.
 const WORTH_MAPPING: u32 = 32;
 const HALF: u32 = WORTH_MAPPING / 2;
+/// Misses before a range is worth a mapping, at least.
+const FEWEST_MISSES: u32 = 8;
 /// Bytes whose copy costs as much as a request without them.
 const BYTES_PER_REQUEST: usize = 128 << 10;
 /// Slots looked at for one to evict: a miss costs the same in any window.
@@ -49,10 +51,14 @@ struct Missed {
     since: u64,
 }
 
+/// The time: misses so far. Every hit reads it, so that nothing else may
+/// share its cache line.
+#[repr(align(128))]
+struct Clock(AtomicU64);
+
 /// The ranges missed lately.
 pub(super) struct Admission {
-    /// The time: misses so far.
-    clock: AtomicU64,
+    clock: Clock,
     entries: Box<[Mutex<Missed>]>,
     /// The slot at which the next search for one to evict starts.
     next: AtomicUsize,
@@ -63,7 +69,7 @@ impl Admission {
     pub(super) fn new(slots: usize) -> Admission {
         let entries = (2 * slots).next_power_of_two().max(LEAST_ENTRIES);
         Admission {
-            clock: AtomicU64::new(1),
+            clock: Clock(AtomicU64::new(1)),
             entries: (0..entries).map(|_| Mutex::default()).collect(),
             next: AtomicUsize::new(0),
         }
@@ -71,16 +77,16 @@ impl Admission {
 
     /// The time, in misses.
     pub(super) fn now(&self) -> u64 {
-        self.clock.load(Ordering::Relaxed)
+        self.clock.0.load(Ordering::Relaxed)
     }
 
     /// Notes a miss of `bytes`. If the range has become worth a mapping:
     /// since when a range must be unused to be evicted for it.
     fn note_miss(&self, nodeid: u64, index: u64, bytes: usize) -> Option<u64> {
-        let now = self.clock.fetch_add(1, Ordering::Relaxed) + 1;
+        let now = self.clock.0.fetch_add(1, Ordering::Relaxed) + 1;
         let requests = u32::try_from(1 + bytes / BYTES_PER_REQUEST).unwrap_or(u32::MAX);
-        // Not by one access: that says nothing about the next.
-        let cost = requests.min(HALF);
+        // A few accesses, however large, say little about the next.
+        let cost = requests.min(WORTH_MAPPING / FEWEST_MISSES);
         let mut entry = self.entry(nodeid, index).lock();
         if entry.range != Some((nodeid, index)) {
             entry.paid = entry.paid.saturating_sub(cost);
@@ -160,6 +166,11 @@ impl Core {
         }
         let since = self.admission.note_miss(inode.nodeid(), index, bytes)?;
         Some(Effort::Evict(Victim::UnusedSince(since)))
+    }
+
+    /// Whether a new range takes the place of another.
+    pub(crate) fn is_full(&self) -> bool {
+        !self.has_spare()
     }
 
     fn has_spare(&self) -> bool {
