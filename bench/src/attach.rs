@@ -93,6 +93,27 @@ impl Attached {
         Ok(())
     }
 
+    /// Fails unless of `bytes` read since `mark`, `read_bytes` at a time, the
+    /// daemon itself read what the library says went by request, and the
+    /// library accounts for all.
+    pub(crate) fn prove_counted(&self, mark: &Mark, bytes: u64, read_bytes: u64) -> Result<()> {
+        let now = self.mark()?;
+        let since = |count: fn(&MapperStats) -> u64| count(&now.stats) - count(&mark.stats);
+        let mapped = since(|s| s.hits + s.misses);
+        let requested = since(|s| s.by_request);
+        ensure!(
+            (mapped + requested) * read_bytes == bytes && now.stats.setups > 0,
+            "{mapped} reads through the window and {requested} by request are not {bytes} bytes",
+        );
+        let expected = requested * read_bytes;
+        let by_daemon = now.daemon_read.saturating_sub(mark.daemon_read);
+        ensure!(
+            (expected..=expected + allowance(bytes)).contains(&by_daemon),
+            "the daemon read {by_daemon} bytes, and {expected} were asked for",
+        );
+        Ok(())
+    }
+
     /// Fails unless `bytes` read since `mark` were read by the daemon.
     pub(crate) fn prove_requests(&self, mark: &Mark, bytes: u64) -> Result<()> {
         let now = self.mark()?;

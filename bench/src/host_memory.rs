@@ -103,17 +103,30 @@ pub(crate) fn mapped_below(directory: &Path) -> Result<u64> {
         }
         _ => false,
     };
-    Ok(maps
-        .iter()
-        .filter(below)
-        .map(|m| m.address.1 - m.address.0)
-        .sum())
+    Ok(covered(maps.iter().filter(below).map(|m| m.address)))
+}
+
+/// Bytes of ascending spans, each counted once: a mapping that merges with its
+/// neighbour while the kernel lists them is listed twice.
+fn covered(spans: impl Iterator<Item = (u64, u64)>) -> u64 {
+    let (mut bytes, mut reached) = (0, 0);
+    for (start, end) in spans {
+        bytes += end.saturating_sub(start.max(reached));
+        reached = end.max(reached);
+    }
+    bytes
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
     use std::io::Write;
+
+    #[test]
+    fn what_is_listed_twice_counts_once() {
+        let spans = [(10, 20), (10, 40), (50, 60), (55, 58), (60, 61)];
+        assert_eq!(covered(spans.into_iter()), 41);
+    }
 
     #[test]
     fn a_freshly_written_file_is_cached() -> Result<()> {

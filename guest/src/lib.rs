@@ -5,7 +5,7 @@
 //! | [`transport`] | how requests travel: a vhost-user front end in this process |
 //! | [`session`] | the FUSE client: many requests in flight, time-outs, clean errors |
 //! | [`window`] | the region of address space the back end maps files into |
-//! | [`mapper`] | which file ranges are in the window: lookup, pins, reclaim, prefetch |
+//! | [`mapper`] | which file ranges are in the window: lookup, pins, admission, reclaim, prefetch |
 //! | [`fault`] | views: address space whose page faults become mapped ranges |
 //! | [`mod@file`] | the API people use |
 //!

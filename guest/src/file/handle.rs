@@ -1,5 +1,6 @@
 //! An open file.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use daxwindow_shared::fuse::flags::SetattrValid;
@@ -12,11 +13,41 @@ use super::{Access, refused};
 use crate::error::{Error, Result};
 use crate::fault::View;
 use crate::mapper::prefetch::ReadPattern;
-use crate::mapper::{Effort, Mapper, Pin};
+use crate::mapper::{Mapper, Pin};
 use crate::session::Session;
 
 /// Bytes of a buffer for requests that carry data.
 const BUFFER_BYTES: usize = 1 << 20;
+
+/// What of a read or a write lies in one range.
+struct Part {
+    /// Offset in the file.
+    offset: u64,
+    /// Offset in the range.
+    inside: u64,
+    /// Bytes of the read or write before it.
+    done: usize,
+    len: usize,
+}
+
+impl Part {
+    /// The part that follows the first `done` bytes of `len` at `offset`.
+    fn at(offset: u64, done: usize, len: usize, range_bytes: u64) -> Part {
+        let offset = offset + done as u64;
+        let inside = offset % range_bytes;
+        Part {
+            offset,
+            inside,
+            done,
+            len: (len - done).min((range_bytes - inside) as usize),
+        }
+    }
+
+    /// Its place in the caller's buffer.
+    fn bytes(&self) -> Range<usize> {
+        self.done..self.done + self.len
+    }
+}
 
 /// An open file. Closed on drop.
 pub struct File {
@@ -66,21 +97,36 @@ impl File {
 
     /// Reads at `offset`; short only at end of file. If the file shrinks on
     /// the host meanwhile: [`Error::Truncated`].
+    ///
+    /// Ranges that are in the window are copied from there. What is not is
+    /// mapped while the window has room; later only if it is read in order or
+    /// again and again, and otherwise asked for by FUSE_READ, so that a window
+    /// that is too small costs nothing against none. `by_request` of
+    /// [`MapperStats`](super::MapperStats) counts those reads.
     pub fn read_at(&self, buf: &mut [u8], offset: u64) -> Result<usize> {
         let Some(mapper) = self.mapper() else {
             return self.read_plain(buf, offset);
         };
         let len = self.readable(offset, buf.len())?;
         let out = buf.get_mut(..len).unwrap_or_default();
-        self.each_range(mapper, offset, len, false, |pin, at, done, step| {
-            pin.copy_out(at, &mut out[done..done + step])
+        self.each_part(mapper, offset, len, false, |pin, part| {
+            let out = &mut out[part.bytes()];
+            let read = match pin {
+                Some(pin) => pin.copy_out(part.inside, out),
+                None => match self.read_plain(out, part.offset)? {
+                    got if got < part.len => Err(got),
+                    _ => Ok(()),
+                },
+            };
+            self.whole(part, read)
         })?;
         self.read_ahead(mapper, offset, len as u64);
         Ok(len)
     }
 
-    /// Writes at `offset`: inside the file through the window, the part that
-    /// makes it grow by request. Short only if the daemon takes less.
+    /// Writes at `offset`: inside the file through the window or, where that
+    /// is full, by FUSE_WRITE, as [`read_at`](Self::read_at) does; the part
+    /// that makes it grow by request. Short only if the daemon takes less.
     pub fn write_at(&self, buf: &[u8], offset: u64) -> Result<usize> {
         self.check_writable()?;
         let Some(mapper) = self.mapper() else {
@@ -94,10 +140,15 @@ impl File {
         }
         let inside = self.node().inode.size().saturating_sub(offset);
         let inside = buf.len().min(usize::try_from(inside).unwrap_or(usize::MAX));
-        self.each_range(mapper, offset, inside, true, |pin, at, done, step| {
-            pin.copy_in(at, &buf[done..done + step])
+        let done = self.each_part(mapper, offset, inside, true, |pin, part| {
+            let bytes = &buf[part.bytes()];
+            match pin {
+                Some(pin) => self.whole(part, pin.copy_in(part.inside, bytes)),
+                None => self.write_plain(bytes, part.offset),
+            }
         })?;
         match buf.get(inside..) {
+            _ if done < inside => Ok(done),
             Some(rest) if !rest.is_empty() => {
                 let more = self.write_plain(rest, offset + inside as u64)?;
                 Ok(inside + more)
@@ -200,34 +251,52 @@ impl File {
         Ok(len.min(inside))
     }
 
-    /// Pins range after range of `offset..offset + len`, one at a time, and
-    /// has `copy` move (offset in the range, bytes done before, bytes now).
-    fn each_range(
+    /// Has `transfer` move part after part of `offset..offset + len`, through
+    /// a pinned range or, where the mapper gives none, by request. Returns the
+    /// bytes moved, fewer than `len` only if `transfer` moved fewer.
+    fn each_part(
         &self,
         mapper: &Mapper,
         offset: u64,
         len: usize,
         writable: bool,
-        mut copy: impl FnMut(&Pin<'_>, u64, usize, usize) -> Result<(), usize>,
-    ) -> Result<()> {
+        mut transfer: impl FnMut(Option<&Pin<'_>>, &Part) -> Result<usize>,
+    ) -> Result<usize> {
         let bytes = mapper.range_bytes();
         let mut done = 0;
         while done < len {
-            let at = offset + done as u64;
-            let inside = at % bytes;
-            let step = (len - done).min((bytes - inside) as usize);
-            let pin = mapper
-                .acquire(&self.node().inode, at / bytes, writable, Effort::Wait)?
-                .ok_or_else(|| refused("map", Errno::AGAIN))?;
-            copy(&pin, inside, done, step).map_err(|copied| {
-                self.node().doubt();
-                Error::Truncated {
-                    offset: at.saturating_add(copied as u64),
-                }
-            })?;
-            done += step;
+            let part = Part::at(offset, done, len, bytes);
+            let enters = || part.inside == 0 && !writable && self.is_next(offset);
+            let inode = &self.node().inode;
+            let index = part.offset / bytes;
+            let pin = mapper.acquire_if_worth(inode, index, writable, part.len, enters)?;
+            let moved = transfer(pin.as_ref(), &part)?;
+            done += moved;
+            if moved < part.len {
+                break;
+            }
         }
-        Ok(())
+        Ok(done)
+    }
+
+    /// The length of a part that was moved; the error of one that a
+    /// truncation cut short, which is the number of bytes before the cut.
+    fn whole(&self, part: &Part, moved: Result<(), usize>) -> Result<usize> {
+        match moved {
+            Ok(()) => Ok(part.len),
+            Err(moved) => {
+                self.node().doubt();
+                Err(Error::Truncated {
+                    offset: part.offset.saturating_add(moved as u64),
+                })
+            }
+        }
+    }
+
+    /// Whether a read here would follow the last one.
+    fn is_next(&self, offset: u64) -> bool {
+        let pattern = self.pattern.try_lock();
+        pattern.is_some_and(|pattern| pattern.is_next(offset))
     }
 
     /// Has ranges mapped ahead, if this read follows the last one.
@@ -237,7 +306,9 @@ impl File {
         let Some(mut pattern) = self.pattern.try_lock().filter(|_| depth > 0 && len > 0) else {
             return;
         };
-        let wanted = pattern.on_read(offset, len, mapper.range_bytes(), depth);
+        let wanted = pattern.on_read(offset, len, mapper.range_bytes(), depth, || {
+            mapper.is_full()
+        });
         drop(pattern);
         let size = self.node().inode.size();
         if let Some(ranges) = wanted

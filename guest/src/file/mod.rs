@@ -1,8 +1,10 @@
 //! The API people use: a share, its files, views of them.
 //!
 //! A [`Guest`] puts the rooms together: session, mapper, faults. Laws: reads
-//! and overwrites of a mapped file go through the window, growth goes by
-//! FUSE_WRITE; the size of a file bounds what is read, but nothing depends on
+//! and overwrites of a mapped file go through the window where that pays, by
+//! FUSE_READ and FUSE_WRITE where the window is too small for all that is
+//! used; both show the one page cache of the host, so they may be mixed.
+//! Growth goes by FUSE_WRITE; the size of a file bounds what is read, but nothing depends on
 //! it for safety; a node is forgotten only after its ranges are unmapped.
 
 mod handle;
@@ -96,6 +98,9 @@ pub struct MapperStats {
     pub hits: u64,
     /// Accesses that had to map it.
     pub misses: u64,
+    /// Accesses that went by FUSE_READ or FUSE_WRITE, because their range was
+    /// not worth evicting another.
+    pub by_request: u64,
     /// Faults of views that ended with the file.
     pub faults: u64,
     /// Faults of views that ended with an error.
@@ -195,6 +200,7 @@ impl Guest {
             prefetched: stats.prefetched.get(),
             hits: stats.hits.get(),
             misses: stats.misses.get(),
+            by_request: stats.by_request.get(),
             faults: stats.faults.get(),
             fault_failures: stats.fault_failures.get(),
             taken_back: stats.taken_back.get(),
@@ -211,3 +217,6 @@ fn refused(operation: &'static str, errno: rustix::io::Errno) -> Error {
         source: errno.into(),
     }
 }
+
+#[cfg(test)]
+mod pressure_test;

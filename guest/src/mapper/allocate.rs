@@ -7,13 +7,16 @@ use std::time::{Duration, Instant};
 
 use super::free::FreeSlots;
 use super::slot::State;
-use super::{Core, Effort};
+use super::{Core, Effort, Victim};
 use crate::error::{Error, Result};
 
 #[derive(Default)]
 pub(super) struct Pool {
     pub(super) free: FreeSlots,
     pub(super) quarantined: VecDeque<u32>,
+    /// A range had to go for want of slots, and since then half of the slots
+    /// were never free: what is free was made free for somebody.
+    pub(super) evicted: bool,
 }
 
 /// Counts a thread among those that wait for a slot.
@@ -47,28 +50,45 @@ impl Core {
         }
         match effort {
             Effort::Wait => self.allocate_waiting(deadline).map(Some),
-            Effort::Try | Effort::Speculate => Ok(None),
+            // What is evicted now is for those who cannot do without.
+            Effort::Evict(_) if self.waiters.load(Ordering::SeqCst) > 0 => Ok(None),
+            Effort::Evict(victim) => {
+                let slot = match victim {
+                    Victim::Coldest => self.reclaim_for_me(),
+                    Victim::UnusedSince(time) => self.reclaim_unused(time),
+                };
+                Ok(slot.map(|slot| (slot, State::Free)))
+            }
+            Effort::Try | Effort::Speculate | Effort::Spare => Ok(None),
         }
     }
 
     pub(super) fn take_free(&self, effort: Effort) -> Option<u32> {
         let mut pool = self.pool.lock();
-        let slot = match pool.free.len() > self.kept_free(effort)? {
+        let slot = match pool.free.len() > self.kept_free(&pool, effort)? {
             true => pool.free.take(),
             false => None,
         };
-        self.ring_if_low(pool.free.len());
+        // What can go by request as well has nothing reclaimed ahead.
+        if !matches!(
+            effort,
+            Effort::Spare | Effort::Evict(Victim::UnusedSince(_))
+        ) {
+            self.ring_if_low(pool.free.len());
+        }
         slot
     }
 
     /// Free slots that are not for this effort; `None` if none is.
-    pub(super) fn kept_free(&self, effort: Effort) -> Option<usize> {
+    pub(super) fn kept_free(&self, pool: &Pool, effort: Effort) -> Option<usize> {
         let waited_for = self.waiters.load(Ordering::SeqCst) > 0;
         match effort {
             Effort::Wait => Some(0),
-            Effort::Try | Effort::Speculate if waited_for => None,
-            Effort::Try => Some(0),
+            _ if waited_for => None,
+            Effort::Try | Effort::Evict(_) => Some(0),
             Effort::Speculate => Some(self.low_water / 4),
+            Effort::Spare if pool.evicted => Some(self.low_water),
+            Effort::Spare => Some(0),
         }
     }
 
@@ -119,7 +139,10 @@ impl Core {
         let mut pool = self.pool.lock();
         match state {
             State::Quarantined => pool.quarantined.push_back(number),
-            _ => pool.free.put(number),
+            _ => {
+                pool.free.put(number);
+                pool.evicted &= pool.free.len() < self.slots.len().div_ceil(2);
+            }
         }
         drop(pool);
         self.freed.notify_one();

@@ -2,7 +2,8 @@
 //!
 //! A window is cut into slots of `range_bytes`. A slot holds one range of one
 //! inode (`Inode` says which), is pinned while bytes are copied through it
-//! (`Pin`), and is given back by use (room `reclaim`) when slots run out.
+//! (`Pin`), and is given back by use (room `reclaim`) when slots run out. What
+//! is not used again gets none then (room `admission`).
 //! Laws:
 //! - one SETUPMAPPING per range: whoever else wants it waits for that one;
 //! - what is pinned is not reclaimed, and nobody who holds a pin waits for a
@@ -16,6 +17,7 @@
 //! - every wait ends: with the range, with the error of the setup that was
 //!   waited for, or when patience ends.
 
+mod admission;
 mod allocate;
 mod channel;
 mod free;
@@ -26,6 +28,7 @@ mod reclaim;
 mod run;
 mod slot;
 pub(crate) mod stats;
+mod upgrade;
 mod wait;
 
 #[cfg(test)]
@@ -45,6 +48,8 @@ use parking_lot::{Condvar, Mutex};
 use crate::error::{Error, Result};
 use crate::window::Window;
 
+use admission::Admission;
+pub(crate) use admission::Victim;
 use allocate::Pool;
 pub use channel::MapChannel;
 use free::FreeSlots;
@@ -78,6 +83,11 @@ pub(crate) enum Effort {
     Try,
     /// As `Try`, and leaves some free slots to those who need them.
     Speculate,
+    /// As `Try`, and once something was evicted leaves all free slots that
+    /// the reclaimer keeps to others.
+    Spare,
+    /// As `Try`, and evicts at once if no slot is free.
+    Evict(Victim),
 }
 
 /// The state that the mapper's threads share.
@@ -94,6 +104,7 @@ pub(crate) struct Core {
     /// Raised by each last unpin while somebody waits; pairs with `freed`.
     releases: AtomicU64,
     hand: Mutex<usize>,
+    admission: Admission,
     /// The back end took no more than one range in a request.
     one_by_one: AtomicBool,
     bells: [Bell; BELLS],
@@ -188,11 +199,13 @@ impl Core {
             pool: Mutex::new(Pool {
                 free: FreeSlots::all(count as u32),
                 quarantined: VecDeque::new(),
+                evicted: false,
             }),
             freed: Condvar::new(),
             waiters: AtomicUsize::new(0),
             releases: AtomicU64::new(0),
             hand: Mutex::new(0),
+            admission: Admission::new(count),
             one_by_one: AtomicBool::new(false),
             bells: Default::default(),
             low_water,
@@ -231,22 +244,27 @@ impl Core {
         writable: bool,
         effort: Effort,
     ) -> Result<Option<Pin<'_>>> {
-        // The way of almost every call.
-        if let Some(found) = inode.get(index)
-            && let PinOutcome::Pinned {
-                writable: can_write,
-            } = self.slot(found.slot).try_pin(found.generation)
-        {
-            let pin = self.pin(found.slot, can_write);
-            if can_write || !writable {
-                if effort != Effort::Speculate {
-                    self.stats.hits.one();
-                }
-                return Ok(Some(pin));
+        if let Some(pin) = self.acquire_live(inode, index, writable) {
+            if effort != Effort::Speculate {
+                self.stats.hits.one();
             }
-            drop(pin);
+            return Ok(Some(pin));
         }
         self.acquire_slowly(inode, index, writable, effort)
+    }
+
+    /// Pins a range that is in the window as it is wanted: the way of almost
+    /// every call, which waits for nobody.
+    fn acquire_live(&self, inode: &Inode, index: u64, writable: bool) -> Option<Pin<'_>> {
+        let found = inode.get(index)?;
+        let PinOutcome::Pinned {
+            writable: can_write,
+        } = self.slot(found.slot).try_pin(found.generation)
+        else {
+            return None;
+        };
+        let pin = self.pin(found.slot, can_write);
+        (can_write || !writable).then_some(pin)
     }
 
     fn acquire_slowly(
@@ -274,6 +292,9 @@ impl Core {
                     if writable && !can_write && !self.upgrade(&mut pin, found, effort, deadline)? {
                         return Ok(None);
                     }
+                    if effort != Effort::Speculate {
+                        self.stats.hits.one();
+                    }
                     return Ok(Some(pin));
                 }
                 PinOutcome::Busy if !self.may_wait(slot, effort) => return Ok(None),
@@ -296,7 +317,7 @@ impl Core {
     fn may_wait(&self, slot: &Slot, effort: Effort) -> bool {
         match effort {
             Effort::Wait => true,
-            Effort::Try => slot.state() == State::Mapping,
+            Effort::Try | Effort::Spare | Effort::Evict(_) => slot.state() == State::Mapping,
             Effort::Speculate => false,
         }
     }
@@ -382,48 +403,14 @@ impl Core {
         Ok(())
     }
 
-    /// Makes a pinned range writable. False if `effort` forbids to wait.
-    fn upgrade(
-        &self,
-        pin: &mut Pin<'_>,
-        found: SlotRef,
-        effort: Effort,
-        deadline: Instant,
-    ) -> Result<bool> {
-        let slot = self.slot(pin.slot);
-        while !slot.is_writable() {
-            if slot.begin_upgrade() {
-                let result = self.send_upgrade(pin.slot);
-                slot.end_upgrade(result.is_ok());
-                self.ring(pin.slot);
-                result?;
-                self.stats.upgrades.one();
-            } else if effort != Effort::Wait {
-                return Ok(false);
-            } else {
-                self.wait_while(found, deadline, || slot.is_upgrading(found.generation))?;
-            }
-        }
-        pin.writable = true;
-        Ok(true)
-    }
-
-    fn send_upgrade(&self, slot: u32) -> Result<()> {
-        let owner = self.slot(slot).content.lock().owner.clone();
-        let Some((inode, index)) = owner else {
-            return Err(Error::Invalid("the range has no owner".into()));
-        };
-        // The product was checked when the range was mapped.
-        let file_offset = index.saturating_mul(self.range_bytes());
-        self.setup(slot, 1, &inode, file_offset, true)
-    }
-
     fn slot(&self, number: u32) -> &Slot {
         // Numbers come from the free list, which was filled from this array.
         &self.slots[number as usize]
     }
 
+    /// The pin that the caller took of a slot, which is used now.
     fn pin(&self, slot: u32, writable: bool) -> Pin<'_> {
+        self.slot(slot).note_use(self.admission.now());
         Pin {
             core: self,
             slot,

@@ -110,6 +110,9 @@ pub(crate) fn bytes_in_ranges(first: u64, count: u64, range_bytes: u64, size: u6
     bytes.checked_next_multiple_of(page).unwrap_or(most)
 }
 
+/// Reads in order after which they are no accident.
+const NO_ACCIDENT: u32 = 4;
+
 /// Detects sequential reads at offsets.
 #[derive(Debug, Default)]
 pub(crate) struct ReadPattern {
@@ -119,14 +122,21 @@ pub(crate) struct ReadPattern {
 }
 
 impl ReadPattern {
+    /// Whether a read at `offset` follows the last one; the first follows none.
+    pub(crate) fn is_next(&self, offset: u64) -> bool {
+        self.streak > 0 && offset == self.next
+    }
+
     /// A read of `len` bytes at `offset`: the ranges to map ahead, if any, at
-    /// most `depth` beyond the one just read.
+    /// most `depth` beyond the one just read. Where the window `is_full`, two
+    /// reads at random that happen to be neighbours evict nothing.
     pub(crate) fn on_read(
         &mut self,
         offset: u64,
         len: u64,
         range_bytes: u64,
         depth: u64,
+        is_full: impl FnOnce() -> bool,
     ) -> Option<Range<u64>> {
         let sequential = offset == self.next;
         self.next = offset.saturating_add(len);
@@ -140,6 +150,9 @@ impl ReadPattern {
         // Asks again when half of what was asked for is used up.
         let left = self.ahead_end.saturating_sub(current + 1);
         if self.streak < 2 || depth == 0 || left > depth / 2 {
+            return None;
+        }
+        if self.streak < NO_ACCIDENT && is_full() {
             return None;
         }
         let start = self.ahead_end.max(current + 1);
@@ -227,13 +240,28 @@ mod tests {
     #[test]
     fn reads_in_order_are_met_ahead() {
         let mut pattern = ReadPattern::default();
-        assert_eq!(pattern.on_read(0, R / 2, R, 4), None);
-        assert_eq!(pattern.on_read(R / 2, R / 2, R, 4), Some(1..5));
-        assert_eq!(pattern.on_read(R, R, R, 4), None);
-        assert_eq!(pattern.on_read(2 * R, R, R, 4), Some(5..7));
-        assert_eq!(pattern.on_read(0, R, R, 4), None);
-        assert_eq!(pattern.on_read(R, R, R, 4), Some(2..6));
-        assert_eq!(pattern.on_read(2 * R, R, R, 0), None);
+        let mut read = |offset, len, depth| pattern.on_read(offset, len, R, depth, || false);
+        assert_eq!(read(0, R / 2, 4), None);
+        assert_eq!(read(R / 2, R / 2, 4), Some(1..5));
+        assert_eq!(read(R, R, 4), None);
+        assert_eq!(read(2 * R, R, 4), Some(5..7));
+        assert_eq!(read(0, R, 4), None);
+        assert_eq!(read(R, R, 4), Some(2..6));
+        assert_eq!(read(2 * R, R, 0), None);
+    }
+
+    #[test]
+    fn two_neighbours_are_not_yet_an_order_where_the_window_is_full() {
+        let mut pattern = ReadPattern::default();
+        let mut read = |offset| {
+            let next = pattern.is_next(offset);
+            (next, pattern.on_read(offset, R / 2, R, 4, || true))
+        };
+        assert_eq!(read(0), (false, None));
+        assert_eq!(read(R / 2), (true, None));
+        assert_eq!(read(R), (true, None));
+        assert_eq!(read(3 * R / 2), (true, Some(2..6)));
+        assert_eq!(read(9 * R), (false, None));
     }
 
     #[test]

@@ -105,6 +105,17 @@ impl Core {
         self.pool.lock().free.take()
     }
 
+    /// Reclaims a slot in state Reclaiming and keeps it for the caller.
+    pub(super) fn reclaim_one(&self, victim: u32) -> Option<u32> {
+        self.note_eviction();
+        self.give_back(&[victim]);
+        self.pool.lock().free.take()
+    }
+
+    fn note_eviction(&self) {
+        self.pool.lock().evicted = true;
+    }
+
     /// Turns the clock hand, at most `turns` times around, until `want` slots
     /// are in state Reclaiming.
     fn pick(&self, want: usize, turns: usize) -> Vec<u32> {
@@ -124,6 +135,10 @@ impl Core {
             if slot.begin_reclaim() {
                 victims.push(number as u32);
             }
+        }
+        drop(hand);
+        if !victims.is_empty() {
+            self.note_eviction();
         }
         victims
     }

@@ -72,7 +72,7 @@ impl Core {
 
     fn take_free_run(&self, most: u32) -> Option<(u32, u32)> {
         let mut pool = self.pool.lock();
-        let kept = self.kept_free(Effort::Speculate)?;
+        let kept = self.kept_free(&pool, Effort::Speculate)?;
         let spare = u32::try_from(pool.free.len().saturating_sub(kept)).ok()?;
         let one_by_one = self.one_by_one.load(Ordering::Relaxed);
         let most = most.min(spare).min(if one_by_one { 1 } else { RUN_MOST });

@@ -106,12 +106,25 @@ pub(super) struct Slot {
     word: AtomicU64,
     /// Set at each lookup, cleared by the clock hand.
     pub(super) referenced: AtomicBool,
+    /// When it was last pinned, in the time of `admission`.
+    used: AtomicU64,
     pub(super) content: Mutex<Content>,
 }
 
 impl Slot {
     fn load(&self) -> u64 {
         self.word.load(Ordering::SeqCst)
+    }
+
+    pub(super) fn used_at(&self) -> u64 {
+        self.used.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn note_use(&self, now: u64) {
+        // Does not write to a line that others read unless it has to.
+        if self.used_at() != now {
+            self.used.store(now, Ordering::Relaxed);
+        }
     }
 
     pub(super) fn state(&self) -> State {

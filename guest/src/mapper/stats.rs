@@ -55,6 +55,7 @@ pub(crate) struct Stats {
     pub(crate) reclaimed: Counter,
     pub(crate) prefetched: Counter,
     pub(crate) misses: Counter,
+    pub(crate) by_request: Counter,
     pub(crate) faults: Counter,
     pub(crate) fault_failures: Counter,
     pub(crate) taken_back: Counter,
