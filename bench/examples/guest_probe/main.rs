@@ -50,7 +50,8 @@ enum Command {
         offset: u64,
         len: usize,
     },
-    /// Looks at a mapping until TEXT is there
+    /// Looks at a mapping until TEXT is there; prints `waiting` if it is not
+    /// at once
     Await {
         path: PathBuf,
         #[arg(value_parser = parse_bytes)]
@@ -66,6 +67,10 @@ enum Command {
         files: usize,
         #[arg(long, value_parser = parse_bytes)]
         bytes: u64,
+        /// Only the first bytes of each range, which are all that `touch` and
+        /// `hold` look at
+        #[arg(long)]
+        sparse: bool,
     },
     /// Threads check random places of the pattern files in FOLDER
     Stress {
@@ -137,7 +142,8 @@ fn main() -> ExitCode {
             folder,
             files,
             bytes,
-        } => pattern::write(&folder, files, bytes),
+            sparse,
+        } => pattern::write(&folder, files, bytes, sparse),
         Command::Stress {
             folder,
             threads,
@@ -157,6 +163,12 @@ fn main() -> ExitCode {
         Command::Dax { paths } => paths.iter().try_for_each(|path| dax(path)),
     };
     ended(done)
+}
+
+fn say(word: &str) -> Result<()> {
+    let mut out = std::io::stdout();
+    writeln!(out, "{word}").and_then(|()| out.flush())?;
+    Ok(())
 }
 
 fn ended(done: Result<()>) -> ExitCode {
@@ -227,6 +239,9 @@ fn load(path: &Path, offset: u64, len: usize) -> Result<()> {
 fn await_text(path: &Path, offset: u64, text: &[u8], seconds: f64) -> Result<()> {
     let mapping = mapped(path, offset, text.len(), Access::Load)?;
     let start = Instant::now();
+    if mapping.load_all(0, text.len()) != text {
+        say("waiting")?;
+    }
     while mapping.load_all(0, text.len()) != text {
         if start.elapsed().as_secs_f64() > seconds {
             let found = mapping.load_all(0, text.len());

@@ -2,9 +2,12 @@
 
 use std::fs::File;
 use std::io::{BufWriter, Write};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+
+use crate::RANGE_BYTES;
 
 /// What a file of some name has to contain.
 #[derive(Clone, Copy)]
@@ -32,6 +35,26 @@ impl Pattern {
             .collect()
     }
 
+    fn write_all(self, path: &Path, bytes: u64) -> std::io::Result<()> {
+        let mut file = BufWriter::with_capacity(1 << 20, File::create(path)?);
+        for word in 0..bytes.div_ceil(8) {
+            let word_bytes = mixed(self.seed.wrapping_add(word)).to_le_bytes();
+            let len = (bytes - word * 8).min(8) as usize;
+            file.write_all(&word_bytes[..len])?;
+        }
+        file.flush()
+    }
+
+    /// The first word of each range; the rest are holes.
+    fn write_starts(self, path: &Path, bytes: u64) -> std::io::Result<()> {
+        let file = File::create(path)?;
+        file.set_len(bytes)?;
+        for at in (0..bytes).step_by(RANGE_BYTES as usize) {
+            file.write_all_at(&self.bytes(at, 8.min(bytes - at) as usize), at)?;
+        }
+        Ok(())
+    }
+
     /// Compares what was read at `offset` with what must be there.
     pub(crate) fn check(self, path: &Path, offset: u64, found: &[u8]) -> Result<()> {
         let wrong = (offset..)
@@ -57,18 +80,15 @@ pub(crate) fn mixed(number: u64) -> u64 {
 }
 
 /// Writes the files `pattern-0`, `pattern-1` and so on.
-pub(crate) fn write(folder: &Path, files: usize, bytes: u64) -> Result<()> {
+pub(crate) fn write(folder: &Path, files: usize, bytes: u64, sparse: bool) -> Result<()> {
     for index in 0..files {
         let path = folder.join(format!("pattern-{index}"));
         let pattern = Pattern::of(&path);
-        let what = || format!("write {}", path.display());
-        let mut file = BufWriter::with_capacity(1 << 20, File::create(&path).with_context(what)?);
-        for word in 0..bytes.div_ceil(8) {
-            let word_bytes = mixed(pattern.seed.wrapping_add(word)).to_le_bytes();
-            let len = (bytes - word * 8).min(8) as usize;
-            file.write_all(&word_bytes[..len]).with_context(what)?;
-        }
-        file.flush().with_context(what)?;
+        let written = match sparse {
+            true => pattern.write_starts(&path, bytes),
+            false => pattern.write_all(&path, bytes),
+        };
+        written.with_context(|| format!("write {}", path.display()))?;
     }
     println!("{files} files of {bytes} bytes");
     Ok(())

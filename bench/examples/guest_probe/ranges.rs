@@ -9,8 +9,8 @@ use anyhow::{Context, Result, bail};
 use daxwindow_shared::size::parse_bytes;
 
 use crate::map::{Access, Mapping};
-use crate::mapped;
 use crate::pattern::{self, Pattern};
+use crate::{mapped, say};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -99,10 +99,4 @@ pub(crate) fn hold(args: &Args) -> Result<()> {
     loop {
         std::thread::park();
     }
-}
-
-fn say(word: &str) -> Result<()> {
-    let mut out = std::io::stdout();
-    writeln!(out, "{word}").and_then(|()| out.flush())?;
-    Ok(())
 }
