@@ -92,8 +92,15 @@ impl Machine {
         if let Some(library) = &options.preload {
             command.env("LD_PRELOAD", library);
         }
+        let pid_file = scratch.path().join("qemu.pid");
+        if options.background {
+            command.args(["-daemonize", "-pidfile"]).arg(&pid_file);
+        }
         tracing::debug!(?command, "starting QEMU");
-        let qemu = Process::start("QEMU", &mut command, &scratch.path().join("qemu.log"))?;
+        let mut qemu = Process::start("QEMU", &mut command, &scratch.path().join("qemu.log"))?;
+        if options.background {
+            qemu.follow(&pid_file, options.boot_limit)?;
+        }
         let pids: Vec<i32> = daemons
             .iter()
             .flatten()

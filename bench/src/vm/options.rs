@@ -140,6 +140,8 @@ pub struct VmOptions {
     pub kernel_arguments: Vec<String>,
     /// Further arguments of QEMU.
     pub qemu_arguments: Vec<String>,
+    /// QEMU goes into the background by itself. Nothing is heard of it then.
+    pub background: bool,
     /// A library to preload into QEMU, which maps windows in one piece.
     pub preload: Option<PathBuf>,
     /// A guest that reboots boots again in the same QEMU; otherwise QEMU ends.
@@ -164,6 +166,7 @@ impl VmOptions {
             files: Vec::new(),
             kernel_arguments: Vec::new(),
             qemu_arguments: Vec::new(),
+            background: false,
             preload: None,
             reboot: false,
             offline: false,

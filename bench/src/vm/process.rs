@@ -4,12 +4,15 @@
 //! until then.
 
 use std::fs::File;
+use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::process::{Pid, PidfdFlags, Signal, pidfd_open, pidfd_send_signal};
 
 use crate::cleanup;
 
@@ -20,7 +23,22 @@ const STEP: Duration = Duration::from_millis(2);
 pub(crate) struct Process {
     name: String,
     child: Child,
+    /// What runs on when the child has ended.
+    background: Option<Background>,
     log: PathBuf,
+}
+
+/// A process that is nobody's child: how it ends is not told.
+struct Background {
+    pid: Pid,
+    handle: OwnedFd,
+}
+
+impl Background {
+    fn has_ended(&self) -> bool {
+        let mut handle = [PollFd::new(&self.handle, PollFlags::IN)];
+        poll(&mut handle, Some(&Timespec::default())) == Ok(1)
+    }
 }
 
 impl Process {
@@ -36,13 +54,34 @@ impl Process {
         Ok(Process {
             name: name.to_owned(),
             child,
+            background: None,
             log: log.to_path_buf(),
         })
     }
 
+    /// Waits until it has gone into the background, as it was told to, and
+    /// takes what goes on there for it; `pid_file` says which that is.
+    pub(crate) fn follow(&mut self, pid_file: &Path, limit: Duration) -> Result<()> {
+        match self.wait(limit) {
+            Some(status) if status.success() => {}
+            _ => bail!("it is not in the background: {}", self.report()),
+        }
+        cleanup::daemon_ended(self.pid());
+        let what = || format!("read {}", pid_file.display());
+        let text = std::fs::read_to_string(pid_file).with_context(what)?;
+        let pid = Pid::from_raw(text.trim().parse().with_context(what)?).with_context(what)?;
+        let handle = pidfd_open(pid, PidfdFlags::empty()).context("look at what goes on")?;
+        self.background = Some(Background { pid, handle });
+        cleanup::daemon_started(self.pid());
+        Ok(())
+    }
+
     /// Its process id.
     pub(crate) fn pid(&self) -> i32 {
-        self.child.id() as i32
+        match &self.background {
+            Some(background) => background.pid.as_raw_nonzero().get(),
+            None => self.child.id() as i32,
+        }
     }
 
     /// What it said, both outputs.
@@ -51,9 +90,12 @@ impl Process {
         String::from_utf8_lossy(&bytes).into_owned()
     }
 
-    /// How it ended, if it has.
+    /// How it ended, if it has; well, if that is not told.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
-        self.child.try_wait().ok().flatten()
+        match &self.background {
+            Some(background) => background.has_ended().then(ExitStatus::default),
+            None => self.child.try_wait().ok().flatten(),
+        }
     }
 
     /// Waits for its end.
@@ -91,8 +133,7 @@ impl Process {
         if self.ended().is_none() {
             cleanup::terminate(self.pid());
             if self.wait(ENDS_WITHIN).is_none() {
-                let _ = self.child.kill();
-                let _ = self.child.wait();
+                self.kill();
             }
         }
         cleanup::daemon_ended(self.pid());
@@ -100,8 +141,16 @@ impl Process {
 
     /// SIGKILL at once, for those who want to see what that does.
     pub(crate) fn kill(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
+        match &self.background {
+            Some(background) => {
+                let _ = pidfd_send_signal(&background.handle, Signal::KILL);
+                let _ = self.wait(ENDS_WITHIN);
+            }
+            None => {
+                let _ = self.child.kill();
+                let _ = self.child.wait();
+            }
+        }
         cleanup::daemon_ended(self.pid());
     }
 }
@@ -147,6 +196,22 @@ mod tests {
         }
         drop(process);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
+    }
+
+    #[test]
+    fn one_in_the_background_is_followed_and_ended() {
+        let folder = tempfile::tempdir().expect("directory");
+        let pid_file = folder.path().join("pid");
+        let mut command = Command::new("sh");
+        let script = "sleep 60 & echo $! >\"$0\"";
+        command.args(["-c", script]).arg(&pid_file);
+        let log = folder.path().join("log");
+        let mut process = Process::start("shell", &mut command, &log).expect("starts");
+        let limit = Duration::from_secs(60);
+        process.follow(&pid_file, limit).expect("goes on");
+        assert!(process.ended().is_none());
+        process.kill();
+        assert!(process.wait(limit).is_some());
     }
 
     #[test]
