@@ -50,8 +50,8 @@ pub struct Notes {
     pub mended_pages: u64,
     /// Of these, those that show the file again because it has grown.
     pub regrown_pages: u64,
-    /// Devices that were refused because they would look into guest memory
-    /// while files are mapped.
+    /// How often a device was refused because it would look into guest memory
+    /// while files are mapped. A VMM may try one device several times.
     pub refused_devices: u64,
 }
 const _: () = assert!(size_of::<Notes>() == 32);

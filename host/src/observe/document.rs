@@ -210,8 +210,9 @@ pub struct Library {
     pub mended_pages: u64,
     /// Of these, pages that show the file again because it has grown.
     pub regrown_pages: u64,
-    /// Devices that the VMM could not have, because they would look into guest
-    /// memory while files are mapped and see zeros.
+    /// How often the VMM was refused a device, because it would look into guest
+    /// memory while files are mapped and see zeros. QEMU tries a device several
+    /// times.
     pub refused_devices: u64,
 }
 

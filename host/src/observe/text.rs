@@ -188,7 +188,7 @@ fn window(page: &mut Page, status: &ShareStatus) {
             "preloaded library",
             format_args!(
                 "{} pages behind the end of a file show zeros or did, {} of them show it again; \
-                 {} devices refused",
+                 {} times a device was refused",
                 library.mended_pages, library.regrown_pages, library.refused_devices
             ),
         );
