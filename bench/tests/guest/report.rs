@@ -50,13 +50,15 @@ fn each_processor_has_its_queue(vm: &mut Vm, socket: &std::path::Path) {
 
 /// A stock QEMU can only map writable and refuses ranges past the end: a
 /// read-write share gets DAX by padded files, a read-only one none. Needs root
-/// on the host (FUSE passthrough).
+/// on the host (FUSE passthrough). A window in one piece takes a library that
+/// this QEMU has not: the third share, which wants it so or not at all, has no
+/// DAX, and the first one goes without.
 #[test]
 fn the_status_says_which_share_has_dax_and_why_the_other_has_not() {
     let folder = tempfile::tempdir().expect("directory");
     std::fs::write(folder.path().join("file"), vec![b'x'; 3_000_000]).expect("written");
     let place = tempfile::tempdir().expect("directory");
-    let sockets = ["rw", "ro"].map(|name| place.path().join(name));
+    let sockets = ["rw", "ro", "whole"].map(|name| place.path().join(name));
     let told = |index: usize| {
         let path = sockets[index].to_string_lossy().into_owned();
         vec!["--status-socket".to_owned(), path]
@@ -71,12 +73,20 @@ fn the_status_says_which_share_has_dax_and_why_the_other_has_not() {
     readonly.plain_mount = true;
     readonly.readonly = true;
     readonly.daemon_arguments = told(1);
-    let mut options = VmOptions::new(vec![writable, readonly]);
+    let mut whole = ShareOptions::new(folder.path(), Dax::Inode);
+    whole.tag = "whole".into();
+    whole.mount_at = Some("/whole".into());
+    whole.plain_mount = true;
+    whole.window_bytes = 2 << 30;
+    whole.daemon_arguments = told(2);
+    let arguments = ["--dax-mapping", "whole"].map(str::to_owned);
+    whole.daemon_arguments.extend(arguments);
+    let mut options = VmOptions::new(vec![writable, readonly, whole]);
     options.cpus = 2;
     let mut vm = Vm::boot(&options).expect("boots");
-    let count = "cat /mnt/file | wc -c; cat /readonly/file | wc -c";
+    let count = "for share in mnt readonly whole; do cat /$share/file | wc -c; done";
     let output = vm.sh(count).and_then(|output| output.ok()).expect("read");
-    assert_eq!(output, "3000000\n3000000\n");
+    assert_eq!(output, "3000000\n".repeat(3));
 
     let status = daemon_status(&sockets[0]).expect("status");
     assert_eq!(word(&status, "/dax/verdict"), "some", "{status:#}");
@@ -108,6 +118,28 @@ fn the_status_says_which_share_has_dax_and_why_the_other_has_not() {
     assert!(
         vm.daemon_log(1)
             .contains("dax: off: the share is read-only")
+    );
+
+    for index in [0, 2] {
+        let status = daemon_status(&sockets[index]).expect("status");
+        assert_eq!(word(&status, "/window/mapping"), "ranges", "{status:#}");
+        let why = word(&status, "/window/not_whole_because");
+        assert!(why.contains("libdaxwindow_preload.so is not preloaded"));
+        assert_eq!(status["window"]["library"], Value::Null);
+    }
+    let status = daemon_status(&sockets[2]).expect("status");
+    assert_eq!(word(&status, "/dax/verdict"), "off", "{status:#}");
+    assert_eq!(word(&status, "/dax/reason"), "not-whole");
+    assert_eq!(number(&status, "/window/offered_bytes"), 2 << 30);
+    assert_eq!(number(&status, "/mappings/setups"), 0);
+    let log = vm.daemon_log(2);
+    let why = "dax: off: the window cannot be in one piece, as --dax-mapping whole wants it: \
+               libdaxwindow_preload.so is not preloaded into the VMM";
+    assert!(log.contains(why), "{log}");
+    let log = vm.daemon_log(0);
+    assert!(
+        log.contains("a range at a time (libdaxwindow_preload"),
+        "{log}"
     );
 
     // And for people.
