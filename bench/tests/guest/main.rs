@@ -16,6 +16,7 @@ mod forest;
 #[path = "../common/fsx.rs"]
 mod fsx;
 mod full;
+mod large;
 mod lifecycle;
 mod lower;
 mod mounted;
