@@ -332,6 +332,7 @@ fn reasons_have_a_name_each() {
         NoDax::CopiesUp,
         NoDax::NotMappable,
         NoDax::Sparse,
+        NoDax::Wasted,
     ];
     let indices: Vec<usize> = all.iter().map(|reason| reason.reason()).collect();
     assert_eq!(indices, (0..NoDax::REASONS.len()).collect::<Vec<_>>());

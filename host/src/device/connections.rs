@@ -17,13 +17,9 @@ use rustix::io::fcntl_getfd;
 use rustix::net::sockopt::{socket_acceptconn, socket_domain, socket_type};
 use rustix::net::{AddressFamily, SocketType};
 
-use crate::fs::ProcFd;
-
-/// Numbers that are looked at where nothing tells how many are in use.
-const NUMBERS: RawFd = 1 << 12;
-/// Numbers that are looked at behind the last in use: other threads open and
-/// close descriptors meanwhile.
-const BEHIND: RawFd = 1 << 8;
+/// So many numbers in a row that are free end the search: the kernel gives a
+/// connection the lowest that is.
+const GAP: RawFd = 1 << 10;
 
 /// Connections of VMMs with the library, by their names.
 #[derive(Debug, Default)]
@@ -55,16 +51,13 @@ impl Connections {
 /// Every marked connection at the listener's address, with its name.
 fn marked(listener: &UnixListener) -> io::Result<Vec<(Vec<u8>, UnixStream)>> {
     let here = listener.local_addr()?;
-    let mut unseen = ProcFd::open()?.count()?;
     let mut found = Vec::new();
-    let mut end = NUMBERS;
-    let mut number = 0;
-    while unseen > 0 || number < end {
+    let (mut number, mut end) = (0, GAP);
+    while number < end {
         let descriptor = descriptor(number);
         number += 1;
-        if descriptor.is_some() && unseen > 0 {
-            unseen -= 1;
-            end = number + BEHIND;
+        if descriptor.is_some() {
+            end = number.saturating_add(GAP);
         }
         let Some(stream) = descriptor.and_then(stream) else {
             continue;

@@ -50,13 +50,6 @@ impl ProcFd {
         IS_WORKING_DIRECTORY.store(true, Ordering::Release);
     }
 
-    /// How many descriptors are open now, as the directory's size tells from
-    /// Linux 6.2 on; zero before.
-    pub(crate) fn count(self) -> std::io::Result<u64> {
-        let size = rustix::fs::fstat(self.dir)?.st_size;
-        Ok(u64::try_from(size).unwrap_or(0))
-    }
-
     /// Opens it, if nobody has: shares that come later need no `/proc`.
     pub(crate) fn open() -> std::io::Result<ProcFd> {
         if let Some(dir) = DIR.get() {
