@@ -92,7 +92,7 @@ impl Dax {
     pub fn way(&self) -> Way {
         match &*self.whole.lock() {
             Ok(library) if library.is_in_force() => Way::Whole,
-            Ok(_) => Way::Ranges(NotWhole::NoLibrary),
+            Ok(_) => Way::Ranges(NotWhole::NoSession),
             Err(why) => Way::Ranges(*why),
         }
     }

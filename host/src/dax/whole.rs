@@ -58,6 +58,9 @@ pub enum NotWhole {
     /// The VMM runs without the library.
     #[error("libdaxwindow_preload.so is not preloaded into the VMM")]
     NoLibrary,
+    /// The library is there, and the guest has not mounted the share.
+    #[error("the guest has not mounted the share")]
+    NoSession,
     /// It maps guest memory by its descriptors.
     #[error(
         "another vhost-user back end looks into guest memory, and would see zeros for files in \
@@ -79,22 +82,6 @@ pub enum NotWhole {
     /// The library is there, and is no plain mmap.
     #[error("the preloaded library cannot map over maps and past the end of files")]
     NoPlainMmap,
-}
-
-impl NotWhole {
-    /// A word for programs.
-    pub fn reason(&self) -> &'static str {
-        match self {
-            NotWhole::Chosen => "chosen",
-            NotWhole::NoLibrary => "no-library",
-            NotWhole::OtherBackEnd => "other-back-end",
-            NotWhole::Pinned => "pinned",
-            NotWhole::Region(_) => "region",
-            NotWhole::NotAnnounced => "not-announced",
-            NotWhole::Trial(_) => "trial",
-            NotWhole::NoPlainMmap => "no-plain-mmap",
-        }
-    }
 }
 
 /// The library's end of one client, and what it is told to map over.
