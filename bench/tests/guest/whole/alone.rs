@@ -88,10 +88,14 @@ impl Scene {
 
     /// Waits for ranges to be mapped that were not before.
     #[track_caller]
-    fn await_maps(&self) {
-        let setups = || self.narrow.number("/mappings/setups");
+    fn await_maps(&mut self) {
+        let Scene { narrow, vm, .. } = self;
+        let setups = || narrow.number("/mappings/setups");
         let before = setups();
-        eventually("ranges are mapped", || setups() > before + 4);
+        eventually("ranges are mapped", || {
+            run(vm, AT_WORK);
+            setups() > before + 4
+        });
     }
 }
 
