@@ -99,6 +99,15 @@ fn truncate_for_ever(path: &Path, size: usize, stop: &AtomicBool) -> u32 {
     times as u32
 }
 
+/// So that a failed reader ends the test, and the truncations with it.
+struct StopAtEnd<'a>(&'a AtomicBool);
+
+impl Drop for StopAtEnd<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// A copy that raced a truncation: bytes of the file, or zeros.
 fn assert_of_the_file(got: &[u8], offset: u64) {
     let want = pattern(3, offset, got.len());
@@ -116,6 +125,7 @@ fn truncation_by_the_host_during_copies_is_never_a_crash() {
         let guest = guest(&daemon);
         let stop = AtomicBool::new(false);
         std::thread::scope(|scope| {
+            let _stop = StopAtEnd(&stop);
             let host = scope.spawn(|| truncate_for_ever(&path, size, &stop));
             let reader = scope.spawn(|| read_under_truncation(&guest, size));
             let viewer = scope.spawn(|| view_under_truncation(&guest, size));

@@ -235,6 +235,18 @@ fn a_vmm_that_refuses_the_memfd_and_one_without_the_library_have_no_window_in_on
 }
 
 #[test]
+fn a_pause_of_the_vmm_fails_no_mapping_in_one_piece() {
+    let (dax, vmm, library) = connected(Mapping::Whole);
+    begin(&dax, &vmm);
+    let called_off = dax.cancel_waits_for_vmm();
+    dax.setup(&file(b"text"), 7, &setup(0, 2 << 20))
+        .expect("mapped meanwhile");
+    assert_eq!(library.server.stats().live, 1);
+    drop(called_off);
+    dax.reset();
+}
+
+#[test]
 fn a_library_that_never_answers_holds_nobody_up() {
     let (ours, theirs) = UnixStream::pair().expect("sockets");
     let dax = Arc::new(Dax::new(DaxOptions {

@@ -71,7 +71,20 @@ impl Dax {
     /// a queue to stop, and until the guard is dropped every one that comes to
     /// that.
     pub fn cancel_waits(&self) -> CalledOff {
-        let front_ends = self.front_ends();
+        self.call_off(self.front_ends())
+    }
+
+    /// The same for who stops a queue and answers nobody meanwhile. The library
+    /// in a VMM does answer, so who waits for it alone is waited for.
+    pub fn cancel_waits_for_vmm(&self) -> CalledOff {
+        let library = self.library().filter(|library| library.is_in_force());
+        match library {
+            Some(_) => self.call_off(self.front_end.lock().clone().into_iter().collect()),
+            None => self.cancel_waits(),
+        }
+    }
+
+    fn call_off(&self, front_ends: Vec<Arc<dyn FrontEnd>>) -> CalledOff {
         self.called_off.fetch_add(1, SeqCst);
         for front_end in &front_ends {
             front_end.cancel_waits();

@@ -209,7 +209,7 @@ impl Device {
     fn cancel_waits(&self, queue: Option<usize>) -> Option<CalledOff> {
         let (server, office) = (self.server.clone(), self.office.clone());
         let cancelled = within(STOP_PATIENCE, "cancel", move || {
-            let called_off = server.dax().cancel_waits();
+            let called_off = server.dax().cancel_waits_for_vmm();
             office.parking.cancel(queue);
             called_off
         });
