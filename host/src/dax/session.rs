@@ -2,6 +2,7 @@
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
+use std::time::Duration;
 
 use daxwindow_shared::window::RANGE_SHIFT;
 use rustix::io::Errno;
@@ -18,6 +19,10 @@ use super::verdict::{DaxOff, DaxVerdict};
 use super::whole::Mapping;
 use super::{Connected, Dax, DaxOffer};
 use crate::fs::ProcFd;
+
+/// Trials of a front end that has not told where the window is.
+const MORE_TRIALS: usize = 5;
+const TRIAL_PAUSE: Duration = Duration::from_millis(100);
 
 /// Until it is dropped, no request waits for the front end.
 #[must_use]
@@ -136,7 +141,16 @@ impl Dax {
         if self.options.naive.leaves_out(Naive::LEARN) {
             return Ok(Capabilities::PLAIN_MMAP);
         }
-        let can = self.probe(front_end, || self.view())?;
+        let mut can = self.probe(front_end, || self.view())?;
+        for _ in 0..MORE_TRIALS {
+            if can.window_base.is_some() || !can.needs_fence() || self.table.is_empty() {
+                break;
+            }
+            // It sends no table while it has more regions than one holds, as
+            // while another share of the VM is being tried out.
+            std::thread::sleep(TRIAL_PAUSE);
+            can = self.probe(front_end, || self.view())?;
+        }
         match self.options.memory_slots {
             MemorySlots::On if !can.announced => Err(ProbeError::NotAnnounced),
             MemorySlots::Off => Ok(Capabilities {
