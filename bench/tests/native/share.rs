@@ -7,6 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
+use rustix::io::Errno;
 use rustix::mount::{UnmountFlags, unmount};
 use rustix::process::{Pid, Signal, kill_process};
 
@@ -129,7 +130,13 @@ impl Share {
 
     /// Unmounts and waits for the tool's end, which has to be a good one.
     pub(crate) fn unmount(&mut self) {
-        unmount(self.place(), UnmountFlags::empty()).expect("nobody uses it");
+        let deadline = Instant::now() + Duration::from_secs(120);
+        // A child that another test has just forked has our descriptors until it
+        // is another program.
+        while let Err(errno) = unmount(self.place(), UnmountFlags::empty()) {
+            assert!(errno == Errno::BUSY && Instant::now() < deadline, "{errno}");
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let status = self.ended();
         assert!(status.success(), "{status}: {}", self.tool_log());
     }

@@ -150,6 +150,7 @@ fn expect_regions(vm: &mut Vm, count: usize) {
 
 /// `sha256sum` of a file on the host, and the same in the guest.
 #[track_caller]
+/// What the host has changed a guest sees when it looks at the attributes again.
 fn assert_sums(vm: &mut Vm, share: &Share, files: &[&str]) {
     let files = files.join(" ");
     let host = Command::new("sh")
@@ -157,8 +158,9 @@ fn assert_sums(vm: &mut Vm, share: &Share, files: &[&str]) {
         .current_dir(share.folder.path())
         .output()
         .expect("sha256sum");
-    let guest = run(vm, &format!("cd /mnt/{} && sha256sum {files}", share.name));
-    assert_eq!(guest, String::from_utf8_lossy(&host.stdout));
+    let host = String::from_utf8_lossy(&host.stdout);
+    let ask = format!("cd /mnt/{} && sha256sum {files}", share.name);
+    eventually(&format!("the guest has {host}"), || run(vm, &ask) == host);
 }
 
 /// What QEMU has said beside the library, which has to say nothing here.
