@@ -25,6 +25,8 @@ pub(super) struct Staleness {
     /// Windows in one piece, this share's or another's: what the guest sees
     /// there is not in the table.
     windows: Vec<(u64, u64)>,
+    /// Both: every descriptor is compared with them.
+    places: Vec<(u64, u64)>,
 }
 
 impl Staleness {
@@ -41,7 +43,9 @@ impl Staleness {
             doubtful: doubtful.copied().collect(),
             first,
             windows: self.windows.clone(),
+            places: Vec::new(),
         }
+        .placed()
     }
 
     /// The same, with these windows in one piece.
@@ -50,13 +54,17 @@ impl Staleness {
             windows,
             ..self.clone()
         }
+        .placed()
+    }
+
+    fn placed(mut self) -> Staleness {
+        self.places = self.doubtful.iter().chain(&self.windows).copied().collect();
+        self
     }
 
     /// Whether there is any such place.
     pub(super) fn is_any(&self, window: Option<WindowGpas>) -> bool {
-        window.is_some_and(|window| !window.announced)
-            || !self.doubtful.is_empty()
-            || !self.windows.is_empty()
+        window.is_some_and(|window| !window.announced) || !self.places.is_empty()
     }
 
     /// Whether a byte of the buffer may be somewhere else than the table says.
@@ -64,8 +72,7 @@ impl Staleness {
         let ours = window
             .filter(|window| !window.announced)
             .map(|window| (window.base, window.bytes));
-        let doubtful = self.doubtful.iter().chain(&self.windows);
-        ours.iter().chain(doubtful).any(|&(base, bytes)| {
+        ours.iter().chain(&self.places).any(|&(base, bytes)| {
             addr < base.saturating_add(bytes) && base < addr.saturating_add(u64::from(len))
         })
     }

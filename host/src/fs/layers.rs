@@ -185,7 +185,8 @@ impl SharedDir {
     }
 
     /// Whether there is anything to be forgotten.
-    pub(super) fn knows_layers(&self) -> bool {
+    #[inline]
+    pub(crate) fn knows_layers(&self) -> bool {
         !self.layers.is_empty()
     }
 }

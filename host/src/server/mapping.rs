@@ -45,7 +45,18 @@ impl Server {
     ///
     /// `EIO` if the front end does not do so: some ranges may show the file as
     /// it was.
+    #[inline]
     pub(super) fn follow(&self, pace: &dyn Pace, nodeid: u64) -> Result<(), Errno> {
+        match self.fs.knows_layers() {
+            true => self.follow_copies(pace, nodeid),
+            false => Ok(()),
+        }
+    }
+
+    /// Apart from what nearly every request does.
+    #[cold]
+    #[inline(never)]
+    fn follow_copies(&self, pace: &dyn Pace, nodeid: u64) -> Result<(), Errno> {
         for node in self.fs.followed(nodeid) {
             let followed = self.dax.follow(&self.fs, node, &|| pace.takes_long());
             followed.map_err(never_again)?;
@@ -55,6 +66,7 @@ impl Server {
 
     /// The guest may have made a node's file longer, by whichever of its names
     /// it has mapped it.
+    #[inline(never)]
     pub(super) fn show_growth(&self, pace: &dyn Pace, nodeid: u64) {
         self.dax
             .show_growth(&self.fs, nodeid, &|| pace.takes_long());
