@@ -22,7 +22,7 @@ use rustix::io::Errno;
 use smallvec::SmallVec;
 use virtio_queue::DescriptorChain;
 use vm_memory::{
-    GuestAddress, GuestMemory, GuestMemoryError, GuestMemoryMmap, Permissions, VolatileSlice,
+    GuestAddress, GuestMemoryBackend, GuestMemoryError, GuestMemoryMmap, VolatileSlice,
 };
 use zerocopy::{FromBytes, IntoBytes};
 
@@ -111,25 +111,31 @@ impl<'m> Segments<'m> {
         mem: &'m GuestMemoryMmap,
         addr: GuestAddress,
         len: u32,
-        access: Permissions,
     ) -> Result<(), GuestMemoryError> {
         if len == 0 || self.ends_early {
             return Ok(());
         }
-        let before = (self.slices.len(), self.bytes);
-        let mut add_all = || {
-            for slice in GuestMemory::get_slices(mem, addr, len as usize, access)? {
-                self.push(slice?);
-            }
-            Ok(())
-        };
-        let added = add_all();
-        if added.is_err() {
-            self.slices.truncate(before.0);
-            self.bytes = before.1;
-            self.ends_early = true;
+        match mem.get_slice(addr, len as usize) {
+            Ok(slice) => self.push(slice),
+            Err(_) => self.add_pieces(mem, addr, len)?,
         }
-        added
+        Ok(())
+    }
+
+    /// Adds a descriptor that does not lie in one region of memory.
+    #[cold]
+    fn add_pieces(
+        &mut self,
+        mem: &'m GuestMemoryMmap,
+        addr: GuestAddress,
+        len: u32,
+    ) -> Result<(), GuestMemoryError> {
+        let pieces: Result<SmallVec<[_; FEW]>, _> = mem.get_slices(addr, len as usize).collect();
+        self.ends_early = pieces.is_err();
+        for slice in pieces? {
+            self.push(slice);
+        }
+        Ok(())
     }
 
     /// The error for what lies past the end: `otherwise`, unless there would
@@ -466,22 +472,22 @@ where
     for descriptor in chain {
         expects_more = descriptor.has_next();
         let (addr, len) = (descriptor.addr(), descriptor.len());
-        let (segments, access) = if descriptor.is_write_only() {
+        let segments = if descriptor.is_write_only() {
             if !saw_writable && len >= HEADER_BYTES {
                 sides.reply_at = Some(addr.0);
             }
             saw_writable = true;
-            (&mut sides.writer.segments, Permissions::Write)
+            &mut sides.writer.segments
         } else if saw_writable {
             return Err(ChainError::Order);
         } else {
-            (&mut sides.reader.segments, Permissions::Read)
+            &mut sides.reader.segments
         };
         let why = if len > 0 && is_stale(addr.0, len) {
             segments.ends_early = true;
             Some(Unresolved::Stale)
         } else {
-            let added = segments.add(mem, addr, len, access);
+            let added = segments.add(mem, addr, len);
             added.err().map(Unresolved::Outside)
         };
         if let Some(why) = why.filter(|_| sides.hole.is_none()) {
@@ -504,9 +510,8 @@ pub fn header_room(
 ) -> Writer<'_> {
     let mut writer = Writer::default();
     if !is_stale(at, HEADER_BYTES) {
-        let (at, access) = (GuestAddress(at), Permissions::Write);
         // What does not resolve leaves no room, which is answer enough.
-        let _ = writer.segments.add(mem, at, HEADER_BYTES, access);
+        let _ = writer.segments.add(mem, GuestAddress(at), HEADER_BYTES);
     }
     writer
 }
