@@ -1,4 +1,4 @@
-//! What must not outlive this program: daemons and scratch directories.
+//! What must not outlive this program: daemons, mounts and scratch directories.
 //!
 //! Law: whatever is registered here is gone after a normal end, a failure, a
 //! cell that hangs, and after SIGINT or SIGTERM.
@@ -10,10 +10,12 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use parking_lot::Mutex;
+use rustix::mount::UnmountFlags;
 use rustix::process::{Pid, Signal, kill_process};
 use signal_hook::consts::{SIGINT, SIGTERM};
 
 static DAEMONS: Mutex<BTreeSet<i32>> = Mutex::new(BTreeSet::new());
+static MOUNTS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 static DIRECTORIES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Watches for SIGINT and SIGTERM on a thread of its own.
@@ -32,9 +34,13 @@ pub(crate) fn watch_signals() -> Result<()> {
     Ok(())
 }
 
-/// Ends every registered daemon and removes every registered directory.
+/// Ends every registered daemon, unmounts what is mounted and removes every
+/// registered directory.
 pub(crate) fn end_everything() {
     end_daemons();
+    for root in MOUNTS.lock().clone() {
+        unmount(&root);
+    }
     for directory in std::mem::take(&mut *DIRECTORIES.lock()) {
         let _ = std::fs::remove_dir_all(directory);
     }
@@ -62,6 +68,17 @@ pub(crate) fn terminate(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = kill_process(pid, Signal::TERM);
     }
+}
+
+/// Something is mounted there.
+pub(crate) fn mounted(root: &Path) {
+    MOUNTS.lock().insert(root.to_path_buf());
+}
+
+/// Takes it out of the directory tree; who has files open there keeps them.
+pub(crate) fn unmount(root: &Path) {
+    MOUNTS.lock().remove(root);
+    let _ = rustix::mount::unmount(root, UnmountFlags::DETACH);
 }
 
 /// A directory that is removed on drop, and by [`end_everything`].

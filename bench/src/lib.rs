@@ -15,6 +15,7 @@
 //! | `files` | test files that can be checked |
 //! | [`vm`] | real guests: a kit that boots one without root, and its commands |
 //! | `mount` | a share in a directory of the host, without a virtual machine |
+//! | `overlay` | an overlay of the host's, gone with the value |
 //! | `placement` | on which processors a measurement runs |
 //! | `figures` | figures with goals, JSON, tables |
 //! | `report` | results as a page with pictures, and as files |
@@ -40,6 +41,7 @@ mod inodes;
 mod machine;
 mod micro;
 mod mount;
+mod overlay;
 mod placement;
 mod processes;
 mod raw;

@@ -82,7 +82,7 @@ impl Line {
         let read = part.blocks().len() as u64 * BLOCK_BYTES;
         let page_tables = self.bytes / 512;
         let each = match (self.series.kind, self.series.stack) {
-            (Kind::Vms, _) => guest_memory(self.bytes) + QEMU_BYTES + page_tables,
+            (Kind::Vms | Kind::Overlays, _) => guest_memory(self.bytes) + QEMU_BYTES + page_tables,
             (Kind::Userspace, Stack::Dax) => page_tables + PROCESS_BYTES,
             (Kind::Userspace, Stack::Plain) => read + read / 256 + PROCESS_BYTES,
         };

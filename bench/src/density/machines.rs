@@ -1,10 +1,10 @@
-//! Guests that are virtual machines, all of one daemon.
+//! Guests that are virtual machines, all of one daemon or with one each.
 //!
 //! Law: all are up, have mounted and have read something else before the
 //! first one reads its part, so that what is added later is the files'.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
@@ -30,6 +30,8 @@ const BOOTS_WITHIN: Duration = Duration::from_secs(300);
 pub(super) struct Wish<'a> {
     pub daemon: &'a Path,
     pub data: &'a Data,
+    /// What is shared: the directory of the data, or something over it for each.
+    pub directories: &'a [PathBuf],
     pub accel: AccelChoice,
     pub stack: Stack,
     pub count: usize,
@@ -47,7 +49,7 @@ impl Machines {
     pub(super) fn boot(wish: &Wish<'_>) -> Result<Machines> {
         let wanted = Wanted {
             binary: wish.daemon,
-            directory: wish.data.directory(),
+            directories: wish.directories,
             guests: wish.count,
             window_bytes: wish.window_bytes,
             unlimited: wish.window_bytes > WINDOW_BYTES,

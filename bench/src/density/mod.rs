@@ -57,6 +57,7 @@ const QUICK_GUESTS: usize = 5;
 /// Virtual machines by default, if memory is enough.
 const VMS: usize = 6;
 const QUICK_VMS: usize = 3;
+const QUICK_OVERLAYS: usize = 2;
 /// Most of either.
 const MOST_GUESTS: usize = 512;
 const MIB: u64 = 1 << 20;
@@ -80,6 +81,11 @@ pub(crate) struct Args {
     /// allows
     #[arg(long, value_name = "N")]
     vms: Option<usize>,
+    /// Virtual machines that have an overlay each over one directory, as
+    /// containers have over an image; 0 for none. By default as many as --vms,
+    /// or 2 with --quick, if this is root
+    #[arg(long, value_name = "N")]
+    overlays: Option<usize>,
     /// Bytes of the files that userspace guests read
     #[arg(long, value_name = "SIZE", default_value = "1G", value_parser = parse_bytes)]
     bytes: u64,
@@ -147,14 +153,16 @@ impl Args {
     fn plan(&self, room: Room) -> Result<Plan> {
         let mut said = Vec::new();
         let mut lines = Vec::new();
-        for kind in [Kind::Userspace, Kind::Vms] {
+        for kind in Kind::ALL {
             let counts = self.counts(kind)?;
             let Some(&of) = counts.last() else {
                 continue;
             };
-            let (flag, bytes) = match kind {
-                Kind::Userspace => ("--bytes", self.bytes),
-                Kind::Vms => ("--vm-bytes", self.vm_bytes),
+            let bytes = self.bytes_of(kind);
+            let flag = if kind.is_machine() {
+                "--vm-bytes"
+            } else {
+                "--bytes"
             };
             ask::check_bytes(flag, bytes, of)?;
             for series in self.series(kind) {
@@ -188,19 +196,27 @@ impl Args {
         match kind {
             Kind::Userspace => self.guests.is_some(),
             Kind::Vms => self.vms.is_some(),
+            Kind::Overlays => self.overlays.is_some(),
+        }
+    }
+
+    fn bytes_of(&self, kind: Kind) -> u64 {
+        match kind {
+            Kind::Userspace => self.bytes,
+            Kind::Vms | Kind::Overlays => self.vm_bytes,
         }
     }
 
     fn counts(&self, kind: Kind) -> Result<Vec<usize>> {
-        let counts = match (kind, &self.guests, self.vms) {
-            (Kind::Userspace, Some(told), _) => told.clone(),
-            (Kind::Userspace, None, _) if self.quick => GUESTS[..QUICK_GUESTS].to_vec(),
-            (Kind::Userspace, None, _) => GUESTS.to_vec(),
-            (Kind::Vms, _, Some(told)) => (1..=told).collect(),
-            (Kind::Vms, _, None) if self.quick => (1..=QUICK_VMS).collect(),
-            (Kind::Vms, _, None) => (1..=VMS).collect(),
+        let machines = |told: Option<usize>| (1..=told.unwrap_or(VMS)).collect();
+        let counts: Vec<usize> = match (kind, &self.guests) {
+            (Kind::Userspace, Some(told)) => told.clone(),
+            (Kind::Userspace, None) if self.quick => GUESTS[..QUICK_GUESTS].to_vec(),
+            (Kind::Userspace, None) => GUESTS.to_vec(),
+            (Kind::Vms, _) => machines(self.vms.or(self.quick.then_some(QUICK_VMS))),
+            (Kind::Overlays, _) => machines(self.overlays.or_else(|| self.overlays_by_default())),
         };
-        if counts == [0] {
+        if counts.is_empty() || counts == [0] {
             return Ok(Vec::new());
         }
         let ascending = counts.windows(2).all(|pair| pair[0] < pair[1]);
@@ -211,10 +227,20 @@ impl Args {
         Ok(counts)
     }
 
+    fn overlays_by_default(&self) -> Option<usize> {
+        if !rustix::process::geteuid().is_root() {
+            return Some(0);
+        }
+        match self.quick {
+            true => Some(self.vms.unwrap_or(QUICK_OVERLAYS).min(QUICK_OVERLAYS)),
+            false => self.vms,
+        }
+    }
+
     fn series(&self, kind: Kind) -> Vec<Series> {
         let patterns = match (kind, self.quick) {
             _ if !self.pattern.is_empty() => self.pattern.clone(),
-            (Kind::Vms, true) => vec![Pattern::Everything],
+            (Kind::Vms, true) | (Kind::Overlays, _) => vec![Pattern::Everything],
             _ => PATTERNS.to_vec(),
         };
         let stacks = match self.stack {

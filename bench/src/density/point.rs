@@ -20,23 +20,34 @@ pub(super) const MEMMAP: &str = "guest_memmap_mib";
 pub(super) enum Kind {
     /// Processes with the guest library.
     Userspace,
-    /// Virtual machines.
+    /// Virtual machines on one directory.
     Vms,
+    /// Virtual machines with an overlay each over one directory.
+    Overlays,
 }
 
 impl Kind {
+    pub(super) const ALL: [Kind; 3] = [Kind::Userspace, Kind::Vms, Kind::Overlays];
+
     /// As results call it.
     pub(super) fn name(self) -> &'static str {
         match self {
             Kind::Userspace => "userspace",
             Kind::Vms => "vm",
+            Kind::Overlays => "overlay",
         }
+    }
+
+    /// Whether they have a kernel of their own.
+    pub(super) fn is_machine(self) -> bool {
+        self != Kind::Userspace
     }
 
     fn guests(self) -> &'static str {
         match self {
             Kind::Userspace => "userspace guests",
             Kind::Vms => "virtual machines",
+            Kind::Overlays => "virtual machines with an overlay each",
         }
     }
 }

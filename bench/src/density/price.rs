@@ -47,6 +47,7 @@ impl Market<'_> {
         let mut machines = Machines::boot(&Wish {
             daemon: self.daemon,
             data: self.data,
+            directories: &[self.data.directory().to_path_buf()],
             accel: self.accel,
             stack,
             count: 1,

@@ -1,4 +1,4 @@
-//! One daemon with a socket for each guest, and what it counts.
+//! A daemon for each directory with a socket for each guest, and what it counts.
 //!
 //! Law: that bytes came through the window, or did not, is said by the
 //! daemon's own counters and by the kernel's count of what it has read; a
@@ -41,30 +41,36 @@ impl Stack {
     }
 }
 
-/// The daemon of a stack.
+/// The daemons of a stack.
 pub(super) struct Stage {
+    servers: Vec<Server>,
+    stack: Stack,
+}
+
+/// A daemon and where it listens.
+struct Server {
     daemon: Daemon,
     sockets: Vec<PathBuf>,
     status: PathBuf,
-    stack: Stack,
     _folder: Scratch,
 }
 
-/// What a daemon is started with.
+/// What daemons are started with.
 pub(super) struct Wanted<'a> {
     pub binary: &'a Path,
-    pub directory: &'a Path,
+    /// One for all guests, or one for each.
+    pub directories: &'a [PathBuf],
     pub guests: usize,
     pub window_bytes: u64,
     /// The front ends map by a plain mmap: the window has no slots to spare.
     pub unlimited: bool,
 }
 
-impl Stage {
-    pub(super) fn start(stack: Stack, wanted: &Wanted<'_>) -> Result<Stage> {
+impl Server {
+    fn start(stack: Stack, wanted: &Wanted<'_>, directory: &Path, guests: usize) -> Result<Server> {
         let folder = Scratch::for_sockets()?;
         let status = folder.path().join("status");
-        let more: Vec<PathBuf> = (1..wanted.guests)
+        let more: Vec<PathBuf> = (1..guests)
             .map(|number| folder.path().join(format!("guest{number}.sock")))
             .collect();
         let daemon = Daemon::launch(wanted.binary, |socket| {
@@ -74,7 +80,7 @@ impl Stage {
                 .collect();
             arguments.push(KEEP_SERVING.into());
             arguments.extend(["--tag".into(), DEFAULT_TAG.into()]);
-            arguments.extend(["--shared-dir".into(), wanted.directory.into()]);
+            arguments.extend(["--shared-dir".into(), directory.into()]);
             arguments.extend(["--status-socket".into(), status.clone().into()]);
             let window = wanted.window_bytes.to_string();
             let dax: &[&str] = match stack {
@@ -88,12 +94,29 @@ impl Stage {
             arguments
         })?;
         let first = daemon.socket().to_path_buf();
-        let stage = Stage {
+        Ok(Server {
             daemon,
             sockets: std::iter::once(first).chain(more).collect(),
             status,
-            stack,
             _folder: folder,
+        })
+    }
+
+    fn listens(&self) -> impl Iterator<Item = (&Server, &Path)> {
+        self.sockets
+            .iter()
+            .map(move |socket| (self, socket.as_path()))
+    }
+}
+
+impl Stage {
+    pub(super) fn start(stack: Stack, wanted: &Wanted<'_>) -> Result<Stage> {
+        let each = wanted.guests.div_ceil(wanted.directories.len());
+        let start = |directory: &PathBuf| Server::start(stack, wanted, directory, each);
+        let servers = wanted.directories.iter().map(start);
+        let stage = Stage {
+            servers: servers.collect::<Result<_>>()?,
+            stack,
         };
         stage.wait(wanted.guests)?;
         Ok(stage)
@@ -111,26 +134,35 @@ impl Stage {
         Ok(())
     }
 
-    /// Where a guest attaches.
-    pub(super) fn socket(&self, guest: usize) -> Result<&Path> {
-        let socket = self.sockets.get(guest).map(PathBuf::as_path);
-        socket.with_context(|| format!("there is no socket for guest {guest}"))
+    /// Who serves a guest, and where.
+    fn server(&self, guest: usize) -> Result<(&Server, &Path)> {
+        let mut all = self.servers.iter().flat_map(Server::listens);
+        all.nth(guest)
+            .with_context(|| format!("there is no socket for guest {guest}"))
     }
 
-    /// The processes of the daemon.
+    /// Where a guest attaches.
+    pub(super) fn socket(&self, guest: usize) -> Result<&Path> {
+        Ok(self.server(guest)?.1)
+    }
+
+    /// The processes of the daemons.
     pub(super) fn processes(&self) -> Vec<i32> {
-        family(self.daemon.pid())
+        let pids = self.servers.iter().map(|server| server.daemon.pid());
+        pids.flat_map(family).collect()
     }
 
     /// For the end of an error message.
     pub(super) fn last_words(&self) -> String {
-        self.daemon.last_words()
+        let servers = self.servers.iter();
+        servers.map(|server| server.daemon.last_words()).collect()
     }
 
     /// Where a guest's counters stand.
     pub(super) fn counters(&self, guest: usize) -> Result<Counters> {
-        let socket = self.socket(guest)?.to_string_lossy().into_owned();
-        let document = whole_status(&self.status)?;
+        let (server, socket) = self.server(guest)?;
+        let socket = socket.to_string_lossy().into_owned();
+        let document = whole_status(&server.status)?;
         let shares = document.pointer("/shares").and_then(Value::as_array);
         let mut shares = shares.into_iter().flatten();
         let share = shares.find(|s| s.pointer("/share/socket") == Some(&Value::from(&*socket)));
@@ -148,7 +180,7 @@ impl Stage {
             window_bytes: must("/window/offered_bytes")?,
             // A kind of request that never came is not listed.
             reads: number("/requests/by_opcode/Read/count").unwrap_or(0),
-            read_bytes: bytes_read_by(self.daemon.pid())?,
+            read_bytes: bytes_read_by(server.daemon.pid())?,
         })
     }
 
@@ -159,7 +191,7 @@ impl Stage {
     }
 }
 
-/// What a daemon counts of one guest, and what it has read for all.
+/// What a daemon counts of one guest, and what it has read for all of its own.
 #[derive(Clone, Copy, Debug, Default, PartialEq)]
 pub(super) struct Counters {
     pub setups: u64,

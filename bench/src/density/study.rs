@@ -37,14 +37,14 @@ impl Study<'_> {
         let mut header = Header::new(NAME, Machine::detect(scratch.path()));
         header.version("daxwindowd", daemon::version(binary));
         header.option("seed", args.seed);
-        for (kind, bytes) in [(Kind::Userspace, args.bytes), (Kind::Vms, args.vm_bytes)] {
+        for kind in Kind::ALL {
             if let Some(most) = args.counts(kind)?.last() {
-                header.option(&format!("{} bytes", kind.name()), bytes);
+                header.option(&format!("{} bytes", kind.name()), args.bytes_of(kind));
                 // The random patterns depend on how many guests there are.
                 header.option(&format!("{} guests", kind.name()), most);
             }
         }
-        let machines = plan.lines.iter().any(|line| line.series.kind == Kind::Vms);
+        let machines = plan.lines.iter().any(|line| line.series.kind.is_machine());
         if machines || !plan.windows.is_empty() {
             let kit = Kit::open(args.offline)?;
             Surroundings::find(&kit, args.accel, Flavour::default())?.describe(&mut header);
@@ -69,7 +69,7 @@ impl Study<'_> {
 
     /// Measures what is not there yet; true when all is there at the end.
     pub(super) fn measure(&mut self) -> Result<bool> {
-        for kind in [Kind::Userspace, Kind::Vms] {
+        for kind in Kind::ALL {
             self.lines(kind)?;
         }
         let missing = |window: &&u64| !self.run.has(&price::id(**window), super::Stack::Dax.name());
@@ -139,7 +139,7 @@ impl Study<'_> {
                 };
                 userspace::sweep(&sweep, record)
             }
-            Kind::Vms => {
+            Kind::Vms | Kind::Overlays => {
                 let sweep = vms::Sweep {
                     daemon: &binary,
                     data,

@@ -38,7 +38,7 @@ pub(super) fn count(lines: &[Asked]) -> usize {
             cell.values = vec![*count as f64];
             let names = match line.series.kind {
                 Kind::Userspace => vec![PAGE_TABLES, AREAS],
-                Kind::Vms => vec![MEMMAP],
+                Kind::Vms | Kind::Overlays => vec![MEMMAP],
             };
             cell.detail
                 .extend(names.into_iter().map(|name| (name.to_owned(), 1.0)));
@@ -124,7 +124,7 @@ fn host_memory(cells: &[Cell], line: &Asked) -> Option<Cell> {
     let bound = 1.02 * mib(line.bytes) + 4.0 * count;
     let mut cell = goal(
         format!("{}/host-memory", series.id(count as usize)),
-        Goal::AtMost(1.0),
+        Some(Goal::AtMost(1.0)),
         point,
     );
     cell.what = format!(
@@ -155,12 +155,13 @@ fn ratio(slopes: &[Cell], line: &Asked) -> Option<Cell> {
     if *copied <= 0.0 {
         return None;
     }
-    let bound = Goal::AtMost(0.05);
+    let bound = match (series.kind, series.pattern) {
+        (Kind::Vms, Pattern::Everything) => Some(Goal::AtMost(0.006)),
+        // An overlay costs a daemon of its own besides.
+        (Kind::Overlays, Pattern::Everything) => Some(Goal::AtMost(0.05)),
+        _ => None,
+    };
     let mut cell = goal(format!("{id}/ratio"), bound, with);
-    if (series.kind, series.pattern) != (Kind::Vms, Pattern::Everything) {
-        cell.goal = None;
-        cell.group = SLOPES.into();
-    }
     cell.what = format!(
         "host memory that a further guest adds, DAX / without, {}, {}",
         series.kind.name(),
@@ -232,11 +233,12 @@ fn library_price(cells: &[Cell], line: &Asked) -> Vec<Cell> {
     page_tables.into_iter().chain(areas).collect()
 }
 
-fn goal(id: String, goal: Goal, from: &Cell) -> Cell {
+/// A ratio, with its goal if it has one.
+fn goal(id: String, goal: Option<Goal>, from: &Cell) -> Cell {
     let mut cell = Cell::new(id, Stack::Dax.name(), "ratio", Better::Lower);
-    cell.group = GOALS.into();
+    cell.group = if goal.is_some() { GOALS } else { SLOPES }.into();
     cell.metric = "ratio".into();
-    cell.goal = Some(goal);
+    cell.goal = goal;
     cell.proof = from.proof.clone();
     cell
 }
@@ -264,7 +266,7 @@ mod tests {
             cell.values = vec![first + each * *count as f64];
             match line.series.kind {
                 Kind::Userspace => cell.detail.insert(PAGE_TABLES.into(), 2.0),
-                Kind::Vms => cell.detail.insert(MEMMAP.into(), 8.0),
+                Kind::Vms | Kind::Overlays => cell.detail.insert(MEMMAP.into(), 8.0),
             };
             cell.detail.insert(AREAS.into(), 700.0);
             cell
@@ -284,16 +286,27 @@ mod tests {
         let without = line(Kind::Vms, Stack::Plain, &[1, 2, 3]);
         let measured = [
             cells(&userspace, 1024.0, 3.0),
-            cells(&with, 256.0, 2.0),
+            cells(&with, 256.0, 1.0),
             cells(&without, 256.0, 250.0),
         ]
         .concat();
+        let overlaid = [(Stack::Dax, 6.0), (Stack::Plain, 256.0)].map(|(stack, each)| {
+            let line = line(Kind::Overlays, stack, &[1, 2]);
+            let cells = cells(&line, 256.0, each);
+            (line, cells)
+        });
+        let measured = overlaid
+            .iter()
+            .fold(measured, |all, (_, cells)| [all, cells.clone()].concat());
         let lines = [userspace, with, without];
+        let lines = lines.into_iter().chain(overlaid.map(|(line, _)| line));
+        let lines: Vec<Asked> = lines.collect();
         let found = summary(&measured, &lines);
         assert_eq!(count(&lines), found.len());
         assert!((value(&found, "userspace/everything/slope") - 3.0).abs() < 1e-9);
-        assert!((value(&found, "vm/everything/slope/ratio") - 0.008).abs() < 1e-9);
-        assert!((value(&found, "vm/everything/slope/ratio-with-window") - 0.04).abs() < 1e-9);
+        assert!((value(&found, "vm/everything/slope/ratio") - 0.004).abs() < 1e-9);
+        assert!((value(&found, "vm/everything/slope/ratio-with-window") - 0.036).abs() < 1e-9);
+        assert!((value(&found, "overlay/everything/slope/ratio") - 6.0 / 256.0).abs() < 1e-9);
         assert_eq!(value(&found, "price/guest-library/page-tables"), 2.0);
         assert_eq!(value(&found, "price/guest-library/areas"), 700.0);
         // 16 guests, not 64.
@@ -302,7 +315,7 @@ mod tests {
         assert!((ratio - (1024.0 + 48.0) / bound).abs() < 1e-9);
         let goals = found.iter().filter(|cell| cell.group == GOALS);
         assert!(goals.clone().all(|cell| cell.met() == Some(true)));
-        assert_eq!(goals.count(), 2);
+        assert_eq!(goals.count(), 3);
     }
 
     #[test]

@@ -42,7 +42,7 @@ pub(super) fn sweep(sweep: &Sweep<'_>, mut point: impl FnMut(&Point) -> Result<(
     let window = sweep.data.bytes + sweep.data.bytes / 4 + SPARE_WINDOW;
     let wanted = Wanted {
         binary: sweep.daemon,
-        directory: sweep.data.directory(),
+        directories: &[sweep.data.directory().to_path_buf()],
         guests: most,
         window_bytes: window.next_multiple_of(2 << 20),
         unlimited: true,

@@ -1,14 +1,16 @@
-//! The sweep over virtual machines: one after the other reads its part.
+//! The sweep over virtual machines, on one directory or with an overlay of it
+//! each: one after the other reads its part.
 
 use std::path::Path;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::data::Data;
 use super::machines::{Machines, WINDOW_BYTES, Wish};
 use super::memory::{Usage, memory_files};
-use super::point::{Point, Series, mib};
+use super::point::{Kind, Point, Series, mib};
 use super::stage::{Counters, Stack};
+use crate::overlay::Overlay;
 use crate::vm::AccelChoice;
 
 /// What a sweep needs.
@@ -27,9 +29,16 @@ pub(super) struct Sweep<'a> {
 /// Brings up all guests, then has one after the other read its part and hands
 /// over a point for each.
 pub(super) fn sweep(sweep: &Sweep<'_>, mut point: impl FnMut(&Point) -> Result<()>) -> Result<()> {
+    let overlays = sweep.overlays()?;
+    let directory = || sweep.data.directory().to_path_buf();
+    let directories: Vec<_> = match overlays.is_empty() {
+        true => vec![directory()],
+        false => overlays.iter().map(|o| o.path().to_path_buf()).collect(),
+    };
     let mut machines = Machines::boot(&Wish {
         daemon: sweep.daemon,
         data: sweep.data,
+        directories: &directories,
         accel: sweep.accel,
         stack: sweep.series.stack,
         count: sweep.count,
@@ -47,6 +56,19 @@ pub(super) fn sweep(sweep: &Sweep<'_>, mut point: impl FnMut(&Point) -> Result<(
         point(&so_far)?;
     }
     machines.end()
+}
+
+impl Sweep<'_> {
+    /// One for each guest, where guests have some.
+    fn overlays(&self) -> Result<Vec<Overlay>> {
+        let data = self.data.directory();
+        let parent = data.parent().context("the files have no parent")?;
+        let count = match self.series.kind {
+            Kind::Overlays => self.count,
+            Kind::Userspace | Kind::Vms => 0,
+        };
+        (0..count).map(|_| Overlay::over(data, parent)).collect()
+    }
 }
 
 /// One guest reads, and the path is proved.

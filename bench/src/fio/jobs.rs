@@ -13,6 +13,7 @@
 //! | `;@ passes first second host-cold` | see [`Pass`] | first and second |
 //! | `;@ file read` | `read`, `large` or `write`: what `${FILE}` is | read |
 //! | `;@ loops 8` | `${LOOPS}` in the second pass | 1 |
+//! | `;@ windows small` | on stacks whose window is smaller than the file, and without one | `usual` |
 //! | `;@ each whole` | each job has the whole file as its part, all of them the same | `part` |
 //! | `;@ quick 1m/1 first` | what of it belongs to the quick set | nothing |
 //!
@@ -44,8 +45,10 @@ shipped!(
     "seq-read-mmap",
     "seq-read-libaio-direct",
     "rand-read-psync",
+    "rand-read-psync-pressure",
     "rand-read-mmap",
     "rand-read-mmap-large",
+    "rand-read-mmap-pressure",
     "rand-read-libaio-direct",
     "seq-write-psync",
     "seq-write-mmap",
@@ -77,6 +80,8 @@ pub(super) struct Job {
     jobs: Vec<u32>,
     passes: Vec<Pass>,
     loops: u32,
+    /// It is for windows that are smaller than the file.
+    pub small_windows: bool,
     /// The file is not shared out among the jobs.
     each_whole: bool,
     quick: Option<Quick>,
@@ -129,6 +134,7 @@ impl Job {
             jobs: vec![1],
             passes: vec![Pass::First, Pass::Second],
             loops: 1,
+            small_windows: false,
             each_whole: false,
             quick: None,
         };
@@ -159,6 +165,13 @@ impl Job {
             "passes" => self.passes = passes(&values)?,
             "file" => self.file = FileKind::named(one)?,
             "loops" => self.loops = count(one)?,
+            "windows" => {
+                self.small_windows = match one {
+                    "small" => true,
+                    "usual" => false,
+                    _ => bail!("{one:?} is neither small nor usual"),
+                }
+            }
             "each" => {
                 self.each_whole = match one {
                     "whole" => true,
@@ -174,7 +187,9 @@ impl Job {
                     passes: passes(&values[1..])?,
                 });
             }
-            _ => bail!("{key:?} is none of blocks, jobs, passes, file, loops, each, quick"),
+            _ => {
+                bail!("{key:?} is none of blocks, jobs, passes, file, loops, windows, each, quick")
+            }
         }
         Ok(())
     }
@@ -315,6 +330,7 @@ mod tests {
             (";@ colour red", "colour"),
             (";@ loops", "no value"),
             (";@ each half", "neither"),
+            (";@ windows none", "neither"),
         ] {
             let text = format!("; x\n{line}\n[a]\n");
             let error = Job::parse("a", &text).expect_err(line);

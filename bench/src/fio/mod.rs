@@ -47,6 +47,8 @@ use crate::vm::peers::Peer;
 use crate::vm::{AccelChoice, Kit, Surroundings, package_version};
 
 const STUDY: &str = "fio";
+/// Stacks that no figure needs.
+const UNUSUAL: [Stack; 3] = [Stack::DaxInode, Stack::DaxHalf, Stack::DaxEighth];
 /// QEMU's model where it emulates.
 const TCG_MODEL: &str = "max,erms=off,fsrm=off";
 
@@ -214,10 +216,12 @@ fn measure_all(
     if todo.is_empty() {
         return Ok(true);
     }
+    let is_used = |stack: &Stack| todo.iter().any(|load| load.runs_on(*stack));
+    let used: Vec<Stack> = stacks.iter().copied().filter(is_used).collect();
     let kinds: Vec<FileKind> = todo.iter().map(|load| load.job.file).collect();
     let parent = args.directory.clone().unwrap_or_else(std::env::temp_dir);
-    let tree = Tree::make(&parent, stacks, &kinds, args.file_size, args.large_size)?;
-    let mut scene = Scene::new(kit.clone(), args.setup(accel), stacks, tree)?;
+    let tree = Tree::make(&parent, &used, &kinds, args.file_size, args.large_size)?;
+    let mut scene = Scene::new(kit.clone(), args.setup(accel), &used, tree)?;
     for load in todo {
         measure::measure(results, &mut scene, load, &on(load), args.rounds())?;
     }
@@ -242,7 +246,7 @@ impl Args {
     fn stacks(&self) -> Vec<Stack> {
         let all = Stack::value_variants().iter().copied();
         let wanted = |stack: &Stack| match (self.stack.is_empty(), self.quick) {
-            (true, true) => *stack != Stack::DaxInode && *stack != Stack::DaxNever,
+            (true, true) => !UNUSUAL.contains(stack),
             (true, false) => true,
             (false, _) => self.stack.contains(stack),
         };
@@ -284,6 +288,7 @@ impl Args {
             memory_bytes: self.memory,
             cpus: self.cpus,
             window_bytes: self.window,
+            file_bytes: self.file_size,
             accel: self.accel,
             daemon: self.daemon.clone(),
             daemon_arguments: self.daemon_arg.clone(),

@@ -92,9 +92,13 @@ impl Load {
     }
 
     /// A job file that lays out files of its own does so in a directory; the
-    /// stack without a file system has none.
+    /// stack without a file system has none. What is for windows that are too
+    /// small is compared with none at all.
     pub(super) fn runs_on(&self, stack: Stack) -> bool {
-        self.job.uses_file || stack != Stack::Blk
+        match (self.job.small_windows, stack.has_small_window()) {
+            (true, is_small) => is_small || stack == Stack::DaxNever,
+            (false, is_small) => !is_small && (self.job.uses_file || stack != Stack::Blk),
+        }
     }
 }
 

@@ -93,9 +93,10 @@ impl Facts {
 
     /// The rules.
     pub(super) fn check(&self, stack: Stack, pass: Pass) -> Result<()> {
-        match stack.has_window() {
-            true => self.came_by_the_window(pass)?,
-            false => self.came_by_requests(stack, pass)?,
+        match (stack.has_window(), stack.has_small_window()) {
+            (_, true) => self.came_by_either()?,
+            (true, false) => self.came_by_the_window(pass)?,
+            (false, false) => self.came_by_requests(stack, pass)?,
         }
         let written = self.write_bytes / self.times.max(1);
         match self.found_bytes {
@@ -152,6 +153,23 @@ impl Facts {
                 );
             }
         }
+        Ok(())
+    }
+
+    /// The daemon chooses where the window is too small.
+    fn came_by_either(&self) -> Result<()> {
+        let Some(window) = &self.window else {
+            bail!("the daemon says nothing of its window");
+        };
+        let distinct = self.distinct_read();
+        let offered = self.served_bytes + window.setups * RANGE_BYTES;
+        ensure!(
+            offered >= distinct / 10 * 9,
+            "the guest was not cold: of {distinct} bytes {} came by requests, and {} ranges were \
+             mapped",
+            self.served_bytes,
+            window.setups
+        );
         Ok(())
     }
 

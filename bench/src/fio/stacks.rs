@@ -5,6 +5,7 @@
 //! | --- | --- |
 //! | `dax-always`, `dax-inode` | daxwindowd with a window in one piece, mounted with `dax=always`, `dax=inode` |
 //! | `dax-ranges` | the same with `dax=always`, each range mapped by QEMU |
+//! | `dax-half`, `dax-quarter`, `dax-eighth` | like `dax-inode`, with a window of that part of the file |
 //! | `dax-never` | daxwindowd without one |
 //! | `virtiofsd-auto`, `virtiofsd-always` | virtiofsd with `--cache auto`, `--cache always` |
 //! | `9p` | QEMU's own server, mounted with `cache=loose` and the largest messages |
@@ -18,6 +19,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::ValueEnum;
+use daxwindow_shared::window::RANGE_BYTES;
 
 use super::tree::Tree;
 use crate::vm::kernel::Flavour;
@@ -35,6 +37,12 @@ pub(super) enum Stack {
     DaxRanges,
     /// daxwindowd, the files that gain by it
     DaxInode,
+    /// The same with a window of half the file
+    DaxHalf,
+    /// Of a quarter
+    DaxQuarter,
+    /// Of an eighth
+    DaxEighth,
     /// daxwindowd without a window
     DaxNever,
     /// virtiofsd as it comes
@@ -56,6 +64,9 @@ impl Stack {
             Stack::DaxAlways => "daxwindow dax=always",
             Stack::DaxRanges => "daxwindow dax=always by ranges",
             Stack::DaxInode => "daxwindow dax=inode",
+            Stack::DaxHalf => "daxwindow dax=inode, window 1/2",
+            Stack::DaxQuarter => "daxwindow dax=inode, window 1/4",
+            Stack::DaxEighth => "daxwindow dax=inode, window 1/8",
             Stack::DaxNever => "daxwindow dax=never",
             Stack::VirtiofsdAuto => "virtiofsd cache=auto",
             Stack::VirtiofsdAlways => "virtiofsd cache=always",
@@ -70,6 +81,9 @@ impl Stack {
             Stack::DaxAlways => "dax-always",
             Stack::DaxRanges => "dax-ranges",
             Stack::DaxInode => "dax-inode",
+            Stack::DaxHalf => "dax-half",
+            Stack::DaxQuarter => "dax-quarter",
+            Stack::DaxEighth => "dax-eighth",
             Stack::DaxNever => "dax-never",
             Stack::VirtiofsdAuto => "virtiofsd-auto",
             Stack::VirtiofsdAlways => "virtiofsd-always",
@@ -81,6 +95,29 @@ impl Stack {
     /// Bytes come through the window.
     pub(super) fn has_window(self) -> bool {
         matches!(self, Stack::DaxAlways | Stack::DaxRanges | Stack::DaxInode)
+            || self.has_small_window()
+    }
+
+    /// The window is smaller than the file.
+    pub(super) fn has_small_window(self) -> bool {
+        self.files_per_window() > 1
+    }
+
+    /// How many times the window the file is, if it is larger.
+    fn files_per_window(self) -> u64 {
+        match self {
+            Stack::DaxHalf => 2,
+            Stack::DaxQuarter => 4,
+            Stack::DaxEighth => 8,
+            _ => 1,
+        }
+    }
+
+    fn window_bytes(self, setup: &Setup) -> u64 {
+        match self.files_per_window() {
+            1 => setup.window_bytes,
+            parts => (setup.file_bytes / parts).next_multiple_of(RANGE_BYTES),
+        }
     }
 
     /// QEMU maps one region.
@@ -110,14 +147,14 @@ impl Stack {
     fn share(self, tree: &Tree, setup: &Setup) -> Option<ShareOptions> {
         let dax = match self {
             Stack::DaxAlways | Stack::DaxRanges => Dax::Always,
-            Stack::DaxInode => Dax::Inode,
+            Stack::DaxInode | Stack::DaxHalf | Stack::DaxQuarter | Stack::DaxEighth => Dax::Inode,
             Stack::DaxNever | Stack::VirtiofsdAuto | Stack::VirtiofsdAlways => Dax::Never,
             Stack::NineP | Stack::Blk => return None,
         };
         let mut share = ShareOptions::new(tree.shared(), dax);
         share.tag = self.word().into();
         share.mount_at = Some(self.mount());
-        share.window_bytes = setup.window_bytes;
+        share.window_bytes = self.window_bytes(setup);
         let mut told = |words: &[&str]| {
             share.daemon_arguments = words.iter().map(|w| (*w).to_owned()).collect();
         };
@@ -149,6 +186,8 @@ pub(super) struct Setup {
     pub memory_bytes: u64,
     pub cpus: usize,
     pub window_bytes: u64,
+    /// Of the file that fits into the guest's memory.
+    pub file_bytes: u64,
     pub accel: AccelChoice,
     /// Of QEMU; none is that of the kit's guests.
     pub cpu_model: Option<String>,
@@ -276,9 +315,11 @@ mod tests {
     fn a_window_has_a_guest_to_itself() {
         let all = Stack::value_variants();
         let guests = guests(all);
-        let windows = [[Stack::DaxAlways], [Stack::DaxRanges], [Stack::DaxInode]];
-        assert_eq!(guests[..3], windows);
-        assert_eq!(guests[3].len(), all.len() - 3);
+        let windows = all.iter().filter(|stack| stack.has_window());
+        let windows: Vec<Vec<Stack>> = windows.map(|stack| vec![*stack]).collect();
+        let (last, alone) = guests.split_last().expect("several");
+        assert_eq!(alone, windows);
+        assert_eq!(last.len(), all.len() - windows.len());
         assert_eq!(super::guests(&[Stack::NineP]), [[Stack::NineP]]);
     }
 

@@ -1,39 +1,17 @@
 //! Large pages in QEMU: what lies in the host's page cache in folios of 2 MiB
 //! is one page table entry of QEMU's, and so may be one of KVM's.
 
-use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
 use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example, preload_library};
 use procfs::process::{MMapPath, Process};
-use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
+
+use crate::mounted::Mounted;
 
 const LIMIT: Duration = Duration::from_secs(300);
 const RANGE: u64 = 2 << 20;
 const RANGES: u64 = 12;
-
-/// A tmpfs, unmounted on drop.
-struct Tmpfs(tempfile::TempDir);
-
-impl Tmpfs {
-    fn of_large_pages() -> Tmpfs {
-        let place = tempfile::tempdir().expect("a directory");
-        let (flags, options) = (MountFlags::empty(), c"huge=always");
-        mount("large", place.path(), "tmpfs", flags, options).expect("mounted, which needs root");
-        Tmpfs(place)
-    }
-
-    fn path(&self) -> &Path {
-        self.0.path()
-    }
-}
-
-impl Drop for Tmpfs {
-    fn drop(&mut self) {
-        let _ = unmount(self.path(), UnmountFlags::DETACH);
-    }
-}
 
 /// Of QEMU's mappings of a file of this name: bytes that page table entries of
 /// 2 MiB map, and whether address and offset in the file agree modulo 2 MiB.
@@ -61,7 +39,7 @@ fn place_in_guest(vm: &mut Vm) -> u64 {
 
 #[test]
 fn a_window_in_one_piece_is_mapped_by_large_pages() {
-    let tmpfs = Tmpfs::of_large_pages();
+    let tmpfs = Mounted::new("tmpfs", "huge=always");
     let mut pattern = Command::new(example("guest_probe").expect("built"));
     pattern.args(["pattern", "--files", "1"]);
     pattern.args(["--bytes", &(RANGES * RANGE).to_string()]);

@@ -7,6 +7,7 @@ mod alone;
 mod disks;
 mod ends;
 mod flags;
+mod layers;
 mod truncated;
 mod two;
 

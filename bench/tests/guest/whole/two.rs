@@ -1,11 +1,13 @@
 //! Two shares of two daemons in one VM, and a disk of another back end that is
-//! plugged into it while it runs. QEMU has given up root.
+//! plugged into it while it runs; before that, a share of an overlay. QEMU has
+//! given up root.
 
 use std::os::unix::fs::PermissionsExt;
 
 use daxwindow_bench::vm::{Dax, Vm};
 
 use super::disks::{Disk, FIND_DISK, LEN, assert_carried, assert_ranges, read, with_disk_driver};
+use super::layers::{Image, ranges_show_the_copy};
 use super::{LIMIT, MIB, Share, assert_quiet, assert_sums, options, regions, run};
 
 /// `source` is too small for DAX, so its requests have buffers; `mapped` is not.
@@ -25,12 +27,14 @@ fn share(name: &'static str, seed: u8) -> Share {
 #[test]
 fn two_windows_of_two_daemons_and_a_disk_that_comes_later() {
     let (left, right) = (share("left", 7), share("right", 200));
-    let mut options = options(&[&left, &right]);
+    let image = Image::new();
+    let mut options = options(&[&left, &right, &image.share]);
     with_disk_driver(&mut options);
     let port = "pcie-root-port,id=port0,chassis=1,slot=1";
     let arguments = ["-device", port, "-run-with", "user=nobody"];
     options.qemu_arguments = arguments.map(str::to_owned).into();
     let mut vm = Vm::boot(&options).expect("boots");
+    ranges_show_the_copy(&mut vm, &image, 2);
     run(
         &mut vm,
         "for share in left right; do
@@ -51,7 +55,7 @@ fn two_windows_of_two_daemons_and_a_disk_that_comes_later() {
         assert_refused(&mut vm, source, mapped);
     }
     a_disk_is_refused_while_files_are_mapped(&mut vm, &left, &right);
-    assert_quiet(&vm, 2);
+    assert_quiet(&vm, 3);
     vm.shutdown().expect("powers off");
 }
 
