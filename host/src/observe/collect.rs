@@ -184,6 +184,7 @@ fn mappings(stats: &DaxStats) -> Mappings {
         hits: stats.setup_hits,
         upgrades: stats.upgrades,
         replacements: stats.replacements,
+        renewals: stats.renewals,
         removals: stats.removals,
         removals_of_nothing: stats.removals_of_nothing,
         failed_removals: stats.failed_removals,

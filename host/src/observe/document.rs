@@ -244,6 +244,10 @@ pub struct Mappings {
     pub upgrades: u64,
     /// Ranges mapped over others.
     pub replacements: u64,
+    /// Ranges mapped again because the file behind them became another: it was
+    /// copied up on overlayfs. An older daemon does not say.
+    #[serde(default)]
+    pub renewals: u64,
     /// Ranges removed by the guest.
     pub removals: u64,
     /// Removals of what was not mapped.

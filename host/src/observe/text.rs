@@ -222,8 +222,8 @@ fn mappings(page: &mut Page, status: &ShareStatus) {
     page.line(
         "  set up",
         format_args!(
-            "{}, {} of them there already, {} upgrades, {} replacements",
-            m.setups, m.hits, m.upgrades, m.replacements
+            "{}, {} of them there already, {} upgrades, {} replacements, {} renewals",
+            m.setups, m.hits, m.upgrades, m.replacements, m.renewals
         ),
     );
     page.line(
