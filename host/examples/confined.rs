@@ -19,7 +19,7 @@ use clap::{Parser, ValueEnum};
 use daxwindow_host::cli::SandboxFlags;
 use daxwindow_host::isolation::root::{Root, Tree};
 use daxwindow_host::isolation::{self, Plan};
-use daxwindow_host::observe::{logs, panics};
+use daxwindow_host::logs::{self, panics};
 use rustix::fs::{AtFlags, CWD, Mode, OFlags};
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -11,23 +11,24 @@ use rustix::process::umask;
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{Command, Config, Flags, Listen};
-use crate::dax::{DaxMode, Naive, Padding, padding_process};
+use crate::cli::{Command, Flags, ctl};
+use crate::config::{Config, Listen};
+use crate::dax::{DaxMode, Naive};
 use crate::device::seat::Next;
-use crate::device::serve::Stop;
-use crate::device::socket::{Socket, SocketFile};
 use crate::fs::{InodeFileHandles, SharedDir, SoleIds};
 use crate::isolation::root::{Root, Tree};
 use crate::isolation::{self, Inside, Plan};
-use crate::log_writer;
-use crate::observe::ask::print_session;
-use crate::observe::capabilities::Capabilities;
-use crate::observe::status_socket;
-use crate::observe::{logs, panics};
+use crate::listen::Stop;
+use crate::listen::socket::{Socket, SocketFile};
+use crate::logs::{self, panics, writer};
+use crate::padding::{self, Padding};
 use crate::shares::control;
 use crate::shares::name::NameError;
 use crate::shares::share::Changes;
-use crate::shares::{self, NewShare, ShareName, Shares};
+use crate::shares::{NewShare, ShareName, Shares};
+use crate::status::ask::print_session;
+use crate::status::capabilities::Capabilities;
+use crate::status::socket as status_socket;
 
 /// Serves until a signal ends it, or asks a daemon that does. `naive` is empty but in tests.
 ///
@@ -36,7 +37,7 @@ use crate::shares::{self, NewShare, ShareName, Shares};
 /// What keeps the daemon from starting, or broke its socket, with its cause.
 pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     if let Some(Command::Ctl(ctl)) = &flags.command {
-        print!("{}", shares::client::run(ctl)?);
+        print!("{}", ctl::client::run(ctl)?);
         return Ok(());
     }
     if let Some(path) = &flags.report.print_session {
@@ -55,7 +56,7 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
     panics::to_log();
     let log = logs.first().copied().unwrap_or(2);
-    log_writer::write_only_if(move || isolation::takes_writes(log));
+    writer::write_only_if(move || isolation::takes_writes(log));
     for warning in &config.warnings {
         tracing::warn!("{warning}");
     }
@@ -92,7 +93,7 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     // The guest says which mode a file gets; its kernel has applied the umask.
     umask(Mode::empty());
     SharedDir::prepare()?;
-    log_writer::start()?;
+    writer::start()?;
     let fixed = fixed_shares(&config, &inside, outside.sockets)?;
     inside.close_trees();
     // Apart from what threads keep, which is never dropped.
@@ -252,7 +253,7 @@ fn padding(config: &Config, logs: &[RawFd]) -> Padding {
     if !isolation::caps::may_mount() {
         return Padding::Failed("the daemon has no CAP_SYS_ADMIN".to_owned());
     }
-    match padding_process::start(config.isolation.seccomp, logs) {
+    match padding::process::start(config.isolation.seccomp, logs) {
         Ok(view) => Padding::Process(Arc::new(view)),
         Err(cause) => Padding::Failed(format!("cannot start a process for it: {cause}")),
     }

@@ -6,7 +6,7 @@ use clap::Parser;
 use daxwindow_host::cli::Flags;
 use daxwindow_host::daemon;
 use daxwindow_host::dax::Naive;
-use daxwindow_host::log_writer;
+use daxwindow_host::logs::writer;
 
 fn main() -> ExitCode {
     let flags = Flags::parse()
@@ -15,10 +15,10 @@ fn main() -> ExitCode {
     let code = match daemon::run(flags, Naive::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            log_writer::say(&format!("daxwindowd: {error}\n"));
+            writer::say(&format!("daxwindowd: {error}\n"));
             ExitCode::FAILURE
         }
     };
-    log_writer::flush();
+    writer::flush();
     code
 }

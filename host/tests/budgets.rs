@@ -13,7 +13,7 @@ use common::{
     read_by_request, write_by_request,
 };
 use daxwindow_guest::session::{Session, SessionOptions};
-use daxwindow_host::observe::document::{Queues, Status};
+use daxwindow_host::status::document::{Queues, Status};
 use daxwindow_shared::fuse::{FileLock, LkIn, Opcode, ROOT_ID};
 use rustix::io::Errno;
 use tempfile::TempDir;

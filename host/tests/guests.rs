@@ -13,7 +13,7 @@ use common::{
     on_disk, open, walk,
 };
 use daxwindow_guest::session::{Session, SessionOptions};
-use daxwindow_host::observe::document::Status;
+use daxwindow_host::status::document::Status;
 use daxwindow_shared::fuse::flags::LkFlags;
 use daxwindow_shared::fuse::{FileLock, LkIn, Opcode, ROOT_ID};
 use tempfile::TempDir;

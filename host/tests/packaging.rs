@@ -12,7 +12,7 @@ use std::process::Command;
 use clap::{CommandFactory, Parser};
 use common::DAEMON;
 use daxwindow_host::cli::Flags;
-use daxwindow_host::observe::capabilities::Capabilities;
+use daxwindow_host::status::capabilities::Capabilities;
 use tempfile::TempDir;
 
 const BINARY: &str = "/usr/bin/daxwindowd";

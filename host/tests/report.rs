@@ -14,7 +14,7 @@ use common::{
     make_file, on_disk, options, walk,
 };
 use daxwindow_guest::session::{Session, SessionOptions};
-use daxwindow_host::observe::document::{SCHEMA, ShareStatus, Status};
+use daxwindow_host::status::document::{SCHEMA, ShareStatus, Status};
 use tempfile::TempDir;
 
 /// A daemon with a status socket.

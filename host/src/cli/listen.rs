@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::FlagError;
+use crate::config::{Doors, Listen};
 
 /// Shares of a daemon that takes some at run time, unless told otherwise.
 const MAX_SHARES: u16 = 64;
@@ -43,41 +44,6 @@ pub struct ListenFlags {
     /// sockets and with --socket-dir
     #[arg(long, conflicts_with = "print_session", overrides_with = "once")]
     pub keep_serving: bool,
-}
-
-/// Where the VMM connects.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Listen {
-    /// A socket of our own at this path.
-    Path(PathBuf),
-    /// A socket that listens already.
-    Inherited(RawFd),
-    /// The same, as the service manager has passed it.
-    Activated(RawFd),
-}
-
-/// All places where VMMs connect.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Doors {
-    /// Open from the start, a guest each.
-    pub fixed: Vec<Listen>,
-    /// Where more may be opened.
-    pub socket_dir: Option<PathBuf>,
-    /// How many there may be.
-    pub max_shares: usize,
-    /// When the last guest has gone, the daemon ends.
-    pub once: bool,
-}
-
-impl Doors {
-    /// Descriptors of sockets that this process was started with.
-    pub fn descriptors(&self) -> Vec<RawFd> {
-        let descriptor = |listen: &Listen| match listen {
-            Listen::Path(_) => None,
-            Listen::Inherited(fd) | Listen::Activated(fd) => Some(*fd),
-        };
-        self.fixed.iter().filter_map(descriptor).collect()
-    }
 }
 
 impl ListenFlags {

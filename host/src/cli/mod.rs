@@ -10,7 +10,7 @@ mod activation;
 mod attributes;
 mod cache;
 mod compat;
-mod ctl;
+pub mod ctl;
 mod inodes;
 mod listen;
 mod logs;
@@ -27,12 +27,11 @@ use std::path::PathBuf;
 use clap::error::ErrorKind;
 use clap::{CommandFactory, Parser};
 use daxwindow_shared::virtiofs;
-use rustix::fs::Gid;
 
-use crate::dax::{DaxMode, DaxOptions};
+use crate::config::Config;
+use crate::dax::DaxMode;
 use crate::device::serve::DeviceOptions;
 use crate::fs::{IdMapError, ShareOptions};
-use crate::isolation;
 use crate::server::ServerOptions;
 
 pub use activation::{ActivationFlags, Group};
@@ -41,7 +40,7 @@ pub use cache::{CacheFlag, CacheFlags};
 pub use compat::CompatFlags;
 pub use ctl::{AddFlags, Command, Ctl, Order, RemoveFlags};
 pub use inodes::{InodeFileHandlesFlag, InodeFlags};
-pub use listen::{Doors, Listen, ListenFlags};
+pub use listen::ListenFlags;
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
 pub use report::ReportFlags;
@@ -140,35 +139,6 @@ pub struct Flags {
     /// What is said in the old manner.
     #[command(flatten)]
     pub compat: CompatFlags,
-}
-
-/// Everything the daemon needs to start.
-#[derive(Clone, Debug)]
-pub struct Config {
-    /// Where to listen.
-    pub doors: Doors,
-    /// Who may connect besides the owner.
-    pub socket_group: Option<Gid>,
-    /// What to share.
-    pub shared_dir: PathBuf,
-    /// How it is shared.
-    pub share: ShareOptions,
-    /// The window.
-    pub dax: DaxOptions,
-    /// How requests are answered where there is a choice.
-    pub server: ServerOptions,
-    /// What the device tells the guest.
-    pub device: DeviceOptions,
-    /// How the daemon is isolated.
-    pub isolation: isolation::Options,
-    /// What to log.
-    pub log_level: String,
-    /// Log to syslog.
-    pub syslog: bool,
-    /// Where to tell how things are.
-    pub status_socket: Option<PathBuf>,
-    /// Flags that do less than somebody may expect, to be logged.
-    pub warnings: Vec<&'static str>,
 }
 
 impl Flags {
@@ -331,6 +301,7 @@ pub enum FlagError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::dax::DaxOptions;
 
     fn parse(extra: &[&str]) -> Result<Flags, clap::Error> {
         let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];

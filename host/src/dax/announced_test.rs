@@ -188,7 +188,7 @@ fn window(options: DaxOptions) -> Arc<Dax> {
     Arc::new(Dax::new(DaxOptions {
         mode: DaxMode::Always,
         window_bytes: 4 << 30,
-        padding: crate::dax::Padding::Off,
+        padding: crate::padding::Padding::Off,
         ..options
     }))
 }

@@ -12,8 +12,8 @@ use rustix::fs::{MemfdFlags, OFlags};
 
 use super::barrier::MemoryTable;
 use super::front_end::{Ask, FrontEnd, FrontEndError, Source};
-use super::padding::View;
-use crate::fs::ProcFd;
+use crate::padding::View;
+use crate::procfd::ProcFd;
 
 /// Memory regions that every front end may send in one table
 /// (`VHOST_MEMORY_BASELINE_NREGIONS`).

@@ -17,7 +17,7 @@ use vhost::vhost_user::message::VhostUserMMap;
 use super::front_end::{Answered, Ask, FrontEnd, FrontEndError, Late};
 use super::line::Line;
 use super::pending::Pending;
-use crate::fs::{Budget, BudgetUnit};
+use crate::budget::{Budget, Unit as BudgetUnit};
 
 /// How long a front end may take over one request before the log tells of it.
 pub const DEFAULT_PATIENCE: Duration = Duration::from_secs(5);

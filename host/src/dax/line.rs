@@ -26,7 +26,7 @@ use vhost::vhost_user::{Backend, Error as VhostError, VhostUserFrontendReqHandle
 
 use super::front_end::{Answered, FrontEndError, Late};
 use super::pending::Pending;
-use crate::observe::logs::Throttle;
+use crate::logs::Throttle;
 
 /// One request, shared between who wants it and the thread that asks.
 struct Job {

@@ -12,9 +12,6 @@
 //! | [`barrier`] | when a mapping is live |
 //! | [`library`] | which way the window is mapped, in one piece or a range at a time |
 //! | [`ledger`] | the bookkeeping, without I/O |
-//! | [`padded`] | files that look longer than they are, for front ends that refuse past the end |
-//! | `padded_server`, `padding_orders` | the other half of that, and what it is told |
-//! | [`padding`], [`padding_process`] | and who makes them |
 //! | `source` | where files come from |
 //! | `session` | a front end comes, is tried out at INIT, and goes |
 //! | `setup`, `removal` | the two requests |
@@ -64,11 +61,6 @@ mod line;
 pub mod map_error;
 pub mod naive;
 pub mod no_dax;
-pub mod padded;
-mod padded_server;
-pub mod padding;
-mod padding_orders;
-pub mod padding_process;
 pub mod pending;
 #[cfg(test)]
 mod pending_test;
@@ -93,7 +85,6 @@ pub use front_end::{FrontEnd, FrontEndError};
 pub use map_error::MapError;
 pub use naive::Naive;
 pub use no_dax::NoDax;
-pub use padding::Padding;
 pub use pending::Deputy;
 pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
 pub use session::CalledOff;
@@ -104,15 +95,14 @@ pub use whole::{Mapping, NotWhole};
 use barrier::MemoryTable;
 use counters::{Counters, count};
 use ledger::{Ledger, Piece};
-use padding::View;
 use pending::{Change, Entering};
 use reservation::Reservation;
 use reuse::Reuse;
-use verdict::ViewTrouble;
 use whole::Whole;
 
-use crate::fs::Budget;
-use crate::observe::logs::Throttle;
+use crate::budget::Budget;
+use crate::logs::Throttle;
+use crate::padding::{View, ViewTrouble};
 
 /// What INIT may promise the guest.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

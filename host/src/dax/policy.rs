@@ -15,8 +15,8 @@ use super::capabilities::Capabilities;
 use super::globs::NameRules;
 use super::naive::Naive;
 use super::no_dax::NoDax;
-use super::padding::Padding;
 use super::whole::Mapping;
+use crate::padding::Padding;
 
 const S_IFMT: u32 = 0o170_000;
 const S_IFREG: u32 = 0o100_000;

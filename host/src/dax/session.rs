@@ -13,12 +13,12 @@ use super::channel::Channel;
 use super::front_end::FrontEnd;
 use super::ledger::Ledger;
 use super::naive::Naive;
-use super::padding::View;
 use super::policy::{DaxMode, MemorySlots};
 use super::verdict::{DaxOff, DaxVerdict};
 use super::whole::Mapping;
 use super::{Connected, Dax, DaxOffer};
-use crate::fs::ProcFd;
+use crate::padding::View;
+use crate::procfd::ProcFd;
 
 /// Trials of a front end that has not told where the window is.
 const MORE_TRIALS: usize = 5;

@@ -4,10 +4,10 @@
 use std::fmt;
 
 use super::capabilities::{Capabilities, ProbeError};
-use super::padding::View;
 use super::policy::{DaxMode, DaxOptions};
 use super::whole::{Mapping, NotWhole};
 use super::{Dax, DaxOffer};
+use crate::padding::{View, ViewTrouble};
 
 /// Whether the guest's files go through the window.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -55,17 +55,6 @@ pub enum DaxOff {
     PastEndOfFile(ViewTrouble),
     /// The front end stopped answering.
     ChannelLost,
-}
-
-/// Why files are not padded for a front end that refuses ranges past the end.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ViewTrouble {
-    /// Switched off.
-    SwitchedOff,
-    /// It could not be made.
-    Failed(String),
-    /// It exists, and the front end refuses padded files too.
-    Refused,
 }
 
 impl DaxVerdict {
@@ -189,19 +178,6 @@ impl fmt::Display for DaxOff {
             DaxOff::ChannelLost => f.write_str(
                 "the front end gave no answer in time and is asked no more; it must reconnect",
             ),
-        }
-    }
-}
-
-impl fmt::Display for ViewTrouble {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ViewTrouble::SwitchedOff => f.write_str("padded files are switched off"),
-            ViewTrouble::Failed(cause) => write!(
-                f,
-                "files cannot be padded (which takes CAP_SYS_ADMIN and Linux 6.9): {cause}"
-            ),
-            ViewTrouble::Refused => f.write_str("it refuses padded files too"),
         }
     }
 }

@@ -25,7 +25,7 @@ use zerocopy::{FromZeros, IntoBytes};
 use super::capabilities::ProbeError;
 use super::channel::Channel;
 use super::front_end::FrontEndError;
-use crate::fs::Budget;
+use crate::budget::Budget;
 
 /// How a VMM's window is to be mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

@@ -29,7 +29,7 @@ use zerocopy::IntoBytes;
 
 use crate::dax::whole::is_window;
 use crate::dax::{CalledOff, Dax, Naive};
-use crate::observe::logs::Throttle;
+use crate::logs::Throttle;
 use crate::server::Server;
 
 use super::bounded::within;

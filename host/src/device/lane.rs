@@ -21,8 +21,8 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex};
 use tracing::Span;
 
-use crate::observe::logs::Throttle;
-use crate::observe::queues::QueueTally;
+use crate::logs::Throttle;
+use crate::metrics::queues::QueueTally;
 
 use super::defect::Defects;
 use super::desk::Desk;

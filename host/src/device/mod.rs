@@ -20,13 +20,9 @@
 //! - `defect`: what comes of one in a thread of a queue.
 //! - `parking`: requests that wait for a lock.
 //! - `stead`: requests that another thread may hand back.
-//! - `inherited`: a listening socket from whoever started the daemon.
 //! - `connections`: the one that the framework has accepted.
 //! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
-//! - [`socket`]: the listening socket and its file.
-//! - `pid_file`: the one beside it, and whose the socket is.
-//! - [`attended`]: another socket, and who attends to it.
 //! - [`seat`]: room for one client, and an end to it.
 //! - [`serve`]: one client after the other, until told to stop.
 //!
@@ -36,7 +32,6 @@
 //! question; after a stop, a reset or an end is acknowledged, nothing of the
 //! guest's memory is read or written for what was under way.
 
-pub mod attended;
 pub mod backend;
 mod bounded;
 mod call;
@@ -46,21 +41,18 @@ mod desk;
 mod doorbell;
 mod flight;
 mod heap;
-mod inherited;
 mod lane;
 mod lead;
 mod leader;
 mod minding;
 mod parking;
 mod patience;
-mod pid_file;
 mod pool;
 mod processors;
 mod ring;
 mod round;
 pub mod seat;
 pub mod serve;
-pub mod socket;
 mod stale;
 mod stead;
 mod vring;

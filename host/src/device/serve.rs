@@ -6,19 +6,20 @@
 //! before the next one is let in.
 
 use std::io;
-use std::os::fd::{AsFd, OwnedFd};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
 use daxwindow_shared::virtiofs::Config;
-use rustix::event::{EventfdFlags, PollFd, PollFlags, Timespec, eventfd, poll};
-use rustix::io::Errno;
 use vhost::vhost_user::{Error as VhostError, Listener};
 use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
+use crate::listen::socket::Socket;
+use crate::listen::stop::{event, is_rung_within, ring, wait};
+use crate::listen::{Stop, Wake};
 use crate::server::Server;
 
 use super::backend::{Device, END_PATIENCE, Limits};
@@ -26,33 +27,6 @@ use super::connections::Connections;
 use super::heap;
 use super::ring::Ring;
 use super::seat::{Next, Seat};
-use super::socket::Socket;
-
-/// A request to end, which any thread can make.
-#[derive(Clone, Debug)]
-pub struct Stop(Arc<OwnedFd>);
-
-impl Stop {
-    /// Not requested yet.
-    pub fn new() -> io::Result<Stop> {
-        Ok(Stop(Arc::new(event()?)))
-    }
-
-    /// Requests it; for good.
-    pub fn request(&self) {
-        ring(&self.0);
-    }
-
-    /// Waits until it is requested.
-    pub fn wait(&self) {
-        while !self.within(Duration::from_secs(3600)) {}
-    }
-
-    /// Whether it is requested, now or before `patience` is over.
-    pub fn within(&self, patience: Duration) -> bool {
-        is_rung_within(&self.0, patience)
-    }
-}
 
 /// What the device tells the guest, and how much it may have under way.
 #[derive(Clone, Copy, Debug)]
@@ -124,52 +98,6 @@ pub fn serve(
             }
         }
     }
-}
-
-/// What a waiting thread is woken for, most urgent first.
-pub(crate) enum Wake {
-    /// The daemon is to end.
-    Stop,
-    /// The client that is being served has gone.
-    Over,
-    /// Somebody connects.
-    Client,
-}
-
-/// Waits for the first of these.
-pub(crate) fn wait(
-    listener: &UnixListener,
-    stop: &Stop,
-    over: Option<&OwnedFd>,
-) -> io::Result<Wake> {
-    let mut fds = vec![
-        PollFd::from_borrowed_fd(stop.0.as_fd(), PollFlags::IN),
-        PollFd::from_borrowed_fd(listener.as_fd(), PollFlags::IN),
-    ];
-    fds.extend(over.map(|over| PollFd::from_borrowed_fd(over.as_fd(), PollFlags::IN)));
-    loop {
-        match poll(&mut fds, None) {
-            Ok(_) | Err(Errno::INTR) => {}
-            Err(errno) => return Err(errno.into()),
-        }
-        let ready = |index: usize| fds.get(index).is_some_and(|fd| !fd.revents().is_empty());
-        if ready(0) {
-            return Ok(Wake::Stop);
-        } else if ready(2) {
-            return Ok(Wake::Over);
-        } else if ready(1) {
-            return Ok(Wake::Client);
-        }
-    }
-}
-
-fn event() -> io::Result<OwnedFd> {
-    Ok(eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?)
-}
-
-fn ring(event: &OwnedFd) {
-    // Fails only if the event is rung already, which is as good.
-    let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }
 
 fn serve_client(
@@ -289,15 +217,6 @@ fn guard_door(
 /// Whether the client being served goes within a moment.
 fn is_over_soon(over: &OwnedFd) -> bool {
     is_rung_within(over, Duration::from_millis(100))
-}
-
-fn is_rung_within(event: &OwnedFd, patience: Duration) -> bool {
-    let patience = Timespec {
-        tv_sec: patience.as_secs() as i64,
-        tv_nsec: i64::from(patience.subsec_nanos()),
-    };
-    let mut fds = [PollFd::new(event, PollFlags::IN)];
-    poll(&mut fds, Some(&patience)).is_ok_and(|ready| ready > 0)
 }
 
 fn turn_away(listener: &UnixListener) {

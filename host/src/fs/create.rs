@@ -17,8 +17,8 @@ use super::handle::Reserved;
 use super::inode::{Inode, openable};
 use super::lookup::{Found, RESOLVE, find};
 use super::open::Request;
-use super::procfd::ProcFd;
 use super::{Caller, Creator, Entry, Name, SharedDir, creds};
+use crate::procfd::ProcFd;
 
 /// How often CREATE starts over when a name comes and goes under it.
 const CREATE_TRIES: usize = 16;

@@ -15,9 +15,9 @@ use rustix::io::Errno;
 use super::creds::Permission;
 use super::inode::Inode;
 use super::lookup::{RESOLVE, find};
-use super::procfd::ProcFd;
 use super::xattrmap::Access;
 use super::{Caller, Entry, Name, SharedDir, creds};
+use crate::procfd::ProcFd;
 
 /// A security context for something new, which becomes an extended attribute.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -16,8 +16,8 @@ use rustix::io::Errno;
 
 use super::SharedDir;
 use super::attr::stat;
-use super::budget::{Budget, Share};
 use super::handle::Open;
+use crate::budget::{Budget, Share};
 
 /// Read from the host at a time, in bytes.
 const BUFFER_BYTES: usize = 16 << 10;

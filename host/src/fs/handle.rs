@@ -6,10 +6,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 
-use super::budget::{Budget, Share};
 use super::dir::OpenDir;
 use super::inode::{IdShards, Inode, OpenThere};
 use super::open::OpenFile;
+use crate::budget::{Budget, Share};
 
 /// What a handle stands for.
 #[derive(Clone, Debug)]

@@ -11,9 +11,9 @@ use rustix::io::Errno;
 use vm_memory::{FileOffset, MmapRegion};
 
 use super::inode::Inode;
-use super::procfd::ProcFd;
 use super::{HostInode, SharedDir};
 use crate::dax::{Generation, MapFile, MapSource, NoDax, StoreRange};
+use crate::procfd::ProcFd;
 
 /// What may be opened for writing only to append, or not at all, whoever may
 /// write it.

@@ -5,9 +5,7 @@
 //! | `name` | checked path components |
 //! | `inode` | node ids, lookup counts, by what an inode is known |
 //! | `handle` | open files and directories, bound to their node |
-//! | `budget` | what one guest may spend |
 //! | `readiness` | whether a read can be tried without waiting |
-//! | `procfd` | re-opening an inode that is held by `O_PATH` |
 //! | `creds` | acting as the caller on the host |
 //! | `ids` | owners between guest and host |
 //! | `creator` | who creates, and the label of what is created |
@@ -32,7 +30,6 @@
 //! can move one there.
 
 mod attr;
-mod budget;
 mod create;
 mod creator;
 mod creds;
@@ -48,7 +45,6 @@ mod lookup;
 mod mapping;
 mod name;
 mod open;
-mod procfd;
 mod readiness;
 mod remove;
 mod room;
@@ -71,6 +67,9 @@ use daxwindow_shared::fuse::Attr;
 use rustix::fs::{CWD, Mode, OFlags};
 use rustix::io::Errno;
 
+use crate::budget::Budget;
+use crate::procfd::ProcFd;
+
 use handle::HandleTable;
 use inode::{Inode, InodeTable, NodeLimits};
 use layers::LayerTable;
@@ -80,7 +79,6 @@ use store_times::WriterTable;
 use xattrmap::XattrNames;
 
 pub(crate) use attr::decode_dev;
-pub(crate) use budget::{Budget, Unit as BudgetUnit};
 pub use creator::{Creator, Label};
 pub use dir::DirItem;
 pub use ids::{IdMap, IdMapError, IdRule, IdRuleError, Ids, SoleIds};
@@ -88,7 +86,6 @@ pub use inode::{HostInode, InodeUsage};
 pub use locks::{Bell, LockWait, Locked};
 pub use name::Name;
 pub use open::OpenFile;
-pub(crate) use procfd::ProcFd;
 pub use readiness::Readiness;
 pub use xattr::XattrReply;
 pub use xattrmap::{Mapped, XattrMap, XattrMapError, XattrMapErrorKind};

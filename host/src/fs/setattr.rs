@@ -13,8 +13,8 @@ use rustix::io::Errno;
 
 use super::creds::unknown_id;
 use super::inode::{Inode, change_mode};
-use super::procfd::ProcFd;
 use super::{Caller, SharedDir};
+use crate::procfd::ProcFd;
 
 const NANOSECONDS: u32 = 1_000_000_000;
 const SETUID: u32 = 0o4000;

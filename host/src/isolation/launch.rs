@@ -4,7 +4,6 @@
 use std::io::Write;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
-use std::sync::OnceLock;
 
 use ::caps::{Capability, CapsHashSet};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -18,16 +17,9 @@ use super::seccomp::Seccomp;
 use super::supervisor::{self, Word};
 use super::sys::{self, Fork};
 use super::{IsolationError, Options, Sandbox, calls, caps, landlock, namespaces, root, signals};
-use crate::device::socket::SocketFile;
-use crate::fs::ProcFd;
-
-/// The process that was called, as it knew itself.
-static MAIN: OnceLock<u32> = OnceLock::new();
-
-/// Id, on the host, of the process that was called and takes signals.
-pub fn main_pid() -> u32 {
-    *MAIN.get_or_init(std::process::id)
-}
+use crate::listen::main_pid;
+use crate::listen::socket::SocketFile;
+use crate::procfd::ProcFd;
 
 /// What is to be isolated, and how.
 pub struct Plan<'a> {

@@ -41,7 +41,7 @@ use self::root::Tree;
 use self::seccomp::{Seccomp, SeccompError};
 
 pub use idmap::{IdMap, IdMapError, has_one_id};
-pub use launch::{Inside, Plan, launch, main_pid};
+pub use launch::{Inside, Plan, launch};
 pub use limits::{NofileError, set_nofile};
 pub use signals::{heeded as heeded_signals, hold as hold_signals};
 pub use sys::{ignore_file_size_signal, inherited, opened_by, takes_writes};

@@ -19,8 +19,8 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 
 use super::launch::Plan;
 use super::{IsolationError, calls, caps, signals as held, sys};
-use crate::device::socket::SocketFile;
-use crate::log_writer;
+use crate::listen::socket::SocketFile;
+use crate::logs::writer;
 
 /// To remove sockets from directories that are others'.
 const KEPT: [Capability; 2] = [Capability::CAP_DAC_OVERRIDE, Capability::CAP_KILL];
@@ -78,11 +78,11 @@ pub(super) fn supervise(pid: Pid, line: UnixStream, plan: Plan<'_>) -> ! {
     let end = attend(pid, line, &plan).unwrap_or_else(|error| {
         // What serves must not stay behind alone.
         let _ = rustix::process::kill_process(pid, Signal::KILL);
-        log_writer::say(&format!("daxwindowd: {error}\n"));
+        writer::say(&format!("daxwindowd: {error}\n"));
         End::Code(1)
     });
     drop(plan.files);
-    log_writer::flush();
+    writer::flush();
     let code = match end {
         End::Code(code) => code,
         End::Signal(signal) => {

@@ -9,7 +9,7 @@ use std::sync::Arc;
 use daxwindow_shared::fuse::Opcode;
 use rustix::io::Errno;
 
-use crate::fs::{Budget, BudgetUnit};
+use crate::budget::{Budget, Unit as BudgetUnit};
 
 /// What a guest over its budget is told. Not `EAGAIN`, after which Linux asks
 /// again for ever where it sets a mapping up.

@@ -61,9 +61,9 @@ use rustix::io::Errno;
 
 use crate::dax::{Dax, DaxOffer, NoDax};
 use crate::fs::SharedDir;
-use crate::observe::counters::Counters;
-use crate::observe::logs::Throttle;
-use crate::observe::queues::QueueTallies;
+use crate::logs::Throttle;
+use crate::metrics::counters::Counters;
+use crate::metrics::queues::QueueTallies;
 
 pub use caching::{CacheMode, Caching};
 use call::{Call, Fate, Terms};

@@ -19,8 +19,8 @@ use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
 use crate::dax::DaxMode;
-use crate::device::attended::{AttendError, Attended};
-use crate::device::socket::{Socket, SocketError};
+use crate::listen::attended::{AttendError, Attended};
+use crate::listen::socket::{Socket, SocketError};
 
 use super::descriptors::{send_line, take_line};
 use super::name::control_file;
@@ -116,10 +116,10 @@ fn list(shares: &Shares) -> Vec<Listed> {
     let listed = |share: &Arc<super::Share>| {
         let about = share.about().clone();
         Listed {
-            name: about.name,
+            name: about.name.to_string(),
             in_use: share.in_use(),
-            socket: about.socket,
-            directory: about.directory,
+            socket: about.socket.to_string_lossy().into_owned(),
+            directory: about.directory.to_string_lossy().into_owned(),
             tag: about.tag,
             readonly: about.readonly,
         }

@@ -6,18 +6,14 @@
 //! | [`name`] | what a share may be called |
 //! | [`registry`] | which shares there are; adding and removing them |
 //! | [`share`] | one of them: its server, its socket, its thread |
-//! | [`accounting`] | what guests map in common |
 //! | [`control`] | the socket at which shares are added and removed |
 //! | [`protocol`] | what is said there |
 //! | [`descriptors`] | and handed over with it |
-//! | [`client`] | `daxwindowd ctl` |
 //!
 //! Laws: a guest that misbehaves, or a share that fails, is no matter of any
 //! other; a share is removed when its guest has gone, or by force; nobody
 //! waits without end for one that does not.
 
-pub mod accounting;
-pub mod client;
 pub mod control;
 pub mod descriptors;
 pub mod name;
@@ -27,4 +23,4 @@ pub mod share;
 
 pub use name::ShareName;
 pub use registry::Shares;
-pub use share::{NewShare, Share};
+pub use share::{About, NewShare, Share};

@@ -9,7 +9,7 @@ use parking_lot::{Condvar, Mutex};
 use rustix::fs::{CWD, Mode, OFlags};
 use tracing::Span;
 
-use crate::cli::Config;
+use crate::config::Config;
 use crate::device::seat::Next;
 
 use super::name::ShareName;

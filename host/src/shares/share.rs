@@ -11,13 +11,13 @@ use daxwindow_shared::virtiofs::TagError;
 use parking_lot::Mutex;
 use tracing::Span;
 
-use crate::cli::Config;
+use crate::config::Config;
 use crate::dax::{Dax, DaxMode};
 use crate::device::seat::{Next, Seat};
-use crate::device::serve::{ServeError, Stop, serve};
-use crate::device::socket::Socket;
+use crate::device::serve::{ServeError, serve};
 use crate::fs::SharedDir;
-use crate::observe::document;
+use crate::listen::Stop;
+use crate::listen::socket::Socket;
 use crate::server::Server;
 
 use super::name::ShareName;
@@ -79,9 +79,24 @@ pub enum ShareError {
     },
 }
 
+/// What a share is.
+#[derive(Clone, Debug)]
+pub struct About {
+    /// Its name.
+    pub name: ShareName,
+    /// The name by which the guest mounts it; empty where the VMM tells that.
+    pub tag: String,
+    /// The directory as somebody named it.
+    pub directory: PathBuf,
+    /// Where its guest connects.
+    pub socket: PathBuf,
+    /// Nothing may be changed through it.
+    pub readonly: bool,
+}
+
 /// A share that is served.
 pub struct Share {
-    about: document::Share,
+    about: About,
     server: Arc<Server>,
     seat: Arc<Seat>,
     stop: Stop,
@@ -108,11 +123,11 @@ impl Share {
             action: "create an event",
             cause,
         })?;
-        let about = document::Share {
-            name: new.name.to_string(),
+        let about = About {
+            name: new.name,
             tag: config.device.config.tag().unwrap_or_default().to_owned(),
-            directory: new.directory.to_string_lossy().into_owned(),
-            socket: new.socket.path().to_string_lossy().into_owned(),
+            directory: new.directory,
+            socket: new.socket.path().to_path_buf(),
             readonly: config.share.readonly,
         };
         let share = Share {
@@ -126,8 +141,8 @@ impl Share {
         Ok((share, config, new.socket))
     }
 
-    /// What the status document says of it.
-    pub fn about(&self) -> &document::Share {
+    /// What it is.
+    pub fn about(&self) -> &About {
         &self.about
     }
 

@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use daxwindow_guest::file::{Access, Guest};
 use daxwindow_guest::session::Session;
-use daxwindow_host::dax::padded::PaddedView;
+use daxwindow_host::padding::view::PaddedView;
 use daxwindow_shared::fuse::flags::{InitFlags, SetattrValid};
 use daxwindow_shared::fuse::{
     CopyFileRangeIn, CreateIn, EntryOut, FileLock, InitIn, LkIn, Opcode, OpenOut, ROOT_ID,

@@ -27,7 +27,7 @@ use std::time::{Duration, Instant};
 use daxwindow_guest::Result;
 use daxwindow_guest::session::{Order, Pipeline, Session, SessionOptions, Tuning};
 use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
-use daxwindow_host::observe::document::{Queue, Queues, Status};
+use daxwindow_host::status::document::{Queue, Queues, Status};
 use daxwindow_shared::fuse::{AttrOut, GetattrIn, Opcode, ROOT_ID};
 use daxwindow_shared::shmem::MapRequest;
 use rustix::process::Signal;

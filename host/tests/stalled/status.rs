@@ -4,7 +4,7 @@ use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
 
-use daxwindow_host::observe::document::Status;
+use daxwindow_host::status::document::Status;
 
 use crate::common::{DAEMON, Daemon, PATIENCE, RANGE, attach, eventually, in_memory, walk};
 use crate::lower::{LEN, Lower, OPENED};

@@ -7,7 +7,7 @@ fn past_the_end_only_what_cannot_hurt_is_mapped() {
     // Without padding, on an exact front end and a writable share, the file
     // may grow, so there is no DAX.
     let options = DaxOptions {
-        padding: crate::dax::Padding::Off,
+        padding: crate::padding::Padding::Off,
         ..Default::default()
     };
     let (dax, model) = dax(Kind::Exact, 2, options);

@@ -12,7 +12,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::{Mutex, MutexGuard};
 
-use super::super::budget::{Budget, Unit};
+use crate::budget::{Budget, Unit};
 
 const SHARDS: usize = 16;
 

@@ -41,7 +41,7 @@ use rustix::fs::{FileType, OFlags, Statx};
 use rustix::io::Errno;
 
 use super::attr;
-use super::budget::Unit;
+use crate::budget::Unit;
 use dax_once::DaxOnce;
 use descriptors::Ticket;
 use habits::Habits;

@@ -27,8 +27,6 @@ use rustix::time::{ClockId, clock_gettime};
 
 use super::super::InodeFileHandles;
 use super::super::attr;
-use super::super::budget::Budget;
-use super::super::procfd::ProcFd;
 use super::dax_once::DaxOnce;
 use super::descriptors::{Descriptors, Ticket};
 use super::habits::Habits;
@@ -37,6 +35,8 @@ use super::ids::{IdShards, SHARDS};
 use super::index::{Entry, Index, Spot};
 use super::mount::{Mount, MountTable};
 use super::{Held, Inode, sys};
+use crate::budget::Budget;
+use crate::procfd::ProcFd;
 
 pub(in crate::fs) use bind::Seen;
 

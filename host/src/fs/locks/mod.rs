@@ -33,10 +33,10 @@ use rustix::fs::{FlockOperation, OFlags};
 use rustix::io::Errno;
 
 use super::SharedDir;
-use super::budget::{Budget, Share};
 use super::handle::Reserved;
 use super::inode::Inode;
 use super::open::OpenFile;
+use crate::budget::{Budget, Share};
 
 pub use bell::Bell;
 use range::{Held, LockKind, LockRange};

@@ -11,8 +11,8 @@ use rustix::io::Errno;
 
 use super::super::attr;
 use super::super::inode::{InodeTable, Moment, NodeLimits, Seen};
-use super::super::procfd::ProcFd;
 use super::*;
+use crate::procfd::ProcFd;
 
 #[test]
 fn room_is_shared_between_threads() {

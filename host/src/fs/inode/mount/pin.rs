@@ -20,9 +20,9 @@ use rustix::io::Errno;
 
 use super::super::super::attr;
 use super::super::super::lookup::RESOLVE;
-use super::super::super::procfd::ProcFd;
 use super::super::identity::Key;
 use super::table::MountTable;
+use crate::procfd::ProcFd;
 
 /// How the inodes of a mount that are opened by handle get the descriptor
 /// that this takes.

@@ -11,13 +11,13 @@ use parking_lot::Mutex;
 use rustix::fs::{FsWord, Statx, StatxAttributes};
 use rustix::io::Errno;
 
-use super::super::super::procfd::ProcFd;
 use super::super::super::{InodeFileHandles, attr};
 use super::super::descriptors::Descriptors;
 use super::super::identity::{Key, Numbers, packed};
 use super::pin::{MountPin, Pin};
 use super::trial::{Tried, report, try_handles};
 use super::{ByHandle, LASTING, Mount};
+use crate::procfd::ProcFd;
 
 /// A mount's id, and a device as `packed` has it.
 type Place = (u64, u32);

@@ -6,12 +6,12 @@ use rustix::fs::{FileType, FsWord, OFlags, Statx};
 use rustix::io::Errno;
 use tracing::{info, warn};
 
-use super::super::super::procfd::ProcFd;
 use super::super::super::{InodeFileHandles, attr};
 use super::super::file_handle::FileHandle;
 use super::super::identity::Key;
 use super::super::sys;
 use super::LASTING;
+use crate::procfd::ProcFd;
 
 /// An inode that was opened by its handle.
 pub(super) struct Tried {

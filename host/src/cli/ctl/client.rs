@@ -10,15 +10,17 @@ use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use crate::cli::{AddFlags, Ctl, DaxFlag, Order};
-use crate::device::socket::{Socket, SocketError};
 use crate::isolation::root::{Tree, clone_tree, what_to_share};
+use crate::listen::socket::{Socket, SocketError};
 
-use super::control::REMOVE_PATIENCE;
-use super::descriptors::{send_line, take_line};
-use super::name::control_file;
-use super::protocol::{Add, Answer, Dax, Listed, MAX_LINE_BYTES, Request, to_line};
-use super::registry::open_directory;
+use crate::shares::control::REMOVE_PATIENCE;
+use crate::shares::descriptors::{send_line, take_line};
+use crate::shares::name::control_file;
+use crate::shares::protocol::{Add, Answer, Dax, Listed, MAX_LINE_BYTES, Request, to_line};
+use crate::shares::registry::open_directory;
+
+use super::{AddFlags, Ctl, Order};
+use crate::cli::DaxFlag;
 
 /// How long an answer may take: others may be heard before us.
 const PATIENCE: Duration = Duration::from_secs(60).saturating_add(REMOVE_PATIENCE);

@@ -9,7 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fs::File;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::FileExt;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use rustix::fs::{
     AtFlags, FileType, FlockOperation, Mode, OFlags, Stat, flock, fstat, openat, statat, unlinkat,
@@ -22,6 +22,14 @@ const MODE: Mode = Mode::from_raw_mode(0o600);
 const MAX_BYTES: usize = 64;
 /// How often others may be quicker before that is an error.
 const TRIES: usize = 100;
+
+/// The process that was called, as it knew itself.
+static MAIN: OnceLock<u32> = OnceLock::new();
+
+/// Id, on the host, of the process that was called and takes signals.
+pub fn main_pid() -> u32 {
+    *MAIN.get_or_init(std::process::id)
+}
 
 /// Why the socket is not for this process.
 #[derive(Debug, thiserror::Error)]

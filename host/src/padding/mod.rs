@@ -1,13 +1,28 @@
-//! Who pads files: nobody, this process, or one that has the privilege for it.
+//! Files that look longer than they are, for front ends that refuse to map past
+//! the end of a file.
+//!
+//! | file | owns |
+//! | --- | --- |
+//! | [`view`] | the directory in which such files are opened |
+//! | `server` | the file system that shows them |
+//! | `orders` | what it is told |
+//! | [`process`] | the process that has the privilege for it |
+//!
+//! Law: a file is padded with the access that its descriptor has, never more.
 
+mod orders;
+pub mod process;
+mod server;
+pub mod view;
+
+use std::fmt;
 use std::os::fd::{BorrowedFd, OwnedFd};
 use std::sync::Arc;
 
 use rustix::fs::MemfdFlags;
 use rustix::io::Errno;
 
-use super::padded::PaddedView;
-use super::verdict::ViewTrouble;
+use view::PaddedView;
 
 /// Where padded files come from.
 #[derive(Clone, Debug)]
@@ -20,6 +35,30 @@ pub enum Padding {
     Process(Arc<PaddedView>),
     /// It was to be another process, and this is why it is not.
     Failed(String),
+}
+
+/// Why files are not padded for a front end that refuses ranges past the end.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum ViewTrouble {
+    /// Switched off.
+    SwitchedOff,
+    /// It could not be made.
+    Failed(String),
+    /// It exists, and the front end refuses padded files too.
+    Refused,
+}
+
+impl fmt::Display for ViewTrouble {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            ViewTrouble::SwitchedOff => f.write_str("padded files are switched off"),
+            ViewTrouble::Failed(cause) => write!(
+                f,
+                "files cannot be padded (which takes CAP_SYS_ADMIN and Linux 6.9): {cause}"
+            ),
+            ViewTrouble::Refused => f.write_str("it refuses padded files too"),
+        }
+    }
 }
 
 /// A source of padded files that works, for one share.
@@ -39,7 +78,7 @@ impl Padding {
     }
 
     /// A view that has padded a file, or why there is none.
-    pub(super) fn view(&self) -> Result<View, ViewTrouble> {
+    pub(crate) fn view(&self) -> Result<View, ViewTrouble> {
         let view = match self {
             Padding::Off => return Err(ViewTrouble::SwitchedOff),
             Padding::Failed(why) => return Err(ViewTrouble::Failed(why.clone())),
@@ -82,7 +121,7 @@ impl View {
     }
 
     /// Itself, unless it is gone.
-    pub(super) fn working(self) -> Result<View, ViewTrouble> {
+    pub(crate) fn working(self) -> Result<View, ViewTrouble> {
         match self.is_gone() {
             true => Err(ViewTrouble::Failed(
                 "the process that pads them has ended; restart the daemon".to_owned(),
@@ -92,6 +131,6 @@ impl View {
     }
 }
 
-fn failed(what: &str, cause: &dyn std::fmt::Display) -> ViewTrouble {
+fn failed(what: &str, cause: &dyn fmt::Display) -> ViewTrouble {
     ViewTrouble::Failed(format!("{what}: {cause}"))
 }

@@ -13,7 +13,7 @@ pub(crate) struct Budget {
 
 /// A share of a budget, given back on drop.
 #[derive(Debug)]
-pub(super) struct Share {
+pub(crate) struct Share {
     budget: Arc<Budget>,
     amount: usize,
 }
@@ -31,7 +31,7 @@ impl Budget {
     }
 
     /// Takes `amount`, or nothing if the limit would be passed.
-    pub(super) fn take(self: &Arc<Self>, amount: usize) -> Option<Share> {
+    pub(crate) fn take(self: &Arc<Self>, amount: usize) -> Option<Share> {
         // Relaxed: the number guards no other memory.
         self.used
             .fetch_update(Ordering::Relaxed, Ordering::Relaxed, |used| {
@@ -55,7 +55,7 @@ impl Budget {
         self.used.load(Ordering::Relaxed)
     }
 
-    pub(super) fn is_spent(&self) -> bool {
+    pub(crate) fn is_spent(&self) -> bool {
         self.used() >= self.limit
     }
 }
@@ -63,7 +63,7 @@ impl Budget {
 impl Share {
     /// Makes it a share of `amount`; false, and as it was, if that would pass
     /// the limit.
-    pub(super) fn resize(&mut self, amount: usize) -> bool {
+    pub(crate) fn resize(&mut self, amount: usize) -> bool {
         match amount.checked_sub(self.amount) {
             Some(more) => match self.budget.take(more) {
                 // One share gives back what two have taken.

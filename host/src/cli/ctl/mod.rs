@@ -4,6 +4,8 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
+pub mod client;
+
 use super::window::parse_window;
 use super::{DaxFlag, parse_tag};
 use crate::shares::ShareName;

@@ -14,8 +14,8 @@ use std::time::{Duration, Instant};
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 
 use super::collect;
-use crate::device::attended::{AttendError, Attended};
-use crate::device::socket::{Socket, SocketError};
+use crate::listen::attended::{AttendError, Attended};
+use crate::listen::socket::{Socket, SocketError};
 use crate::shares::Shares;
 
 /// How long one client may take over its document.

@@ -8,11 +8,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use super::document::{Common, CommonFile, TOP_FILES};
 use crate::fs::HostInode;
-use crate::observe::document::{Common, CommonFile, TOP_FILES};
 use crate::server::Server;
 
-use super::share::Share;
+use crate::shares::Share;
 
 /// A range of a file: first byte, and the one behind the last.
 type Range = (u64, u64);
@@ -29,7 +29,7 @@ enum Which {
 type Mapped = BTreeMap<Which, Vec<Range>>;
 
 /// How things are now.
-pub fn common(shares: &[Arc<Share>]) -> Common {
+pub(super) fn common(shares: &[Arc<Share>]) -> Common {
     let guests: Vec<Mapped> = shares
         .iter()
         .enumerate()

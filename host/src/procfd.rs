@@ -10,11 +10,9 @@ use std::path::PathBuf;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use rustix::fs::{CWD, Mode, OFlags, PROC_SUPER_MAGIC};
+use rustix::fs::{AtFlags, CWD, Mode, OFlags, PROC_SUPER_MAGIC, StatxFlags};
 use rustix::io::Errno;
 use rustix::path::DecInt;
-
-use super::attr;
 
 const PATH: &str = "/proc/self/fd";
 
@@ -31,13 +29,13 @@ static IS_WORKING_DIRECTORY: AtomicBool = AtomicBool::new(false);
 
 /// Name of an open descriptor's link.
 #[derive(Debug)]
-pub(super) struct Link<'a> {
+pub(crate) struct Link<'a> {
     name: DecInt,
     _fd: PhantomData<BorrowedFd<'a>>,
 }
 
 impl Link<'_> {
-    pub(super) fn as_c_str(&self) -> &CStr {
+    pub(crate) fn as_c_str(&self) -> &CStr {
         self.name.as_c_str()
     }
 }
@@ -74,14 +72,14 @@ impl ProcFd {
     }
 
     /// The directory in which [`ProcFd::link`] is a name.
-    pub(super) fn dir(&self) -> BorrowedFd<'_> {
+    pub(crate) fn dir(&self) -> BorrowedFd<'_> {
         self.dir.as_fd()
     }
 
     /// Name of the link to the inode behind `fd`. Following it ends at that
     /// inode, also when the inode is a symbolic link itself. It lives no longer
     /// than `fd`, whose number may then be that of another inode.
-    pub(super) fn link(fd: BorrowedFd<'_>) -> Link<'_> {
+    pub(crate) fn link(fd: BorrowedFd<'_>) -> Link<'_> {
         Link {
             name: DecInt::from_fd(fd),
             _fd: PhantomData,
@@ -90,7 +88,7 @@ impl ProcFd {
 
     /// Where the host has the inode behind `fd` now, seen from the root of
     /// this process. Good for people and patterns, never to open it by.
-    pub(super) fn path(&self, fd: impl AsFd) -> Option<PathBuf> {
+    pub(crate) fn path(&self, fd: impl AsFd) -> Option<PathBuf> {
         let fd = fd.as_fd();
         let link = ProcFd::link(fd);
         let path = rustix::fs::readlinkat(self.dir, link.as_c_str(), Vec::new()).ok()?;
@@ -100,15 +98,21 @@ impl ProcFd {
     /// The same as a path of its own, for the few system calls that take
     /// nothing else; none if `/proc/self/fd` is no longer what is held here.
     /// It is good for as long as `fd` is open.
-    pub(super) fn whole_path(&self, fd: BorrowedFd<'_>) -> Option<String> {
+    pub(crate) fn whole_path(&self, fd: BorrowedFd<'_>) -> Option<String> {
         if IS_WORKING_DIRECTORY.load(Ordering::Acquire) {
             return Some(DecInt::from_fd(fd).as_str().to_owned());
         }
-        let held = attr::stat(self.dir).ok()?;
         let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
         let now = rustix::fs::openat(CWD, PATH, flags, Mode::empty()).ok()?;
-        let now = attr::stat(&now).ok()?;
-        let same = attr::key_of(&held) == attr::key_of(&now);
-        same.then(|| format!("{PATH}/{}", DecInt::from_fd(fd).as_str()))
+        let is_same = identity(self.dir)? == identity(&now)?;
+        is_same.then(|| format!("{PATH}/{}", DecInt::from_fd(fd).as_str()))
     }
+}
+
+/// Device, inode and mount.
+fn identity(fd: &OwnedFd) -> Option<(u32, u32, u64, u64)> {
+    let mask = StatxFlags::INO | StatxFlags::MNT_ID;
+    let stat = rustix::fs::statx(fd, c"", AtFlags::EMPTY_PATH, mask).ok()?;
+    let (major, minor) = (stat.stx_dev_major, stat.stx_dev_minor);
+    Some((major, minor, stat.stx_ino, stat.stx_mnt_id))
 }

@@ -11,12 +11,12 @@ use std::sync::Arc;
 use rustix::io::{Errno, fcntl_dupfd_cloexec};
 use rustix::net::RecvFlags;
 
-use super::padded::{Mount, PaddedView};
-use super::padded_server::PaddedServer;
-use super::padding_orders::{receive, send};
+use super::orders::{receive, send};
+use super::server::PaddedServer;
+use super::view::{Mount, PaddedView};
 use crate::isolation::seccomp::Seccomp;
 use crate::isolation::{Alone, spawn};
-use crate::log_writer;
+use crate::logs::writer;
 
 /// Its word that it serves; anything else is a sentence that says why not.
 const READY: &[u8] = &[0];
@@ -64,7 +64,7 @@ fn ready(line: &Arc<OwnedFd>, device: OwnedFd, seccomp: Seccomp) -> Result<Padde
         .map_err(|cause| format!("cannot serve the view: {cause}"))?;
     alone.pads_only(seccomp).map_err(isolated)?;
     // Without it a log that is not read holds up what is padded meanwhile.
-    let _ = log_writer::start();
+    let _ = writer::start();
     Ok(server)
 }
 

@@ -26,7 +26,7 @@ use rustix::io::Errno;
 use rustix::net::RecvFlags;
 use zerocopy::FromBytes;
 
-use super::padding_orders::{Message, Order, receive};
+use super::orders::{Message, Order, receive};
 
 /// Size every file claims: beyond any range a guest can ask for, and a
 /// multiple of every page size.

@@ -6,10 +6,10 @@ use std::os::unix::net::UnixStream;
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
 
-use crate::observe::logs::Throttle;
+use crate::logs::Throttle;
 
-use super::serve::{Stop, Wake, wait};
 use super::socket::Socket;
+use super::stop::{Stop, Wake, wait};
 
 /// Its thread does not start.
 #[derive(Debug, thiserror::Error)]

@@ -1,5 +1,5 @@
 //! Logs go to standard error or to syslog, one line each, through tracing and
-//! [`log_writer`](crate::log_writer).
+//! [`writer`].
 
 use std::io::{self, IsTerminal};
 use std::os::unix::net::UnixDatagram;
@@ -13,8 +13,12 @@ use tracing_subscriber::filter::LevelFilter;
 use tracing_subscriber::layer::SubscriberExt;
 use tracing_subscriber::util::SubscriberInitExt;
 
-use super::log_limit::LogLimit;
-use crate::log_writer::Log;
+mod limit;
+pub mod panics;
+pub mod writer;
+
+use limit::LogLimit;
+use writer::Log;
 
 /// The queue crate logs each thing a guest does wrong, without a limit; the
 /// device reports the same, throttled.

@@ -20,8 +20,7 @@ use rustix::net::{
 };
 
 use super::inherited;
-use super::pid_file::{PidFile, PidFileError};
-use crate::isolation::main_pid;
+use super::pid_file::{PidFile, PidFileError, main_pid};
 
 /// Nobody but the owner may connect: who does gets the whole share.
 const MODE: Mode = Mode::from_raw_mode(0o700);

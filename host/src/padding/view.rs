@@ -10,7 +10,7 @@
 //! truncated through it.
 //!
 //! This is its client: it hands a descriptor to the server
-//! (`padded_server`) and opens it under a number.
+//! (`server`) and opens it under a number.
 //!
 //! Laws: the server never waits for the file system of a file. That file
 //! system is asked by the kernel in the thread that opens the padded file, so
@@ -30,8 +30,8 @@ use rustix::mount::{FsMountFlags, FsOpenFlags, MountAttrFlags};
 use rustix::net::{AddressFamily, SocketFlags, SocketType, socketpair};
 use zerocopy::IntoBytes;
 
-use super::padded_server::PaddedServer;
-use super::padding_orders::{Order, send};
+use super::orders::{Order, send};
+use super::server::PaddedServer;
 
 /// The client's half of a view. Dropping it ends the view; descriptors opened
 /// through it keep their mappings.

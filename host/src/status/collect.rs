@@ -6,17 +6,19 @@ use std::time::Instant;
 
 use daxwindow_shared::latency::Summary;
 
-use super::counters::OpReport;
+use super::common;
 use super::document::{
-    Capability, Daemon, FrontEnd, InodeCosts, Latency, Library, Mappings, Opcode, Queue, Queues,
-    Requests, SCHEMA, Session, ShareStatus, Status, Verdict, Window,
+    self, Capability, Daemon, FrontEnd, InodeCosts, Latency, Library, Mappings, Opcode, Queue,
+    Queues, Requests, SCHEMA, Session, ShareStatus, Status, Verdict, Window,
 };
-use super::queues::QueueReport;
 use crate::dax::library::Way;
 use crate::dax::{Capabilities, Dax, DaxStats, DaxVerdict, MapError};
 use crate::fs::InodeUsage;
+use crate::listen::main_pid;
+use crate::metrics::counters::OpReport;
+use crate::metrics::queues::QueueReport;
 use crate::server::{DaxWish, Server};
-use crate::shares::{Shares, accounting};
+use crate::shares::{About, Share, Shares};
 
 /// How things are now.
 pub(super) fn status(shares: &Shares) -> Status {
@@ -25,18 +27,18 @@ pub(super) fn status(shares: &Shares) -> Status {
         schema: SCHEMA,
         daemon: Daemon {
             version: env!("CARGO_PKG_VERSION").into(),
-            pid: crate::isolation::main_pid(),
+            pid: main_pid(),
         },
-        common: accounting::common(&shares),
+        common: common::common(&shares),
         shares: shares.iter().map(|share| of_share(share)).collect(),
     }
 }
 
-fn of_share(share: &crate::shares::Share) -> ShareStatus {
+fn of_share(share: &Share) -> ShareStatus {
     let server = &**share.server();
     let dax = server.dax();
     ShareStatus {
-        share: share.about().clone(),
+        share: about(share.about()),
         dax: verdict(&dax.verdict()),
         front_end: front_end(server),
         session: session(server),
@@ -45,6 +47,16 @@ fn of_share(share: &crate::shares::Share) -> ShareStatus {
         mappings: mappings(&dax.stats()),
         requests: requests(server),
         queues: queues(server),
+    }
+}
+
+fn about(about: &About) -> document::Share {
+    document::Share {
+        name: about.name.to_string(),
+        tag: about.tag.clone(),
+        directory: about.directory.to_string_lossy().into_owned(),
+        socket: about.socket.to_string_lossy().into_owned(),
+        readonly: about.readonly,
     }
 }
 
