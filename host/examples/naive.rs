@@ -8,13 +8,13 @@ use std::process::ExitCode;
 use clap::Parser;
 use daxwindow_host::cli::Flags;
 use daxwindow_host::daemon;
-use daxwindow_host::dax::Naive;
+use daxwindow_host::dax::TestFaults;
 
 #[derive(Parser)]
 struct NaiveFlags {
     /// Handling to leave out
     #[arg(long, value_name = "NAME")]
-    leave_out: Vec<Naive>,
+    leave_out: Vec<TestFaults>,
 
     #[command(flatten)]
     flags: Flags,
@@ -22,7 +22,9 @@ struct NaiveFlags {
 
 fn main() -> ExitCode {
     let NaiveFlags { leave_out, flags } = NaiveFlags::parse();
-    let naive = leave_out.into_iter().fold(Naive::default(), Naive::and);
+    let naive = leave_out
+        .into_iter()
+        .fold(TestFaults::default(), TestFaults::and);
     let flags = flags.settled().unwrap_or_else(|error| error.exit());
     match daemon::run(flags, naive) {
         Ok(()) => ExitCode::SUCCESS,

@@ -13,8 +13,8 @@ use signal_hook::iterator::Signals;
 
 use crate::cli::{Command, Flags, ctl};
 use crate::config::{Config, Listen};
-use crate::dax::{DaxMode, Naive};
-use crate::device::seat::Next;
+use crate::dax::{DaxMode, TestFaults};
+use crate::device::client_slot::Next;
 use crate::fs::{InodeFileHandles, SharedDir, SoleIds};
 use crate::isolation::root::{Root, Tree};
 use crate::isolation::{self, Inside, Plan};
@@ -30,12 +30,12 @@ use crate::status::ask::print_session;
 use crate::status::capabilities::Capabilities;
 use crate::status::socket as status_socket;
 
-/// Serves until a signal ends it, or asks a daemon that does. `naive` is empty but in tests.
+/// Serves until a signal ends it, or asks a daemon that does. `test_faults` is empty but in tests.
 ///
 /// # Errors
 ///
 /// What keeps the daemon from starting, or broke its socket, with its cause.
-pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
+pub fn run(flags: Flags, test_faults: TestFaults) -> Result<(), Box<dyn Error>> {
     if let Some(Command::Ctl(ctl)) = &flags.command {
         print!("{}", ctl::client::run(ctl)?);
         return Ok(());
@@ -51,7 +51,7 @@ pub fn run(flags: Flags, naive: Naive) -> Result<(), Box<dyn Error>> {
     let mut config = flags.config(max_open_files)?;
     isolation::ignore_file_size_signal();
     let strays = isolation::inherited(&config.doors.descriptors())?;
-    config.dax.naive = naive;
+    config.dax.test_faults = test_faults;
     config.share.ids.sole = sole_ids(&config);
     let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
     panics::to_log();

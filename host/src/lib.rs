@@ -9,7 +9,7 @@
 //! | [`fs`] | the shared directory: inodes, handles, names, attributes |
 //! | [`dax`] | the window: ledger, front-end capabilities, policy |
 //! | [`padding`] | files that look longer than they are, and the process that makes them |
-//! | [`guard`] | guest memory that vanishes while it is in use |
+//! | [`sigbus`] | guest memory that vanishes while it is in use |
 //! | [`isolation`] | what the daemon cannot do, even if it is made to |
 //! | [`logs`], [`metrics`] | what is logged, and what is counted |
 //! | `budget`, `procfd` | what one guest may spend; re-opening what is held by `O_PATH` |
@@ -34,7 +34,6 @@ pub mod daemon;
 pub mod dax;
 pub mod device;
 pub mod fs;
-pub mod guard;
 pub mod isolation;
 pub mod listen;
 pub mod logs;
@@ -43,6 +42,7 @@ pub mod padding;
 mod procfd;
 pub mod server;
 pub mod shares;
+pub mod sigbus;
 pub mod status;
 
 #[cfg(test)]

@@ -5,14 +5,14 @@ use std::process::ExitCode;
 use clap::Parser;
 use daxwindow_host::cli::Flags;
 use daxwindow_host::daemon;
-use daxwindow_host::dax::Naive;
+use daxwindow_host::dax::TestFaults;
 use daxwindow_host::logs::writer;
 
 fn main() -> ExitCode {
     let flags = Flags::parse()
         .settled()
         .unwrap_or_else(|error| error.exit());
-    let code = match daemon::run(flags, Naive::default()) {
+    let code = match daemon::run(flags, TestFaults::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             writer::say(&format!("daxwindowd: {error}\n"));

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 const ROOMS: [&str; 18] = [
     "budget",
     "procfd",
-    "guard",
+    "sigbus",
     "metrics",
     "logs",
     "listen",

@@ -44,7 +44,7 @@ fn run(slot: &'static Slot, window: Window, channel: UnixStream) {
         Ok(_) => {}
         Err(_) => say(
             Cause::Panic,
-            format_args!("a DAX window is not served: a defect"),
+            format_args!("a DAX window is not served: an internal error"),
         ),
     }
     slot.leave();

@@ -222,7 +222,7 @@ fn a_setup_returns_when_the_range_is_announced() {
         assert!(Announcer::is_live(&dax, range * RANGE));
     }
     let naive = window(DaxOptions {
-        naive: Naive::WAIT_UNTIL_LIVE,
+        test_faults: TestFaults::WAIT_UNTIL_LIVE,
         ..Default::default()
     });
     let _front_end = Announcer::attach(&naive, VMM_SLOTS, 0);

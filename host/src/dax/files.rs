@@ -4,7 +4,7 @@ use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use super::map_error::MapError;
-use super::naive::Naive;
+use super::test_faults::TestFaults;
 use super::{Connected, Dax, Generation, MapSource};
 
 impl Dax {
@@ -21,12 +21,12 @@ impl Dax {
         let cached = |writable| self.kept_file(connected, file, writable);
         let can = &connected.can;
         if let Some(fd) = cached(true)
-            && !self.options.naive.leaves_out(Naive::WRITABLE_FIRST)
+            && !self.options.test_faults.injects(TestFaults::WRITABLE_FIRST)
         {
             return Ok((fd, true));
         }
         if write || !can.readonly_fd {
-            let writable = write || !self.options.naive.leaves_out(Naive::WRITABLE_FIRST);
+            let writable = write || !self.options.test_faults.injects(TestFaults::WRITABLE_FIRST);
             return Ok((self.file(connected, source, file, true)?, writable));
         }
         if let Some(fd) = cached(false) {

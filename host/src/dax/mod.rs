@@ -23,7 +23,7 @@
 //! | [`verdict`] | whether the share has DAX, and why not |
 //! | [`whole`] | the window in one piece, by a library that is preloaded into the VMM |
 //! | [`counters`] | what it did |
-//! | [`naive`] | handling left out, for tests |
+//! | [`test_faults`] | handling left out, for tests |
 //!
 //! Laws: a range is answered for only when it is live; a live range is never
 //! torn down under its users; what was mapped is unmapped exactly; a front
@@ -59,7 +59,6 @@ pub mod library;
 mod library_test;
 mod line;
 pub mod map_error;
-pub mod naive;
 pub mod no_dax;
 pub mod pending;
 #[cfg(test)]
@@ -73,6 +72,7 @@ mod reuse;
 mod session;
 mod setup;
 pub mod source;
+pub mod test_faults;
 #[cfg(test)]
 mod tests;
 pub mod verdict;
@@ -83,12 +83,12 @@ pub use channel::Channel;
 pub use counters::DaxStats;
 pub use front_end::{FrontEnd, FrontEndError};
 pub use map_error::MapError;
-pub use naive::Naive;
 pub use no_dax::NoDax;
 pub use pending::Deputy;
 pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
 pub use session::CalledOff;
 pub use source::{Generation, MapFile, MapSource, StoreRange};
+pub use test_faults::TestFaults;
 pub use verdict::DaxVerdict;
 pub use whole::{Mapping, NotWhole};
 
@@ -239,8 +239,8 @@ impl Dax {
     }
 
     /// Whether a test left this handling out.
-    pub(crate) fn leaves_out(&self, handling: Naive) -> bool {
-        self.options.naive.leaves_out(handling)
+    pub(crate) fn injects(&self, handling: TestFaults) -> bool {
+        self.options.test_faults.injects(handling)
     }
 
     /// Whether the client was told that it may announce memory regions one by
@@ -286,7 +286,7 @@ impl Dax {
     /// not have, and warn if the inode is mapped. `dax`: the guest takes it
     /// for a DAX inode; what it has mapped it took for one.
     pub fn keep_cache(&self, nodeid: u64, dax: bool) -> bool {
-        if self.options.naive.leaves_out(Naive::KEEP_CACHE) {
+        if self.options.test_faults.injects(TestFaults::KEEP_CACHE) {
             return false;
         }
         dax || self.has_live_ranges(nodeid)
@@ -428,7 +428,7 @@ impl Dax {
     /// What a naive back end does: hold a lock that a memory-table update
     /// needs while the front end is asked.
     fn hold_table(&self) -> Option<parking_lot::MutexGuard<'_, ()>> {
-        let naive = self.options.naive.leaves_out(Naive::ASK_UNLOCKED);
+        let naive = self.options.test_faults.injects(TestFaults::ASK_UNLOCKED);
         naive.then(|| self.naive_lock.lock())
     }
 

@@ -13,8 +13,8 @@ use daxwindow_shared::window::RANGE_BYTES;
 
 use super::capabilities::Capabilities;
 use super::globs::NameRules;
-use super::naive::Naive;
 use super::no_dax::NoDax;
+use super::test_faults::TestFaults;
 use super::whole::Mapping;
 use crate::padding::Padding;
 
@@ -113,7 +113,7 @@ pub struct DaxOptions {
     /// it, or before it is asked again for what it should have announced.
     pub front_end_timeout: std::time::Duration,
     /// Nothing, but in tests.
-    pub naive: Naive,
+    pub test_faults: TestFaults,
 }
 
 impl Default for DaxOptions {
@@ -133,7 +133,7 @@ impl Default for DaxOptions {
             max_pieces: DEFAULT_MAX_PIECES,
             max_files: 1 << 10,
             front_end_timeout: super::channel::DEFAULT_PATIENCE,
-            naive: Naive::default(),
+            test_faults: TestFaults::default(),
         }
     }
 }
@@ -167,7 +167,7 @@ impl DaxOptions {
         match self.max_maps {
             // One slot, whatever its size.
             Some(_) if self.mapping == Mapping::Whole => power_of_two(self.window_bytes),
-            Some(maps) if !self.naive.leaves_out(Naive::SLOT_LIMIT) => {
+            Some(maps) if !self.test_faults.injects(TestFaults::SLOT_LIMIT) => {
                 let room = (maps as u64).saturating_mul(RANGE_BYTES);
                 power_of_two(self.window_bytes.min(room))
             }
@@ -260,7 +260,7 @@ impl DaxOptions {
     /// mapping, so writable is the safe choice. Executables are the
     /// exception: while one is open for writing, the host cannot run it.
     pub fn writable_from_the_start(&self, mode: u32, can: &Capabilities) -> bool {
-        if self.naive.leaves_out(Naive::WRITABLE_FIRST) {
+        if self.test_faults.injects(TestFaults::WRITABLE_FIRST) {
             return false;
         }
         !self.readonly && (mode & ANY_EXECUTE == 0 || !self.spares_executables(can))

@@ -11,8 +11,8 @@ use super::counters::count;
 use super::front_end::{Ask, FrontEnd, FrontEndError};
 use super::ledger::{Ledger, Piece};
 use super::map_error::MapError;
-use super::naive::Naive;
 use super::pending::{Change, Request, Work};
+use super::test_faults::TestFaults;
 use super::{Dax, Deputy};
 
 impl Dax {
@@ -38,7 +38,7 @@ impl Dax {
         if request.is_lost() {
             return result;
         }
-        let forget = !certain || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
+        let forget = !certain || self.options.test_faults.injects(TestFaults::EXACT_UNMAP);
         match result {
             Err(FrontEndError::Refused) if !forget => count(&self.counters.failed_removals),
             Ok(()) | Err(FrontEndError::Refused) => {
@@ -63,13 +63,15 @@ impl Dax {
             .map(|one| self.range(one.moffset, one.len))
             .collect();
         let mut checked = checked?;
-        if connected.can.is_byte_granular() || self.options.naive.leaves_out(Naive::EXACT_UNMAP) {
+        if connected.can.is_byte_granular()
+            || self.options.test_faults.injects(TestFaults::EXACT_UNMAP)
+        {
             // Neighbours cost one message together.
             checked.sort_unstable();
             checked = joined(checked);
         }
         let mut nobody = None;
-        let deputy = match self.options.naive.leaves_out(Naive::ASK_UNLOCKED) {
+        let deputy = match self.options.test_faults.injects(TestFaults::ASK_UNLOCKED) {
             true => &mut nobody,
             false => deputy,
         };
@@ -97,7 +99,7 @@ impl Dax {
             count(&self.counters.removals_of_nothing);
         }
         let granular = request.connected.can.is_byte_granular()
-            || self.options.naive.leaves_out(Naive::EXACT_UNMAP);
+            || self.options.test_faults.injects(TestFaults::EXACT_UNMAP);
         let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
         if !whole && !granular {
             return Err(MapError::PartialOverlap);
@@ -141,7 +143,7 @@ impl Dax {
             None => self.front_end.lock().clone(),
         };
         let Some(front_end) = front_end else { return };
-        if self.options.naive.leaves_out(Naive::UNMAP_AT_END) {
+        if self.options.test_faults.injects(TestFaults::UNMAP_AT_END) {
             return;
         }
         let granular = connected.is_some_and(|connected| connected.can.is_byte_granular());

@@ -12,8 +12,8 @@ use super::capabilities::{self, Capabilities, ProbeError};
 use super::channel::Channel;
 use super::front_end::FrontEnd;
 use super::ledger::Ledger;
-use super::naive::Naive;
 use super::policy::{DaxMode, MemorySlots};
+use super::test_faults::TestFaults;
 use super::verdict::{DaxOff, DaxVerdict};
 use super::whole::Mapping;
 use super::{Connected, Dax, DaxOffer};
@@ -138,7 +138,7 @@ impl Dax {
     }
 
     fn try_out(&self, front_end: &dyn FrontEnd) -> Result<Capabilities, ProbeError> {
-        if self.options.naive.leaves_out(Naive::LEARN) {
+        if self.options.test_faults.injects(TestFaults::LEARN) {
             return Ok(Capabilities::PLAIN_MMAP);
         }
         let mut can = self.probe(front_end, || self.view())?;

@@ -20,9 +20,9 @@ use super::follow::MOST_CHANGES;
 use super::front_end::FrontEndError;
 use super::ledger::Piece;
 use super::map_error::MapError;
-use super::naive::Naive;
 use super::pending::{Change, Entering, Request, Work};
 use super::policy::{DaxMode, VMM_SLOTS};
+use super::test_faults::TestFaults;
 use super::{Capabilities, Connected, Dax, Deputy, Generation, MapSource, StoreRange};
 
 /// Memory slots of the VMM that are never taken, whatever the options say.
@@ -72,7 +72,7 @@ impl Dax {
         };
         let whole = setup.range.pieces(granule).nth(1).is_none();
         let mut nobody = None;
-        let deputy = match whole && !self.options.naive.leaves_out(Naive::ASK_UNLOCKED) {
+        let deputy = match whole && !self.options.test_faults.injects(TestFaults::ASK_UNLOCKED) {
             true => deputy,
             // Who fails half-way has to clear up.
             false => &mut nobody,
@@ -337,7 +337,7 @@ impl Dax {
             return Ok(());
         }
         let file = file.ok_or(MapError::NoWindow)?;
-        if self.options.naive.leaves_out(Naive::WRITABLE_FIRST) {
+        if self.options.test_faults.injects(TestFaults::WRITABLE_FIRST) {
             return self.remap(request, file, piece);
         }
         let can = &request.connected.can;
@@ -374,7 +374,7 @@ impl Dax {
         size: u64,
     ) -> Result<WindowRange, MapError> {
         let left = size.saturating_sub(setup.file_offset);
-        if left == 0 && !self.options.naive.leaves_out(Naive::CHECK_END) {
+        if left == 0 && !self.options.test_faults.injects(TestFaults::CHECK_END) {
             // Who asks has not heard yet that the file was cut. To touch what
             // is not there ends some VMMs, and others make an empty file grow.
             return Err(MapError::PastEnd);
@@ -417,7 +417,7 @@ impl Dax {
         connected: &Arc<Connected>,
         range: &WindowRange,
     ) -> Result<(), MapError> {
-        if self.options.naive.leaves_out(Naive::SLOT_LIMIT) {
+        if self.options.test_faults.injects(TestFaults::SLOT_LIMIT) {
             return Ok(());
         }
         let most = self.most_pieces(&connected.can);
@@ -474,7 +474,11 @@ impl Dax {
     fn map_live(&self, request: &Request<'_>, change: &Change) -> Result<(), FrontEndError> {
         let _held = self.hold_table();
         request.ask(change)?;
-        if self.options.naive.leaves_out(Naive::WAIT_UNTIL_LIVE) {
+        if self
+            .options
+            .test_faults
+            .injects(TestFaults::WAIT_UNTIL_LIVE)
+        {
             return Ok(());
         }
         request.wait_announced(change)?;

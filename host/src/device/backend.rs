@@ -28,14 +28,14 @@ use vmm_sys_util::epoll::EventSet;
 use zerocopy::IntoBytes;
 
 use crate::dax::whole::is_window;
-use crate::dax::{CalledOff, Dax, Naive};
+use crate::dax::{CalledOff, Dax, TestFaults};
 use crate::logs::Throttle;
 use crate::server::Server;
 
 use super::bounded::within;
 use super::defect::Defects;
-use super::desk::Desk;
-use super::lane::{Lane, Office};
+use super::handler::RequestHandler;
+use super::lane::{DeviceContext, Lane};
 use super::minding::Minding;
 use super::parking::Parking;
 use super::pool::Pool;
@@ -59,7 +59,7 @@ const MAX_CONFIG_BYTES: usize = 256;
 /// One client's device.
 pub struct Device {
     server: Arc<Server>,
-    office: Arc<Office>,
+    context: Arc<DeviceContext>,
     config: Config,
     lanes: OnceLock<Vec<Arc<Lane>>>,
     window_reset: Mutex<Option<JoinHandle<()>>>,
@@ -90,12 +90,12 @@ impl Device {
         memory: Memory,
         limits: Limits,
     ) -> Device {
-        let desk = Arc::new(Desk::new(server.clone(), memory));
+        let handler = Arc::new(RequestHandler::new(server.clone(), memory));
         let defects = Arc::new(Defects::default());
-        let office = Office {
-            parking: Parking::new(desk.clone(), defects.clone(), limits.parked),
+        let context = DeviceContext {
+            parking: Parking::new(handler.clone(), defects.clone(), limits.parked),
             defects,
-            desk,
+            handler,
             pool: Pool::new(limits.stand_ins),
             minding: Minding::default(),
             lanes: OnceLock::new(),
@@ -104,7 +104,7 @@ impl Device {
         };
         Device {
             server,
-            office: Arc::new(office),
+            context: Arc::new(context),
             config,
             lanes: OnceLock::new(),
             window_reset: Mutex::new(None),
@@ -122,7 +122,7 @@ impl Device {
 
     /// Has `hang_up` end the client if a thread of its queues meets a defect.
     pub(super) fn end_by(&self, hang_up: impl Fn() + Send + Sync + 'static) {
-        self.office.defects.end_by(hang_up);
+        self.context.defects.end_by(hang_up);
     }
 
     /// Takes over the rings that the framework has made, in their order, and
@@ -131,14 +131,14 @@ impl Device {
         let tallies = self.server.queues().tallies(rings.len());
         let lanes = rings.into_iter().zip(tallies).enumerate();
         let lanes: Vec<Arc<Lane>> = lanes
-            .map(|(index, (ring, tally))| Lane::new(index, ring, self.office.clone(), tally))
+            .map(|(index, (ring, tally))| Lane::new(index, ring, self.context.clone(), tally))
             .collect();
         let known = lanes.iter().map(Arc::downgrade).collect();
-        if self.office.lanes.set(known).is_err() {
+        if self.context.lanes.set(known).is_err() {
             return Err(io::Error::other("a device has its rings once"));
         }
         let started = lanes.iter().filter(|_| serve).try_for_each(Lane::start);
-        // Set once, as the office's.
+        // Set once, as the context's.
         let _ = self.lanes.set(lanes);
         started
     }
@@ -152,7 +152,7 @@ impl Device {
     pub(super) fn hang_up(&self) {
         self.is_over.store(true, Ordering::SeqCst);
         self.lanes().iter().for_each(|lane| lane.close());
-        self.office.parking.close(END_PATIENCE);
+        self.context.parking.close(END_PATIENCE);
         self.server.dax().set_front_end(None);
     }
 
@@ -179,7 +179,7 @@ impl Device {
                 );
             }
         }
-        self.office.desk.forget_memory();
+        self.context.handler.forget_memory();
         self.server.reset();
     }
 
@@ -187,7 +187,7 @@ impl Device {
     /// these queues have under way. What takes too long is given up, and reaches
     /// nothing of the guest's memory any more.
     fn stop(&self, queue: Option<usize>) -> Option<CalledOff> {
-        let parking = &self.office.parking;
+        let parking = &self.context.parking;
         // A ring may run on while its device is reset.
         parking.refuse(queue);
         let called_off = self.cancel_waits(queue);
@@ -198,7 +198,7 @@ impl Device {
             .map(|(index, lane)| drain(index, lane, deadline))
             .sum();
         if given_up > 0 {
-            withdraw(&self.office.desk, self.lanes(), given_up);
+            withdraw(&self.context.handler, self.lanes(), given_up);
         }
         parking.admit(queue);
         called_off
@@ -207,10 +207,10 @@ impl Device {
     /// In a thread that may be stuck: it answers requests, in memory that is
     /// the VMM's.
     fn cancel_waits(&self, queue: Option<usize>) -> Option<CalledOff> {
-        let (server, office) = (self.server.clone(), self.office.clone());
+        let (server, context) = (self.server.clone(), self.context.clone());
         let cancelled = within(STOP_PATIENCE, "cancel", move || {
             let called_off = server.dax().cancel_waits_for_vmm();
-            office.parking.cancel(queue);
+            context.parking.cancel(queue);
             called_off
         });
         if cancelled.is_none() {
@@ -242,7 +242,7 @@ fn drain(queue: usize, lane: &Lane, deadline: Instant) -> u32 {
 impl Drop for Device {
     fn drop(&mut self) {
         self.lanes().iter().for_each(|lane| lane.close());
-        self.office.parking.close(END_PATIENCE);
+        self.context.parking.close(END_PATIENCE);
     }
 }
 
@@ -295,20 +295,20 @@ impl VhostUserBackend for Device {
         let _in_span = self.span.enter();
         self.check_client()?;
         let memory = memory.memory();
-        if !self.server.dax().leaves_out(Naive::WATCH_MEMORY) {
-            self.office.desk.watch(&memory)?;
+        if !self.server.dax().injects(TestFaults::WATCH_MEMORY) {
+            self.context.handler.watch(&memory)?;
         }
         // The framework looks at rings as well.
-        self.office.desk.settle();
+        self.context.handler.settle();
         let regions: Vec<(u64, u64)> = memory
             .iter()
             .map(|region| (region.start_addr().0, region.len()))
             .collect();
         if !self.server.dax().takes_memory_slots() {
-            self.office.desk.note_regions(&regions);
+            self.context.handler.note_regions(&regions);
         }
         let windows = windows(&memory);
-        self.office.desk.note_windows(windows.iter().map(place));
+        self.context.handler.note_windows(windows.iter().map(place));
         let dax = self.server.dax();
         let ours = windows.iter().find(|region| is_of(region, dax));
         dax.memory_table(&regions, ours.map(|region| place(region).0));

@@ -74,7 +74,7 @@ fn a_request_that_comes_during_a_reset_waits_for_no_lock() {
     assert_eq!(machine.driver.error(slot), 0);
 
     machine.driver.send(&init(), 200);
-    let memory = machine.device.office.desk.memory.memory();
+    let memory = machine.device.context.handler.memory.memory();
     let Taken::Request(_, ticket) = machine.vring.turn(&memory, None, true) else {
         panic!("a request was offered")
     };

@@ -135,7 +135,7 @@ fn a_ring_that_lies_does_not_hold_the_worker() {
     // Rings in memory that the VMM took away.
     machine.driver.send(&init(), 200);
     let empty = GuestMemoryMmap::new();
-    machine.device.office.desk.replace_memory(empty);
+    machine.device.context.handler.replace_memory(empty);
     machine.kick();
     assert_eq!(machine.driver.used(), 1);
 }
@@ -161,7 +161,7 @@ fn what_outlives_the_stop_of_its_queue_is_dropped() {
     machine.driver.send(&init(), 200);
     machine.driver.send(&init(), 200);
     let ring = machine.vring.clone();
-    let memory = machine.device.office.desk.memory.memory();
+    let memory = machine.device.context.handler.memory.memory();
     let take = || match ring.turn(&memory, None, true) {
         Taken::Request(_, ticket) => ring.completion(ticket),
         _ => panic!("a request was offered"),
@@ -190,10 +190,10 @@ fn what_outlives_the_stop_of_its_queue_is_dropped() {
 #[test]
 fn a_request_is_taken_with_the_memory_of_now() {
     let mut machine = Machine::new(true, DaxMode::Never);
-    let desk = &machine.device.office.desk;
+    let handler = &machine.device.context.handler;
     machine.driver.send(&init(), 200);
-    let before = desk.memory.memory();
-    desk.replace_memory((*before).clone());
+    let before = handler.memory.memory();
+    handler.replace_memory((*before).clone());
     let taken = machine.vring.turn(&before, None, true);
     assert!(matches!(taken, Taken::Outdated));
     assert_eq!(machine.vring.in_flight(), 0);
@@ -207,7 +207,7 @@ fn a_request_is_taken_with_the_memory_of_now() {
 fn a_closed_ring_hands_nothing_back() {
     let mut machine = Machine::new(true, DaxMode::Never);
     machine.driver.send(&init(), 200);
-    let memory = machine.device.office.desk.memory.memory();
+    let memory = machine.device.context.handler.memory.memory();
     let Taken::Request(_, ticket) = machine.vring.turn(&memory, None, true) else {
         panic!("a request was offered")
     };
@@ -235,7 +235,7 @@ fn a_thread_that_is_stuck_with_the_ring_locked_is_given_up() {
 fn a_completion_that_is_dropped_still_hands_back() {
     let mut machine = Machine::new(true, DaxMode::Never);
     machine.driver.send(&init(), 200);
-    let memory = machine.device.office.desk.memory.memory();
+    let memory = machine.device.context.handler.memory.memory();
     match machine.vring.turn(&memory, None, true) {
         Taken::Request(_, ticket) => drop(machine.vring.completion(ticket)),
         _ => panic!("a request was offered"),
@@ -388,7 +388,7 @@ fn a_thread_that_panics_ends_the_client_and_no_other_thread() {
     machine.device.end_by(move || told.send(()).expect("heard"));
     let lane = &machine.device.lanes()[REQUESTS];
     lane.struck.store(true, std::sync::atomic::Ordering::SeqCst);
-    lane.ring().bell().ring();
+    lane.ring().kicks().ring();
     let patience = Duration::from_secs(20);
     heard.recv_timeout(patience).expect("the client is let go");
     machine.device.hang_up();

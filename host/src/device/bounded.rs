@@ -4,7 +4,7 @@ use std::sync::mpsc::channel;
 use std::thread;
 use std::time::Duration;
 
-use crate::guard::{self, Party};
+use crate::sigbus::{self, GuestId};
 
 /// What `work` answers within `patience`. It is done in a thread of its own,
 /// which goes on after that; nothing as well if there is none to be had.
@@ -14,13 +14,13 @@ pub(super) fn within<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Option<T> {
     let (sender, receiver) = channel();
-    let (span, party) = (tracing::Span::current(), Party::acting());
+    let (span, guest) = (tracing::Span::current(), GuestId::acting());
     let spawned = thread::Builder::new().name(name.into()).spawn(move || {
         let _in_span = span.enter();
-        party.act();
+        guest.act();
         if sender.send(work()).is_err() {
             // What it used may be all that is left of a client.
-            guard::prune();
+            sigbus::prune();
         }
     });
     if let Err(error) = spawned {

@@ -3,7 +3,7 @@
 //! place of a guest that hangs. Other clients go on, and this one may come
 //! again.
 //!
-//! (A defect in a request costs that request; see `desk`.)
+//! (An internal error in a request costs that request; see `handler`.)
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::OnceLock;

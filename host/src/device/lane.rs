@@ -2,10 +2,10 @@
 //!
 //! One thread *leads*: it empties the ring and serves what it takes right
 //! there, so that a request costs no hand-over. If it is stuck in a request,
-//! the watchman deposes it and wakes or starts a *stand-in*, which leads from
+//! the detector deposes it and wakes or starts a *stand-in*, which leads from
 //! then on; a request that is known to take long gives up the lead by itself
 //! first. Who comes back from such a request hands it back and sleeps with the
-//! others on the queue's doorbell, where the last to fall asleep is the first
+//! others on the queue's kicks, where the last to fall asleep is the first
 //! to be woken. A stand-in that is not needed for a while ends.
 //!
 //! Laws: while a request is under way somebody else leads, or sleeps where the
@@ -24,17 +24,17 @@ use tracing::Span;
 use crate::logs::Throttle;
 use crate::metrics::queues::QueueTally;
 
+use super::busy_poll::BusyPoll;
 use super::defect::Defects;
-use super::desk::Desk;
+use super::handler::RequestHandler;
 use super::lead::{Lead, Sight};
 use super::minding::{Minding, Queues};
 use super::parking::Parking;
-use super::patience::Patience;
 use super::pool::Pool;
 use super::processors::Counted;
 use super::ring::Ring;
 use super::round::Round;
-use super::watchman::{Watch, Watched};
+use super::stall::{Watch, Watched};
 
 /// A stand-in that is not called for so long ends.
 const IDLE: Duration = Duration::from_secs(5);
@@ -43,8 +43,8 @@ const IDLE: Duration = Duration::from_secs(5);
 const LOOK: Duration = Duration::from_millis(100);
 
 /// What the queues of one device have in common.
-pub(super) struct Office {
-    pub(super) desk: Arc<Desk>,
+pub(super) struct DeviceContext {
+    pub(super) handler: Arc<RequestHandler>,
     pub(super) parking: Parking,
     pub(super) pool: Pool,
     pub(super) defects: Arc<Defects>,
@@ -56,7 +56,7 @@ pub(super) struct Office {
     pub(super) span: Span,
 }
 
-impl Office {
+impl DeviceContext {
     /// One of its queues.
     pub(super) fn lane(&self, queue: usize) -> Option<Arc<Lane>> {
         self.lanes.get()?.get(queue)?.upgrade()
@@ -65,7 +65,7 @@ impl Office {
     /// Wakes a thread of each of these queues.
     pub(super) fn wake(&self, queues: Queues) {
         let lanes = queues.filter_map(|queue| self.lane(queue));
-        lanes.for_each(|lane| lane.ring.bell().ring());
+        lanes.for_each(|lane| lane.ring.kicks().ring());
     }
 }
 
@@ -73,13 +73,13 @@ impl Office {
 pub(super) struct Lane {
     pub(super) index: usize,
     ring: Ring,
-    pub(super) office: Arc<Office>,
+    pub(super) context: Arc<DeviceContext>,
     pub(super) tally: Arc<QueueTally>,
     pub(super) lead: Lead,
     watch: Watch,
     /// Of the thread whose own queue it is, while it serves.
     pub(super) counted: Counted,
-    pub(super) patience: Patience,
+    pub(super) busy_poll: BusyPoll,
     crew: Mutex<Crew>,
     /// A thread has ended.
     ended: Condvar,
@@ -105,18 +105,18 @@ impl Lane {
     pub(super) fn new(
         index: usize,
         ring: Ring,
-        office: Arc<Office>,
+        context: Arc<DeviceContext>,
         tally: Arc<QueueTally>,
     ) -> Arc<Lane> {
         Arc::new(Lane {
             index,
             ring,
-            office,
+            context,
             tally,
             lead: Lead::default(),
             watch: Watch::default(),
             counted: Counted::default(),
-            patience: Patience::default(),
+            busy_poll: BusyPoll::default(),
             crew: Mutex::default(),
             ended: Condvar::new(),
             closing: AtomicBool::new(false),
@@ -173,12 +173,12 @@ impl Lane {
     }
 
     fn spawn(self: &Arc<Lane>, crew: &mut Crew) -> std::io::Result<()> {
-        let (lane, span) = (Arc::clone(self), self.office.span.clone());
+        let (lane, span) = (Arc::clone(self), self.context.span.clone());
         let name = format!("queue {}", self.index);
         std::thread::Builder::new().name(name).spawn(move || {
             let _in_span = span.enter();
             let whose = format!("queue {}", lane.index);
-            lane.office.defects.survive(&whose, || {
+            lane.context.defects.survive(&whose, || {
                 while lane.sleep() {
                     lane.serve();
                 }
@@ -191,17 +191,17 @@ impl Lane {
 
     fn leave(&self) {
         if self.is_closing() {
-            self.office.desk.prune();
+            self.context.handler.prune();
         }
         let mut crew = self.crew.lock();
         crew.threads -= 1;
         if crew.threads > 0 {
             // Whoever it was that stood in: there is one less beside the first.
-            self.office.pool.dismiss();
+            self.context.pool.dismiss();
         }
         if self.is_closing() && crew.asleep > 0 {
             // One ring wakes one.
-            self.ring.bell().ring();
+            self.ring.kicks().ring();
         }
         self.ended.notify_all();
     }
@@ -217,7 +217,7 @@ impl Lane {
             crew.asleep += 1;
             (crew.asleep > 1).then_some(IDLE)
         };
-        let rung = self.ring.bell().wait(patience);
+        let rung = self.ring.kicks().wait(patience);
         let mut crew = self.crew.lock();
         crew.asleep -= 1;
         !self.is_closing() && (rung || crew.asleep == 0)
@@ -229,7 +229,7 @@ impl Lane {
         if crew.asleep > 0 {
             return true;
         }
-        if !self.office.pool.hire() {
+        if !self.context.pool.hire() {
             self.tally.short_of_threads();
             return false;
         }
@@ -239,9 +239,9 @@ impl Lane {
                 true
             }
             Err(error) => {
-                self.office.pool.dismiss();
+                self.context.pool.dismiss();
                 self.tally.short_of_threads();
-                if let Some(held_back) = self.office.complaints.pass() {
+                if let Some(held_back) = self.context.complaints.pass() {
                     tracing::warn!(held_back, %error, "no thread to stand in");
                 }
                 false
@@ -254,8 +254,8 @@ impl Lane {
     pub(super) fn serve(self: &Arc<Lane>) {
         #[cfg(test)]
         assert!(!self.struck.swap(false, Ordering::SeqCst), "struck");
-        if self.office.desk.has_stale_rings(&self.ring) {
-            if let Some(held_back) = self.office.complaints.pass() {
+        if self.context.handler.has_stale_rings(&self.ring) {
+            if let Some(held_back) = self.context.complaints.pass() {
                 tracing::warn!(
                     held_back,
                     "a ring is in a window whose maps are not announced"
@@ -269,7 +269,7 @@ impl Lane {
         while idle_rounds < 2 && !self.is_closing() {
             // Who has the lead will find what we were called for, and so will
             // who minds the queue.
-            if self.lead.look().is_led() || self.office.minding.entrust(self.index) {
+            if self.lead.look().is_led() || self.context.minding.entrust(self.index) {
                 return;
             }
             let Some(mut round) = Round::of(self) else {
@@ -296,7 +296,7 @@ impl Lane {
             return false;
         }
         let more = self.ring.listen();
-        self.office.desk.settle();
+        self.context.handler.settle();
         more.unwrap_or_else(|error| {
             self.complain(&error);
             false
@@ -304,7 +304,7 @@ impl Lane {
     }
 
     pub(super) fn complain(&self, error: &virtio_queue::Error) {
-        if let Some(held_back) = self.office.complaints.pass() {
+        if let Some(held_back) = self.context.complaints.pass() {
             tracing::warn!(queue = self.index, held_back, %error, "the guest's ring is broken");
         }
     }
@@ -321,14 +321,14 @@ impl Watched for Lane {
 
     fn relieve(self: Arc<Self>, seen: Sight) -> bool {
         // Whoever it is that minds: those it minds for had better look.
-        self.office.wake(self.office.minding.depose());
+        self.context.wake(self.context.minding.depose());
         if !self.call() {
             return false;
         }
         if self.lead.depose(seen) {
             self.counted.end();
             self.tally.found_stuck();
-            self.ring.bell().ring();
+            self.ring.kicks().ring();
         }
         true
     }

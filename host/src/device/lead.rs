@@ -4,7 +4,7 @@
 //! only grows: by one when a thread takes or gives up the lead, by two with
 //! each request of the leader's. So a value seen twice means that the same
 //! request is still under way; and who acts on a value seen (the leader on its
-//! own, the watchman on the leader's) fails if the other was first.
+//! own, the detector on the leader's) fails if the other was first.
 //!
 //! Laws: of two threads that would change the same value one succeeds; a
 //! leader that was deposed learns of it at its next step and takes nothing
@@ -64,7 +64,7 @@ impl Lead {
         seen.is_led() && self.change(seen.0, seen.0 + 1)
     }
 
-    /// SeqCst pairs with the watchman, which sleeps unless it sees the change
+    /// SeqCst pairs with the detector, which sleeps unless it sees the change
     /// (see `Watch`).
     fn change(&self, from: u64, to: u64) -> bool {
         self.0.compare_exchange(from, to, SeqCst, SeqCst).is_ok()

@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 
 use super::lane::Lane;
 use super::lead::Turn;
-use super::watchman;
+use super::stall;
 
 /// Whose queue it is that a thread leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,7 +46,7 @@ impl Leader {
         if self.whose == Whose::Own {
             self.lane.counted.begin();
         }
-        watchman::report(&self.lane);
+        stall::report(&self.lane);
         self.turn.set(Some(turn));
         true
     }
@@ -75,7 +75,7 @@ impl Leader {
     /// Gives the lead up, and wakes somebody else if there is something to do.
     pub(super) fn hand_over(&self) {
         if self.resign() && self.lane.has_more() {
-            self.lane.ring().bell().ring();
+            self.lane.ring().kicks().ring();
         }
     }
 
@@ -102,12 +102,12 @@ impl Leader {
             self.lane.tally.gave_way();
             self.lane.ring().tell_rest();
             if self.lane.has_more() {
-                self.lane.ring().bell().ring();
+                self.lane.ring().kicks().ring();
             }
         }
     }
 
-    /// Shows the watchman that nobody is stuck; false if the lead was lost.
+    /// Shows the detector that nobody is stuck; false if the lead was lost.
     pub(super) fn show(&self) -> bool {
         let Some(turn) = self.turn.take() else {
             return false;

@@ -8,7 +8,7 @@
 //!
 //! Laws: what is entrusted is served or its thread is woken, whatever becomes
 //! of the minder; who minds is free to be stuck no longer than any leader (the
-//! watchman deposes it as both).
+//! detector deposes it as both).
 
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering::Relaxed, Ordering::SeqCst};
 use std::time::Duration;

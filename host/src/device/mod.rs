@@ -7,23 +7,23 @@
 //! - `round`: what it does meanwhile.
 //! - `minding`: whether it serves other queues as well.
 //! - `processors`: how many threads serve, and on how many processors.
-//! - `watchman`: who notices that it is stuck.
+//! - `stall`: who notices that it is stuck.
 //! - `pool`: how many there may be.
-//! - `doorbell`: what they sleep on.
+//! - `kicks`: what they sleep on.
 //! - `ring`: one queue's way from available to used.
 //! - `flight`: what it has in flight.
 //! - `vring`: how the framework sets a ring up.
 //! - `call`: what signals the guest.
 //! - `bounded`: work that may be stuck in a guest's memory.
 //! - `withdrawal`: takes the guest's memory from threads that are given up.
-//! - `desk`: one request's way from descriptors to an answer.
+//! - `handler`: one request's way from descriptors to an answer.
 //! - `defect`: what comes of one in a thread of a queue.
 //! - `parking`: requests that wait for a lock.
 //! - `stead`: requests that another thread may hand back.
 //! - `connections`: the one that the framework has accepted.
 //! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
-//! - [`seat`]: room for one client, and an end to it.
+//! - [`client_slot`]: room for one client, and an end to it.
 //! - [`serve`]: one client after the other, until told to stop.
 //!
 //! Laws: whatever a guest puts in its rings fails one request, never a thread
@@ -34,29 +34,29 @@
 
 pub mod backend;
 mod bounded;
+mod busy_poll;
 mod call;
+pub mod client_slot;
 mod connections;
 mod defect;
-mod desk;
-mod doorbell;
 mod flight;
+mod handler;
 mod heap;
+mod kicks;
 mod lane;
 mod lead;
 mod leader;
 mod minding;
 mod parking;
-mod patience;
 mod pool;
 mod processors;
 mod ring;
 mod round;
-pub mod seat;
 pub mod serve;
 mod stale;
+mod stall;
 mod stead;
 mod vring;
-mod watchman;
 mod withdrawal;
 
 #[cfg(test)]

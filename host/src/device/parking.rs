@@ -20,7 +20,7 @@ use rustix::io::Errno;
 use crate::server::Parked;
 
 use super::defect::Defects;
-use super::desk::Desk;
+use super::handler::RequestHandler;
 use super::ring::Completion;
 
 /// Of a queue's descriptors one in so many may lead to a request that waits,
@@ -50,7 +50,7 @@ pub(super) struct Waiting {
 /// The requests of one device that wait.
 pub(super) struct Parking {
     state: Arc<Mutex<State>>,
-    desk: Arc<Desk>,
+    handler: Arc<RequestHandler>,
     defects: Arc<Defects>,
     /// How many there may be.
     most: usize,
@@ -96,10 +96,10 @@ fn is_among(queues: &[Option<usize>], queue: usize) -> bool {
 
 impl Parking {
     /// Nobody waits yet, and never more than `most`.
-    pub(super) fn new(desk: Arc<Desk>, defects: Arc<Defects>, most: usize) -> Parking {
+    pub(super) fn new(handler: Arc<RequestHandler>, defects: Arc<Defects>, most: usize) -> Parking {
         Parking {
             state: Arc::default(),
-            desk,
+            handler,
             defects,
             most,
         }
@@ -110,18 +110,18 @@ impl Parking {
         let mut state = self.state.lock();
         if state.is_stopping(waiting.queue) {
             drop(state);
-            return self.desk.answer(waiting, Err(CANCELLED));
+            return self.handler.answer(waiting, Err(CANCELLED));
         }
         let room = state.has_room(self.most, waiting.queue, waiting.ring_size);
         if state.closed || !room || !self.start(&mut state) {
             drop(state);
-            self.desk.server.queues().refused_wait();
-            return self.desk.answer(waiting, Err(Errno::NOLCK));
+            self.handler.server.queues().refused_wait();
+            return self.handler.answer(waiting, Err(Errno::NOLCK));
         }
         state.waiting.push(waiting);
         drop(state);
         // Nobody has listened between the first attempt and now.
-        self.desk.bell().ring();
+        self.handler.bell().ring();
     }
 
     /// Whether there is a thread to ask again.
@@ -129,7 +129,7 @@ impl Parking {
         if state.thread.is_some() {
             return true;
         }
-        let (shared, desk) = (Arc::clone(&self.state), Arc::clone(&self.desk));
+        let (shared, handler) = (Arc::clone(&self.state), Arc::clone(&self.handler));
         let defects = Arc::clone(&self.defects);
         let span = tracing::Span::current();
         let (alive, thread) = channel();
@@ -137,8 +137,8 @@ impl Parking {
             .name("parked".into())
             .spawn(move || {
                 let _alive: Sender<()> = alive;
-                span.in_scope(|| defects.survive("locks", || attend(&shared, &desk)));
-                desk.prune();
+                span.in_scope(|| defects.survive("locks", || attend(&shared, &handler)));
+                handler.prune();
             });
         match spawned {
             Ok(_) => state.thread = Some(thread),
@@ -171,7 +171,7 @@ impl Parking {
         let ended: Vec<Waiting> = state.waiting.extract_if(.., hit).collect();
         drop(state);
         for waiting in ended {
-            self.desk.answer(waiting, Err(CANCELLED));
+            self.handler.answer(waiting, Err(CANCELLED));
         }
     }
 
@@ -180,7 +180,7 @@ impl Parking {
     pub(super) fn close(&self, patience: Duration) {
         self.state.lock().closed = true;
         self.cancel(None);
-        self.desk.bell().ring();
+        self.handler.bell().ring();
         let thread = self.state.lock().thread.take();
         if let Some(thread) = thread
             && thread.recv_timeout(patience) == Err(RecvTimeoutError::Timeout)
@@ -191,11 +191,11 @@ impl Parking {
 }
 
 /// Asks again for whatever waits until the device is closed.
-fn attend(state: &Mutex<State>, desk: &Desk) {
+fn attend(state: &Mutex<State>, handler: &RequestHandler) {
     let mut pause = FIRST_PAUSE;
     loop {
         // Before asking: a ring meanwhile ends the pause at once.
-        let rings = desk.bell().rings();
+        let rings = handler.bell().rings();
         let asking = {
             let mut state = state.lock();
             state.cancelled.clear();
@@ -204,16 +204,16 @@ fn attend(state: &Mutex<State>, desk: &Desk) {
             asking
         };
         // Nothing is locked here: a file system may take its time.
-        let left = ask(asking, desk);
+        let left = ask(asking, handler);
         let (ended, none_left, closed) = put_back(&mut state.lock(), left);
         for waiting in ended {
-            desk.answer(waiting, Err(CANCELLED));
+            handler.answer(waiting, Err(CANCELLED));
         }
         if closed {
             return;
         }
-        desk.bell().wait(rings, (!none_left).then_some(pause));
-        pause = match desk.bell().rings() == rings {
+        handler.bell().wait(rings, (!none_left).then_some(pause));
+        pause = match handler.bell().rings() == rings {
             true => (pause * 2).min(LONGEST_PAUSE),
             false => FIRST_PAUSE,
         };
@@ -221,11 +221,11 @@ fn attend(state: &Mutex<State>, desk: &Desk) {
 }
 
 /// Asks for each, the oldest first, and answers those that still wait.
-fn ask(asking: Vec<Waiting>, desk: &Desk) -> Vec<Waiting> {
+fn ask(asking: Vec<Waiting>, handler: &RequestHandler) -> Vec<Waiting> {
     let mut left = Vec::with_capacity(asking.len());
     for waiting in asking {
-        match desk.retry(&waiting.parked) {
-            Some(outcome) => desk.answer(waiting, outcome),
+        match handler.retry(&waiting.parked) {
+            Some(outcome) => handler.answer(waiting, outcome),
             None => left.push(waiting),
         }
     }

@@ -1,4 +1,4 @@
-//! One queue's ring, with a doorbell and a count of what is in flight.
+//! One queue's ring, with its kicks and a count of what is in flight.
 //!
 //! A request is taken with the ring locked, handled with nothing locked, and
 //! handed back with the ring locked again; who leads the queue does the last
@@ -31,8 +31,8 @@ use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
 use super::call::Call;
-use super::doorbell::Doorbell;
 use super::flight::Flight;
+use super::kicks::Kicks;
 
 pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 pub(super) type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
@@ -56,8 +56,8 @@ pub(super) struct Inner {
     pub(super) enabled: AtomicBool,
     pub(super) started: AtomicBool,
     pub(super) memory: Memory,
-    bell: Doorbell,
-    /// What the bell hears of the guest.
+    kicks: Kicks,
+    /// What they hear of the guest.
     kick: Mutex<Option<File>>,
     call: ArcSwapOption<Call>,
     /// Requests taken and not yet handed back, and signals not yet sent.
@@ -157,7 +157,7 @@ impl Ring {
             started: AtomicBool::new(false),
             memory,
             // The framework's trait has no better name for it.
-            bell: Doorbell::new().map_err(|_| Error::QueueNotReady)?,
+            kicks: Kicks::new().map_err(|_| Error::QueueNotReady)?,
             kick: Mutex::new(None),
             call: ArcSwapOption::empty(),
             flight: Flight::default(),
@@ -173,8 +173,8 @@ impl Ring {
     }
 
     /// What its threads sleep on.
-    pub(super) fn bell(&self) -> &Doorbell {
-        &self.0.bell
+    pub(super) fn kicks(&self) -> &Kicks {
+        &self.0.kicks
     }
 
     /// Hands back what is done, and takes the next request, if the ring is
@@ -404,7 +404,7 @@ impl Ring {
 
     /// Somebody should look whether there is something to do.
     pub(super) fn changed(&self) {
-        self.0.bell.ring();
+        self.0.kicks.ring();
     }
 
     /// From now on this descriptor signals the guest, and no other.
@@ -425,10 +425,10 @@ impl Ring {
     pub(super) fn hear(&self, kick: Option<File>) {
         let mut heard = self.0.kick.lock();
         if let Some(old) = heard.take() {
-            self.0.bell.forget(old.as_fd());
+            self.0.kicks.forget(old.as_fd());
         }
         if let Some(kick) = &kick
-            && let Err(error) = self.0.bell.watch(kick.as_fd())
+            && let Err(error) = self.0.kicks.watch(kick.as_fd())
         {
             tracing::warn!(%error, "a queue's kicks cannot be heard");
         }

@@ -15,8 +15,8 @@ use vm_memory::GuestMemoryMmap;
 
 use crate::server::{Pace, Parked, Stead};
 
-use super::desk::Handled;
-use super::lane::{Lane, Office};
+use super::handler::Handled;
+use super::lane::{DeviceContext, Lane};
 use super::leader::{Leader, Whose};
 use super::minding::Stint;
 use super::parking::Waiting;
@@ -29,7 +29,7 @@ const VISIT: u64 = 32;
 
 /// One thread's round.
 pub(super) struct Round {
-    office: Arc<Office>,
+    context: Arc<DeviceContext>,
     /// Its own queue first.
     leaders: Vec<Leader>,
     stint: Cell<Option<Stint>>,
@@ -40,7 +40,7 @@ impl Round {
     pub(super) fn of(lane: &Arc<Lane>) -> Option<Round> {
         let leader = Leader::of(lane, Whose::Own)?;
         Some(Round {
-            office: Arc::clone(&lane.office),
+            context: Arc::clone(&lane.context),
             leaders: vec![leader],
             stint: Cell::new(None),
         })
@@ -74,12 +74,12 @@ impl Round {
     /// Whether there is something to do.
     fn is_wanted(&self) -> bool {
         let is_waiting = |leader: &Leader| leader.is_leading() && leader.lane.ring().is_waiting();
-        self.leaders.iter().any(is_waiting) || self.office.minding.has_entrusted()
+        self.leaders.iter().any(is_waiting) || self.context.minding.has_entrusted()
     }
 
     fn watch(&self) -> bool {
-        let patience = &self.leaders[0].lane.patience;
-        processors::suffice() && patience.watch(|| self.is_wanted())
+        let busy_poll = &self.leaders[0].lane.busy_poll;
+        processors::suffice() && busy_poll.poll(|| self.is_wanted())
     }
 
     fn visit_all(&mut self) -> Result<u64, Error> {
@@ -108,7 +108,7 @@ impl Round {
     /// Takes over what was entrusted, or gives back what is minded, whichever
     /// pays.
     fn mind(&mut self) {
-        let minding = &self.office.minding;
+        let minding = &self.context.minding;
         if !minding.pays() {
             self.leaders.truncate(1);
             self.end_stint();
@@ -119,7 +119,7 @@ impl Round {
         self.leaders
             .retain(|leader| std::mem::take(&mut own) || leader.is_leading());
         for queue in minding.take() {
-            let Some(lane) = self.office.lane(queue) else {
+            let Some(lane) = self.context.lane(queue) else {
                 continue;
             };
             // Led: by ourselves, or by somebody who will find what there is.
@@ -138,14 +138,14 @@ impl Round {
 
     fn end_stint(&self) {
         if let Some(stint) = self.stint.take() {
-            self.office.wake(self.office.minding.end(stint));
+            self.context.wake(self.context.minding.end(stint));
         }
     }
 
     /// Serves what is in one ring.
     fn visit(&self, at: usize) -> Result<u64, Error> {
-        let (office, leader) = (&self.office, &self.leaders[at]);
-        let (lane, desk) = (&leader.lane, &office.desk);
+        let (context, leader) = (&self.context, &self.leaders[at]);
+        let (lane, handler) = (&leader.lane, &context.handler);
         let pace = Visit {
             round: self,
             at,
@@ -157,9 +157,9 @@ impl Round {
             if lane.is_closing() || (taken >= VISIT && self.others_wait()) {
                 break Ok(());
             }
-            let memory = desk.memory_after(&mut last);
+            let memory = handler.memory_after(&mut last);
             // To tell late, somebody else must be able to tell instead.
-            let at_once = !office.pool.has_room();
+            let at_once = !context.pool.has_room();
             let (chain, ticket) = match lane.ring().turn(&memory, done.take(), at_once) {
                 Taken::Request(chain, ticket) => (chain, ticket),
                 Taken::Nothing => break Ok(()),
@@ -169,19 +169,19 @@ impl Round {
             taken += 1;
             let began = clock;
             pace.under_way.begin(ticket);
-            let handled = desk.handle(&memory, chain, &pace, &mut clock);
+            let handled = handler.handle(&memory, chain, &pace, &mut clock);
             done = self.conclude(lane, &pace, &memory, handled);
-            desk.settle();
-            office.minding.note(clock.saturating_duration_since(began));
+            handler.settle();
+            context.minding.note(clock.saturating_duration_since(began));
             if !leader.goes_on(began) {
                 break Ok(());
             }
         };
         if let Some(done) = done {
             lane.ring().hand_back(done);
-            desk.settle();
+            handler.settle();
         }
-        drop(desk.memory_after(&mut last));
+        drop(handler.memory_after(&mut last));
         lane.tally.served(taken);
         if at > 0 {
             lane.tally.minded(taken);
@@ -197,7 +197,7 @@ impl Round {
         memory: &GuestMemoryMmap,
         handled: Handled,
     ) -> Option<Done> {
-        let desk = &self.office.desk;
+        let handler = &self.context.handler;
         match handled {
             Handled::Used(used) => {
                 let ticket = pace.under_way.end()?;
@@ -206,7 +206,7 @@ impl Round {
             Handled::Unreached(reply_at, request) => {
                 let ticket = pace.under_way.end()?;
                 let is_awaited = || lane.ring().awaits(&ticket);
-                let used = desk.reach(memory, &request, reply_at, is_awaited);
+                let used = handler.reach(memory, &request, reply_at, is_awaited);
                 Some(Done { ticket, used })
             }
             Handled::Waits(reply_at, parked) => {
@@ -222,7 +222,7 @@ impl Round {
     }
 
     fn others_wait(&self) -> bool {
-        self.leaders.len() > 1 || self.office.minding.has_entrusted()
+        self.leaders.len() > 1 || self.context.minding.has_entrusted()
     }
 }
 
@@ -260,7 +260,7 @@ impl Pace for Visit<'_> {
 }
 
 fn park(lane: &Lane, ticket: Ticket, reply_at: u64, parked: Parked) {
-    lane.office.parking.park(Waiting {
+    lane.context.parking.park(Waiting {
         queue: lane.index,
         ring_size: lane.ring().size(),
         reply_at,
@@ -270,6 +270,6 @@ fn park(lane: &Lane, ticket: Ticket, reply_at: u64, parked: Parked) {
     // Who stops a ring marks it and then cancels: it has found this request,
     // or here is its mark.
     if !lane.ring().is_running() {
-        lane.office.parking.cancel(Some(lane.index));
+        lane.context.parking.cancel(Some(lane.index));
     }
 }

@@ -23,10 +23,10 @@ use crate::listen::{Stop, Wake};
 use crate::server::Server;
 
 use super::backend::{Device, END_PATIENCE, Limits};
+use super::client_slot::{ClientSlot, Next};
 use super::connections::Connections;
 use super::heap;
 use super::ring::Ring;
-use super::seat::{Next, Seat};
 
 /// What the device tells the guest, and how much it may have under way.
 #[derive(Clone, Copy, Debug)]
@@ -59,7 +59,7 @@ fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
     move |cause| ServeError::Io { action, cause }
 }
 
-/// Serves clients on `socket`, who take `seat` one after the other, until
+/// Serves clients on `socket`, who take `slot` one after the other, until
 /// `stop` is requested.
 ///
 /// # Errors
@@ -71,7 +71,7 @@ pub fn serve(
     options: DeviceOptions,
     socket: &Socket,
     stop: &Stop,
-    seat: &Seat,
+    slot: &ClientSlot,
 ) -> Result<(), ServeError> {
     let clone = socket.listener().try_clone();
     let mut listener = Listener::from(clone.map_err(io_error("duplicate the socket"))?);
@@ -87,10 +87,10 @@ pub fn serve(
             Wake::Stop => return Ok(()),
             Wake::Over => {}
             // Closed: the stop is on its way.
-            Wake::Client if !seat.take() => stop.wait(),
+            Wake::Client if !slot.take() => stop.wait(),
             Wake::Client => {
                 let served = serve_client(server, options, socket, &mut listener, stop);
-                let next = seat.leave();
+                let next = slot.leave();
                 served?;
                 if next == Next::Client {
                     tracing::info!("waiting for the next client");
@@ -182,14 +182,14 @@ fn attend(
     });
     // Without it the framework is dropped, which ends the connection.
     waiter.map_err(io_error("start a thread"))?;
-    guard_door(socket.listener(), stop, &over, shutdown.as_ref());
+    reject_others(socket.listener(), stop, &over, shutdown.as_ref());
     if !is_rung_within(&over, END_PATIENCE) {
         tracing::warn!("the client's connection is stuck in a message and is given up");
     }
     Ok(())
 }
 
-fn guard_door(
+fn reject_others(
     listener: &UnixListener,
     stop: &Stop,
     over: &OwnedFd,
@@ -201,7 +201,7 @@ fn guard_door(
             // Who comes while the last one goes is the next client, though
             // the end of the last may be heard of a moment later.
             Ok(Wake::Client) if is_over_soon(over) => return,
-            Ok(Wake::Client) => turn_away(listener),
+            Ok(Wake::Client) => reject_client(listener),
             Ok(Wake::Stop) => break,
             Err(error) => {
                 tracing::error!(%error, "cannot wait for clients");
@@ -219,7 +219,7 @@ fn is_over_soon(over: &OwnedFd) -> bool {
     is_rung_within(over, Duration::from_millis(100))
 }
 
-fn turn_away(listener: &UnixListener) {
+fn reject_client(listener: &UnixListener) {
     match listener.accept() {
         Ok(_) => tracing::warn!("a second client was turned away: one at a time is served"),
         Err(error) => {
@@ -237,7 +237,7 @@ fn note_end(result: Result<(), DaemonError>) {
             tracing::info!("client disconnected");
         }
         Err(DaemonError::WaitDaemon(_)) => {
-            tracing::error!("the client was dropped by a defect of this daemon");
+            tracing::error!("the client was dropped by an internal error of this daemon");
         }
         // All that is left of the number of a queue that there is not.
         Err(error @ DaemonError::HandleRequest(VhostError::InvalidParam)) => tracing::warn!(

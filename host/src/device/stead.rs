@@ -77,7 +77,7 @@ struct InStead {
 
 impl Stead for InStead {
     fn server(&self) -> &Server {
-        &self.lane.office.desk.server
+        &self.lane.context.handler.server
     }
 
     fn fail(self: Box<Self>, request: &Unanswered, errno: Errno) {
@@ -86,7 +86,7 @@ impl Stead for InStead {
         };
         self.own.write_off();
         let completion = self.lane.ring().completion(ticket);
-        let desk = &self.lane.office.desk;
-        desk.reply(request, self.reply_at, Err(errno), completion);
+        let handler = &self.lane.context.handler;
+        handler.reply(request, self.reply_at, Err(errno), completion);
     }
 }

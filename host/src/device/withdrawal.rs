@@ -4,7 +4,7 @@
 //! a system call in which it is stuck. The guest uses that memory for
 //! something else once the stop or the reset is acknowledged. So the guest's
 //! files are mapped once more for all requests to come, and the mapping that
-//! the others have is taken away, see `guard::withdraw`.
+//! the others have is taken away, see `sigbus::withdraw`.
 //!
 //! Requests of queues that were not stopped use the old mapping as well. Those
 //! that take no longer than [`PATIENCE`] are waited for; others fail with
@@ -19,7 +19,7 @@ use vm_memory::{
     GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
-use super::desk::Desk;
+use super::handler::RequestHandler;
 use super::lane::Lane;
 
 /// How long requests of other queues may still use what is replaced.
@@ -28,16 +28,16 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// Leaves `given_up` threads without the guest's memory, and others with
 /// another mapping of it.
-pub(super) fn withdraw(desk: &Desk, lanes: &[Arc<Lane>], given_up: u32) {
-    let old = desk.memory.memory().into_inner();
+pub(super) fn withdraw(handler: &RequestHandler, lanes: &[Arc<Lane>], given_up: u32) {
+    let old = handler.memory.memory().into_inner();
     let fresh = map_again(&old).unwrap_or_else(|error| {
         tracing::error!(%error, "guest memory cannot be mapped again: its queues stand still");
         GuestMemoryMmap::new()
     });
-    if let Err(error) = desk.watch(&fresh) {
+    if let Err(error) = handler.watch(&fresh) {
         tracing::error!(%error, "guest memory cannot be watched");
     }
-    desk.replace_memory(fresh);
+    handler.replace_memory(fresh);
     lanes.iter().for_each(|lane| lane.ring().pass());
     let deadline = Instant::now() + PATIENCE;
     // One of them is this function's.
@@ -46,7 +46,7 @@ pub(super) fn withdraw(desk: &Desk, lanes: &[Arc<Lane>], given_up: u32) {
         std::thread::sleep(LOOK);
     }
     drop(old);
-    desk.take_back_memory();
+    handler.take_back_memory();
 }
 
 fn map_again(memory: &GuestMemoryMmap) -> io::Result<GuestMemoryMmap> {

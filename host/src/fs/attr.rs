@@ -135,12 +135,12 @@ impl SharedDir {
 }
 
 /// Seconds and nanoseconds since 1970.
-type Birth = (i64, u32);
+type BirthTime = (i64, u32);
 
 impl SharedDir {
     /// Attributes of a node, and when it was born where the host's file system
     /// knows.
-    pub fn statx(&self, nodeid: u64, fh: Option<u64>) -> Result<(Attr, Option<Birth>), Errno> {
+    pub fn statx(&self, nodeid: u64, fh: Option<u64>) -> Result<(Attr, Option<BirthTime>), Errno> {
         // The birth time is one for all that the node has open.
         let attr = self.getattr(nodeid, fh)?;
         let inode = self.inode(nodeid)?;

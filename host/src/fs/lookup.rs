@@ -11,7 +11,7 @@ use rustix::fs::{FileType, Mode, OFlags, ResolveFlags, Statx};
 use rustix::io::Errno;
 
 use super::attr::{key_of, kind_of, stat, stat_at};
-use super::inode::{FileHandle, Identity, Inode, Known, Moment, Mount, NodeFd, Seen};
+use super::inode::{FileHandle, Identity, Inode, Known, Mount, NodeFd, Seen, Timestamp};
 use super::{Entry, Name, SharedDir};
 
 /// How every name is resolved: beneath its parent, through no link of any
@@ -26,13 +26,13 @@ pub(super) struct Found {
     pub(super) fd: OwnedFd,
     pub(super) stat: Statx,
     /// A time at which it was alive.
-    then: Moment,
+    then: Timestamp,
 }
 
 impl Found {
     /// Takes stock of an `O_PATH` descriptor.
     pub(super) fn new(fd: OwnedFd) -> Result<Found, Errno> {
-        let then = Moment::now();
+        let then = Timestamp::now();
         let stat = stat(&fd)?;
         Ok(Found { fd, stat, then })
     }
@@ -63,10 +63,10 @@ impl SharedDir {
     pub(super) fn lookup_in(&self, dir: &Inode, name: Name<'_>) -> Result<Entry, Errno> {
         let fd = dir.fd()?;
         if name.is_component() {
-            if dir.habits().finds_known() && dir.mount().knows_by_number() {
-                let horizon = self.inodes.horizon();
+            if dir.hints().finds_known() && dir.mount().knows_by_number() {
+                let next_id = self.inodes.next_id();
                 let stat = stat_at(&fd, name)?;
-                if let Some(known) = self.inodes.known(dir, &stat, horizon) {
+                if let Some(known) = self.inodes.known(dir, &stat, next_id) {
                     return Ok(self.entry_of(dir, &stat, known));
                 }
             }
@@ -81,7 +81,7 @@ impl SharedDir {
 
     /// By handle and attributes of one name, if they are surely of one inode.
     fn pair(&self, dir: &Inode, fd: &NodeFd<'_>, name: Name<'_>) -> Result<Option<Entry>, Errno> {
-        let then = Moment::now();
+        let then = Timestamp::now();
         let handle = match FileHandle::at(fd.as_fd(), name.as_c_str()) {
             Ok(handle) => handle,
             // No handle, or no longer the kernel of the trial.
@@ -93,7 +93,7 @@ impl SharedDir {
             return Ok(None);
         };
         let known = known?;
-        dir.habits().note_lookup(known.before);
+        dir.hints().note_lookup(known.before);
         Ok(Some(self.entry_of(dir, &stat, known)))
     }
 
@@ -109,7 +109,7 @@ impl SharedDir {
             fd: Some(found.fd),
         };
         let known = self.inodes.bind(dir.session(), seen)?;
-        dir.habits().note_lookup(known.before);
+        dir.hints().note_lookup(known.before);
         Ok(self.entry_of(dir, &found.stat, known))
     }
 
@@ -120,7 +120,7 @@ impl SharedDir {
         name: Name<'_>,
         file: &OwnedFd,
     ) -> Result<Entry, Errno> {
-        let then = Moment::now();
+        let then = Timestamp::now();
         let stat = stat(file)?;
         let Some(handle) = dir.mount().handle_of(file)? else {
             let node = self.proc.reopen(file, OFlags::PATH)?;

@@ -86,7 +86,7 @@ impl SharedDir {
         // One call where the new name is free, which it mostly is where it was
         // the last time.
         let mut refused = false;
-        if to.mount().renames_to_free() && !to.habits().replaces() {
+        if to.mount().renames_to_free() && !to.hints().replaces() {
             match rename(RenameFlags::NOREPLACE) {
                 Err(Errno::EXIST) => {}
                 // Of a file system without flags, if it goes without.
@@ -95,7 +95,7 @@ impl SharedDir {
             }
         }
         let victim = victim(&to, &to_fd, new_name);
-        to.habits().note_rename(victim.is_some());
+        to.hints().note_rename(victim.is_some());
         let done = self.keeping(&to, victim, || rename(flags));
         if refused && done.is_ok() {
             to.mount().note_no_flags();

@@ -27,7 +27,7 @@ use vm_memory::{
 use zerocopy::{FromBytes, IntoBytes};
 
 use crate::fs::Readiness;
-use crate::guard;
+use crate::sigbus;
 
 use super::{Pace, bounce};
 
@@ -166,7 +166,7 @@ impl<'m> Segments<'m> {
     /// Answers the bytes copied; `EFAULT` if some were not there.
     fn copy_out(&self, offset: usize, buf: &mut [u8]) -> Result<usize, Errno> {
         let mut done = 0;
-        let faults = guard::faults();
+        let faults = sigbus::faults();
         for piece in self.pieces(offset, buf.len()) {
             done += piece.copy_to(&mut buf[done..]);
         }
@@ -177,7 +177,7 @@ impl<'m> Segments<'m> {
     /// `EFAULT` if some bytes had no place.
     fn copy_in(&self, offset: usize, bytes: &[u8]) -> Result<(), Errno> {
         let mut done = 0;
-        let faults = guard::faults();
+        let faults = sigbus::faults();
         for piece in self.pieces(offset, bytes.len()) {
             piece.copy_from(&bytes[done..]);
             done += piece.len();
@@ -238,7 +238,7 @@ impl<'m> Segments<'m> {
 
 /// `EFAULT` if guest memory has vanished under this thread since.
 fn no_more_than(faults: u64) -> Result<(), Errno> {
-    match guard::faults() == faults {
+    match sigbus::faults() == faults {
         true => Ok(()),
         false => Err(Errno::FAULT),
     }

@@ -9,7 +9,7 @@ use daxwindow_shared::fuse::OutHeader;
 use rustix::io::Errno;
 use zerocopy::{Immutable, IntoBytes};
 
-use crate::guard;
+use crate::sigbus;
 
 use super::chain::{Waits, Writer};
 
@@ -78,7 +78,7 @@ impl<'m> Reply<'m> {
         };
         if result == Err(Errno::FAULT) {
             // Zeros in the header's place would take it without a word.
-            guard::mend();
+            sigbus::remap();
         }
         match self.writer.write_at(0, header.as_bytes()) {
             Ok(()) => header.len,

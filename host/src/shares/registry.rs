@@ -10,7 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use tracing::Span;
 
 use crate::config::Config;
-use crate::device::seat::Next;
+use crate::device::client_slot::Next;
 
 use super::name::ShareName;
 use super::share::{NewShare, Share, ShareError};

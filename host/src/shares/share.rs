@@ -13,7 +13,7 @@ use tracing::Span;
 
 use crate::config::Config;
 use crate::dax::{Dax, DaxMode};
-use crate::device::seat::{Next, Seat};
+use crate::device::client_slot::{ClientSlot, Next};
 use crate::device::serve::{ServeError, serve};
 use crate::fs::SharedDir;
 use crate::listen::Stop;
@@ -98,7 +98,7 @@ pub struct About {
 pub struct Share {
     about: About,
     server: Arc<Server>,
-    seat: Arc<Seat>,
+    slot: Arc<ClientSlot>,
     stop: Stop,
     span: Span,
     pub(super) thread: Mutex<Option<JoinHandle<()>>>,
@@ -133,7 +133,7 @@ impl Share {
         let share = Share {
             about,
             server: Arc::new(server),
-            seat: Arc::default(),
+            slot: Arc::default(),
             stop,
             span,
             thread: Mutex::default(),
@@ -153,20 +153,20 @@ impl Share {
 
     /// Has `observer` called whenever a guest comes or goes.
     pub(super) fn observe(&self, observer: impl Fn() -> Next + Send + Sync + 'static) {
-        self.seat.observe(observer);
+        self.slot.observe(observer);
     }
 
     /// Whether a guest is connected.
     pub fn in_use(&self) -> bool {
-        self.seat.is_taken()
+        self.slot.is_taken()
     }
 
     /// Lets nobody in any more and ends the service; false, and nothing
     /// happens, if a guest is connected and there is no `force`.
     pub(super) fn close(&self, force: bool) -> bool {
         let closed = match force {
-            true => self.seat.close(),
-            false => self.seat.close_if_free(),
+            true => self.slot.close(),
+            false => self.slot.close_if_free(),
         };
         if closed {
             self.stop.request();
@@ -180,11 +180,11 @@ impl Share {
     }
 
     /// Serves one client after the other until it is closed. What fails
-    /// meanwhile, this daemon's own defects among it, costs the guest its
+    /// meanwhile, this daemon's own internal errors among it, costs the guest its
     /// session, and is tried again.
     pub(super) fn run(&self, config: &Config, socket: &Socket) {
         let _in_span = self.span.enter();
-        self.keep_on(|| serve(&self.server, config.device, socket, &self.stop, &self.seat));
+        self.keep_on(|| serve(&self.server, config.device, socket, &self.stop, &self.slot));
     }
 
     fn keep_on(&self, mut serve: impl FnMut() -> Result<(), ServeError>) {
@@ -193,13 +193,15 @@ impl Share {
                 Ok(Ok(())) => return,
                 Ok(Err(error)) => tracing::error!(%error, "the share is not served for a moment"),
                 Err(_) => {
-                    tracing::error!("the share's guest was dropped by a defect of this daemon")
+                    tracing::error!(
+                        "the share's guest was dropped by an internal error of this daemon"
+                    )
                 }
             }
             self.server.dax().set_front_end(None);
             self.server.reset();
             self.server.set_client(false);
-            self.seat.leave();
+            self.slot.leave();
             if self.stop.within(PAUSE) {
                 return;
             }

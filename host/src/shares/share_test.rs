@@ -33,7 +33,7 @@ fn a_panic_and_a_failure_cost_a_moment_and_not_the_share() {
     let share = share(dir.path());
     let rounds = AtomicU32::new(0);
     share.keep_on(|| {
-        assert!(share.seat.take(), "the last guest has left");
+        assert!(share.slot.take(), "the last guest has left");
         match rounds.fetch_add(1, Ordering::SeqCst) {
             0 => panic!("a defect, for this test"),
             1 => Err(ServeError::Io {

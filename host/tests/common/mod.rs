@@ -322,7 +322,10 @@ impl Drop for Daemon {
             assert!(status.success(), "{status}:\n{}", self.log());
         }
         let log = self.log();
-        assert!(!log.contains("panicked"), "the daemon has a defect:\n{log}");
+        assert!(
+            !log.contains("panicked"),
+            "the daemon has an internal error:\n{log}"
+        );
     }
 }
 

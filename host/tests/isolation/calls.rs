@@ -88,7 +88,7 @@ fn with_log_and_none_it_is_made() {
     }
 }
 
-/// A request that meets a defect of the daemon costs that request alone, also
+/// A request that meets an internal error of the daemon costs that request alone, also
 /// where the environment asks for a walk of the stack.
 #[test]
 fn a_panic_is_logged_and_survived() {

@@ -116,7 +116,7 @@ fn a_share_is_plugged_and_pulled_in_a_vm_in_the_background() {
     stays.assert_whole();
     let log = daemon.log();
     assert!(
-        !log.contains("panicked") && !log.contains("defect"),
+        !log.contains("panicked") && !log.contains("internal error"),
         "{log}"
     );
     // It may be gone before it answers.

@@ -178,7 +178,7 @@ fn assert_quiet(vm: &Vm, shares: usize) {
     assert_eq!(vm.kernel_warnings(), Vec::<String>::new());
     for share in 0..shares {
         let log = vm.daemon_log(share);
-        let is_quiet = !log.contains("panicked") && !log.contains("defect");
+        let is_quiet = !log.contains("panicked") && !log.contains("internal error");
         assert!(is_quiet, "{share}: {log}");
     }
 }

@@ -154,47 +154,47 @@ pub(super) fn unpacked(device: u32) -> (u32, u32) {
 /// When an inode was created, in nanoseconds since 1970; none if the file
 /// system does not say, or is not to be believed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::fs) struct Birth(u64);
+pub(in crate::fs) struct BirthTime(u64);
 
-impl Birth {
-    pub(in crate::fs) const UNKNOWN: Birth = Birth(0);
+impl BirthTime {
+    pub(in crate::fs) const UNKNOWN: BirthTime = BirthTime(0);
 
-    pub(super) fn of(stat: &Statx) -> Birth {
+    pub(super) fn of(stat: &Statx) -> BirthTime {
         let time = stat.stx_btime;
         let ns = u64::try_from(time.tv_sec)
             .ok()
             .and_then(|sec| sec.checked_mul(1_000_000_000))
             .and_then(|ns| ns.checked_add(time.tv_nsec.into()));
         match ns {
-            Some(ns) if stat.stx_mask & HAS_BIRTH != 0 => Birth(ns),
-            _ => Birth::UNKNOWN,
+            Some(ns) if stat.stx_mask & HAS_BIRTH != 0 => BirthTime(ns),
+            _ => BirthTime::UNKNOWN,
         }
     }
 
     pub(super) fn is_known(self) -> bool {
-        self != Birth::UNKNOWN
+        self != BirthTime::UNKNOWN
     }
 
     /// Whether an inode that was alive at `then` can be told by its birth from
     /// all that have its number later.
-    pub(super) fn is_settled(self, then: Moment) -> bool {
+    pub(super) fn is_stable(self, then: Timestamp) -> bool {
         self.is_known() && self.0.checked_add(SETTLING_NS).is_some_and(|t| t <= then.0)
     }
 }
 
 /// A time on the clock that file systems use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(in crate::fs) struct Moment(u64);
+pub(in crate::fs) struct Timestamp(u64);
 
-impl Moment {
-    pub(in crate::fs) fn now() -> Moment {
+impl Timestamp {
+    pub(in crate::fs) fn now() -> Timestamp {
         let time = clock_gettime(ClockId::RealtimeCoarse);
         let ns = u64::try_from(time.tv_sec)
             .ok()
             .and_then(|sec| sec.checked_mul(1_000_000_000))
             .and_then(|ns| ns.checked_add(u64::try_from(time.tv_nsec).ok()?));
         // A clock that makes no sense settles nothing.
-        Moment(ns.unwrap_or(0))
+        Timestamp(ns.unwrap_or(0))
     }
 }
 
@@ -240,12 +240,12 @@ mod tests {
 
     #[test]
     fn a_birth_settles_after_two_seconds() {
-        let birth = Birth(1_000_000_000);
-        assert!(!birth.is_settled(Moment(1_000_000_000)));
-        assert!(!birth.is_settled(Moment(2_999_999_999)));
-        assert!(birth.is_settled(Moment(3_000_000_000)));
-        assert!(!Birth::UNKNOWN.is_settled(Moment(u64::MAX)));
-        assert!(!Birth(u64::MAX).is_settled(Moment(u64::MAX)));
-        assert!(Moment::now().0 > 1_700_000_000_000_000_000);
+        let birth = BirthTime(1_000_000_000);
+        assert!(!birth.is_stable(Timestamp(1_000_000_000)));
+        assert!(!birth.is_stable(Timestamp(2_999_999_999)));
+        assert!(birth.is_stable(Timestamp(3_000_000_000)));
+        assert!(!BirthTime::UNKNOWN.is_stable(Timestamp(u64::MAX)));
+        assert!(!BirthTime(u64::MAX).is_stable(Timestamp(u64::MAX)));
+        assert!(Timestamp::now().0 > 1_700_000_000_000_000_000);
     }
 }

@@ -7,12 +7,12 @@ use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::dax_once::DaxOnce;
-use super::identity::Birth;
+use super::identity::BirthTime;
 use super::slots::Slots;
 
 /// An inode's number, and where it is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct Spot {
+pub(super) struct InodeKey {
     pub(super) ino: u64,
     /// The number of its mount and device among those of this guest.
     pub(super) mount: u16,
@@ -23,13 +23,13 @@ pub(super) struct Spot {
 #[repr(align(32))]
 pub(super) struct Entry {
     ino: u64,
-    birth: Birth,
+    birth: BirthTime,
     id: NonZeroU64,
     /// Zero for a node that is dying, `UNCOUNTED` for one that stays.
     lookups: AtomicU32,
     mount: u16,
-    /// Seen alive when its birth had settled.
-    settled: AtomicBool,
+    /// Seen alive when its time of birth was stable.
+    stable: AtomicBool,
     /// What the node has been decided to be, as soon as it is known here.
     pub(super) dax: DaxOnce,
 }
@@ -43,18 +43,18 @@ impl Entry {
     /// Of a node that has been looked up once.
     pub(super) fn new(
         id: NonZeroU64,
-        spot: Spot,
-        birth: Birth,
-        settled: bool,
+        inode_key: InodeKey,
+        birth: BirthTime,
+        stable: bool,
         dax: DaxOnce,
     ) -> Entry {
         Entry {
-            ino: spot.ino,
+            ino: inode_key.ino,
             birth,
             id,
             lookups: AtomicU32::new(1),
-            mount: spot.mount,
-            settled: AtomicBool::new(settled),
+            mount: inode_key.mount,
+            stable: AtomicBool::new(stable),
             dax,
         }
     }
@@ -63,16 +63,16 @@ impl Entry {
         self.id.get()
     }
 
-    pub(super) fn birth(&self) -> Birth {
+    pub(super) fn birth(&self) -> BirthTime {
         self.birth
     }
 
-    pub(super) fn is_settled(&self) -> bool {
-        self.settled.load(Ordering::Relaxed)
+    pub(super) fn is_stable(&self) -> bool {
+        self.stable.load(Ordering::Relaxed)
     }
 
     pub(super) fn settle(&self) {
-        self.settled.store(true, Ordering::Relaxed);
+        self.stable.store(true, Ordering::Relaxed);
     }
 
     /// Counts one more lookup, unless the node is dying.
@@ -94,15 +94,15 @@ impl Entry {
             .is_ok_and(|before| before <= count)
     }
 
-    fn spot(&self) -> Spot {
-        Spot {
+    fn inode_key(&self) -> InodeKey {
+        InodeKey {
             ino: self.ino,
             mount: self.mount,
         }
     }
 }
 
-/// Entries by spot; a spot may have several.
+/// Entries by key; a key may have several.
 #[derive(Debug)]
 pub(super) struct Index(Slots<Entry>);
 
@@ -122,13 +122,16 @@ impl Index {
         self.0.heap_bytes()
     }
 
-    /// The entries of a spot.
-    pub(super) fn at(&self, hash: u64, spot: Spot) -> impl Iterator<Item = &Entry> {
-        self.0.run(hash).filter(move |entry| entry.spot() == spot)
+    /// The entries of a key.
+    pub(super) fn at(&self, hash: u64, inode_key: InodeKey) -> impl Iterator<Item = &Entry> {
+        self.0
+            .run(hash)
+            .filter(move |entry| entry.inode_key() == inode_key)
     }
 
-    pub(super) fn insert(&mut self, hash: u64, entry: Entry, hash_of: impl Fn(&Spot) -> u64) {
-        self.0.insert(hash, entry, |entry| hash_of(&entry.spot()));
+    pub(super) fn insert(&mut self, hash: u64, entry: Entry, hash_of: impl Fn(&InodeKey) -> u64) {
+        self.0
+            .insert(hash, entry, |entry| hash_of(&entry.inode_key()));
     }
 
     /// Takes out the entry of node `id`.
@@ -136,10 +139,11 @@ impl Index {
         &mut self,
         hash: u64,
         id: u64,
-        hash_of: impl Fn(&Spot) -> u64,
+        hash_of: impl Fn(&InodeKey) -> u64,
     ) -> Option<Entry> {
         let is_it = |entry: &Entry| entry.id() == id;
-        self.0.remove(hash, is_it, |entry| hash_of(&entry.spot()))
+        self.0
+            .remove(hash, is_it, |entry| hash_of(&entry.inode_key()))
     }
 }
 
@@ -150,10 +154,10 @@ mod tests {
     use super::*;
 
     fn entry(id: u64, ino: u64) -> Entry {
-        let spot = Spot { ino, mount: 1 };
+        let inode_key = InodeKey { ino, mount: 1 };
         let dax = DaxOnce::new(FileType::RegularFile);
         let id = NonZeroU64::new(id).expect("an id");
-        Entry::new(id, spot, Birth::UNKNOWN, false, dax)
+        Entry::new(id, inode_key, BirthTime::UNKNOWN, false, dax)
     }
 
     #[test]
@@ -166,16 +170,26 @@ mod tests {
     fn entries_of_a_spot_are_found_and_no_others() {
         let mut index = Index::new(0);
         // All at one place of the table.
-        let hash = |_: &Spot| 0;
+        let hash = |_: &InodeKey| 0;
         for (id, ino) in [(2, 10), (3, 11), (4, 10)] {
             index.insert(0, entry(id, ino), hash);
         }
-        let spot = entry(9, 10).spot();
-        let ids = |index: &Index, spot| index.at(0, spot).map(Entry::id).collect::<Vec<_>>();
-        assert_eq!(ids(&index, spot), [2, 4]);
-        assert_eq!(ids(&index, Spot { mount: 2, ..spot }), [0; 0]);
+        let inode_key = entry(9, 10).inode_key();
+        let ids =
+            |index: &Index, inode_key| index.at(0, inode_key).map(Entry::id).collect::<Vec<_>>();
+        assert_eq!(ids(&index, inode_key), [2, 4]);
+        assert_eq!(
+            ids(
+                &index,
+                InodeKey {
+                    mount: 2,
+                    ..inode_key
+                }
+            ),
+            [0; 0]
+        );
         assert_eq!(index.remove(0, 2, hash).map(|entry| entry.id()), Some(2));
-        assert_eq!(ids(&index, spot), [4]);
+        assert_eq!(ids(&index, inode_key), [4]);
     }
 
     #[test]

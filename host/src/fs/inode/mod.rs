@@ -12,7 +12,7 @@
 //! | `descriptors` | the bounded number of descriptors of nodes |
 //! | `usage` | what all that costs |
 //! | `ids`, `slots` | maps by id, and the hash table below all |
-//! | `dax_once`, `habits` | a decision; a guess at what to try first |
+//! | `dax_once`, `lookup_hints` | a decision; a guess at what to try first |
 //! | `sys` | system calls |
 //!
 //! A node is found again either by a handle, and has a descriptor only while
@@ -23,10 +23,10 @@
 mod dax_once;
 mod descriptors;
 mod file_handle;
-mod habits;
 mod identity;
 mod ids;
 mod index;
+mod lookup_hints;
 mod mount;
 mod slots;
 mod sys;
@@ -44,13 +44,13 @@ use super::attr;
 use crate::budget::Unit;
 use dax_once::DaxOnce;
 use descriptors::Ticket;
-use habits::Habits;
-use identity::{Birth, unpacked};
-use index::Spot;
+use identity::{BirthTime, unpacked};
+use index::InodeKey;
+use lookup_hints::LookupHints;
 
 pub(super) use file_handle::FileHandle;
 pub use identity::HostInode;
-pub(super) use identity::{Identity, Key, Moment};
+pub(super) use identity::{Identity, Key, Timestamp};
 pub(super) use ids::IdShards;
 pub(super) use mount::{Mount, OpenThere};
 pub(super) use sys::{change_mode, start_write_back};
@@ -72,7 +72,7 @@ pub(super) struct Inode {
     ino: u64,
     mount: Arc<Mount>,
     dax: DaxOnce,
-    habits: Habits,
+    hints: LookupHints,
     stored: AtomicBool,
     copied: AtomicBool,
     kind: FileType,
@@ -139,8 +139,8 @@ impl Inode {
         &self.mount
     }
 
-    fn spot(&self) -> Spot {
-        Spot {
+    fn inode_key(&self) -> InodeKey {
+        InodeKey {
             ino: self.ino,
             mount: self.mount.number(),
         }
@@ -209,8 +209,8 @@ impl Inode {
     }
 
     /// Of a directory: what went on in it the last time.
-    pub(super) fn habits(&self) -> &Habits {
-        &self.habits
+    pub(super) fn hints(&self) -> &LookupHints {
+        &self.hints
     }
 
     /// Whether the guest ever asked for a range of the window to store into.
@@ -262,7 +262,7 @@ impl Inode {
         attr::key_of(&stat) == attr::key_of(other)
             && attr::kind_of(&stat) == attr::kind_of(other)
             && stat.stx_nlink > 0
-            && Birth::of(&stat) == Birth::of(other)
+            && BirthTime::of(&stat) == BirthTime::of(other)
     }
 
     fn is_pinned(&self) -> bool {

@@ -17,7 +17,7 @@ use rustix::io::Errno;
 
 use super::descriptors::{Descriptors, Ticket};
 use super::file_handle::{FileHandle, magic};
-use super::identity::{Birth, Identity, Key, Numbers, packed};
+use super::identity::{BirthTime, Identity, Key, Numbers, packed};
 use pin::{MountPin, Pin};
 
 pub(in crate::fs) use pin::OpenThere;
@@ -269,10 +269,12 @@ impl Mount {
     }
 
     /// When an inode here was created, if that helps to tell it from others.
-    pub(super) fn birth(&self, stat: &Statx) -> Birth {
+    pub(super) fn birth(&self, stat: &Statx) -> BirthTime {
         match &self.by_handle {
-            Some(way) if way.device == self.device && BIRTHS.contains(&self.fs) => Birth::of(stat),
-            _ => Birth::UNKNOWN,
+            Some(way) if way.device == self.device && BIRTHS.contains(&self.fs) => {
+                BirthTime::of(stat)
+            }
+            _ => BirthTime::UNKNOWN,
         }
     }
 

@@ -29,10 +29,10 @@ use super::super::InodeFileHandles;
 use super::super::attr;
 use super::dax_once::DaxOnce;
 use super::descriptors::{Descriptors, Ticket};
-use super::habits::Habits;
-use super::identity::{Birth, Identity, Key};
+use super::identity::{BirthTime, Identity, Key};
 use super::ids::{IdShards, SHARDS};
-use super::index::{Entry, Index, Spot};
+use super::index::{Entry, Index, InodeKey};
+use super::lookup_hints::LookupHints;
 use super::mount::{Mount, MountTable};
 use super::{Held, Inode, sys};
 use crate::budget::Budget;
@@ -149,23 +149,23 @@ impl InodeTable {
 
     /// An id above that of every node there is. A node below it was there
     /// before whatever is looked at from here on.
-    pub(in crate::fs) fn horizon(&self) -> u64 {
+    pub(in crate::fs) fn next_id(&self) -> u64 {
         self.next_id.load(Ordering::Acquire)
     }
 
     /// The node of an inode at which somebody looked by name, with one lookup
     /// more on its count, if it surely is that inode's: see `identity`.
-    /// `horizon` was asked before the look.
-    pub(in crate::fs) fn known(&self, dir: &Inode, stat: &Statx, horizon: u64) -> Option<Known> {
+    /// `next_id` was asked before the look.
+    pub(in crate::fs) fn known(&self, dir: &Inode, stat: &Statx, next_id: u64) -> Option<Known> {
         let key = attr::key_of(stat);
-        let spot = self.spot_from(dir, &key)?;
+        let inode_key = self.spot_from(dir, &key)?;
         let birth = match dir.mount.has(&key) {
             true => dir.mount.birth(stat),
-            false => Birth::UNKNOWN,
+            false => BirthTime::UNKNOWN,
         };
-        self.retain_if(dir.session, spot, |entry| {
-            entry.id() < horizon
-                && (entry.is_settled() && birth.is_known() && entry.birth() == birth
+        self.retain_if(dir.session, inode_key, |entry| {
+            entry.id() < next_id
+                && (entry.is_stable() && birth.is_known() && entry.birth() == birth
                     || self.is_node(entry, |inode| inode.is_pinned_as(stat)))
         })
     }
@@ -181,25 +181,27 @@ impl InodeTable {
         if !inode.is_still(stat) {
             return None;
         }
-        self.retain_if(dir.session, inode.spot(), |entry| entry.id() == inode.id)
+        self.retain_if(dir.session, inode.inode_key(), |entry| {
+            entry.id() == inode.id
+        })
     }
 
     /// A node that may be the one of this inode, to keep it while a name of
     /// it is taken away.
     pub(in crate::fs) fn candidates(&self, dir: &Inode, stat: &Statx) -> Vec<Arc<Inode>> {
         let key = attr::key_of(stat);
-        let Some(spot) = self.spot_from(dir, &key) else {
+        let Some(inode_key) = self.spot_from(dir, &key) else {
             return Vec::new();
         };
-        let mut nodes = self.at(spot);
+        let mut nodes = self.at(inode_key);
         nodes.retain(|inode| inode.session == dir.session);
         nodes
     }
 
-    fn at(&self, spot: Spot) -> Vec<Arc<Inode>> {
-        let hash = self.hash(&spot);
+    fn at(&self, inode_key: InodeKey) -> Vec<Arc<Inode>> {
+        let hash = self.hash(&inode_key);
         let shard = self.shard(hash).read();
-        let nodes = shard.at(hash, spot);
+        let nodes = shard.at(hash, inode_key);
         nodes.filter_map(|entry| self.get(entry.id())).collect()
     }
 
@@ -213,9 +215,9 @@ impl InodeTable {
         if !self.is_entry(&inode, |entry| entry.release(count)) {
             return;
         }
-        let hash = self.hash(&inode.spot());
+        let hash = self.hash(&inode.inode_key());
         let mut shard = self.shard(hash).write();
-        shard.remove(hash, id, |spot| self.hash(spot));
+        shard.remove(hash, id, |inode_key| self.hash(inode_key));
         drop(shard);
         let gone = self.by_id.of(id).write().remove(id);
         // No lock is held while it closes.
@@ -283,7 +285,7 @@ impl InodeTable {
             cached: Ticket::default(),
             kind: FileType::Directory,
             dax: DaxOnce::new(FileType::Directory),
-            habits: Habits::default(),
+            hints: LookupHints::default(),
             stored: AtomicBool::new(false),
             copied: AtomicBool::new(false),
             _unit: None,
@@ -292,20 +294,20 @@ impl InodeTable {
         shard.insert(ROOT_ID, Arc::new(root));
     }
 
-    fn hash(&self, spot: &Spot) -> u64 {
-        self.hasher.hash_one(spot)
+    fn hash(&self, inode_key: &InodeKey) -> u64 {
+        self.hasher.hash_one(inode_key)
     }
 
     /// Where an inode with this key is one, that was found in `dir`: on its
     /// mount, mostly. None if no node is on the inode's.
-    fn spot_from(&self, dir: &Inode, key: &Key) -> Option<Spot> {
+    fn spot_from(&self, dir: &Inode, key: &Key) -> Option<InodeKey> {
         match dir.mount.has(key) {
             true => Some(spot_of(key, &dir.mount)),
             false => Some(spot_of(key, &*self.mounts.known(key)?)),
         }
     }
 
-    /// The shard of a spot with this hash.
+    /// The shard of a key with this hash.
     fn shard(&self, hash: u64) -> &RwLock<Index> {
         // Bits that the index itself does not use; the remainder is below the
         // number of shards.
@@ -325,23 +327,28 @@ impl InodeTable {
     /// Whether it is true of a node's entry. The root and a node that is gone
     /// have none.
     fn is_entry(&self, inode: &Inode, is: impl Fn(&Entry) -> bool) -> bool {
-        let spot = inode.spot();
-        let hash = self.hash(&spot);
+        let inode_key = inode.inode_key();
+        let hash = self.hash(&inode_key);
         let shard = self.shard(hash).read();
         shard
-            .at(hash, spot)
+            .at(hash, inode_key)
             .find(|entry| entry.id() == inode.id)
             .is_some_and(is)
     }
 
-    fn retain_if(&self, session: u64, spot: Spot, is_it: impl Fn(&Entry) -> bool) -> Option<Known> {
-        let hash = self.hash(&spot);
+    fn retain_if(
+        &self,
+        session: u64,
+        inode_key: InodeKey,
+        is_it: impl Fn(&Entry) -> bool,
+    ) -> Option<Known> {
+        let hash = self.hash(&inode_key);
         let shard = self.shard(hash).read();
         // Under the lock that `clear` needs: all that is found is of now.
         if self.session.load(Ordering::Acquire) != session {
             return None;
         }
-        retain_in(&shard, hash, spot, is_it)
+        retain_in(&shard, hash, inode_key, is_it)
     }
 }
 
@@ -357,8 +364,8 @@ fn first_id() -> u64 {
 }
 
 /// Where an inode with this key is one, on its mount.
-fn spot_of(key: &Key, mount: &Mount) -> Spot {
-    Spot {
+fn spot_of(key: &Key, mount: &Mount) -> InodeKey {
+    InodeKey {
         ino: key.ino,
         mount: mount.number(),
     }
@@ -367,11 +374,11 @@ fn spot_of(key: &Key, mount: &Mount) -> Spot {
 fn retain_in(
     shard: &Index,
     hash: u64,
-    spot: Spot,
+    inode_key: InodeKey,
     is_it: impl Fn(&Entry) -> bool,
 ) -> Option<Known> {
     let entry = shard
-        .at(hash, spot)
+        .at(hash, inode_key)
         .find(|entry| is_it(entry) && entry.retain())?;
     Some(Known {
         id: entry.id(),

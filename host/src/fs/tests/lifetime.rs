@@ -10,7 +10,7 @@ use rustix::fs::{CWD, OFlags};
 use rustix::io::Errno;
 
 use super::super::attr;
-use super::super::inode::{InodeTable, Moment, NodeLimits, Seen};
+use super::super::inode::{InodeTable, NodeLimits, Seen, Timestamp};
 use super::*;
 use crate::procfd::ProcFd;
 
@@ -312,7 +312,7 @@ proptest! {
             table.bind(session, Seen {
                 mount: root.mount(),
                 stat: &stat,
-                then: Moment::now(),
+                then: Timestamp::now(),
                 identity: root.mount().identity_of(&fd, &stat, (ROOT_ID, c"")).unwrap(),
                 fd: Some(fd),
             })

@@ -12,9 +12,9 @@ use super::super::super::attr;
 use super::super::dax_once::DaxOnce;
 use super::super::descriptors::Ticket;
 use super::super::file_handle::FileHandle;
-use super::super::habits::Habits;
-use super::super::identity::{Birth, Identity, Moment, Numbers};
-use super::super::index::{Entry, Spot};
+use super::super::identity::{BirthTime, Identity, Numbers, Timestamp};
+use super::super::index::{Entry, InodeKey};
+use super::super::lookup_hints::LookupHints;
 use super::super::mount::Mount;
 use super::super::{Held, Inode};
 use super::{InodeTable, Known, retain_in, spot_of};
@@ -25,7 +25,7 @@ pub(in crate::fs) struct Seen<'a> {
     pub(in crate::fs) mount: &'a Arc<Mount>,
     pub(in crate::fs) stat: &'a Statx,
     /// A time when the inode was alive, before it was looked at.
-    pub(in crate::fs) then: Moment,
+    pub(in crate::fs) then: Timestamp,
     /// What to know it by.
     pub(in crate::fs) identity: Identity,
     /// An `O_PATH` descriptor of it, without which it needs a handle that
@@ -34,7 +34,7 @@ pub(in crate::fs) struct Seen<'a> {
 }
 
 impl Seen<'_> {
-    fn birth(&self) -> Birth {
+    fn birth(&self) -> BirthTime {
         self.mount.birth(self.stat)
     }
 }
@@ -46,7 +46,7 @@ impl InodeTable {
     pub(in crate::fs) fn bind_pair(
         &self,
         dir: &Inode,
-        then: Moment,
+        then: Timestamp,
         (handle, mount): (FileHandle, u64),
         stat: &Statx,
     ) -> Option<Result<Known, Errno>> {
@@ -55,13 +55,13 @@ impl InodeTable {
             return None;
         }
         let birth = dir.mount.birth(stat);
-        let settled = birth.is_settled(then);
+        let stable = birth.is_stable(then);
         // A node's own handle says that the name was its inode's, and the
         // number that it still is.
         let same = |entry: &Entry| {
             let has_handle = |inode: &Inode| inode.identity.handle() == Some(&handle);
             let same = entry.birth() == birth && self.is_node(entry, has_handle);
-            if same && settled {
+            if same && stable {
                 entry.settle();
             }
             same
@@ -71,7 +71,7 @@ impl InodeTable {
         }
         // Who has this number now was born before the handle was taken, so the
         // handle, which is of this number too, is its own.
-        let is_pair = settled && dir.mount.ino_in(&handle) == Some(key.ino);
+        let is_pair = stable && dir.mount.ino_in(&handle) == Some(key.ino);
         is_pair.then(|| {
             self.bind(
                 dir.session,
@@ -90,22 +90,22 @@ impl InodeTable {
     /// `session` is that of the directory. Errors: `ENFILE` over budget,
     /// `ESTALE` when a reset came between.
     pub(in crate::fs) fn bind(&self, session: u64, seen: Seen<'_>) -> Result<Known, Errno> {
-        let spot = spot_of(&attr::key_of(seen.stat), seen.mount);
-        let settled = seen.birth().is_settled(seen.then);
-        let gone = self.gone(spot, &seen);
+        let inode_key = spot_of(&attr::key_of(seen.stat), seen.mount);
+        let stable = seen.birth().is_stable(seen.then);
+        let gone = self.gone(inode_key, &seen);
         let numbers = seen.mount.numbers();
         let identity = seen.identity.clone();
         let same = |entry: &Entry| {
             let agrees = |inode: &Inode| inode.identity.agrees(&identity, numbers);
             let same = self.is_node(entry, agrees) && !gone.contains(&entry.id());
-            if same && settled {
+            if same && stable {
                 entry.settle();
             }
             same
         };
-        match self.retain_if(session, spot, same) {
+        match self.retain_if(session, inode_key, same) {
             Some(known) => Ok(known),
-            None => self.bind_new(session, spot, seen, same),
+            None => self.bind_new(session, inode_key, seen, same),
         }
     }
 
@@ -113,19 +113,19 @@ impl InodeTable {
     fn bind_new(
         &self,
         session: u64,
-        spot: Spot,
+        inode_key: InodeKey,
         mut seen: Seen<'_>,
         same: impl Fn(&Entry) -> bool,
     ) -> Result<Known, Errno> {
         let unit = self.budget.take_one();
         let held = held_by(&mut seen)?;
-        let hash = self.hash(&spot);
+        let hash = self.hash(&inode_key);
         let mut shard = self.shard(hash).write();
         // Under the lock that `clear` needs: what is added now, it will find.
         if self.session.load(Ordering::Acquire) != session {
             return Err(Errno::STALE);
         }
-        if let Some(known) = retain_in(&shard, hash, spot, same) {
+        if let Some(known) = retain_in(&shard, hash, inode_key, same) {
             return Ok(known);
         }
         let unit = Some(unit.ok_or(Errno::NFILE)?);
@@ -135,10 +135,10 @@ impl InodeTable {
         let some_id = NonZeroU64::new(id).ok_or(Errno::NFILE)?;
         let kind = attr::kind_of(seen.stat);
         let birth = seen.birth();
-        let settled = birth.is_settled(seen.then);
+        let stable = birth.is_stable(seen.then);
         let inode = Arc::new(Inode {
             id,
-            ino: spot.ino,
+            ino: inode_key.ino,
             session,
             mount: Arc::clone(seen.mount),
             identity: seen.identity,
@@ -146,14 +146,14 @@ impl InodeTable {
             cached: Ticket::default(),
             kind,
             dax: DaxOnce::new(kind),
-            habits: Habits::default(),
+            hints: LookupHints::default(),
             stored: AtomicBool::new(false),
             copied: AtomicBool::new(false),
             _unit: unit,
         });
         self.by_id.of(id).write().insert(id, Arc::clone(&inode));
-        let entry = Entry::new(some_id, spot, birth, settled, DaxOnce::new(kind));
-        shard.insert(hash, entry, |spot| self.hash(spot));
+        let entry = Entry::new(some_id, inode_key, birth, stable, DaxOnce::new(kind));
+        shard.insert(hash, entry, |inode_key| self.hash(inode_key));
         drop(shard);
         if let Some(fd) = seen.fd {
             inode.mount.cache(id, &inode.cached, &Arc::new(fd));
@@ -168,12 +168,12 @@ impl InodeTable {
     /// Nodes there that cannot be of an inode just found, where nothing but
     /// the number tells and the number may be in use again: those whose inode
     /// has ended.
-    fn gone(&self, spot: Spot, seen: &Seen<'_>) -> Vec<u64> {
+    fn gone(&self, inode_key: InodeKey, seen: &Seen<'_>) -> Vec<u64> {
         let numbers = seen.mount.numbers();
         if numbers != Numbers::Unreliable || seen.identity != Identity::Number {
             return Vec::new();
         }
-        let mut nodes = self.at(spot);
+        let mut nodes = self.at(inode_key);
         nodes.retain(|inode| !inode.is_still(seen.stat));
         nodes.iter().map(|inode| inode.id).collect()
     }

@@ -10,9 +10,9 @@ const REPLACES: u8 = 2;
 
 /// One directory's. One byte, since every node has it.
 #[derive(Debug, Default)]
-pub(in crate::fs) struct Habits(AtomicU8);
+pub(in crate::fs) struct LookupHints(AtomicU8);
 
-impl Habits {
+impl LookupHints {
     /// Whether a name looked up is likely to be known.
     pub(in crate::fs) fn finds_known(&self) -> bool {
         self.has(FINDS_KNOWN)
@@ -53,11 +53,11 @@ mod tests {
 
     #[test]
     fn one_habit_says_nothing_of_the_other() {
-        let habits = Habits::default();
+        let hints = LookupHints::default();
         for (known, replaced) in [(true, false), (true, true), (false, true), (false, false)] {
-            habits.note_lookup(known);
-            habits.note_rename(replaced);
-            assert_eq!((habits.finds_known(), habits.replaces()), (known, replaced));
+            hints.note_lookup(known);
+            hints.note_rename(replaced);
+            assert_eq!((hints.finds_known(), hints.replaces()), (known, replaced));
         }
     }
 }

@@ -25,11 +25,11 @@ const LINGER: u32 = 8;
 /// Longest pause, in ticks, where nobody was found to lead instead.
 const LONGEST_WAIT: u32 = 16;
 
-/// A queue as the watchman sees it.
+/// A queue as the detector sees it.
 pub(super) trait Watched: Send + Sync {
     /// Who leads it.
     fn lead(&self) -> &Lead;
-    /// Whether the watchman looks at it.
+    /// Whether the detector looks at it.
     fn watch(&self) -> &Watch;
     /// The leader was still there at `seen` when it was looked at again. False
     /// if it remains in the lead because there is nobody else.
@@ -38,14 +38,14 @@ pub(super) trait Watched: Send + Sync {
     fn is_over(&self) -> bool;
 }
 
-/// Whether the watchman looks at a queue.
+/// Whether the detector looks at a queue.
 ///
 /// SeqCst here and in [`Lead`]: a leader changes the lead and then finds
-/// itself watched, or the watchman, having cleared this, sees the change.
+/// itself watched, or the detector, having cleared this, sees the change.
 #[derive(Debug, Default)]
 pub(super) struct Watch(AtomicBool);
 
-struct Post {
+struct WatchedQueue {
     queue: Arc<dyn Watched>,
     seen: Sight,
     idle: u32,
@@ -53,23 +53,23 @@ struct Post {
     pause: (u32, u32),
 }
 
-struct Watchman {
+struct StallDetector {
     /// Reported since the last look.
     reported: Mutex<Vec<Arc<dyn Watched>>>,
     report: Condvar,
 }
 
-static WATCHMAN: LazyLock<Option<Arc<Watchman>>> = LazyLock::new(|| {
-    let watchman = Arc::new(Watchman {
+static DETECTOR: LazyLock<Option<Arc<StallDetector>>> = LazyLock::new(|| {
+    let detector = Arc::new(StallDetector {
         reported: Mutex::default(),
         report: Condvar::new(),
     });
-    let his = Arc::clone(&watchman);
+    let watching = Arc::clone(&detector);
     let thread = std::thread::Builder::new()
-        .name("watchman".into())
-        .spawn(move || his.watch());
+        .name("stall-detector".into())
+        .spawn(move || watching.watch());
     match thread {
-        Ok(_) => Some(watchman),
+        Ok(_) => Some(detector),
         Err(error) => {
             tracing::error!(%error, "no thread to watch the queues: a slow request holds up others");
             None
@@ -82,32 +82,32 @@ pub(super) fn report<Q: Watched + 'static>(queue: &Arc<Q>) {
     if queue.watch().0.load(SeqCst) || queue.watch().0.swap(true, SeqCst) {
         return;
     }
-    if let Some(watchman) = &*WATCHMAN {
-        watchman.reported.lock().push(queue.clone());
-        watchman.report.notify_one();
+    if let Some(detector) = &*DETECTOR {
+        detector.reported.lock().push(queue.clone());
+        detector.report.notify_one();
     }
 }
 
-impl Watchman {
+impl StallDetector {
     fn watch(&self) {
-        let mut posts: Vec<Post> = Vec::new();
+        let mut queues: Vec<WatchedQueue> = Vec::new();
         loop {
             {
                 let mut reported = self.reported.lock();
-                while posts.is_empty() && reported.is_empty() {
+                while queues.is_empty() && reported.is_empty() {
                     self.report.wait(&mut reported);
                 }
-                posts.extend(reported.drain(..).map(Post::new));
+                queues.extend(reported.drain(..).map(WatchedQueue::new));
             }
             std::thread::sleep(TICK);
-            posts.retain_mut(Post::look);
+            queues.retain_mut(WatchedQueue::look);
         }
     }
 }
 
-impl Post {
-    fn new(queue: Arc<dyn Watched>) -> Post {
-        Post {
+impl WatchedQueue {
+    fn new(queue: Arc<dyn Watched>) -> WatchedQueue {
+        WatchedQueue {
             seen: queue.lead().look(),
             idle: 0,
             pause: (0, 0),

@@ -18,13 +18,13 @@
 //! | `table` | which addresses are guest memory |
 //! | `handler` | the signal handler, and mapping over guest memory |
 //!
-//! A [`Party`] is a guest's device: what vanishes from its memory is mapped
+//! A [`GuestId`] is a guest's device: what vanishes from its memory is mapped
 //! again by its own threads, and no other's threads wait for that.
 //!
 //! Laws: only faults in guest memory are survived, any other ends the process
 //! as before; memory is watched as long as it is mapped, which the list of
 //! what is watched sees to; nothing here waits, and no call that a file system
-//! may answer late is made with the list locked; a party pays for nobody
+//! may answer late is made with the list locked; a guest pays for nobody
 //! else's memory. A forked child inherits handler and mappings and is as safe;
 //! a program it executes inherits neither.
 
@@ -44,40 +44,40 @@ use rustix::fs::{AtFlags, StatxFlags, statx};
 use vm_memory::mmap::MmapRegion;
 use vm_memory::{GuestMemoryBackend, GuestMemoryMmap};
 
-use handler::{TABLE, TORN, Torn};
+use handler::{FAULTED, Faulted, TABLE};
 use table::{Slot, Watched};
 
-/// Whose memory is watched. Of two parties each mends its own only.
+/// Whose memory is watched. Of two guests each remaps its own only.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Party(usize);
+pub struct GuestId(usize);
 
 thread_local! {
     /// For whom this thread acts; 0 for whoever has not said.
     static ACTING: Cell<usize> = const { Cell::new(0) };
 }
 
-impl Party {
-    /// A party that nobody else is.
-    pub fn new() -> Party {
+impl GuestId {
+    /// A guest that nobody else is.
+    pub fn new() -> GuestId {
         static NEXT: AtomicUsize = AtomicUsize::new(1);
-        Party(NEXT.fetch_add(1, Ordering::Relaxed))
+        GuestId(NEXT.fetch_add(1, Ordering::Relaxed))
     }
 
     /// The one this thread acts for.
-    pub fn acting() -> Party {
-        Party(ACTING.get())
+    pub fn acting() -> GuestId {
+        GuestId(ACTING.get())
     }
 
-    /// This thread acts for it from now on: [`watch`] and [`mend`] are about
+    /// This thread acts for it from now on: [`watch`] and [`remap`] are about
     /// its memory.
     pub fn act(self) {
         ACTING.set(self.0);
     }
 }
 
-impl Default for Party {
-    fn default() -> Party {
-        Party::new()
+impl Default for GuestId {
+    fn default() -> GuestId {
+        GuestId::new()
     }
 }
 
@@ -86,7 +86,7 @@ const HUGETLBFS: i64 = 0x9584_58f6;
 
 /// A region that is watched.
 struct Entry {
-    party: usize,
+    guest: usize,
     /// Kept mapped until the slot is free: what is mapped at these addresses
     /// afterwards is never taken for this region.
     region: Arc<MmapRegion>,
@@ -99,9 +99,9 @@ struct Entry {
 /// By address in this process.
 static ENTRIES: LazyLock<Mutex<HashMap<usize, Entry>>> = LazyLock::new(Mutex::default);
 
-/// Watches every region of `memory`, which is that of the party this thread
+/// Watches every region of `memory`, which is that of the guest this thread
 /// acts for, for as long as it is mapped by anybody, and unmaps those of that
-/// party that nobody uses any more.
+/// guest that nobody uses any more.
 ///
 /// # Errors
 ///
@@ -132,19 +132,19 @@ pub fn watch(memory: &GuestMemoryMmap) -> io::Result<()> {
     Ok(())
 }
 
-/// Unmaps the regions of the party this thread acts for that nobody uses any
+/// Unmaps the regions of the guest this thread acts for that nobody uses any
 /// more.
 pub fn prune() {
     let unused = take_unused(&mut ENTRIES.lock());
     release(unused);
 }
 
-/// Takes the regions off the list that only the list has, of the party this
+/// Takes the regions off the list that only the list has, of the guest this
 /// thread acts for.
 fn take_unused(entries: &mut HashMap<usize, Entry>) -> Vec<Arc<MmapRegion>> {
-    let party = ACTING.get();
+    let guest = ACTING.get();
     let is_unused = |_: &usize, entry: &mut Entry| {
-        entry.party == party && Arc::strong_count(&entry.region) == 1
+        entry.guest == guest && Arc::strong_count(&entry.region) == 1
     };
     let unused = entries.extract_if(is_unused).map(|(_, entry)| {
         entry.slot.clear();
@@ -170,7 +170,7 @@ fn in_a_thread(work: impl FnOnce() + Send + 'static) {
     }
 }
 
-/// Takes the memory of the party this thread acts for away from the threads
+/// Takes the memory of the guest this thread acts for away from the threads
 /// that still use it, except the regions of `kept`. From then on loads and
 /// stores there are those of pages that have vanished, and system calls on it
 /// answer `EFAULT`.
@@ -179,13 +179,13 @@ fn in_a_thread(work: impl FnOnce() + Send + 'static) {
 ///
 /// The kernel has no room for a mapping; that memory stays as it is.
 pub fn withdraw(kept: &GuestMemoryMmap) -> io::Result<()> {
-    let party = ACTING.get();
+    let guest = ACTING.get();
     let kept: HashSet<usize> = kept.iter().map(|r| r.as_ptr() as usize).collect();
     let taken: Vec<_> = {
         let entries = ENTRIES.lock();
         let taken = entries
             .iter()
-            .filter(|(start, entry)| entry.party == party && !kept.contains(start));
+            .filter(|(start, entry)| entry.guest == guest && !kept.contains(start));
         taken.map(|(_, entry)| entry.place()).collect()
     };
     let mut all = Ok(());
@@ -196,14 +196,14 @@ pub fn withdraw(kept: &GuestMemoryMmap) -> io::Result<()> {
     all
 }
 
-/// Closes the files of what was withdrawn from the party this thread acts for:
+/// Closes the files of what was withdrawn from the guest this thread acts for:
 /// memory of a guest that has gone, of which threads that do not come back
 /// keep the descriptors.
 pub fn close_withdrawn() {
-    let party = ACTING.get();
+    let guest = ACTING.get();
     let ours: Vec<Place> = {
         let entries = ENTRIES.lock();
-        let ours = entries.values().filter(|entry| entry.party == party);
+        let ours = entries.values().filter(|entry| entry.guest == guest);
         ours.map(Entry::place).collect()
     };
     let gone: Vec<_> = ours
@@ -216,28 +216,28 @@ pub fn close_withdrawn() {
     }
 }
 
-/// Takes back the zeros put into the memory of the party this thread acts for,
+/// Takes back the zeros put into the memory of the guest this thread acts for,
 /// if any. After each request and wherever else guest memory was touched;
 /// costs one load else.
-pub fn mend() {
-    let party = ACTING.get();
-    let torn = torn_of(party);
-    let raised = &torn.raised;
+pub fn remap() {
+    let guest = ACTING.get();
+    let faulted = torn_of(guest);
+    let raised = &faulted.raised;
     // Acquire pairs with the handler's Release.
     if !raised.load(Ordering::Relaxed) || !raised.swap(false, Ordering::Acquire) {
         return;
     }
-    torn.pieces.store(0, Ordering::Relaxed);
+    faulted.pieces.store(0, Ordering::Relaxed);
     let mut others = false;
     // Found with the list locked, mapped without: it may take long.
     let found: Vec<Place> = {
         let entries = ENTRIES.lock();
-        let torn = |entry: &&Entry| entry.slot.torn.load(Ordering::Relaxed);
+        let faulted = |entry: &&Entry| entry.slot.faulted.load(Ordering::Relaxed);
         others |= entries
             .values()
-            .filter(torn)
-            .any(|entry| entry.party != party);
-        let ours = entries.values().filter(|entry| entry.party == party);
+            .filter(faulted)
+            .any(|entry| entry.guest != guest);
+        let ours = entries.values().filter(|entry| entry.guest == guest);
         ours.filter_map(Entry::take_torn).collect()
     };
     found.iter().for_each(Place::put_right);
@@ -250,10 +250,10 @@ pub fn mend() {
     }
 }
 
-/// What the handler notes for memory of `party`.
-fn torn_of(party: usize) -> &'static Torn {
+/// What the handler notes for memory of `guest`.
+fn torn_of(guest: usize) -> &'static Faulted {
     // The remainder is below the number of flags.
-    &TORN[party % TORN.len()]
+    &FAULTED[guest % FAULTED.len()]
 }
 
 /// How many pages vanished under the calling thread so far. Who compares
@@ -269,11 +269,11 @@ pub fn take_faults() -> u64 {
 
 impl Entry {
     fn new(region: Arc<MmapRegion>, watched: Watched) -> Entry {
-        let party = ACTING.get();
+        let guest = ACTING.get();
         Entry {
-            party,
+            guest,
             region,
-            slot: TABLE.insert(&watched, party % TORN.len()),
+            slot: TABLE.insert(&watched, guest % FAULTED.len()),
             watched,
             withdrawn: Arc::default(),
         }
@@ -288,10 +288,10 @@ impl Entry {
         }
     }
 
-    /// The region, if it is torn; it is not torn any more.
+    /// The region, if it is faulted; it is not faulted any more.
     fn take_torn(&self) -> Option<Place> {
-        let torn = self.slot.torn.swap(false, Ordering::Acquire);
-        torn.then(|| self.place())
+        let faulted = self.slot.faulted.swap(false, Ordering::Acquire);
+        faulted.then(|| self.place())
     }
 }
 
@@ -320,7 +320,7 @@ impl Place {
         };
         if let Err(error) = mapped {
             // Tried again after the next fault in this region.
-            self.slot.torn.store(true, Ordering::Relaxed);
+            self.slot.faulted.store(true, Ordering::Relaxed);
             tracing::warn!(%error, "vanished guest memory stays zero: it cannot be mapped again");
         }
     }

@@ -18,20 +18,21 @@ use rustix::io::Errno;
 
 /// One queue's.
 #[derive(Debug)]
-pub(super) struct Doorbell {
+pub(super) struct Kicks {
     epoll: OwnedFd,
+    /// Rung by this process.
     bell: OwnedFd,
 }
 
 /// Which of the two it was does not matter.
 const NO_DATA: EventData = EventData::new_u64(0);
 
-impl Doorbell {
-    pub(super) fn new() -> io::Result<Doorbell> {
+impl Kicks {
+    pub(super) fn new() -> io::Result<Kicks> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         epoll::add(&epoll, &bell, NO_DATA, EventFlags::IN | EventFlags::ET)?;
-        Ok(Doorbell { epoll, bell })
+        Ok(Kicks { epoll, bell })
     }
 
     /// Hears what is written to `kick` from now on, and once if something was
@@ -83,35 +84,35 @@ mod tests {
 
     #[test]
     fn each_ring_and_each_kick_is_heard_once() {
-        let bell = Doorbell::new().expect("made");
-        assert!(!bell.wait(NOW));
-        bell.ring();
-        assert!(bell.wait(NOW) && !bell.wait(NOW));
+        let kicks = Kicks::new().expect("made");
+        assert!(!kicks.wait(NOW));
+        kicks.ring();
+        assert!(kicks.wait(NOW) && !kicks.wait(NOW));
         let kick = eventfd(0, EventfdFlags::NONBLOCK).expect("made");
         let strike = || rustix::io::write(&kick, &1u64.to_ne_bytes()).expect("written");
         strike();
-        bell.watch(kick.as_fd()).expect("watched");
-        assert!(bell.wait(NOW), "what was there before");
-        assert!(!bell.wait(NOW));
+        kicks.watch(kick.as_fd()).expect("watched");
+        assert!(kicks.wait(NOW), "what was there before");
+        assert!(!kicks.wait(NOW));
         for _ in 0..3 {
             strike();
-            assert!(bell.wait(NOW) && !bell.wait(NOW));
+            assert!(kicks.wait(NOW) && !kicks.wait(NOW));
         }
-        bell.forget(kick.as_fd());
+        kicks.forget(kick.as_fd());
         strike();
-        assert!(!bell.wait(NOW));
+        assert!(!kicks.wait(NOW));
     }
 
     #[test]
     fn one_ring_wakes_one_sleeper() {
-        let bell = Doorbell::new().expect("made");
+        let kicks = Kicks::new().expect("made");
         let patience = Some(Duration::from_secs(60));
         std::thread::scope(|scope| {
             let sleepers: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| bell.wait(patience)))
+                .map(|_| scope.spawn(|| kicks.wait(patience)))
                 .collect();
             for ended in 1..=4 {
-                bell.ring();
+                kicks.ring();
                 while sleepers.iter().filter(|one| one.is_finished()).count() < ended {
                     std::thread::sleep(Duration::from_millis(1));
                 }

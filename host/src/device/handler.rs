@@ -9,23 +9,23 @@ use arc_swap::{ArcSwap, Guard as Loaded};
 use rustix::io::Errno;
 use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard, GuestMemoryMmap};
 
-use crate::dax::{Naive, WindowGpas};
+use crate::dax::{TestFaults, WindowGpas};
 use crate::fs::Bell;
-use crate::guard;
 use crate::server::chain::{self, Writer};
 use crate::server::{IfBlocked, Pace, Parked, Served, Server, Unanswered};
+use crate::sigbus;
 
 use super::parking::Waiting;
 use super::ring::{Chain, Completion, Memory, Ring};
 use super::stale::Staleness;
 
 /// One client's server and memory.
-pub(super) struct Desk {
+pub(super) struct RequestHandler {
     pub(super) server: Arc<Server>,
     pub(super) memory: Memory,
     staleness: ArcSwap<Staleness>,
     /// Whose memory it is.
-    party: guard::Party,
+    guest: sigbus::GuestId,
 }
 
 /// What became of a chain.
@@ -40,20 +40,20 @@ pub(super) enum Handled {
     Unreached(u64, Unanswered),
 }
 
-impl Desk {
-    pub(super) fn new(server: Arc<Server>, memory: Memory) -> Desk {
-        Desk {
+impl RequestHandler {
+    pub(super) fn new(server: Arc<Server>, memory: Memory) -> RequestHandler {
+        RequestHandler {
             server,
             memory,
             staleness: ArcSwap::default(),
-            party: guard::Party::new(),
+            guest: sigbus::GuestId::new(),
         }
     }
 
     /// Watches the guest's memory from now on.
     pub(super) fn watch(&self, memory: &GuestMemoryMmap) -> std::io::Result<()> {
-        self.party.act();
-        guard::watch(memory)
+        self.guest.act();
+        sigbus::watch(memory)
     }
 
     /// All requests to come use this memory.
@@ -66,9 +66,9 @@ impl Desk {
 
     /// Leaves threads that still use other memory without it.
     pub(super) fn take_back_memory(&self) {
-        self.party.act();
-        guard::prune();
-        if let Err(error) = guard::withdraw(&self.memory.memory()) {
+        self.guest.act();
+        sigbus::prune();
+        if let Err(error) = sigbus::withdraw(&self.memory.memory()) {
             tracing::error!(%error, "threads that are given up keep the guest's memory");
         }
     }
@@ -78,7 +78,7 @@ impl Desk {
     pub(super) fn forget_memory(&self) {
         self.replace_memory(GuestMemoryMmap::new());
         self.take_back_memory();
-        guard::close_withdrawn();
+        sigbus::close_withdrawn();
     }
 
     /// The guest's memory of now. If that is not `last` any more, what this
@@ -95,8 +95,8 @@ impl Desk {
 
     /// A thread has ended that may have used memory of a client that has gone.
     pub(super) fn prune(&self) {
-        self.party.act();
-        guard::prune();
+        self.guest.act();
+        sigbus::prune();
     }
 
     /// Rings when a lock may have come free.
@@ -126,7 +126,7 @@ impl Desk {
         pace: &dyn Pace,
         clock: &mut Instant,
     ) -> Handled {
-        self.party.act();
+        self.guest.act();
         let handled = catch_unwind(AssertUnwindSafe(|| {
             let doubts = self.doubts();
             let sides = match chain::split(memory, chain, |addr, len| doubts.of(addr, len)) {
@@ -152,7 +152,7 @@ impl Desk {
         }));
         handled.unwrap_or_else(|_| {
             // The panic hook has told where. The queue goes on.
-            tracing::error!("a request was dropped by a defect of this daemon");
+            tracing::error!("a request was dropped by an internal error of this daemon");
             Handled::Used(0)
         })
     }
@@ -210,7 +210,7 @@ impl Desk {
         outcome: Result<(), Errno>,
         completion: Completion,
     ) {
-        self.party.act();
+        self.guest.act();
         let memory = self.memory.memory();
         let room = self.room(&memory, reply_at, || completion.is_awaited());
         let used = self.server.answer(request, outcome, room);
@@ -220,9 +220,9 @@ impl Desk {
 
     /// After guest memory was touched: puts right what vanished meanwhile.
     pub(super) fn settle(&self) {
-        self.party.act();
-        guard::mend();
-        match guard::take_faults() {
+        self.guest.act();
+        sigbus::remap();
+        match sigbus::take_faults() {
             0 => {}
             vanished => self.server.note_vanished(vanished),
         }
@@ -236,7 +236,7 @@ impl Desk {
 
     fn doubts(&self) -> Doubts {
         Doubts {
-            believes: self.server.dax().leaves_out(Naive::DOUBT_TABLE),
+            believes: self.server.dax().injects(TestFaults::DOUBT_TABLE),
             window: self.server.dax().window_gpas(),
             staleness: self.staleness.load(),
         }

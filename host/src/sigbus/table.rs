@@ -26,7 +26,7 @@ pub(super) struct Slot {
     end: AtomicUsize,
     page_bytes: AtomicUsize,
     /// A page of the range was replaced by zeros.
-    pub(super) torn: AtomicBool,
+    pub(super) faulted: AtomicBool,
     /// Number of the flag to raise then.
     pub(super) flag: AtomicUsize,
 }
@@ -93,7 +93,7 @@ impl Slot {
             start: AtomicUsize::new(0),
             end: AtomicUsize::new(0),
             page_bytes: AtomicUsize::new(0),
-            torn: AtomicBool::new(false),
+            faulted: AtomicBool::new(false),
             flag: AtomicUsize::new(0),
         }
     }
@@ -120,7 +120,7 @@ impl Slot {
         self.start.store(watched.range.start, Ordering::Relaxed);
         self.end.store(watched.range.end, Ordering::Relaxed);
         self.page_bytes.store(watched.page_bytes, Ordering::Relaxed);
-        self.torn.store(false, Ordering::Relaxed);
+        self.faulted.store(false, Ordering::Relaxed);
         self.version
             .store(version.wrapping_add(2), Ordering::Release);
     }

@@ -6,7 +6,7 @@ use parking_lot::Mutex;
 
 /// Whether a client is served, or may be.
 #[derive(Default)]
-pub struct Seat {
+pub struct ClientSlot {
     state: Mutex<State>,
     observer: OnceLock<Box<dyn Fn() -> Next + Send + Sync>>,
 }
@@ -29,7 +29,7 @@ enum State {
     Closed,
 }
 
-impl Seat {
+impl ClientSlot {
     /// Lets a client in; false if there is one, or none is wanted any more.
     pub fn take(&self) -> bool {
         let taken = self.change(State::Free, State::Taken);
@@ -91,25 +91,25 @@ mod tests {
 
     #[test]
     fn one_is_let_in_and_none_once_it_is_closed() {
-        let seat = Seat::default();
-        assert!(seat.take() && !seat.take() && seat.is_taken());
-        assert!(!seat.close_if_free(), "somebody is there");
-        seat.leave();
-        assert!(seat.take(), "still open");
-        seat.leave();
-        assert!(seat.close_if_free() && seat.close_if_free());
-        assert!(!seat.take());
+        let slot = ClientSlot::default();
+        assert!(slot.take() && !slot.take() && slot.is_taken());
+        assert!(!slot.close_if_free(), "somebody is there");
+        slot.leave();
+        assert!(slot.take(), "still open");
+        slot.leave();
+        assert!(slot.close_if_free() && slot.close_if_free());
+        assert!(!slot.take());
 
-        let seat = Seat::default();
+        let slot = ClientSlot::default();
         let count = Arc::new(AtomicUsize::new(0));
         let counted = count.clone();
-        seat.observe(move || {
+        slot.observe(move || {
             counted.fetch_add(1, SeqCst);
             Next::End
         });
-        assert!(seat.take() && seat.close());
-        assert_eq!(seat.leave(), Next::End, "as the observer says");
-        assert!(!seat.take() && !seat.is_taken(), "closed for good");
+        assert!(slot.take() && slot.close());
+        assert_eq!(slot.leave(), Next::End, "as the observer says");
+        assert!(!slot.take() && !slot.is_taken(), "closed for good");
         assert_eq!(count.load(SeqCst), 2, "told of coming and going");
     }
 }

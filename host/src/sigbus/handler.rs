@@ -2,7 +2,7 @@
 //!
 //! Laws: what runs in the handler is async-signal-safe (atomics, raw system
 //! calls); a fault that is not in a watched range goes to whoever was asked
-//! before, with the process as it was; covering needs no more mappings than
+//! before, with the process as it was; zeros need no more mappings than
 //! the kernel will give.
 
 #![allow(unsafe_code)]
@@ -23,10 +23,10 @@ use super::table::Table;
 
 /// Where guest memory is.
 pub(super) static TABLE: Table = Table::new();
-/// What was replaced by zeros; one for each of so many parties, and one in so
+/// What was replaced by zeros; one for each of so many guests, and one in so
 /// many shares it.
-pub(super) static TORN: [Torn; 64] = [const { Torn::new() }; 64];
-/// Most pages of one party that are replaced one by one, two mappings each, of
+pub(super) static FAULTED: [Faulted; 64] = [const { Faulted::new() }; 64];
+/// Most pages of one guest that are replaced one by one, two mappings each, of
 /// the 65,530 that the process may have for all its guests; further ones take
 /// their range with them.
 const MAX_PIECES: usize = 256;
@@ -35,17 +35,17 @@ static RESERVE: AtomicUsize = AtomicUsize::new(0);
 /// How many mappings those are, of a page each.
 const RESERVE_PAGES: usize = 16;
 
-/// What was replaced by zeros and is not mended.
-pub(super) struct Torn {
+/// What was replaced by zeros and is not mapped again.
+pub(super) struct Faulted {
     /// There is something.
     pub(super) raised: AtomicBool,
     /// So many pages, and ranges.
     pub(super) pieces: AtomicUsize,
 }
 
-impl Torn {
-    const fn new() -> Torn {
-        Torn {
+impl Faulted {
+    const fn new() -> Faulted {
+        Faulted {
             raised: AtomicBool::new(false),
             pieces: AtomicUsize::new(0),
         }
@@ -130,7 +130,7 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
         let errno = *libc::__errno_location();
         ((*info).si_code, (*info).si_addr() as usize, errno)
     };
-    if code == libc::BUS_ADRERR && cover(address) {
+    if code == libc::BUS_ADRERR && zero_fill(address) {
         // SAFETY: as above; the interrupted code may be about to look at it.
         unsafe { *libc::__errno_location() = errno };
     } else {
@@ -140,7 +140,7 @@ extern "C" fn on_sigbus(signal: c_int, info: *mut siginfo_t, context: *mut c_voi
 
 /// Puts zeros where the faulting page was. False if that is no guest memory,
 /// or the kernel has no room for even one more mapping.
-fn cover(address: usize) -> bool {
+fn zero_fill(address: usize) -> bool {
     let mut found = TABLE.find(address);
     for _ in 0..LOOKS {
         if found.is_some() {
@@ -157,19 +157,19 @@ fn cover(address: usize) -> bool {
     // at the limit the kernel refuses even that: a page in the middle may have
     // taken one more than there should be (`do_mmap` looks before it unmaps).
     // The remainder is below the number of flags.
-    let torn = &TORN[slot.flag.load(Ordering::Relaxed) % TORN.len()];
-    let piecewise = torn.pieces.fetch_add(1, Ordering::Relaxed) < MAX_PIECES;
+    let faulted = &FAULTED[slot.flag.load(Ordering::Relaxed) % FAULTED.len()];
+    let piecewise = faulted.pieces.fetch_add(1, Ordering::Relaxed) < MAX_PIECES;
     let replace = libc::MAP_FIXED;
     let covered = (piecewise && map_zeros(watched.page(address), replace))
         || map_zeros(watched.range.clone(), replace)
-        || (give_up_reserve() && map_zeros(watched.range, replace));
+        || (release_reserve() && map_zeros(watched.range, replace));
     if !covered {
         return false;
     }
-    // Release pairs with the Acquire in `mend`: who sees the flag maps after
+    // Release pairs with the Acquire in `remap`: who sees the flag maps after
     // us. First the slot's, since the other is taken first.
-    slot.torn.store(true, Ordering::Release);
-    torn.raised.store(true, Ordering::Release);
+    slot.faulted.store(true, Ordering::Release);
+    faulted.raised.store(true, Ordering::Release);
     FAULTS.with(|faults| faults.fetch_add(1, Ordering::Relaxed));
     true
 }
@@ -207,7 +207,7 @@ fn map_zeros(range: Range<usize>, place: libc::c_int) -> bool {
 }
 
 /// Unmaps the reserve; false if it is gone already.
-fn give_up_reserve() -> bool {
+fn release_reserve() -> bool {
     let start = RESERVE.swap(0, Ordering::Relaxed);
     let bytes = RESERVE_PAGES * rustix::param::page_size();
     // SAFETY: the address of whole mappings of `refill`, which nobody else
@@ -284,7 +284,7 @@ pub(super) fn restore(region: &MmapRegion, bytes: usize) -> io::Result<()> {
 pub(super) fn map_nothing(region: &MmapRegion, bytes: usize) -> io::Result<()> {
     let flags = libc::MAP_SHARED | libc::MAP_NORESERVE;
     let fd = nothing()?.as_raw_fd();
-    map_over(region, bytes, flags, fd, 0).or_else(|error| match give_up_reserve() {
+    map_over(region, bytes, flags, fd, 0).or_else(|error| match release_reserve() {
         true => map_over(region, bytes, flags, fd, 0),
         false => Err(error),
     })

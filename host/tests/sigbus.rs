@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use daxwindow_host::guard::{Party, faults, mend, watch};
+use daxwindow_host::sigbus::{GuestId, faults, remap, watch};
 use parking_lot::Mutex;
 use vm_memory::{Bytes, FileOffset, GuestAddress, GuestMemoryMmap};
 
@@ -45,7 +45,7 @@ fn a_vanished_page_reads_as_zero_until_it_is_mended() {
     file.set_len(4 * PAGE).expect("longer again");
     file.write_all_at(&[7], 2 * PAGE + 9).expect("written");
     assert_eq!(byte(&memory, 2), 5, "still ours alone");
-    mend();
+    remap();
     assert_eq!([0, 2, 3].map(|page| byte(&memory, page)), [1, 7, 0]);
     memory
         .write_obj(8u8, GuestAddress(3 * PAGE))
@@ -57,18 +57,18 @@ fn a_vanished_page_reads_as_zero_until_it_is_mended() {
     file.set_len(0).expect("empty");
     assert_eq!([0, 3].map(|page| byte(&memory, page)), [0, 0]);
     assert_eq!(faults(), before + 4);
-    mend();
+    remap();
 }
 
 #[test]
 fn each_party_mends_its_own_memory_and_no_other() {
     let _alone = ONE_AT_A_TIME.lock();
     // More than there are flags, so that some share one.
-    let parties: Vec<Party> = (0..130).map(|_| Party::new()).collect();
-    let memories: Vec<_> = parties
+    let guests: Vec<GuestId> = (0..130).map(|_| GuestId::new()).collect();
+    let memories: Vec<_> = guests
         .iter()
-        .map(|party| {
-            party.act();
+        .map(|guest| {
+            guest.act();
             let (file, memory) = memory(1);
             watch(&memory).expect("watched");
             file.set_len(0).expect("empty");
@@ -79,13 +79,13 @@ fn each_party_mends_its_own_memory_and_no_other() {
         })
         .collect();
     let seen = |index: usize| byte(&memories[index].1, 0);
-    // A stranger mends nothing; each party its own, whoever is before.
-    parties[129].act();
-    mend();
+    // A stranger remaps nothing; each guest its own, whoever is before.
+    guests[129].act();
+    remap();
     assert_eq!((seen(129), seen(65), seen(1)), (3, 0, 0));
-    for (index, party) in parties.iter().enumerate().rev() {
-        party.act();
-        mend();
+    for (index, guest) in guests.iter().enumerate().rev() {
+        guest.act();
+        remap();
         assert_eq!(seen(index), 3, "{index}");
         assert_eq!(seen(0), if index == 0 { 3 } else { 0 });
     }
@@ -105,13 +105,13 @@ fn many_threads_fault_and_mend_at_once() {
                     let page = (round * 7 + thread * 13) % 64;
                     assert_eq!(byte(memory, page), u8::from(page < 32));
                     if round % 3 == 0 {
-                        mend();
+                        remap();
                     }
                 }
             });
         }
     });
-    mend();
+    remap();
     file.set_len(64 * PAGE).expect("longer");
     file.write_all_at(&[9; 4096], 63 * PAGE).expect("written");
     assert_eq!(byte(&memory, 63), 9);
@@ -138,7 +138,7 @@ fn the_cost_of_watching_many_regions_is_small() {
     let before = faults();
     assert_eq!(byte(&memory, 499 << 9), 0);
     assert_eq!(faults(), before + 1);
-    mend();
+    remap();
 }
 
 /// Mappings that this process has.
@@ -160,7 +160,7 @@ fn many_vanished_pages_take_few_mappings() {
     }
     let most = mappings();
     assert!(most < before + 3000, "{before} {most}");
-    mend();
+    remap();
     assert!(mappings() < before + 100, "{before} {}", mappings());
 }
 
@@ -203,7 +203,7 @@ fn a_page_that_vanishes_from_a_process_full_of_mappings() {
         taken.into_iter().for_each(give_back);
         assert_eq!(seen, [0; 3], "{parity}");
         assert!(faults() > faults_before, "{parity}");
-        mend();
+        remap();
         file.set_len(64 * PAGE).expect("longer");
         file.write_all_at(&[9], 5 * PAGE + 9).expect("written");
         assert_eq!(byte(&memory, 5), 9, "{parity}: put right");

@@ -14,9 +14,9 @@ use std::time::{Duration, Instant};
 
 /// Longest look: what a guest takes that maps a range, touches it and faults
 /// in the next one.
-const LOOK: Duration = Duration::from_micros(200);
+const POLL: Duration = Duration::from_micros(200);
 /// How long it takes the processor for itself.
-const ALONE: Duration = Duration::from_micros(5);
+const SPIN: Duration = Duration::from_micros(5);
 /// A success is worth this many failures.
 const REWARD: u32 = 3;
 const HIGHEST: u32 = 16;
@@ -25,31 +25,31 @@ const PROBE_EVERY: u32 = 64;
 
 /// The record of one worker. Only that worker writes it.
 #[derive(Debug)]
-pub(super) struct Patience {
-    alone: Duration,
+pub(super) struct BusyPoll {
+    spin: Duration,
     score: AtomicU32,
     emptied: AtomicU32,
 }
 
-impl Default for Patience {
+impl Default for BusyPoll {
     fn default() -> Self {
         // With but one processor the guest cannot go on before it is yielded.
-        let alone = match std::thread::available_parallelism() {
-            Ok(processors) if processors.get() > 1 => ALONE,
+        let spin = match std::thread::available_parallelism() {
+            Ok(processors) if processors.get() > 1 => SPIN,
             _ => Duration::ZERO,
         };
-        Patience {
-            alone,
+        BusyPoll {
+            spin,
             score: AtomicU32::new(0),
             emptied: AtomicU32::new(0),
         }
     }
 }
 
-impl Patience {
+impl BusyPoll {
     /// Watches until `is_ready` answers true or it does not pay any more.
     /// True if it became ready.
-    pub(super) fn watch(&self, mut is_ready: impl FnMut() -> bool) -> bool {
+    pub(super) fn poll(&self, mut is_ready: impl FnMut() -> bool) -> bool {
         let score = self.score.load(Relaxed);
         let emptied = self.emptied.load(Relaxed).wrapping_add(1);
         self.emptied.store(emptied, Relaxed);
@@ -60,7 +60,7 @@ impl Patience {
         loop {
             let (ready, looked) = (is_ready(), began.elapsed());
             if ready {
-                let score = match looked < LOOK {
+                let score = match looked < POLL {
                     true => (score + REWARD).min(HIGHEST),
                     // The processor was somebody else's meanwhile: who sleeps
                     // is woken sooner.
@@ -69,11 +69,11 @@ impl Patience {
                 self.score.store(score, Relaxed);
                 return true;
             }
-            if looked >= LOOK {
+            if looked >= POLL {
                 self.score.store(score.saturating_sub(1), Relaxed);
                 return false;
             }
-            if looked >= self.alone {
+            if looked >= self.spin {
                 std::thread::yield_now();
             } else {
                 std::hint::spin_loop();
@@ -86,11 +86,11 @@ impl Patience {
 mod tests {
     use super::*;
 
-    fn looks(patience: &Patience, rounds: u32, ready: bool) -> u32 {
+    fn looks(busy_poll: &BusyPoll, rounds: u32, ready: bool) -> u32 {
         let mut looked = 0;
         for _ in 0..rounds {
             let mut asked = false;
-            let found = patience.watch(|| {
+            let found = busy_poll.poll(|| {
                 asked = true;
                 ready
             });
@@ -102,23 +102,23 @@ mod tests {
 
     #[test]
     fn on_a_busy_processor_it_does_not_pay() {
-        let patience = Patience::default();
-        looks(&patience, 2 * PROBE_EVERY, true);
+        let busy_poll = BusyPoll::default();
+        looks(&busy_poll, 2 * PROBE_EVERY, true);
         for _ in 0..HIGHEST {
-            patience.watch(|| {
-                std::thread::sleep(LOOK);
+            busy_poll.poll(|| {
+                std::thread::sleep(POLL);
                 true
             });
         }
-        assert!(looks(&patience, PROBE_EVERY, false) <= 1, "only tried");
+        assert!(looks(&busy_poll, PROBE_EVERY, false) <= 1, "only tried");
     }
 
     #[test]
     fn a_guest_that_comes_at_once_is_watched_for_and_an_idle_one_is_not() {
-        let patience = Patience::default();
-        assert_eq!(looks(&patience, 2 * PROBE_EVERY, false), 2, "only tried");
-        assert_eq!(looks(&patience, 2 * PROBE_EVERY, true), PROBE_EVERY + 1);
-        let after = looks(&patience, 10 * PROBE_EVERY, false);
+        let busy_poll = BusyPoll::default();
+        assert_eq!(looks(&busy_poll, 2 * PROBE_EVERY, false), 2, "only tried");
+        assert_eq!(looks(&busy_poll, 2 * PROBE_EVERY, true), PROBE_EVERY + 1);
+        let after = looks(&busy_poll, 10 * PROBE_EVERY, false);
         assert!((HIGHEST..HIGHEST + 11).contains(&after), "{after}");
     }
 }

@@ -1,4 +1,4 @@
-//! Real faults, in this process. What must not be mended meanwhile by
+//! Real faults, in this process. What must not be mapped again meanwhile by
 //! another test is in `tests/guard.rs`.
 
 use super::*;
@@ -74,7 +74,7 @@ fn other_faults_still_kill() {
         unreachable!("survived, and read {}", byte(&unwatched, 0));
     }
     let status = Command::new(std::env::current_exe().expect("this"))
-        .args(["--exact", "guard::tests::other_faults_still_kill"])
+        .args(["--exact", "sigbus::tests::other_faults_still_kill"])
         .env(TOLD, "1")
         .stdout(std::process::Stdio::null())
         .stderr(std::process::Stdio::null())
