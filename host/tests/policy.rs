@@ -461,3 +461,23 @@ fn files_with_holes_get_no_dax_where_stores_fill_whole_large_pages() {
     let blocks = path("sparse").metadata().expect("there").blocks();
     assert!(blocks * 512 < 1 << 20, "{blocks} blocks");
 }
+
+/// SQLite truncates the index of its log to three bytes, a hole, before it makes
+/// it longer: a guest that looked it up just then had no DAX of it, so its own
+/// index, and transactions were lost.
+#[test]
+fn a_file_that_is_named_has_dax_whenever_a_guest_looks_at_it() {
+    let share = on_disk();
+    let path = share.path().join("db-shm");
+    let flags = ["--dax-min-size", "0", "--dax-include", "*-shm"];
+    let daemon = Daemon::start(share.path(), &flags);
+    for bytes in [0, 3, 32 << 10] {
+        let index = std::fs::File::create(&path).expect("made");
+        index.set_len(bytes).expect("a hole");
+        let session = attach_writable_only(&daemon);
+        let found = walk(&session, "db-shm").expect("there");
+        assert!(flagged(found.attr.flags), "{bytes} bytes");
+        drop(session);
+        std::fs::remove_file(&path).expect("removed");
+    }
+}

@@ -148,6 +148,11 @@ impl NameRules {
         self.include.typed.is_empty() && self.exclude.typed.is_empty()
     }
 
+    /// Whether files are named that are to have DAX.
+    pub fn names_files(&self) -> bool {
+        !self.include.typed.is_empty()
+    }
+
     /// The patterns as they were typed, for a report: include, exclude.
     pub fn typed(&self) -> (&[String], &[String]) {
         (&self.include.typed, &self.exclude.typed)

@@ -198,9 +198,16 @@ impl DaxOptions {
             (Err(NoDax::CopiesUp), _) if can.follows_copies() => Ok(()),
             // Who asks for all files gets them, copies and filled holes included.
             (Err(NoDax::CopiesUp), DaxMode::Always) => Ok(()),
-            (Ok(()), DaxMode::Inode) => self.keeps_holes(file, can),
+            (Ok(()), DaxMode::Inode) if self.chooses() => self.keeps_holes(file, can),
             (mappable, _) => mappable,
         }
+    }
+
+    /// Whether the daemon chooses among files that are right in themselves. Who
+    /// names files means these very files, whatever state they are in just then:
+    /// guests that share memory by a file lose it where one of them has no DAX.
+    pub(super) fn chooses(&self) -> bool {
+        self.mode == DaxMode::Inode && !self.names.names_files()
     }
 
     /// A store into a hole may take the room of a large page; a read-only
@@ -296,7 +303,7 @@ impl DaxOptions {
         if !exclude.is_empty() {
             lines.push(format!("nothing that matches {}", exclude.join(" or ")));
         }
-        if self.mode == DaxMode::Inode && self.fills_holes(can) {
+        if self.chooses() && self.fills_holes(can) {
             let text = "no files with holes: the front end maps large pages, and a store would \
                         fill whole ones";
             lines.push(text.to_owned());

@@ -21,7 +21,7 @@ use super::front_end::FrontEndError;
 use super::ledger::Piece;
 use super::map_error::MapError;
 use super::pending::{Change, Entering, Request, Work};
-use super::policy::{DaxMode, VMM_SLOTS};
+use super::policy::VMM_SLOTS;
 use super::test_faults::TestFaults;
 use super::{Capabilities, Connected, Dax, Deputy, Generation, MapSource, StoreRange};
 
@@ -272,14 +272,13 @@ impl Dax {
         Ok(overlapping.is_empty())
     }
 
-    /// A range is mapped of a file of `bytes` that was not. Where the operator
-    /// leaves it to the daemon, a file that is better off without the window has
-    /// it no more.
+    /// A range is mapped of a file of `bytes` that was not. Where the daemon
+    /// chooses, a file that is better off without the window has it no more.
     fn note_mapped(&self, source: &dyn MapSource, setup: &Setup, bytes: u64) {
         let nodeid = setup.nodeid;
         let (range, ranges) = (setup.file_offset / RANGE_BYTES, bytes.div_ceil(RANGE_BYTES));
-        let is_wasted = self.options.mode == DaxMode::Inode
-            && self.state.lock().reuse.note(nodeid, range, ranges);
+        let is_wasted =
+            self.options.chooses() && self.state.lock().reuse.note(nodeid, range, ranges);
         if !is_wasted {
             return;
         }
