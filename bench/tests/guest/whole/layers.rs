@@ -51,7 +51,7 @@ pub(super) fn ranges_show_the_copy(vm: &mut Vm, image: &Image, regions_of_others
             until grep ready /tmp/held$file; do sleep 0.05; done
         done",
     );
-    share.assert_whole();
+    assert_eq!(share.way(), ("whole".into(), None));
     assert!(share.live_ranges() >= 2 * RANGES);
     for name in ["pattern-0", "pattern-1"] {
         assert!(!image.copy(name).exists(), "{name} was only read");
