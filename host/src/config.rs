@@ -15,7 +15,7 @@ use crate::server::ServerOptions;
 #[derive(Clone, Debug)]
 pub struct Config {
     /// Where to listen.
-    pub doors: Doors,
+    pub listeners: Listeners,
     /// Who may connect besides the owner.
     pub socket_group: Option<Gid>,
     /// What to share.
@@ -53,7 +53,7 @@ pub enum Listen {
 
 /// All places where VMMs connect.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Doors {
+pub struct Listeners {
     /// Open from the start, a guest each.
     pub fixed: Vec<Listen>,
     /// Where more may be opened.
@@ -64,7 +64,7 @@ pub struct Doors {
     pub once: bool,
 }
 
-impl Doors {
+impl Listeners {
     /// Descriptors of sockets that this process was started with.
     pub fn descriptors(&self) -> Vec<RawFd> {
         let descriptor = |listen: &Listen| match listen {

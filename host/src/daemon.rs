@@ -50,7 +50,7 @@ pub fn run(flags: Flags, test_faults: TestFaults) -> Result<(), Box<dyn Error>> 
     let max_open_files = isolation::set_nofile(flags.sandbox.rlimit_nofile)?;
     let mut config = flags.config(max_open_files)?;
     isolation::ignore_file_size_signal();
-    let strays = isolation::inherited(&config.doors.descriptors())?;
+    let strays = isolation::inherited(&config.listeners.descriptors())?;
     config.dax.test_faults = test_faults;
     config.share.ids.sole = sole_ids(&config);
     let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
@@ -98,7 +98,7 @@ fn serve(config: Config, mut inside: Inside, outside: Outside) -> Result<(), Box
     inside.close_trees();
     // Apart from what threads keep, which is never dropped.
     let _files = inside.take_files();
-    let once = config.doors.once;
+    let once = config.listeners.once;
     let shares = Shares::new(config);
     let stop = Stop::new()?;
     heed_signals(stop.clone(), shares.clone())?;
@@ -193,7 +193,7 @@ struct Outside {
 impl Outside {
     fn open(config: &Config) -> Result<Outside, Box<dyn Error>> {
         let mut sockets = Vec::new();
-        for listen in &config.doors.fixed {
+        for listen in &config.listeners.fixed {
             let socket = match listen {
                 Listen::Path(path) => Socket::bind_with_pid("--socket-path", path)?,
                 Listen::Inherited(fd) => Socket::inherit(*fd)?,
@@ -205,7 +205,7 @@ impl Outside {
             sockets.push(socket);
         }
         let status = config.status_socket.as_deref().map(status_socket::bind);
-        let directory = config.doors.socket_dir.as_deref();
+        let directory = config.listeners.socket_dir.as_deref();
         Ok(Outside {
             sockets,
             status: status.transpose()?,
@@ -231,10 +231,10 @@ fn root(config: &Config) -> Root {
         path: config.shared_dir.clone(),
         readonly: config.share.readonly,
     };
-    match config.doors.socket_dir {
+    match config.listeners.socket_dir {
         None => Root::Share(tree),
         Some(_) => Root::Empty {
-            trees: match config.doors.fixed.is_empty() {
+            trees: match config.listeners.fixed.is_empty() {
                 true => Vec::new(),
                 false => vec![tree],
             },
@@ -247,7 +247,9 @@ fn root(config: &Config) -> Root {
 /// privilege for it.
 fn padding(config: &Config, logs: &[RawFd]) -> Padding {
     let dax = &config.dax;
-    if (dax.mode == DaxMode::Never || dax.window_bytes == 0) && config.doors.socket_dir.is_none() {
+    if (dax.mode == DaxMode::Never || dax.window_bytes == 0)
+        && config.listeners.socket_dir.is_none()
+    {
         return Padding::Off;
     }
     if !isolation::caps::may_mount() {

@@ -79,7 +79,7 @@ fn each_party_mends_its_own_memory_and_no_other() {
         })
         .collect();
     let seen = |index: usize| byte(&memories[index].1, 0);
-    // A stranger remaps nothing; each guest its own, whoever is before.
+    // A thread of no guest remaps nothing; each guest remaps its own, in any order.
     guests[129].act();
     remap();
     assert_eq!((seen(129), seen(65), seen(1)), (3, 0, 0));

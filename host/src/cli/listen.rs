@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::FlagError;
-use crate::config::{Doors, Listen};
+use crate::config::{Listen, Listeners};
 
 /// Shares of a daemon that takes some at run time, unless told otherwise.
 const MAX_SHARES: u16 = 64;
@@ -53,12 +53,12 @@ impl ListenFlags {
     /// # Errors
     ///
     /// More sockets than `--max-shares` allows.
-    pub(super) fn doors(
+    pub(super) fn listeners(
         self,
         paths: Vec<PathBuf>,
         descriptor: Option<RawFd>,
         activated: &[RawFd],
-    ) -> Result<Doors, FlagError> {
+    ) -> Result<Listeners, FlagError> {
         let paths = paths.into_iter().map(Listen::Path);
         let mut fixed: Vec<Listen> = paths.chain(descriptor.map(Listen::Inherited)).collect();
         if fixed.is_empty() {
@@ -72,7 +72,7 @@ impl ListenFlags {
         let is_one = fixed.len() == 1 && self.socket_dir.is_none();
         match fixed.len() > max_shares {
             true => Err(FlagError::TooManySockets(fixed.len())),
-            false => Ok(Doors {
+            false => Ok(Listeners {
                 fixed,
                 socket_dir: self.socket_dir,
                 max_shares,

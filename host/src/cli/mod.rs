@@ -209,9 +209,11 @@ impl Flags {
             max_parked: usize::from(self.inodes.max_parked),
         };
         let activated = self.activation.fds();
-        let doors = self.listen.doors(self.socket_path, self.fd, activated)?;
+        let listeners = self
+            .listen
+            .listeners(self.socket_path, self.fd, activated)?;
         // To each the same.
-        let max_open_files = max_open_files / doors.max_shares as u64;
+        let max_open_files = max_open_files / listeners.max_shares as u64;
         dax.max_files = dax.max_files.min((max_open_files / 8) as usize);
         Ok(Config {
             warnings: {
@@ -232,7 +234,7 @@ impl Flags {
                 },
                 max_open_files,
             )?,
-            doors,
+            listeners,
             socket_group: self.activation.socket_group.map(|group| group.0),
             // `settled` requires it where there is a fixed socket.
             shared_dir: self.shared_dir.unwrap_or_default(),

@@ -221,15 +221,15 @@ fn a_setup_returns_when_the_range_is_announced() {
         assert_eq!(map(&dax, range), Ok(()));
         assert!(Announcer::is_live(&dax, range * RANGE));
     }
-    let naive = window(DaxOptions {
+    let faulty = window(DaxOptions {
         test_faults: TestFaults::WAIT_UNTIL_LIVE,
         ..Default::default()
     });
-    let _front_end = Announcer::attach(&naive, VMM_SLOTS, 0);
-    naive.init();
-    assert_eq!(map(&naive, 0), Ok(()));
+    let _front_end = Announcer::attach(&faulty, VMM_SLOTS, 0);
+    faulty.init();
+    assert_eq!(map(&faulty, 0), Ok(()));
     assert!(
-        !Announcer::is_live(&naive, 0),
+        !Announcer::is_live(&faulty, 0),
         "an acknowledgement is early"
     );
 }

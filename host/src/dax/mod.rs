@@ -187,7 +187,7 @@ pub struct Dax {
     counters: Counters,
     /// What a front end can make the log say again and again.
     complaints: Throttle,
-    naive_lock: Mutex<()>,
+    faulty_lock: Mutex<()>,
 }
 
 impl Dax {
@@ -212,7 +212,7 @@ impl Dax {
             channels: Budget::new(channel::MAX_CHANNELS),
             counters: Counters::default(),
             complaints: Throttle::new(Duration::from_secs(60)),
-            naive_lock: Mutex::default(),
+            faulty_lock: Mutex::default(),
             options,
         }
     }
@@ -425,11 +425,11 @@ impl Dax {
         self.connected.load_full()
     }
 
-    /// What a naive back end does: hold a lock that a memory-table update
-    /// needs while the front end is asked.
+    /// A fault of tests: a lock that a memory-table update needs is held while the
+    /// front end is asked.
     fn hold_table(&self) -> Option<parking_lot::MutexGuard<'_, ()>> {
-        let naive = self.options.test_faults.injects(TestFaults::ASK_UNLOCKED);
-        naive.then(|| self.naive_lock.lock())
+        let is_faulty = self.options.test_faults.injects(TestFaults::ASK_UNLOCKED);
+        is_faulty.then(|| self.faulty_lock.lock())
     }
 
     /// Enters what is mapped, or may be if not `certain`, unless another session

@@ -203,9 +203,9 @@ impl DaxOptions {
         }
     }
 
-    /// Whether the daemon chooses among files that are right in themselves. Who
-    /// names files means these very files, whatever state they are in just then:
-    /// guests that share memory by a file lose it where one of them has no DAX.
+    /// Whether the daemon chooses among files that may have DAX. An operator who
+    /// names files means these very files, whatever state they are in: two guests
+    /// share memory by a file only if both have DAX of it.
     pub(super) fn chooses(&self) -> bool {
         self.mode == DaxMode::Inode && !self.names.names_files()
     }

@@ -361,7 +361,7 @@ fn the_policy_in_words() {
     assert_eq!(
         lines.len(),
         4,
-        "whoever names files means those with holes too"
+        "an operator who names files means those with holes too"
     );
     let lines = DaxOptions::default().describe(&WRITABLE_ONLY);
     assert!(lines[2].starts_with("no files with holes: the front end maps large pages"));

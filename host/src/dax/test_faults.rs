@@ -63,7 +63,7 @@ impl FromStr for TestFaults {
 
     fn from_str(name: &str) -> Result<TestFaults, String> {
         let known = TestFaults::NAMES.iter().find(|(known, _)| *known == name);
-        known.map(|(_, naive)| *naive).ok_or_else(|| {
+        known.map(|(_, fault)| *fault).ok_or_else(|| {
             let names = TestFaults::NAMES.map(|(name, _)| name).join(", ");
             format!("{name:?} is not one of {names}")
         })
@@ -77,11 +77,11 @@ mod tests {
     #[test]
     fn handlings_are_named_and_apart() {
         let mut all = TestFaults::default();
-        for (name, naive) in TestFaults::NAMES {
-            assert_eq!(name.parse(), Ok(naive));
-            assert!(!all.injects(naive), "{name} has a bit of its own");
-            all = all.and(naive);
-            assert!(all.injects(naive));
+        for (name, fault) in TestFaults::NAMES {
+            assert_eq!(name.parse(), Ok(fault));
+            assert!(!all.injects(fault), "{name} has a bit of its own");
+            all = all.and(fault);
+            assert!(all.injects(fault));
         }
         let error = "sense".parse::<TestFaults>().expect_err("unknown");
         assert!(error.contains("ask-unlocked"), "{error}");

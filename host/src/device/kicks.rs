@@ -55,13 +55,13 @@ impl Kicks {
         let _ = rustix::io::write(&self.bell, &1u64.to_ne_bytes());
     }
 
-    /// Sleeps until there is something to hear. False if `patience` ended
+    /// Sleeps until there is something to hear. False if `timeout` ended
     /// first.
-    pub(super) fn wait(&self, patience: Option<Duration>) -> bool {
-        let patience = patience.and_then(|patience| Timespec::try_from(patience).ok());
+    pub(super) fn wait(&self, timeout: Option<Duration>) -> bool {
+        let timeout = timeout.and_then(|timeout| Timespec::try_from(timeout).ok());
         // Room for both, lest one be heard later by somebody else.
         let mut heard = Vec::<Event>::with_capacity(2);
-        match epoll::wait(&self.epoll, spare_capacity(&mut heard), patience.as_ref()) {
+        match epoll::wait(&self.epoll, spare_capacity(&mut heard), timeout.as_ref()) {
             Ok(count) => count > 0,
             // A false alarm costs a look at the ring.
             Err(Errno::INTR) => true,
@@ -106,10 +106,10 @@ mod tests {
     #[test]
     fn one_ring_wakes_one_sleeper() {
         let kicks = Kicks::new().expect("made");
-        let patience = Some(Duration::from_secs(60));
+        let timeout = Some(Duration::from_secs(60));
         std::thread::scope(|scope| {
             let sleepers: Vec<_> = (0..4)
-                .map(|_| scope.spawn(|| kicks.wait(patience)))
+                .map(|_| scope.spawn(|| kicks.wait(timeout)))
                 .collect();
             for ended in 1..=4 {
                 kicks.ring();

@@ -1,4 +1,4 @@
-//! A listening socket that whoever started the daemon has opened for it.
+//! A listening socket that the process that started the daemon has opened for it.
 //!
 //! Law: a descriptor is taken over only if it is what it is said to be.
 

@@ -2,7 +2,7 @@
 //!
 //! - [`socket`]: the listening socket and its file.
 //! - `pid_file`: the one beside it, and whose the socket is.
-//! - `inherited`: a listening socket from whoever started the daemon.
+//! - `inherited`: a listening socket that the starter of the daemon passed on.
 //! - [`attended`]: a socket with a thread that attends to its clients.
 //! - `stop`: what such a thread waits for.
 //!

@@ -29,9 +29,9 @@ impl Stop {
         while !self.within(Duration::from_secs(3600)) {}
     }
 
-    /// Whether it is requested, now or before `patience` is over.
-    pub fn within(&self, patience: Duration) -> bool {
-        is_rung_within(&self.0, patience)
+    /// Whether it is requested, now or before `timeout` is over.
+    pub fn within(&self, timeout: Duration) -> bool {
+        is_rung_within(&self.0, timeout)
     }
 }
 
@@ -81,11 +81,11 @@ pub(crate) fn ring(event: &OwnedFd) {
     let _ = rustix::io::write(event, &1u64.to_ne_bytes());
 }
 
-pub(crate) fn is_rung_within(event: &OwnedFd, patience: Duration) -> bool {
-    let patience = Timespec {
-        tv_sec: patience.as_secs() as i64,
-        tv_nsec: i64::from(patience.subsec_nanos()),
+pub(crate) fn is_rung_within(event: &OwnedFd, timeout: Duration) -> bool {
+    let timeout = Timespec {
+        tv_sec: timeout.as_secs() as i64,
+        tv_nsec: i64::from(timeout.subsec_nanos()),
     };
     let mut fds = [PollFd::new(event, PollFlags::IN)];
-    poll(&mut fds, Some(&patience)).is_ok_and(|ready| ready > 0)
+    poll(&mut fds, Some(&timeout)).is_ok_and(|ready| ready > 0)
 }

@@ -69,7 +69,7 @@ impl Shares {
     /// No shares yet; those to come are as `config` says.
     pub fn new(config: Config) -> Arc<Shares> {
         Arc::new(Shares {
-            many: config.doors.max_shares > 1,
+            many: config.listeners.max_shares > 1,
             config,
             state: Mutex::default(),
             gone: Condvar::new(),
@@ -151,7 +151,7 @@ impl Shares {
             return Err(RegistryError::Ending);
         } else if state.shares.contains_key(name) {
             return Err(RegistryError::Taken(name.clone()));
-        } else if count >= self.config.doors.max_shares {
+        } else if count >= self.config.listeners.max_shares {
             return Err(RegistryError::Full(count));
         }
         state.shares.insert(name.clone(), Arc::clone(share));
