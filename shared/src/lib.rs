@@ -13,5 +13,6 @@ pub mod latency;
 pub mod preload;
 pub mod shmem;
 pub mod size;
+pub mod vhost_user;
 pub mod virtiofs;
 pub mod window;

@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use daxwindow_shared::fuse::{NO_HANDLE, RemoveMappingOne, SetupMappingIn};
 use parking_lot::{Condvar, Mutex};
 
-use super::front_end::Ask;
+use super::front_end::ShmemRequest;
 use super::policy::VMM_SLOTS;
 use super::*;
 
@@ -115,12 +115,12 @@ impl Announcer {
 }
 
 impl FrontEnd for Announcer {
-    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
-        match ask {
-            Ask::Map(range, source) => {
+    fn request(&self, request: &ShmemRequest<'_>) -> Result<(), FrontEndError> {
+        match request {
+            ShmemRequest::Map(range, source) => {
                 self.map(*range, source.fd, source.fd_offset, source.writable)
             }
-            Ask::Unmap(range) => self.unmap(*range),
+            ShmemRequest::Unmap(range) => self.unmap(*range),
         }
     }
 }

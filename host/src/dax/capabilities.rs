@@ -11,7 +11,7 @@ use daxwindow_shared::window::WindowRange;
 use rustix::fs::{MemfdFlags, OFlags};
 
 use super::barrier::MemoryTable;
-use super::front_end::{Ask, FrontEnd, FrontEndError, Source};
+use super::front_end::{FrontEnd, FrontEndError, ShmemRequest, Source};
 use crate::padding::View;
 use crate::procfd::ProcFd;
 
@@ -203,11 +203,11 @@ impl Trial<'_> {
             writable: w,
         };
         self.front_end
-            .ask(&Ask::Map(self.range(page, pages)?, source))
+            .request(&ShmemRequest::Map(self.range(page, pages)?, source))
     }
 
     fn unmap(&self, page: u64, pages: u64) -> Result<(), FrontEndError> {
-        self.front_end.ask(&Ask::Unmap(self.range(page, pages)?))
+        self.front_end.request(&ShmemRequest::Unmap(self.range(page, pages)?))
     }
 
     /// A refusal is an answer; anything else ends the probe.

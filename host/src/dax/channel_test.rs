@@ -2,22 +2,22 @@
 
 use super::*;
 use std::os::fd::{AsRawFd, RawFd};
-use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, Sender};
-use std::thread::JoinHandle;
-use std::time::Instant;
+use std::thread::{self, JoinHandle};
 
-use parking_lot::Mutex;
-use rustix::io::Errno;
+use vhost::vhost_user::message::VhostUserMMap;
 use vhost::vhost_user::{FrontendReqHandler, HandlerResult, VhostUserFrontendReqHandler};
 
 use crate::dax::front_end::Source;
-use crate::dax::{Dax, DaxOptions, Deputy};
 
 const PAGE: u64 = 4096;
 /// Longer than anything takes that is not waited for.
 const LONG: Duration = Duration::from_secs(60);
 const SHORT: Duration = Duration::from_millis(50);
+const REFUSED: Result<(), FrontEndError> = Err(FrontEndError::Refused);
+const CANCELLED: Result<(), FrontEndError> = Err(FrontEndError::Cancelled);
+const GONE: Result<(), FrontEndError> = Err(FrontEndError::Gone);
 
 /// Serves maps at zero and refuses others, one for each word that it is given.
 struct Answers {
@@ -78,22 +78,14 @@ impl Peer {
 }
 
 #[allow(unsafe_code)]
-fn borrow<'a>(fd: RawFd) -> std::os::fd::BorrowedFd<'a> {
+fn borrow<'a>(fd: RawFd) -> BorrowedFd<'a> {
     // SAFETY: the handler owns `fd` and outlives the borrow in the test.
-    unsafe { std::os::fd::BorrowedFd::borrow_raw(fd) }
+    unsafe { BorrowedFd::borrow_raw(fd) }
 }
 
 /// A channel that tells the log of every wait.
 fn channel(stream: UnixStream) -> Arc<Channel> {
-    let share = Budget::new(MAX_CHANNELS);
-    Arc::new(channel_of(&share, stream).expect("thread starts"))
-}
-
-fn channel_of(share: &Arc<Budget>, stream: UnixStream) -> std::io::Result<Channel> {
-    let backend = Backend::from_stream(stream);
-    backend.set_reply_ack_flag(true);
-    backend.set_shmem_flag(true);
-    Channel::new(backend, SHORT, share)
+    Arc::new(Channel::new(stream, SHORT).expect("descriptors"))
 }
 
 fn soon(what: &str, mut is_so: impl FnMut() -> bool) {
@@ -112,99 +104,41 @@ fn null() -> Arc<OwnedFd> {
     Arc::new(std::fs::File::open("/dev/null").expect("exists").into())
 }
 
-fn with_map<T>(offset: u64, ask: impl FnOnce(&Ask<'_>) -> T) -> T {
+fn map(channel: &Channel, offset: u64) -> Result<(), FrontEndError> {
     let source = Source {
         fd: &null(),
         fd_offset: 0,
         writable: true,
     };
-    ask(&Ask::Map(range(offset), source))
-}
-
-fn map(channel: &Channel, offset: u64) -> Result<(), FrontEndError> {
-    with_map(offset, |ask| channel.ask(ask))
+    channel.request(&ShmemRequest::Map(range(offset), source))
 }
 
 fn unmap(channel: &Channel) -> Result<(), FrontEndError> {
-    channel.ask(&Ask::Unmap(range(0)))
+    channel.request(&ShmemRequest::Unmap(range(0)))
 }
 
-/// Tells what a guest is told by somebody else.
-struct Tells {
-    dax: Dax,
-    told: Sender<Errno>,
+type Asking = JoinHandle<Result<(), FrontEndError>>;
+
+fn asking(channel: &Arc<Channel>, offset: u64) -> Asking {
+    let channel = channel.clone();
+    thread::spawn(move || map(&channel, offset))
 }
 
-impl Deputy for Tells {
-    fn dax(&self) -> &Dax {
-        &self.dax
-    }
-
-    fn fail(self: Box<Self>, errno: Errno) {
-        self.told.send(errno).expect("somebody listens");
-    }
-}
-
-fn pending() -> (Pending, Receiver<Errno>) {
-    let (told, hears) = mpsc::channel();
-    let dax = Dax::new(DaxOptions::default());
-    (Pending::of(Box::new(Tells { dax, told })), hears)
-}
-
-/// How a request ended in its own thread.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum End {
-    InTime(Result<(), FrontEndError>),
-    /// It was lost; this was answered to it later.
-    Late(Result<(), FrontEndError>),
-}
-
-/// Asks as a request's own thread does.
-fn map_here(channel: &Channel, offset: u64) -> (End, Receiver<Errno>) {
-    let (pending, hears) = pending();
-    let late = Mutex::new(None);
-    let note = |result| *late.lock() = Some(result);
-    let answered = with_map(offset, |ask| channel.ask_here(ask, pending, &note));
-    let end = match answered {
-        Some((_, result)) => End::InTime(result),
-        None => End::Late(late.lock().expect("told of the answer")),
-    };
-    (end, hears)
-}
-
-type Stuck = (JoinHandle<End>, Receiver<Errno>);
-
-fn stuck_in(channel: &Arc<Channel>, offset: u64) -> Stuck {
-    let (channel, (pending, hears)) = (channel.clone(), pending());
-    let thread = thread::spawn(move || {
-        let late = Mutex::new(None);
-        let note = |result| *late.lock() = Some(result);
-        let answered = with_map(offset, |ask| channel.ask_here(ask, pending, &note));
-        let in_time = answered.map(|(_, result)| End::InTime(result));
-        in_time.unwrap_or_else(|| End::Late(late.lock().expect("told of the answer")))
-    });
-    (thread, hears)
+fn end(asking: Asking) -> Result<(), FrontEndError> {
+    asking.join().expect("no panic")
 }
 
 #[test]
 fn refusal_keeps_the_channel_and_close_ends_it() {
-    let (peer, channel) = Peer::start(5);
-    peer.answer(5);
-    assert_eq!(map(&channel, 0), Ok(()));
-    assert_eq!(map(&channel, PAGE), Err(FrontEndError::Refused));
-    let here = [0, PAGE].map(|offset| map_here(&channel, offset));
-    assert_eq!(here[0].0, End::InTime(Ok(())));
-    assert_eq!(here[1].0, End::InTime(Err(FrontEndError::Refused)));
-    assert_eq!(map(&channel, 0), Ok(()));
-    let asked = peer.answers.clone();
+    let (peer, channel) = Peer::start(3);
+    peer.answer(3);
+    let asked = [0, PAGE, 0].map(|offset| map(&channel, offset));
+    assert_eq!(asked, [Ok(()), REFUSED, Ok(())]);
+    let answers = peer.answers.clone();
     peer.thread.join().expect("no panic");
-    let gone = Err(FrontEndError::Gone);
-    assert_eq!(map_here(&channel, 0).0, End::InTime(gone));
-    assert_eq!((unmap(&channel), unmap(&channel)), (gone, gone));
-    assert_eq!(*asked.asked.lock(), [0, PAGE, 0, PAGE, 0]);
-    for (_, hears) in here {
-        assert!(hears.try_recv().is_err(), "nobody else has answered");
-    }
+    assert_eq!((map(&channel, 0), unmap(&channel)), (GONE, GONE));
+    assert_eq!(*answers.asked.lock(), [0, PAGE, 0]);
+    assert!(channel.is_gone());
 }
 
 /// Neither who asks nor who waits for a turn is given up, however often the log
@@ -212,130 +146,146 @@ fn refusal_keeps_the_channel_and_close_ends_it() {
 #[test]
 fn time_that_passes_ends_no_wait() {
     let (peer, channel) = Peer::start(4);
-    let (first, unheard) = stuck_in(&channel, 0);
+    let first = asking(&channel, 0);
     peer.expect_asked(1);
-    let (second, _unheard) = stuck_in(&channel, PAGE);
-    soon("it waits", || channel.line().waiting() == 1);
-    let asking = channel.clone();
-    let third = thread::spawn(move || map(&asking, 0));
-    soon("it waits", || channel.line().waiting() == 2);
+    let second = asking(&channel, PAGE);
+    soon("it waits", || channel.waiting() == 2);
+    let third = asking(&channel, 0);
+    soon("it waits", || channel.waiting() == 3);
     thread::sleep(4 * SHORT);
     assert!(!first.is_finished() && !second.is_finished() && !third.is_finished());
     assert!(!channel.is_gone());
     assert_eq!(peer.asked(), [0], "one at a time");
     peer.answer(3);
-    assert_eq!(first.join().expect("no panic"), End::InTime(Ok(())));
-    let refused = End::InTime(Err(FrontEndError::Refused));
-    assert_eq!(second.join().expect("no panic"), refused);
-    assert_eq!(third.join().expect("no panic"), Ok(()));
+    assert_eq!([first, second, third].map(end), [Ok(()), REFUSED, Ok(())]);
     peer.answer(1);
-    assert_eq!(map(&channel, PAGE), Err(FrontEndError::Refused));
-    assert!(unheard.try_recv().is_err(), "answered by its own thread");
+    assert_eq!(map(&channel, PAGE), REFUSED);
 }
 
 #[test]
 fn waits_can_be_called_off() {
     let (ours, theirs) = UnixStream::pair().expect("pair");
     let channel = channel(ours);
-    let waiter = channel.clone();
-    let waiter = thread::spawn(move || unmap(&waiter));
-    soon("it waits", || !channel.line().is_quiet());
+    let waiter = asking(&channel, 0);
+    soon("it waits", || channel.waiting() == 1);
     channel.cancel_waits();
-    let cancelled = Err(FrontEndError::Cancelled);
-    assert_eq!(waiter.join().expect("no panic"), cancelled);
+    assert_eq!(channel.waiting(), 0, "at once");
+    assert_eq!(end(waiter), CANCELLED);
     // Nor does any begin until that is taken back.
-    assert_eq!(unmap(&channel), cancelled);
-    assert_eq!(map_here(&channel, 0).0, End::InTime(cancelled));
+    assert_eq!(unmap(&channel), CANCELLED);
     channel.cancel_waits();
     channel.allow_waits();
-    assert_eq!(unmap(&channel), cancelled, "called off twice");
+    assert_eq!(unmap(&channel), CANCELLED, "called off twice");
     channel.allow_waits();
-    let waiter = channel.clone();
-    let waiter = thread::spawn(move || unmap(&waiter));
-    soon("it waits", || !channel.line().is_quiet());
+    let waiter = asking(&channel, 0);
+    soon("it waits", || channel.waiting() == 1);
     drop(theirs);
-    assert_eq!(waiter.join().expect("no panic"), Err(FrontEndError::Gone));
+    assert_eq!(end(waiter), GONE);
 }
 
-/// A request whose wait is called off is ended by the thread that does that; the
-/// late answer is told of before anything else is asked, and the channel serves
-/// others in their order.
+/// What was asked before waits were called off is answered late, and nobody
+/// takes that for the answer to something else.
 #[test]
-fn waits_of_a_stuck_thread_can_be_called_off() {
-    let (peer, channel) = Peer::start(4);
-    let (thread, hears) = stuck_in(&channel, PAGE);
+fn late_replies_are_dropped_in_their_order() {
+    let (peer, channel) = Peer::start(5);
+    let (first, at_the_gate) = (asking(&channel, PAGE), asking(&channel, PAGE));
     peer.expect_asked(1);
-    let (at_the_gate, _unheard) = stuck_in(&channel, PAGE);
-    soon("it waits", || channel.line().waiting() == 1);
+    soon("it waits", || channel.waiting() == 2);
     channel.cancel_waits();
-    assert_eq!(hears.try_recv(), Ok(Errno::IO), "at once");
-    assert_eq!(
-        at_the_gate.join().expect("no panic"),
-        End::InTime(Err(FrontEndError::Cancelled))
-    );
-    assert!(!thread.is_finished() && !channel.is_gone());
+    assert_eq!((end(first), end(at_the_gate)), (CANCELLED, CANCELLED));
+    assert!(!channel.is_gone());
     channel.allow_waits();
-    // Three more, one of them for the channel's own thread.
-    let (second, _hears) = stuck_in(&channel, PAGE);
-    soon("it waits", || channel.line().waiting() == 1);
-    let asking = channel.clone();
-    let third = thread::spawn(move || map(&asking, 2 * PAGE));
-    soon("they wait", || channel.line().waiting() == 2);
-    let (fourth, _hears) = stuck_in(&channel, 0);
-    soon("they wait", || channel.line().waiting() == 3);
-    assert_eq!(peer.asked(), [PAGE]);
-    peer.answer(4);
-    let refused = Err(FrontEndError::Refused);
-    assert_eq!(thread.join().expect("no panic"), End::Late(refused));
-    assert_eq!(second.join().expect("no panic"), End::InTime(refused));
-    assert_eq!(third.join().expect("no panic"), refused);
-    assert_eq!(fourth.join().expect("no panic"), End::InTime(Ok(())));
-    assert_eq!(peer.asked(), [PAGE, PAGE, 2 * PAGE, 0]);
+    // Asked before the front end has answered the first.
+    let second = asking(&channel, 0);
+    soon("it waits", || channel.waiting() == 1);
+    peer.answer(1);
+    peer.expect_asked(2);
+    assert!(!second.is_finished(), "that was the answer to the first");
+    channel.cancel_waits();
+    channel.allow_waits();
+    assert_eq!(end(second), CANCELLED);
+    let (third, fourth) = (asking(&channel, 2 * PAGE), {
+        soon("it waits", || channel.waiting() == 1);
+        asking(&channel, 0)
+    });
+    peer.answer(3);
+    assert_eq!((end(third), end(fourth)), (REFUSED, Ok(())));
+    assert_eq!(peer.asked(), [PAGE, 0, 2 * PAGE, 0]);
 }
 
-/// Neither the thread that asks for others nor what it keeps outlives the
-/// channel's use; the stuck thread does until the front end lets go.
+/// A wait may be called off between any two bytes of a reply.
 #[test]
-fn a_closed_channel_leaves_nothing_but_who_is_stuck() {
-    let (ours, theirs) = UnixStream::pair().expect("pair");
+fn a_reply_that_comes_in_parts_is_put_together() {
+    use std::io::{Read, Write};
+
+    let (ours, mut theirs) = UnixStream::pair().expect("pair");
     let channel = channel(ours);
-    let (thread, hears) = stuck_in(&channel, 0);
-    soon("it asks", || !channel.line().is_quiet());
-    channel.close();
-    assert_eq!(hears.recv_timeout(LONG), Ok(Errno::IO));
-    // Ours and the stuck thread's are clones of the outer.
-    soon("its own thread ends", || Arc::strong_count(&channel.0) == 1);
-    assert!(!thread.is_finished());
-    drop(theirs);
-    let gone = End::Late(Err(FrontEndError::Gone));
-    assert_eq!(thread.join().expect("no panic"), gone);
-    assert!(hears.try_recv().is_err(), "answered once");
+    let mut request = [0; size_of::<Message>()];
+    let reply = |request: &[u8; size_of::<Message>()], result: u64| {
+        let (header, _) = Header::read_from_prefix(request).expect("long enough");
+        let header = Header {
+            flags: VERSION | F_REPLY,
+            size: 8,
+            ..header
+        };
+        [header.as_bytes(), &result.to_ne_bytes()].concat()
+    };
+    let first = asking(&channel, 0);
+    theirs.read_exact(&mut request).expect("a request");
+    let late = reply(&request, 1);
+    theirs.write_all(&late[..7]).expect("written");
+    thread::sleep(SHORT);
+    channel.cancel_waits();
+    assert_eq!(end(first), CANCELLED);
+    channel.allow_waits();
+    let second = asking(&channel, 0);
+    theirs.read_exact(&mut request).expect("a request");
+    let now = reply(&request, 0);
+    theirs
+        .write_all(&[&late[7..], &now[..]].concat())
+        .expect("written");
+    assert_eq!(end(second), Ok(()));
+    // A reply to something else ends the channel.
+    let third = thread::spawn({
+        let channel = channel.clone();
+        move || unmap(&channel)
+    });
+    theirs.read_exact(&mut request).expect("a request");
+    theirs.write_all(&now).expect("written");
+    assert_eq!(end(third), GONE);
+    assert_eq!(unmap(&channel), GONE);
 }
 
-/// Front ends that owe an answer and keep their ends cost their own share its
-/// channels, until they let go, and no other share anything.
+/// A front end that owes an answer and keeps its end costs nothing: no thread,
+/// no descriptor.
 #[test]
-fn channels_that_are_kept_open_count_for_their_own_share() {
-    let (share, other) = (Budget::new(MAX_CHANNELS), Budget::new(MAX_CHANNELS));
-    let stuck = |share| {
-        let (ours, theirs) = UnixStream::pair().expect("pair");
-        let channel = Arc::new(channel_of(share, ours).expect("one more"));
-        let (thread, hears) = stuck_in(&channel, 0);
-        soon("it asks", || !channel.line().is_quiet());
-        channel.close();
-        assert_eq!(hears.try_recv(), Ok(Errno::IO));
-        (theirs, thread)
-    };
-    let kept: Vec<_> = (0..MAX_CHANNELS).map(|_| stuck(&share)).collect();
+fn a_closed_channel_leaves_nothing() {
+    use std::io::Read;
+
+    let (ours, mut theirs) = UnixStream::pair().expect("pair");
+    let channel = channel(ours);
+    let waiter = asking(&channel, 0);
+    soon("it asks", || channel.waiting() == 1);
+    channel.close();
+    assert_eq!(end(waiter), GONE);
+    assert_eq!(Arc::strong_count(&channel), 1, "nobody is in it");
+    drop(channel);
+    let mut rest = Vec::new();
+    theirs.read_to_end(&mut rest).expect("the end");
+    assert_eq!(rest.len(), size_of::<Message>(), "what was asked");
+}
+
+/// Nor does one that reads nothing.
+#[test]
+fn a_front_end_that_reads_nothing_keeps_nobody() {
     let (ours, _theirs) = UnixStream::pair().expect("pair");
-    let error = channel_of(&share, ours).err().expect("one too many");
-    assert!(error.to_string().contains("kept open"), "{error}");
-    drop(stuck(&other).0);
-    for (theirs, thread) in kept {
-        drop(theirs);
-        thread.join().expect("no panic");
+    rustix::net::sockopt::set_socket_send_buffer_size(&ours, 4096).expect("set");
+    let channel = channel(ours);
+    for _ in 0..100 {
+        let waiter = asking(&channel, 0);
+        soon("it waits", || channel.waiting() == 1);
+        channel.cancel_waits();
+        channel.allow_waits();
+        assert!([CANCELLED, GONE].contains(&end(waiter)));
     }
-    soon("all have ended", || share.used() == 0 && other.used() == 0);
-    let (ours, _theirs) = UnixStream::pair().expect("pair");
-    assert!(channel_of(&share, ours).is_ok());
 }

@@ -15,7 +15,6 @@ use rustix::io::Errno;
 use super::counters::count;
 use super::ledger::Piece;
 use super::map_error::MapError;
-use super::pending::{Request, Work};
 use super::{Capabilities, Connected, Dax, Generation, MapSource};
 
 /// Who changes a file again and again while it is mapped holds nobody up: after
@@ -158,12 +157,8 @@ impl Dax {
     ) -> Result<(), MapError> {
         let (nodeid, generation) = file;
         let (fd, writable) = self.open(connected, source, file, false)?;
-        // A wait that is called off ends this request in its own thread.
-        let mut nobody = None;
-        let request = Request::new(self, Arc::clone(connected), Work::Setup, &mut nobody);
         for Piece { range, .. } in ranges {
-            let reserved = self.reserve(*range);
-            request.reservation.set(reserved.reservation);
+            let _reserved = self.reserve(*range);
             if !self.is_current(connected) {
                 return Err(MapError::NoWindow);
             }
@@ -183,7 +178,7 @@ impl Dax {
                     certain: true,
                     ..piece
                 };
-                self.map_piece(&request, renewed, &fd)?;
+                self.map_piece(connected, renewed, &fd)?;
                 count(&self.counters.renewals);
             }
         }

@@ -9,7 +9,7 @@ use daxwindow_shared::fuse::{NO_HANDLE, RemoveMappingOne, SetupMappingIn};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use super::front_end::Ask;
+use super::front_end::ShmemRequest;
 use super::*;
 
 const RANGE: u64 = 2 << 20;
@@ -107,10 +107,10 @@ struct Shows {
 }
 
 impl FrontEnd for Shows {
-    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
-        let (range, copy) = match ask {
-            Ask::Unmap(range) => (range, None),
-            Ask::Map(range, source) => {
+    fn request(&self, request: &ShmemRequest<'_>) -> Result<(), FrontEndError> {
+        let (range, copy) = match request {
+            ShmemRequest::Unmap(range) => (range, None),
+            ShmemRequest::Map(range, source) => {
                 let number = self.maps.fetch_add(1, SeqCst);
                 let mut meanwhile = self.meanwhile.lock();
                 if let Some((_, happens)) = meanwhile.take_if(|(at, _)| *at == number) {

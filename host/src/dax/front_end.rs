@@ -1,12 +1,10 @@
-//! What the ledger asks of a front end, and how that can fail.
+//! What a front end is asked for, and how that can fail.
 
 use std::os::fd::OwnedFd;
 use std::sync::Arc;
 
 use daxwindow_shared::window::WindowRange;
 use rustix::io::Errno;
-
-use super::pending::Pending;
 
 /// Why the front end did not do what it was asked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -24,10 +22,6 @@ pub enum FrontEndError {
     /// The channel is closed or out of step.
     #[error("the channel to the front end is gone")]
     Gone,
-    /// Another thread has ended the request meanwhile, for one of these
-    /// reasons; whoever hears this leaves everything as it is.
-    #[error("another thread has answered the request")]
-    Abandoned,
 }
 
 impl FrontEndError {
@@ -56,49 +50,34 @@ pub struct Source<'a> {
     pub writable: bool,
 }
 
-/// What is asked of the front end.
+/// A request to the front end.
 #[derive(Clone, Copy, Debug)]
-pub enum Ask<'a> {
+pub enum ShmemRequest<'a> {
     /// To map as many bytes of this there.
     Map(WindowRange, Source<'a>),
     /// To unmap what is there.
     Unmap(WindowRange),
 }
 
-/// An answer, and what the request has held meanwhile.
-pub type Answered = (Pending, Result<(), FrontEndError>);
-
-/// Told of an answer to a request that was abandoned.
-pub type Late<'a> = &'a dyn Fn(Result<(), FrontEndError>);
-
 /// The window at the VMM's side.
 pub trait FrontEnd: Send + Sync {
-    /// Asks, and returns once the front end has answered, however long that
-    /// takes, or cannot answer any more, or waits are called off.
+    /// Sends a request, and returns once the front end has replied, however long
+    /// that takes, or cannot reply any more, or waits are called off.
     ///
     /// # Errors
     ///
     /// That it has not acknowledged, in one way or another.
-    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError>;
+    fn request(&self, request: &ShmemRequest<'_>) -> Result<(), FrontEndError>;
 
-    /// The same where the calling thread need not come back, which may be
-    /// quicker. If waits are called off, another thread abandons `pending` at
-    /// once; `late` is told of the answer when it comes, before the front end is
-    /// asked anything else, and this is nothing.
-    fn ask_here(&self, ask: &Ask<'_>, pending: Pending, late: Late<'_>) -> Option<Answered> {
-        let _ = late;
-        Some((pending, self.ask(ask)))
-    }
-
-    /// Makes every wait for an answer end with [`FrontEndError::Cancelled`] at
-    /// once, those that begin before as many calls of
-    /// [`FrontEnd::allow_waits`] included.
+    /// Ends every wait for a reply with [`FrontEndError::Cancelled`], and returns
+    /// once that is so; no other begins before as many calls of
+    /// [`FrontEnd::allow_waits`].
     fn cancel_waits(&self) {}
 
     /// Takes back one [`FrontEnd::cancel_waits`].
     fn allow_waits(&self) {}
 
-    /// The same for good: it is asked nothing more.
+    /// The same for good: it is sent nothing more.
     fn close(&self) {
         self.cancel_waits();
     }

@@ -13,7 +13,7 @@ use rustix::fs::fstat;
 
 use super::Dax;
 use super::capabilities::Capabilities;
-use super::front_end::{Ask, FrontEnd, FrontEndError, Source};
+use super::front_end::{FrontEnd, FrontEndError, ShmemRequest, Source};
 use super::policy::{DaxMode, MemorySlots};
 use super::whole::{self, Mapping, NotWhole, Whole};
 
@@ -67,7 +67,7 @@ impl Dax {
             return no_window(connection);
         }
         let patience = self.options.front_end_timeout;
-        match Whole::send(connection, self.window_bytes(), patience, &self.channels) {
+        match Whole::send(connection, self.window_bytes(), patience) {
             Ok(whole) => *self.whole.lock() = Ok(Arc::new(whole)),
             Err(error) => tracing::error!(%error, "the VMM's preloaded library cannot be used"),
         }
@@ -160,7 +160,7 @@ impl Dax {
             fd_offset: 0,
             writable: true,
         };
-        let asked = vmm.ask(&Ask::Map(region, source));
+        let asked = vmm.request(&ShmemRequest::Map(region, source));
         let tried = asked.map_err(NotWhole::Region);
         match tried.and_then(|()| self.try_library(&library)) {
             Ok(can) => {
@@ -230,7 +230,7 @@ impl Dax {
         if !library.is_region_mapped.load(SeqCst) {
             return Ok(());
         }
-        match vmm.ask(&Ask::Unmap(region)) {
+        match vmm.request(&ShmemRequest::Unmap(region)) {
             Ok(()) | Err(FrontEndError::Refused) => {
                 library.is_region_mapped.store(false, SeqCst);
                 Ok(())

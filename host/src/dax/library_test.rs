@@ -34,21 +34,21 @@ struct Vmm {
 }
 
 impl FrontEnd for Vmm {
-    fn ask(&self, ask: &front_end::Ask<'_>) -> Result<(), FrontEndError> {
+    fn request(&self, request: &front_end::ShmemRequest<'_>) -> Result<(), FrontEndError> {
         self.asked.fetch_add(1, SeqCst);
         if self.refuses.load(SeqCst) {
             return Err(FrontEndError::Refused);
         }
         let dax = self.dax.lock().clone().expect("known");
         let mut region = self.region.lock();
-        match ask {
-            front_end::Ask::Map(range, source) if region.is_none() => {
+        match request {
+            front_end::ShmemRequest::Map(range, source) if region.is_none() => {
                 let file = File::from(source.fd.try_clone().expect("descriptor"));
                 assert!(dax.is_own_window(&file), "it maps nothing else");
                 *region = Some(*range);
                 dax.memory_table(&[(0, 1 << 30), (BASE, range.len())], Some(BASE));
             }
-            front_end::Ask::Unmap(range) if *region == Some(*range) => {
+            front_end::ShmemRequest::Unmap(range) if *region == Some(*range) => {
                 *region = None;
                 dax.memory_table(&[(0, 1 << 30)], None);
             }

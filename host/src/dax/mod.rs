@@ -7,8 +7,7 @@
 //! | [`globs`] | whose name lets it in or keeps it out |
 //! | [`capabilities`] | what the front end can do, learned by trying |
 //! | [`front_end`] | what is asked of it |
-//! | [`channel`], `line` | the vhost-user back-end channel |
-//! | [`pending`] | requests whose own thread asks, and may not come back |
+//! | [`channel`] | the vhost-user back-end channel |
 //! | [`barrier`] | when a mapping is live |
 //! | [`library`] | which way the window is mapped, in one piece or a range at a time |
 //! | [`ledger`] | the bookkeeping, without I/O |
@@ -31,6 +30,7 @@
 //! calls the wait off, and what needs no front end does not wait.
 
 use std::collections::HashMap;
+use std::os::fd::OwnedFd;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
@@ -44,6 +44,8 @@ use rustix::io::Errno;
 #[cfg(test)]
 mod announced_test;
 pub mod barrier;
+#[cfg(test)]
+mod called_off_test;
 pub mod capabilities;
 pub mod channel;
 pub mod counters;
@@ -57,12 +59,8 @@ pub mod ledger;
 pub mod library;
 #[cfg(test)]
 mod library_test;
-mod line;
 pub mod map_error;
 pub mod no_dax;
-pub mod pending;
-#[cfg(test)]
-mod pending_test;
 pub mod policy;
 #[cfg(test)]
 mod policy_test;
@@ -84,7 +82,6 @@ pub use counters::DaxStats;
 pub use front_end::{FrontEnd, FrontEndError};
 pub use map_error::MapError;
 pub use no_dax::NoDax;
-pub use pending::Deputy;
 pub use policy::{Candidate, DaxMode, DaxOptions, Executables, MemorySlots};
 pub use session::CalledOff;
 pub use source::{Generation, MapFile, MapSource, StoreRange};
@@ -95,12 +92,9 @@ pub use whole::{Mapping, NotWhole};
 use barrier::MemoryTable;
 use counters::{Counters, count};
 use ledger::{Ledger, Piece};
-use pending::{Change, Entering};
-use reservation::Reservation;
 use reuse::Reuse;
 use whole::Whole;
 
-use crate::budget::Budget;
 use crate::logs::Throttle;
 use crate::padding::{View, ViewTrouble};
 
@@ -156,9 +150,7 @@ impl Connected {
 struct State {
     ledger: Ledger,
     /// Ranges with a request under way.
-    busy: Vec<(Reservation, WindowRange)>,
-    /// Of the last one.
-    reservation: u64,
+    busy: Vec<WindowRange>,
     /// Files that the window may do no good.
     reuse: Reuse,
 }
@@ -182,8 +174,6 @@ pub struct Dax {
     released: Condvar,
     /// Times that waits for the front end are called off just now.
     called_off: Arc<AtomicUsize>,
-    /// How many channels the share may have at a time.
-    channels: Arc<Budget>,
     counters: Counters,
     /// What a front end can make the log say again and again.
     complaints: Throttle,
@@ -209,7 +199,6 @@ impl Dax {
             }),
             released: Condvar::new(),
             called_off: Arc::default(),
-            channels: Budget::new(channel::MAX_CHANNELS),
             counters: Counters::default(),
             complaints: Throttle::new(Duration::from_secs(60)),
             faulty_lock: Mutex::default(),
@@ -308,30 +297,12 @@ impl Dax {
         nodeid: u64,
         args: &SetupMappingIn,
     ) -> Result<(), Errno> {
-        self.setup_or_leave(source, nodeid, args, &mut None)
-    }
-
-    /// The same for a request that `deputy` can answer as well. If nothing is
-    /// left there, that has happened.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Dax::setup`].
-    pub fn setup_or_leave(
-        &self,
-        source: &dyn MapSource,
-        nodeid: u64,
-        args: &SetupMappingIn,
-        deputy: &mut Option<Box<dyn Deputy>>,
-    ) -> Result<(), Errno> {
         let start = Instant::now();
-        match self.try_setup(source, nodeid, args, deputy) {
+        match self.try_setup(source, nodeid, args) {
             Ok(()) => {
                 self.counters.setup_done(start.elapsed());
                 Ok(())
             }
-            // Counted by who has answered.
-            Err(error @ MapError::FrontEnd(FrontEndError::Abandoned)) => Err(error.errno()),
             Err(error) => {
                 tracing::debug!(nodeid, ?args, %error, "dax: setup refused");
                 self.counters.refused(&error);
@@ -347,25 +318,9 @@ impl Dax {
     /// `EINVAL` if a range is bad, in which case nothing is unmapped; the
     /// first failure else, after all ranges were tried.
     pub fn remove(&self, ranges: &[RemoveMappingOne]) -> Result<(), Errno> {
-        self.remove_or_leave(ranges, &mut None)
-    }
-
-    /// The same for a request that `deputy` can answer as well. If nothing is
-    /// left there, that has happened, and further ranges were not tried.
-    ///
-    /// # Errors
-    ///
-    /// As for [`Dax::remove`].
-    pub fn remove_or_leave(
-        &self,
-        ranges: &[RemoveMappingOne],
-        deputy: &mut Option<Box<dyn Deputy>>,
-    ) -> Result<(), Errno> {
         let start = Instant::now();
-        let result = self.try_remove(ranges, start, deputy);
-        if result != Err(FrontEndError::Abandoned.into()) {
-            self.counters.removal_done(start.elapsed());
-        }
+        let result = self.try_remove(ranges);
+        self.counters.removal_done(start.elapsed());
         result.map_err(|error| {
             tracing::debug!(count = ranges.len(), %error, "dax: removal failed");
             error.errno()
@@ -414,11 +369,11 @@ impl Dax {
 
     /// Whether this is still the session in force. Under the state lock:
     /// who ends a session takes that lock afterwards to empty the ledger.
-    fn is_current(&self, connected: &Arc<Connected>) -> bool {
+    fn is_current(&self, connected: &Connected) -> bool {
         self.connected
             .load()
             .as_ref()
-            .is_some_and(|now| Arc::ptr_eq(now, connected))
+            .is_some_and(|now| std::ptr::eq(&**now, connected))
     }
 
     fn usable(&self) -> Option<Arc<Connected>> {
@@ -432,20 +387,20 @@ impl Dax {
         is_faulty.then(|| self.faulty_lock.lock())
     }
 
-    /// Enters what is mapped, or may be if not `certain`, unless another session
-    /// has begun: what that has mapped is not ours.
-    fn enter(&self, entering: Entering, certain: bool) -> Result<(), FrontEndError> {
-        let Entering {
-            connected,
-            piece,
-            fd,
-        } = entering;
+    /// Enters what is mapped of `file`, or may be if it is not certain, unless
+    /// another session has begun: what that has mapped is not ours.
+    fn enter(
+        &self,
+        connected: &Arc<Connected>,
+        piece: Piece,
+        file: &Arc<OwnedFd>,
+    ) -> Result<(), FrontEndError> {
         self.change(|ledger| {
-            if !self.is_current(&connected) {
+            if !self.is_current(connected) {
                 return Err(FrontEndError::Gone);
             }
-            ledger.insert(Piece { certain, ..piece });
-            ledger.keep_file(&piece, fd);
+            ledger.insert(piece);
+            ledger.keep_file(&piece, Arc::clone(file));
             Ok(())
         })
     }
@@ -460,41 +415,13 @@ impl Dax {
         changed
     }
 
-    /// Notes that the front end may or may not make this change, unless another
-    /// session has begun.
-    fn doubt(&self, change: Change) {
-        match change {
-            // If the session is another one, there is nothing to enter.
-            Change::Map(entering) => drop(self.enter(entering, false)),
-            Change::Unmap(connected, range) => {
-                count(&self.counters.failed_removals);
-                let mut state = self.state.lock();
-                if self.is_current(&connected) {
-                    state.ledger.doubt(&range);
-                }
-            }
-        }
-    }
-
-    /// Notes what the front end has answered to a change that was in doubt,
-    /// before it is asked for another. What it announces when it is live stays
-    /// in doubt.
-    fn note_late(&self, change: &Change, result: Result<(), FrontEndError>) {
-        let (connected, range) = match change {
-            Change::Map(entering) => (&entering.connected, entering.piece.range),
-            Change::Unmap(connected, range) => (connected, *range),
-        };
+    /// Notes that the front end may or may not unmap what is in `range`, unless
+    /// another session has begun.
+    fn doubt(&self, connected: &Arc<Connected>, range: &WindowRange) {
+        count(&self.counters.failed_removals);
         let mut state = self.state.lock();
-        if !self.is_current(connected) {
-            return;
-        }
-        let can = &connected.can;
-        match (change, result) {
-            (Change::Map(entering), Ok(())) if can.replace && !can.announced => {
-                state.ledger.confirm(&entering.piece);
-            }
-            (Change::Unmap(..), Ok(())) => state.ledger.drop_doubtful(&range),
-            _ => {}
+        if self.is_current(connected) {
+            state.ledger.doubt(range);
         }
     }
 }

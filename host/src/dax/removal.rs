@@ -2,25 +2,23 @@
 //! front end allows.
 
 use std::sync::Arc;
-use std::time::Instant;
 
 use daxwindow_shared::fuse::RemoveMappingOne;
 use daxwindow_shared::window::WindowRange;
 
 use super::counters::count;
-use super::front_end::{Ask, FrontEnd, FrontEndError};
+use super::front_end::{FrontEnd, FrontEndError, ShmemRequest};
 use super::ledger::{Ledger, Piece};
 use super::map_error::MapError;
-use super::pending::{Change, Request, Work};
 use super::test_faults::TestFaults;
-use super::{Dax, Deputy};
+use super::{Connected, Dax};
 
 impl Dax {
     /// Unmaps one map exactly and takes it out of the ledger. A refusal
     /// leaves it there, unless it was not sure to be mapped.
     pub(super) fn unmap_piece(
         &self,
-        request: &Request<'_>,
+        connected: &Arc<Connected>,
         range: WindowRange,
     ) -> Result<(), FrontEndError> {
         let certain = self
@@ -30,14 +28,11 @@ impl Dax {
             .overlapping(&range)
             .iter()
             .all(|p| p.certain);
-        let change = Change::Unmap(Arc::clone(&request.connected), range);
+        let request = ShmemRequest::Unmap(range);
         let held = self.hold_table();
-        let asked = request.ask(&change);
+        let asked = connected.front_end.request(&request);
         drop(held);
-        let result = asked.and_then(|()| request.wait_announced(&change));
-        if request.is_lost() {
-            return result;
-        }
+        let result = asked.and_then(|()| self.wait_announced(connected, &request));
         let forget = !certain || self.options.test_faults.injects(TestFaults::EXACT_UNMAP);
         match result {
             Err(FrontEndError::Refused) if !forget => count(&self.counters.failed_removals),
@@ -45,7 +40,7 @@ impl Dax {
                 self.change(|ledger| ledger.carve(&range));
                 return Ok(());
             }
-            Err(_) => self.doubt(change),
+            Err(_) => self.doubt(connected, &range),
         }
         result
     }
@@ -53,8 +48,6 @@ impl Dax {
     pub(super) fn try_remove(
         &self,
         ranges: &[RemoveMappingOne],
-        since: Instant,
-        deputy: &mut Option<Box<dyn Deputy>>,
     ) -> Result<(), MapError> {
         let connected = self.usable().ok_or(MapError::NoWindow)?;
         // All are checked before any is unmapped.
@@ -70,35 +63,25 @@ impl Dax {
             checked.sort_unstable();
             checked = joined(checked);
         }
-        let mut nobody = None;
-        let deputy = match self.options.test_faults.injects(TestFaults::ASK_UNLOCKED) {
-            true => &mut nobody,
-            false => deputy,
-        };
-        let request = Request::new(self, connected, Work::Removal(since), deputy);
         let mut result = Ok(());
         for range in checked {
-            let reserved = self.reserve(range);
-            request.reservation.set(reserved.reservation);
-            if !self.is_current(&request.connected) {
+            let _reserved = self.reserve(range);
+            if !self.is_current(&connected) {
                 return Err(MapError::NoWindow);
             }
-            let removed = self.remove_one(&request, range);
-            if request.is_lost() {
-                return removed;
-            }
+            let removed = self.remove_one(&connected, range);
             // One bad range must not keep the others mapped.
             result = result.and(removed);
         }
         result
     }
 
-    fn remove_one(&self, request: &Request<'_>, range: WindowRange) -> Result<(), MapError> {
+    fn remove_one(&self, connected: &Arc<Connected>, range: WindowRange) -> Result<(), MapError> {
         let overlapping = self.state.lock().ledger.overlapping(&range);
         if overlapping.is_empty() {
             count(&self.counters.removals_of_nothing);
         }
-        let granular = request.connected.can.is_byte_granular()
+        let granular = connected.can.is_byte_granular()
             || self.options.test_faults.injects(TestFaults::EXACT_UNMAP);
         let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
         if !whole && !granular {
@@ -112,11 +95,10 @@ impl Dax {
             // What remains of a piece on both sides is one more.
             let splits = |piece: &Piece| matches!(piece.range.around(&part), (Some(_), Some(_)));
             if overlapping.iter().any(splits) {
-                self.check_budget(&request.connected, &part)?;
+                self.check_budget(connected, &part)?;
             }
-            match self.unmap_piece(request, part) {
+            match self.unmap_piece(connected, part) {
                 Ok(()) => count(&self.counters.removals),
-                Err(_) if request.is_lost() => return Err(FrontEndError::Abandoned.into()),
                 Err(error) => result = result.and(Err(error.into())),
             }
         }
@@ -158,7 +140,7 @@ impl Dax {
         // window: QEMU walks its list of mapped blocks from the oldest on, and
         // drops those that are gone only later.
         for range in runs(pieces, granular).into_iter().rev() {
-            match front_end.ask(&Ask::Unmap(range)) {
+            match front_end.request(&ShmemRequest::Unmap(range)) {
                 Err(FrontEndError::Gone) => return,
                 Err(FrontEndError::Cancelled) => self.leave_to_next(pieces, &range),
                 _ => {}

@@ -1,12 +1,12 @@
 //! A session of the window: a front end comes, is tried out at INIT, and goes.
 
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::time::Duration;
 
 use daxwindow_shared::window::RANGE_SHIFT;
 use rustix::io::Errno;
-use vhost::vhost_user::Backend;
 
 use super::capabilities::{self, Capabilities, ProbeError};
 use super::channel::Channel;
@@ -59,10 +59,9 @@ impl Dax {
         self.state.lock().reuse.clear();
     }
 
-    /// Takes `backend` as the channel to the front end, if the share may have
-    /// one more.
-    pub fn open_channel(&self, backend: Backend) {
-        match Channel::new(backend, self.options.front_end_timeout, &self.channels) {
+    /// Takes `socket` as the channel to the front end.
+    pub fn open_channel(&self, socket: UnixStream) {
+        match Channel::new(socket, self.options.front_end_timeout) {
             Ok(channel) => self.set_front_end(Some(Arc::new(channel))),
             Err(error) => {
                 if let Some(held_back) = self.complaints.pass() {
@@ -102,7 +101,7 @@ impl Dax {
     }
 
     /// Whether a request of this session is to wait for the front end no more.
-    pub(super) fn is_called_off(&self, connected: &Arc<Connected>) -> bool {
+    pub(super) fn is_called_off(&self, connected: &Connected) -> bool {
         self.called_off.load(SeqCst) > 0 || !self.is_current(connected)
     }
 

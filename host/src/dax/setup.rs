@@ -17,13 +17,12 @@ use rustix::io::Errno;
 
 use super::counters::count;
 use super::follow::MOST_CHANGES;
-use super::front_end::FrontEndError;
+use super::front_end::{FrontEndError, ShmemRequest, Source};
 use super::ledger::Piece;
 use super::map_error::MapError;
-use super::pending::{Change, Entering, Request, Work};
 use super::policy::VMM_SLOTS;
 use super::test_faults::TestFaults;
-use super::{Capabilities, Connected, Dax, Deputy, Generation, MapSource, StoreRange};
+use super::{Capabilities, Connected, Dax, Generation, MapSource, StoreRange};
 
 /// Memory slots of the VMM that are never taken, whatever the options say.
 const SLOT_MARGIN: usize = 8;
@@ -59,7 +58,6 @@ impl Dax {
         source: &dyn MapSource,
         nodeid: u64,
         args: &SetupMappingIn,
-        deputy: &mut Option<Box<dyn Deputy>>,
     ) -> Result<(), MapError> {
         let connected = self.usable().ok_or(MapError::NoWindow)?;
         let setup = self.check(nodeid, args)?;
@@ -70,36 +68,27 @@ impl Dax {
         } else {
             RANGE_BYTES
         };
-        let whole = setup.range.pieces(granule).nth(1).is_none();
-        let mut nobody = None;
-        let deputy = match whole && !self.options.test_faults.injects(TestFaults::ASK_UNLOCKED) {
-            true => deputy,
-            // Who fails half-way has to clear up.
-            false => &mut nobody,
-        };
-        let request = Request::new(self, connected, Work::Setup, deputy);
         let mut changes = 0;
         loop {
-            let generation = self.renew(&request.connected, source, nodeid, &|| {})?;
+            let generation = self.renew(&connected, source, nodeid, &|| {})?;
             let lack = self.lacks(&setup, granule);
-            let file = self.prepare(&request.connected, source, &setup, lack, generation)?;
+            let file = self.prepare(&connected, source, &setup, lack, generation)?;
             let reserved = self.reserve(setup.range);
-            request.reservation.set(reserved.reservation);
             // A session ends while nothing is reserved: from here on it is this one.
-            if !self.is_current(&request.connected) {
+            if !self.is_current(&connected) {
                 return Err(MapError::NoWindow);
             }
             if self.lacks(&setup, granule) > lack {
                 // Some of it was unmapped meanwhile.
                 continue;
             }
-            if !self.is_latest(&request.connected, source, nodeid, generation) {
+            if !self.is_latest(&connected, source, nodeid, generation) {
                 continue;
             }
-            let lacks_view = request.connected.lacks_view();
-            let result = self.map_or_nothing(&request, file.as_ref(), &setup, granule);
+            let lacks_view = connected.lacks_view();
+            let result = self.map_or_nothing(&connected, file.as_ref(), &setup, granule);
             let refused = result == Err(FrontEndError::Refused.into());
-            if refused && !lacks_view && request.connected.has_lost_view() {
+            if refused && !lacks_view && connected.has_lost_view() {
                 // Padded files cannot be mapped any more, others can.
                 continue;
             }
@@ -109,7 +98,7 @@ impl Dax {
             drop(reserved);
             // Who has written meanwhile may not have seen what is mapped now.
             if result.is_ok() {
-                let now = self.look(&request.connected.can, source, nodeid)?;
+                let now = self.look(&connected.can, source, nodeid)?;
                 changes += 1;
                 let is_other = !now.may_be(generation);
                 if is_other || now != generation && changes < MOST_CHANGES {
@@ -200,17 +189,17 @@ impl Dax {
 
     fn map_or_nothing(
         &self,
-        request: &Request<'_>,
+        connected: &Arc<Connected>,
         file: Option<&Opened>,
         setup: &Setup,
         granule: u64,
     ) -> Result<(), MapError> {
         let mut fresh = Vec::new();
-        let result = self.map_all(request, file, setup, granule, &mut fresh);
+        let result = self.map_all(connected, file, setup, granule, &mut fresh);
         if result.is_err() {
             // Half a range would show its reader a hole.
             for range in fresh {
-                let _ = self.unmap_piece(request, range);
+                let _ = self.unmap_piece(connected, range);
             }
         }
         result
@@ -218,7 +207,7 @@ impl Dax {
 
     fn map_all(
         &self,
-        request: &Request<'_>,
+        connected: &Arc<Connected>,
         file: Option<&Opened>,
         setup: &Setup,
         granule: u64,
@@ -231,7 +220,7 @@ impl Dax {
                 file_offset: setup.file_offset + skipped,
                 ..*setup
             };
-            if self.map_one(request, file, &part)? {
+            if self.map_one(connected, file, &part)? {
                 fresh.push(range);
             }
         }
@@ -241,22 +230,21 @@ impl Dax {
     /// Maps one piece; true if nothing was mapped there before.
     fn map_one(
         &self,
-        request: &Request<'_>,
+        connected: &Arc<Connected>,
         file: Option<&Opened>,
         setup: &Setup,
     ) -> Result<bool, MapError> {
-        let connected = &request.connected;
         let overlapping = self.state.lock().ledger.overlapping(&setup.range);
         let shown = overlapping
             .iter()
             .find(|piece| piece.shows(&setup.range, setup.nodeid, setup.file_offset));
         if let Some(piece) = shown {
-            return self.upgrade(request, file, setup, piece).map(|()| false);
+            return self.upgrade(connected, file, setup, piece).map(|()| false);
         }
         let file = file.ok_or(MapError::NoWindow)?;
         let range = self.within_file(connected, setup, file.size)?;
         if !overlapping.is_empty() {
-            self.make_way(request, &range, &overlapping)?;
+            self.make_way(connected, &range, &overlapping)?;
         }
         self.check_budget(connected, &range)?;
         let piece = Piece {
@@ -267,7 +255,7 @@ impl Dax {
             generation: file.generation,
             certain: true,
         };
-        self.map_piece(request, piece, &file.fd)?;
+        self.map_piece(connected, piece, &file.fd)?;
         self.state.lock().ledger.note_bytes(setup.nodeid, file.size);
         Ok(overlapping.is_empty())
     }
@@ -326,7 +314,7 @@ impl Dax {
     /// The range shows the right bytes already; make it writable if asked.
     fn upgrade(
         &self,
-        request: &Request<'_>,
+        connected: &Arc<Connected>,
         file: Option<&Opened>,
         setup: &Setup,
         piece: &Piece,
@@ -337,9 +325,9 @@ impl Dax {
         }
         let file = file.ok_or(MapError::NoWindow)?;
         if self.options.test_faults.injects(TestFaults::WRITABLE_FIRST) {
-            return self.remap(request, file, piece);
+            return self.remap(connected, file, piece);
         }
-        let can = &request.connected.can;
+        let can = &connected.can;
         if !can.replace || (piece.range != setup.range && !can.partial_unmap) {
             return Err(MapError::Upgrade);
         }
@@ -352,17 +340,17 @@ impl Dax {
             generation: file.generation,
             ..*piece
         };
-        self.map_piece(request, upgraded, &file.fd)?;
+        self.map_piece(connected, upgraded, &file.fd)?;
         count(&self.counters.upgrades);
         Ok(())
     }
 
     /// What a naive upgrade is: between unmapping and mapping, readers see a
     /// hole.
-    fn remap(&self, request: &Request<'_>, file: &Opened, piece: &Piece) -> Result<(), MapError> {
-        self.unmap_piece(request, piece.range)?;
+    fn remap(&self, connected: &Arc<Connected>, file: &Opened, piece: &Piece) -> Result<(), MapError> {
+        self.unmap_piece(connected, piece.range)?;
         let writable = true;
-        self.map_piece(request, Piece { writable, ..*piece }, &file.fd)
+        self.map_piece(connected, Piece { writable, ..*piece }, &file.fd)
     }
 
     /// The part of the range that may be mapped of this file.
@@ -392,19 +380,19 @@ impl Dax {
     /// Clears the way for a map over other live maps.
     fn make_way(
         &self,
-        request: &Request<'_>,
+        connected: &Arc<Connected>,
         range: &WindowRange,
         overlapping: &[Piece],
     ) -> Result<(), MapError> {
         count(&self.counters.replacements);
-        if request.connected.can.is_byte_granular() {
+        if connected.can.is_byte_granular() {
             return Ok(());
         }
         if !overlapping.iter().all(|piece| range.contains(&piece.range)) {
             return Err(MapError::PartialOverlap);
         }
         for piece in overlapping {
-            self.unmap_piece(request, piece.range)?;
+            self.unmap_piece(connected, piece.range)?;
         }
         Ok(())
     }
@@ -449,30 +437,34 @@ impl Dax {
     /// what it gave no answer to is entered as uncertain.
     pub(super) fn map_piece(
         &self,
-        request: &Request<'_>,
+        connected: &Arc<Connected>,
         piece: Piece,
         fd: &Arc<OwnedFd>,
     ) -> Result<(), MapError> {
-        let entering = Entering {
-            connected: Arc::clone(&request.connected),
-            piece,
-            fd: Arc::clone(fd),
+        let source = Source {
+            fd,
+            fd_offset: piece.file_offset,
+            writable: piece.writable,
         };
-        let change = Change::Map(entering.clone());
-        let result = self.map_live(request, &change);
+        let result = self.map_live(connected, &ShmemRequest::Map(piece.range, source));
         if let Err(error) = result
-            && (error.is_certain() || request.is_lost())
+            && error.is_certain()
         {
             return Err(error.into());
         }
-        self.enter(entering, result.is_ok())?;
+        let certain = result.is_ok();
+        self.enter(connected, Piece { certain, ..piece }, fd)?;
         result.map_err(MapError::from)
     }
 
     /// Returns once the guest can see the mapping.
-    fn map_live(&self, request: &Request<'_>, change: &Change) -> Result<(), FrontEndError> {
+    fn map_live(
+        &self,
+        connected: &Connected,
+        request: &ShmemRequest<'_>,
+    ) -> Result<(), FrontEndError> {
         let _held = self.hold_table();
-        request.ask(change)?;
+        connected.front_end.request(request)?;
         if self
             .options
             .test_faults
@@ -480,16 +472,49 @@ impl Dax {
         {
             return Ok(());
         }
-        request.wait_announced(change)?;
-        if request.connected.can.needs_fence() {
+        self.wait_announced(connected, request)?;
+        if connected.can.needs_fence() {
             // Its main loop answers one request after the other, so that any
             // further answer says that the map is committed. A map over this
             // map is refused, or maps the same bytes again.
-            return match request.ask(change) {
+            return match connected.front_end.request(request) {
                 Ok(()) | Err(FrontEndError::Refused) => Ok(()),
                 Err(error) => Err(error),
             };
         }
         Ok(())
+    }
+
+    /// Returns once the memory table tells of a request that the front end has
+    /// acknowledged, if it tells of such at all.
+    ///
+    /// That it has not done so yet proves nothing: its process may be stopped.
+    /// After a while it is asked for the same once more, and what it has not
+    /// announced when it has answered that, it does not announce.
+    pub(super) fn wait_announced(
+        &self,
+        connected: &Connected,
+        request: &ShmemRequest<'_>,
+    ) -> Result<(), FrontEndError> {
+        let Some(base) = connected.can.announcing_base() else {
+            return Ok(());
+        };
+        let (range, present) = match request {
+            ShmemRequest::Map(range, _) => (*range, true),
+            ShmemRequest::Unmap(range) => (*range, false),
+        };
+        let patience = self.options.front_end_timeout;
+        let is_there = || {
+            let is_off = || self.is_called_off(connected);
+            self.table.wait(base, range, present, patience, is_off)
+        };
+        if is_there()? {
+            return Ok(());
+        }
+        match connected.front_end.request(request) {
+            Ok(()) | Err(FrontEndError::Refused) if is_there()? => Ok(()),
+            Ok(()) | Err(FrontEndError::Refused) => Err(FrontEndError::NotAnnounced),
+            Err(error) => Err(error),
+        }
     }
 }

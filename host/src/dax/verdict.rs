@@ -268,7 +268,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::dax::front_end::{Ask, FrontEnd, FrontEndError};
+    use crate::dax::front_end::{ShmemRequest, FrontEnd, FrontEndError};
     use crate::dax::globs::NameRules;
 
     const QEMU_LIKE: Capabilities = Capabilities {
@@ -362,8 +362,8 @@ mod tests {
     fn a_front_end_that_never_asks_for_regions_is_asked_for_no_map() {
         struct Complains;
         impl FrontEnd for Complains {
-            fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
-                panic!("it has no place for {ask:?}");
+            fn request(&self, request: &ShmemRequest<'_>) -> Result<(), FrontEndError> {
+                panic!("it has no place for {request:?}");
             }
         }
         let dax = Dax::new(DaxOptions::default());

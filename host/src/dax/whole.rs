@@ -19,13 +19,11 @@ use daxwindow_shared::preload::{
 use rustix::fs::{MemfdFlags, SealFlags};
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags};
-use vhost::vhost_user::Backend;
 use zerocopy::{FromZeros, IntoBytes};
 
 use super::capabilities::ProbeError;
 use super::channel::Channel;
 use super::front_end::FrontEndError;
-use crate::budget::Budget;
 
 /// How a VMM's window is to be mapped.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -96,9 +94,8 @@ pub(super) struct Whole {
 }
 
 impl Whole {
-    /// Makes a memfd for a window of `bytes` and a channel, one of the
-    /// `channels` of a share, and sends them to the library by the
-    /// connection's end.
+    /// Makes a memfd for a window of `bytes` and a channel, and sends them to
+    /// the library by the connection's end.
     ///
     /// # Errors
     ///
@@ -107,14 +104,10 @@ impl Whole {
         connection: &UnixStream,
         bytes: u64,
         patience: Duration,
-        channels: &Arc<Budget>,
     ) -> io::Result<Whole> {
         let memfd = memfd(bytes)?;
         let (ours, theirs) = UnixStream::pair()?;
-        let backend = Backend::from_stream(ours);
-        backend.set_reply_ack_flag(true);
-        backend.set_shmem_flag(true);
-        let channel = Channel::new(backend, patience, channels)?;
+        let channel = Channel::new(ours, patience)?;
         send_preamble(connection, bytes, &[theirs.as_fd(), memfd.as_fd()])?;
         Ok(Whole {
             channel: Arc::new(channel),
@@ -234,8 +227,7 @@ mod tests {
     #[test]
     fn a_library_is_sent_a_channel_and_a_memfd_of_fixed_size() {
         let (ours, theirs) = UnixStream::pair().expect("sockets");
-        let channels = Budget::new(2);
-        let whole = Whole::send(&ours, BYTES, Duration::from_secs(5), &channels).expect("sent");
+        let whole = Whole::send(&ours, BYTES, Duration::from_secs(5)).expect("sent");
         let mut bytes = [0; size_of::<Preamble>()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(4))];
         let mut ancillary = RecvAncillaryBuffer::new(&mut space);

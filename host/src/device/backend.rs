@@ -1,30 +1,27 @@
-//! The device as vhost-user-backend sees it.
+//! One client's device: what it offers, its memory table, stop and reset.
 //!
-//! The framework calls from its message thread (features, memory table, stop,
-//! reset), where nothing may wait for the front end, nor for guest memory, for
-//! longer than a stop may take. It has no workers:
-//! requests are handled by threads of the queues' own, see `lane`.
+//! All this happens in the thread of the client's messages, where nothing may
+//! wait for the front end, nor for guest memory, for longer than a stop may
+//! take. Requests are handled by threads of the queues' own, see `lane`.
 
 use std::io;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::os::unix::net::UnixStream;
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use daxwindow_shared::virtiofs::Config;
-use parking_lot::{Mutex, MutexGuard};
+use parking_lot::Mutex;
 use tracing::Span;
-use vhost::vhost_user::Backend;
 use vhost::vhost_user::message::{
     VhostUserProtocolFeatures, VhostUserShMemConfig, VhostUserVirtioFeatures,
 };
-use vhost_user_backend::VhostUserBackend;
 use virtio_bindings::bindings::virtio_config::VIRTIO_F_VERSION_1;
 use virtio_bindings::bindings::virtio_ring::{
     VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRECT_DESC,
 };
-use vm_memory::{GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
-use vmm_sys_util::epoll::EventSet;
+use vm_memory::{GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion};
 use zerocopy::IntoBytes;
 
 use crate::dax::whole::is_window;
@@ -36,6 +33,7 @@ use super::bounded::within;
 use super::defect::Defects;
 use super::handler::RequestHandler;
 use super::lane::{DeviceContext, Lane};
+use super::messages::Negotiated;
 use super::minding::Minding;
 use super::parking::Parking;
 use super::pool::Pool;
@@ -43,7 +41,7 @@ use super::ring::{Memory, Ring};
 use super::withdrawal::withdraw;
 
 /// Longest ring a guest may set up.
-const MAX_QUEUE_SIZE: usize = 1024;
+pub(super) const MAX_QUEUE_SIZE: u16 = 1024;
 /// Most request queues. More than that many processors submit nothing.
 pub const MAX_REQUEST_QUEUES: u32 = 63;
 /// How long a queue that is being stopped waits for its requests. The VMM
@@ -57,19 +55,16 @@ pub(super) const END_PATIENCE: Duration = Duration::from_secs(5);
 const MAX_CONFIG_BYTES: usize = 256;
 
 /// One client's device.
-pub struct Device {
+pub(super) struct Device {
     server: Arc<Server>,
     context: Arc<DeviceContext>,
     config: Config,
-    lanes: OnceLock<Vec<Arc<Lane>>>,
+    lanes: Vec<Arc<Lane>>,
+    pub(super) negotiated: Mutex<Negotiated>,
     window_reset: Mutex<Option<JoinHandle<()>>>,
     /// The client has gone, and the next one may be there: a message of the
     /// old one that is still being handled changes nothing.
     is_over: AtomicBool,
-    /// Held until the client may have its first reply.
-    greeting: Mutex<()>,
-    /// Where its log belongs; the framework's threads do not know.
-    span: Span,
 }
 
 /// How many threads and waits a device has.
@@ -82,17 +77,21 @@ pub(super) struct Limits {
 }
 
 impl Device {
-    /// A device with `config.num_request_queues` request queues, whose rings
-    /// and buffers lie in `memory`.
+    /// A device with `config.num_request_queues` request queues, which nobody
+    /// serves yet.
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptor left.
     pub(super) fn new(
         server: Arc<Server>,
         config: Config,
         memory: Memory,
         limits: Limits,
-    ) -> Device {
-        let handler = Arc::new(RequestHandler::new(server.clone(), memory));
+    ) -> io::Result<Device> {
+        let handler = Arc::new(RequestHandler::new(server.clone(), memory.clone()));
         let defects = Arc::new(Defects::default());
-        let context = DeviceContext {
+        let context = Arc::new(DeviceContext {
             parking: Parking::new(handler.clone(), defects.clone(), limits.parked),
             defects,
             handler,
@@ -101,23 +100,34 @@ impl Device {
             lanes: OnceLock::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
             span: Span::current(),
-        };
-        Device {
+        });
+        let queues = 1 + config.num_request_queues.get() as usize;
+        let tallies = server.queues().tallies(queues).into_iter().enumerate();
+        let lanes = tallies.map(|(index, tally)| {
+            let ring = Ring::new(memory.clone(), MAX_QUEUE_SIZE)?;
+            Ok(Lane::new(index, ring, Arc::clone(&context), tally))
+        });
+        let lanes = lanes.collect::<io::Result<Vec<_>>>()?;
+        // Set once.
+        let _ = context.lanes.set(lanes.iter().map(Arc::downgrade).collect());
+        Ok(Device {
             server,
-            context: Arc::new(context),
+            context,
             config,
-            lanes: OnceLock::new(),
+            lanes,
+            negotiated: Mutex::default(),
             window_reset: Mutex::new(None),
             is_over: AtomicBool::new(false),
-            greeting: Mutex::default(),
-            span: Span::current(),
-        }
+        })
     }
 
-    /// Lets the client have no reply until the guard is dropped: nobody's first
-    /// is another than that to a question for features.
-    pub(super) fn hold_features(&self) -> MutexGuard<'_, ()> {
-        self.greeting.lock()
+    /// Starts a thread for each queue.
+    ///
+    /// # Errors
+    ///
+    /// When the process can have no more.
+    pub(super) fn start(&self) -> io::Result<()> {
+        self.lanes.iter().try_for_each(Lane::start)
     }
 
     /// Has `hang_up` end the client if a thread of its queues meets a defect.
@@ -125,26 +135,13 @@ impl Device {
         self.context.defects.end_by(hang_up);
     }
 
-    /// Takes over the rings that the framework has made, in their order, and
-    /// starts a thread for each if `serve`.
-    pub(super) fn adopt(&self, rings: Vec<Ring>, serve: bool) -> io::Result<()> {
-        let tallies = self.server.queues().tallies(rings.len());
-        let lanes = rings.into_iter().zip(tallies).enumerate();
-        let lanes: Vec<Arc<Lane>> = lanes
-            .map(|(index, (ring, tally))| Lane::new(index, ring, self.context.clone(), tally))
-            .collect();
-        let known = lanes.iter().map(Arc::downgrade).collect();
-        if self.context.lanes.set(known).is_err() {
-            return Err(io::Error::other("a device has its rings once"));
-        }
-        let started = lanes.iter().filter(|_| serve).try_for_each(Lane::start);
-        // Set once, as the context's.
-        let _ = self.lanes.set(lanes);
-        started
+    /// The guest's memory.
+    pub(super) fn memory(&self) -> &Memory {
+        &self.context.handler.memory
     }
 
-    fn lanes(&self) -> &[Arc<Lane>] {
-        self.lanes.get().map_or(&[], Vec::as_slice)
+    pub(super) fn lanes(&self) -> &[Arc<Lane>] {
+        &self.lanes
     }
 
     /// The client is gone: nobody waits for it any more, and no thread takes
@@ -186,7 +183,7 @@ impl Device {
     /// Ends the waits of one queue's requests, or of all, and waits for what
     /// these queues have under way. What takes too long is given up, and reaches
     /// nothing of the guest's memory any more.
-    fn stop(&self, queue: Option<usize>) -> Option<CalledOff> {
+    pub(super) fn stop(&self, queue: Option<usize>) -> Option<CalledOff> {
         let parking = &self.context.parking;
         // A ring may run on while its device is reset.
         parking.refuse(queue);
@@ -219,7 +216,7 @@ impl Device {
         cancelled
     }
 
-    fn check_client(&self) -> io::Result<()> {
+    pub(super) fn check_client(&self) -> io::Result<()> {
         match self.is_over.load(Ordering::SeqCst) {
             true => Err(io::ErrorKind::NotConnected.into()),
             false => Ok(()),
@@ -246,20 +243,10 @@ impl Drop for Device {
     }
 }
 
-impl VhostUserBackend for Device {
-    type Bitmap = ();
-    type Vring = Ring;
-
-    fn num_queues(&self) -> usize {
-        1 + self.config.num_request_queues.get() as usize
-    }
-
-    fn max_queue_size(&self) -> usize {
-        MAX_QUEUE_SIZE
-    }
-
-    fn features(&self) -> u64 {
-        drop(self.greeting.lock());
+/// What the client offers is answered here; which message asks for it is the
+/// business of `messages`.
+impl Device {
+    pub(super) fn features(&self) -> u64 {
         (1 << VIRTIO_F_VERSION_1)
             | (1 << VIRTIO_RING_F_INDIRECT_DESC)
             | (1 << VIRTIO_RING_F_EVENT_IDX)
@@ -270,7 +257,7 @@ impl VhostUserBackend for Device {
     /// regions and gives the guest what it is told, and a region of no bytes
     /// fails the guest's probe. CONFIG only with a tag, which it is for: some
     /// front ends that have one already warn of it.
-    fn protocol_features(&self) -> VhostUserProtocolFeatures {
+    pub(super) fn protocol_features(&self) -> VhostUserProtocolFeatures {
         let mut features = VhostUserProtocolFeatures::MQ
             | VhostUserProtocolFeatures::BACKEND_REQ
             | VhostUserProtocolFeatures::BACKEND_SEND_FD
@@ -284,21 +271,22 @@ impl VhostUserBackend for Device {
         features
     }
 
-    /// The framework keeps the setting in its rings.
-    fn set_event_idx(&self, _enabled: bool) {}
-
-    fn get_config(&self, offset: u32, size: u32) -> Vec<u8> {
+    /// `size` bytes of the configuration space.
+    pub(super) fn config_bytes(&self, offset: u32, size: u32) -> Vec<u8> {
         config_bytes(&self.config, offset as usize, size as usize)
     }
 
-    fn update_memory(&self, memory: Memory) -> io::Result<()> {
-        let _in_span = self.span.enter();
+    /// Takes over the memory table.
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be watched.
+    pub(super) fn set_memory(&self, memory: GuestMemoryMmap) -> io::Result<()> {
         self.check_client()?;
-        let memory = memory.memory();
+        self.context.handler.replace_memory(memory.clone());
         if !self.server.dax().injects(TestFaults::WATCH_MEMORY) {
             self.context.handler.watch(&memory)?;
         }
-        // The framework looks at rings as well.
         self.context.handler.settle();
         let regions: Vec<(u64, u64)> = memory
             .iter()
@@ -315,46 +303,24 @@ impl VhostUserBackend for Device {
         Ok(())
     }
 
-    fn set_backend_req_fd(&self, channel: Backend) {
-        let _in_span = self.span.enter();
-        if self.check_client().is_err() {
-            return;
-        }
-        // What waits for the channel before is answered, which may be stuck.
-        let server = self.server.clone();
-        let set = within(STOP_PATIENCE, "front-end", move || {
-            server.dax().open_channel(channel);
-        });
-        if set.is_none() {
-            tracing::error!("a request for the last front end is stuck, so no DAX");
+    /// Takes the channel for requests of ours.
+    pub(super) fn set_channel(&self, socket: UnixStream) {
+        if self.check_client().is_ok() {
+            self.server.dax().open_channel(socket);
         }
     }
 
-    fn get_shmem_config(&self) -> io::Result<VhostUserShMemConfig> {
-        let _in_span = self.span.enter();
-        Ok(match self.server.dax().announce_window() {
+    /// The regions of shared memory: the window, if there is one.
+    pub(super) fn shmem_config(&self) -> VhostUserShMemConfig {
+        match self.server.dax().announce_window() {
             0 => VhostUserShMemConfig::default(),
             bytes => VhostUserShMemConfig::new(1, &[bytes]),
-        })
-    }
-
-    /// The framework has no workers, see `lane`.
-    fn queues_per_thread(&self) -> Vec<u64> {
-        Vec::new()
-    }
-
-    fn stop_vring(&self, queue_index: u32) -> io::Result<()> {
-        let _in_span = self.span.enter();
-        self.check_client()?;
-        // The front end answers nobody until it has our answer.
-        drop(self.stop(Some(queue_index as usize)));
-        Ok(())
+        }
     }
 
     /// The window is cleared by a thread of its own, because the front end
     /// answers only after this call.
-    fn reset_device(&self) {
-        let _in_span = self.span.enter();
+    pub(super) fn reset(&self) {
         if self.check_client().is_err() {
             return;
         }
@@ -362,7 +328,7 @@ impl VhostUserBackend for Device {
         let called_off = self.stop(None);
         self.server.begin_reset();
         drop(called_off);
-        let (server, span) = (self.server.clone(), self.span.clone());
+        let (server, span) = (self.server.clone(), Span::current());
         let thread = std::thread::Builder::new()
             .name("window-reset".into())
             .spawn(move || span.in_scope(|| server.finish_reset()));
@@ -371,17 +337,6 @@ impl VhostUserBackend for Device {
             Ok(thread) => drop(slot.replace(thread)),
             Err(error) => tracing::error!(%error, "the window is cleared at the next INIT only"),
         }
-    }
-
-    /// Called by workers, of which there are none.
-    fn handle_event(
-        &self,
-        _device_event: u16,
-        _events: EventSet,
-        _vrings: &[Ring],
-        _thread_id: usize,
-    ) -> io::Result<()> {
-        Ok(())
     }
 }
 

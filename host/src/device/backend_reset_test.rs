@@ -9,7 +9,7 @@ fn reset_ends_the_session() {
     let mut machine = Machine::new(true, DaxMode::Inode);
     machine.driver.send(&init(), 200);
     machine.kick();
-    machine.device.reset_device();
+    machine.device.reset();
     let slot = machine
         .driver
         .send(&request(Opcode::Statfs, ROOT_ID, &[]), 200);
@@ -81,7 +81,7 @@ fn a_request_that_comes_during_a_reset_waits_for_no_lock() {
     let under_way = machine.vring.completion(ticket);
     let (device, driver) = (&machine.device, &mut machine.driver);
     let slot = std::thread::scope(|scope| {
-        let reset = scope.spawn(|| device.reset_device());
+        let reset = scope.spawn(|| device.reset());
         std::thread::sleep(Duration::from_millis(100));
         let slot = driver.send(&lock(Opcode::Setlkw, 2), 200);
         device.lanes()[REQUESTS].serve();

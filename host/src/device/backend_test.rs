@@ -4,8 +4,8 @@ use super::*;
 
 use daxwindow_shared::fuse::{Opcode, ROOT_ID};
 use tempfile::TempDir;
-use vhost_user_backend::VringT;
-use vm_memory::{GuestAddress, GuestMemoryMmap};
+use vhost::vhost_user::VhostUserBackendReqHandler;
+use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use super::super::driver::{Driver, SIZE, SPAN, init, request};
 use super::super::ring::Taken;
@@ -51,17 +51,17 @@ impl Machine {
             stand_ins: 4,
             parked: 64,
         };
-        let device = Device::new(server, config, memory.clone(), limits);
+        let device = Device::new(server, config, memory, limits).expect("descriptors");
+        if serve {
+            device.start().expect("threads");
+        }
         let driver = Driver::new(mem, 0);
-        let make = || (0..=REQUESTS).map(|_| Ring::new(memory.clone(), 64));
-        let (made, rings) = Ring::made_by(|| make().collect::<Result<Vec<_>, _>>());
-        let vring = made.expect("rings").remove(REQUESTS);
-        device.adopt(rings, serve).expect("threads");
-        vring.set_queue_size(SIZE);
+        let vring = device.lanes()[REQUESTS].ring().clone();
+        vring.set_size(SIZE);
         let [table, used, avail] = driver.rings();
-        vring.set_queue_info(table, avail, used).expect("aligned");
-        vring.set_queue_event_idx(event_idx);
-        vring.set_queue_ready(true);
+        vring.set_addresses(table, avail, used).expect("aligned");
+        vring.set_event_idx(event_idx);
+        vring.set_started(true);
         vring.set_enabled(true);
         Machine {
             device,
@@ -147,10 +147,10 @@ fn a_stopped_or_disabled_ring_is_left_alone() {
     machine.vring.set_enabled(false);
     machine.kick();
     machine.vring.set_enabled(true);
-    machine.vring.set_queue_ready(false);
+    machine.vring.set_started(false);
     machine.kick();
     assert_eq!(machine.driver.used(), 0);
-    machine.vring.set_queue_ready(true);
+    machine.vring.set_started(true);
     machine.kick();
     assert_eq!(machine.driver.used(), 1);
 }
@@ -340,7 +340,7 @@ fn shmem_is_offered_only_with_a_window() {
     assert_eq!(shmem.bits(), 1 << 22);
     let with = Machine::new(true, DaxMode::Inode).device;
     assert!(with.protocol_features().contains(shmem));
-    let config = with.get_shmem_config().expect("an answer");
+    let config = with.shmem_config();
     assert_eq!(
         (config.nregions, config.memory_sizes[0]),
         (1, 512 << 20),
@@ -350,9 +350,8 @@ fn shmem_is_offered_only_with_a_window() {
     assert!(with.protocol_features().contains(slots));
     let without = Machine::new(true, DaxMode::Never).device;
     assert!(!without.protocol_features().contains(shmem));
-    assert_eq!(without.get_shmem_config().expect("an answer").nregions, 0);
+    assert_eq!(without.shmem_config().nregions, 0);
     assert_eq!(without.protocol_features().bits() & (1 << 21), 0);
-    assert!(with.queues_per_thread().is_empty(), "no workers");
 }
 
 /// Some front ends have a configuration space, and warn of a second one.

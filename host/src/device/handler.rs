@@ -12,10 +12,9 @@ use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard, GuestMemoryMmap};
 use crate::dax::{TestFaults, WindowGpas};
 use crate::fs::Bell;
 use crate::server::chain::{self, Writer};
-use crate::server::{IfBlocked, Pace, Parked, Served, Server, Unanswered};
+use crate::server::{BlockedLock, Outcome, ReplyPort, RequestQueue, Server};
 use crate::sigbus;
 
-use super::parking::Waiting;
 use super::ring::{Chain, Completion, Memory, Ring};
 use super::stale::Staleness;
 
@@ -26,18 +25,6 @@ pub(super) struct RequestHandler {
     staleness: ArcSwap<Staleness>,
     /// Whose memory it is.
     guest: sigbus::GuestId,
-}
-
-/// What became of a chain.
-pub(super) enum Handled {
-    /// So many bytes of it are used.
-    Used(u32),
-    /// Its answer waits, and belongs at this guest physical address.
-    Waits(u64, Parked),
-    /// Another thread has handed it back.
-    Elsewhere,
-    /// Its answer could not be put at this guest physical address.
-    Unreached(u64, Unanswered),
 }
 
 impl RequestHandler {
@@ -117,62 +104,31 @@ impl RequestHandler {
         self.staleness.store(Arc::new(staleness));
     }
 
-    /// Handles a request of the guest's. `clock` tells when it began, and
-    /// afterwards when it was done; `pace` is told if it takes long.
+    /// Handles a request of the guest's that came in by `queue`. `clock` tells
+    /// when it began, and afterwards when it was done.
     pub(super) fn handle(
         &self,
         memory: &GuestMemoryMmap,
         chain: Chain<'_>,
-        pace: &dyn Pace,
+        queue: &dyn RequestQueue,
         clock: &mut Instant,
-    ) -> Handled {
+    ) -> Outcome {
         self.guest.act();
         let handled = catch_unwind(AssertUnwindSafe(|| {
             let doubts = self.doubts();
-            let sides = match chain::split(memory, chain, |addr, len| doubts.of(addr, len)) {
-                Ok(sides) => sides,
+            match chain::split(memory, chain, |addr, len| doubts.of(addr, len)) {
+                Ok(sides) => self.server.serve(sides, queue, clock),
                 Err(error) => {
                     self.server.refuse_chain(&error);
-                    return Handled::Used(0);
+                    Outcome::Reply(0)
                 }
-            };
-            let place = sides.reply_at;
-            let if_blocked = match place {
-                Some(_) => IfBlocked::Park,
-                None => IfBlocked::Refuse(Errno::INVAL),
-            };
-            match (self.server.serve(sides, if_blocked, pace, clock), place) {
-                (Served::Answered(used), _) => Handled::Used(used),
-                (Served::Unreached(request), Some(at)) => Handled::Unreached(at, request),
-                (Served::Unreached(_), None) => Handled::Used(0),
-                (Served::Parked(parked), Some(at)) => Handled::Waits(at, parked),
-                (Served::Parked(_), None) => Handled::Used(0),
-                (Served::Elsewhere, _) => Handled::Elsewhere,
             }
         }));
         handled.unwrap_or_else(|_| {
             // The panic hook has told where. The queue goes on.
             tracing::error!("a request was dropped by an internal error of this daemon");
-            Handled::Used(0)
+            Outcome::Reply(0)
         })
-    }
-
-    /// Answers a request whose memory was taken away while it was served, if it
-    /// `is_awaited`, and none whose guest has made its memory vanish; the used
-    /// length.
-    pub(super) fn reach(
-        &self,
-        memory: &GuestMemoryMmap,
-        request: &Unanswered,
-        reply_at: u64,
-        is_awaited: impl FnOnce() -> bool,
-    ) -> u32 {
-        let current = self.memory.memory();
-        if std::ptr::eq(memory, &*current) {
-            return 0;
-        }
-        let room = self.room(&current, reply_at, is_awaited);
-        self.server.answer_again(request, Errno::IO, room)
     }
 
     /// Room for an answer in `memory`, which is that of now, if it `is_awaited`:
@@ -191,31 +147,9 @@ impl RequestHandler {
         }
     }
 
-    /// Asks again for a request that waits.
-    pub(super) fn retry(&self, parked: &Parked) -> Option<Result<(), Errno>> {
-        self.server.retry(parked)
-    }
-
-    /// Answers a request that waited, and hands it back.
-    pub(super) fn answer(&self, waiting: Waiting, outcome: Result<(), Errno>) {
-        let request = &waiting.parked.request;
-        self.reply(request, waiting.reply_at, outcome, waiting.completion);
-    }
-
-    /// Answers a request in a thread that did not take it, and hands it back.
-    pub(super) fn reply(
-        &self,
-        request: &Unanswered,
-        reply_at: u64,
-        outcome: Result<(), Errno>,
-        completion: Completion,
-    ) {
-        self.guest.act();
-        let memory = self.memory.memory();
-        let room = self.room(&memory, reply_at, || completion.is_awaited());
-        let used = self.server.answer(request, outcome, room);
-        completion.complete(used);
-        self.settle();
+    /// Asks again for a lock: the result, or none as yet.
+    pub(super) fn retry(&self, lock: &BlockedLock) -> Option<Result<(), Errno>> {
+        self.server.retry(lock)
     }
 
     /// After guest memory was touched: puts right what vanished meanwhile.
@@ -258,5 +192,28 @@ impl Doubts {
 
     fn of(&self, addr: u64, len: u32) -> bool {
         !self.believes && self.staleness.covers(self.window, addr, len)
+    }
+}
+
+/// Where the reply to a request goes that another thread answers.
+pub(super) struct DeferredReply {
+    pub(super) handler: Arc<RequestHandler>,
+    /// Guest physical address of its header.
+    pub(super) reply_at: u64,
+    pub(super) completion: Completion,
+}
+
+impl ReplyPort for DeferredReply {
+    fn reply(self: Box<Self>, write: &mut dyn FnMut(Writer<'_>) -> u32) {
+        let DeferredReply {
+            handler,
+            reply_at,
+            completion,
+        } = *self;
+        handler.guest.act();
+        let memory = handler.memory.memory();
+        let used = write(handler.room(&memory, reply_at, || completion.is_awaited()));
+        completion.complete(used);
+        handler.settle();
     }
 }

@@ -95,9 +95,6 @@ struct Crew {
     threads: usize,
     /// Those that sleep, or are about to, or were just woken.
     asleep: usize,
-    /// Those that nobody waits for. Below zero for a moment if one comes back
-    /// as it is written off.
-    written_off: isize,
 }
 
 impl Lane {
@@ -145,23 +142,11 @@ impl Lane {
         self.closing.load(Ordering::Acquire)
     }
 
-    /// One of its threads is stuck behind the front end, and its request was
-    /// answered without it.
-    pub(super) fn write_off(&self) {
-        self.crew.lock().written_off += 1;
-        self.ended.notify_all();
-    }
-
-    /// That thread is back.
-    pub(super) fn take_back(&self) {
-        self.crew.lock().written_off -= 1;
-    }
-
     /// After [`close`](Self::close): waits until `deadline` for the threads to
-    /// end, except those written off, and answers how many did not.
+    /// end, and returns how many did not.
     pub(super) fn join(&self, deadline: Instant) -> usize {
         let mut crew = self.crew.lock();
-        while crew.threads.cast_signed() > crew.written_off && Instant::now() < deadline {
+        while crew.threads > 0 && Instant::now() < deadline {
             let look = (Instant::now() + LOOK).min(deadline);
             if self.ended.wait_until(&mut crew, look).timed_out() {
                 // A VMM that fills its call descriptor again and again keeps

@@ -12,15 +12,16 @@
 //! - `kicks`: what they sleep on.
 //! - `ring`: one queue's way from available to used.
 //! - `flight`: what it has in flight.
-//! - `vring`: how the framework sets a ring up.
+//! - `ring_setup`: how the front end sets it up.
 //! - `call`: what signals the guest.
 //! - `bounded`: work that may be stuck in a guest's memory.
 //! - `withdrawal`: takes the guest's memory from threads that are given up.
 //! - `handler`: one request's way from descriptors to an answer.
 //! - `defect`: what comes of one in a thread of a queue.
 //! - `parking`: requests that wait for a lock.
-//! - `stead`: requests that another thread may hand back.
-//! - `connections`: the one that the framework has accepted.
+//! - `connection`: one client's messages, in their order.
+//! - `messages`: what each of them does.
+//! - `regions`: the memory that they tell of.
 //! - `heap`: memory that the allocator keeps.
 //! - `stale`: where the memory table may be out of date.
 //! - [`client_slot`]: room for one client, and an end to it.
@@ -37,7 +38,7 @@ mod bounded;
 mod busy_poll;
 mod call;
 pub mod client_slot;
-mod connections;
+mod connection;
 mod defect;
 mod flight;
 mod handler;
@@ -46,17 +47,18 @@ mod kicks;
 mod lane;
 mod lead;
 mod leader;
+mod messages;
 mod minding;
 mod parking;
 mod pool;
 mod processors;
+mod regions;
 mod ring;
+mod ring_setup;
 mod round;
 pub mod serve;
 mod stale;
 mod stall;
-mod stead;
-mod vring;
 mod withdrawal;
 
 #[cfg(test)]

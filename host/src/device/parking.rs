@@ -17,11 +17,10 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::server::Parked;
+use crate::server::BlockedLock;
 
 use super::defect::Defects;
 use super::handler::RequestHandler;
-use super::ring::Completion;
 
 /// Of a queue's descriptors one in so many may lead to a request that waits,
 /// and such a request takes up to four.
@@ -39,12 +38,8 @@ pub(super) struct Waiting {
     pub(super) queue: usize,
     /// Descriptors of that queue.
     pub(super) ring_size: usize,
-    /// Guest physical address of room for a header.
-    pub(super) reply_at: u64,
-    /// What it waits for.
-    pub(super) parked: Parked,
-    /// Hands it back.
-    pub(super) completion: Completion,
+    /// What it waits for, and who answers it.
+    pub(super) lock: BlockedLock,
 }
 
 /// The requests of one device that wait.
@@ -110,13 +105,13 @@ impl Parking {
         let mut state = self.state.lock();
         if state.is_stopping(waiting.queue) {
             drop(state);
-            return self.handler.answer(waiting, Err(CANCELLED));
+            return waiting.lock.responder.send(Err(CANCELLED));
         }
         let room = state.has_room(self.most, waiting.queue, waiting.ring_size);
         if state.closed || !room || !self.start(&mut state) {
             drop(state);
             self.handler.server.queues().refused_wait();
-            return self.handler.answer(waiting, Err(Errno::NOLCK));
+            return waiting.lock.responder.send(Err(Errno::NOLCK));
         }
         state.waiting.push(waiting);
         drop(state);
@@ -171,7 +166,7 @@ impl Parking {
         let ended: Vec<Waiting> = state.waiting.extract_if(.., hit).collect();
         drop(state);
         for waiting in ended {
-            self.handler.answer(waiting, Err(CANCELLED));
+            waiting.lock.responder.send(Err(CANCELLED));
         }
     }
 
@@ -207,7 +202,7 @@ fn attend(state: &Mutex<State>, handler: &RequestHandler) {
         let left = ask(asking, handler);
         let (ended, none_left, closed) = put_back(&mut state.lock(), left);
         for waiting in ended {
-            handler.answer(waiting, Err(CANCELLED));
+            waiting.lock.responder.send(Err(CANCELLED));
         }
         if closed {
             return;
@@ -224,8 +219,8 @@ fn attend(state: &Mutex<State>, handler: &RequestHandler) {
 fn ask(asking: Vec<Waiting>, handler: &RequestHandler) -> Vec<Waiting> {
     let mut left = Vec::with_capacity(asking.len());
     for waiting in asking {
-        match handler.retry(&waiting.parked) {
-            Some(outcome) => handler.answer(waiting, outcome),
+        match handler.retry(&waiting.lock) {
+            Some(result) => waiting.lock.responder.send(result),
             None => left.push(waiting),
         }
     }

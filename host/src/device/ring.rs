@@ -17,7 +17,6 @@
 //! the ring locked; a signal that was decided on counts as in flight until it
 //! is sent, lest the guest miss it when the ring is stopped.
 
-use std::cell::RefCell;
 use std::fs::File;
 use std::os::fd::AsFd;
 use std::sync::Arc;
@@ -26,7 +25,6 @@ use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, MutexGuard};
-use vhost_user_backend::{VringMutex, VringT};
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
 use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
 
@@ -46,19 +44,16 @@ const LAST_WAIT: Duration = Duration::from_millis(100);
 
 /// A queue's ring. Clones are the same ring.
 #[derive(Clone)]
-pub struct Ring(pub(super) Arc<Inner>);
+pub(super) struct Ring(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
-    /// What the framework keeps of a ring. It serves nothing, and nobody has
-    /// it locked while guest memory is touched.
-    pub(super) vring: VringMutex<Memory>,
     pub(super) queue: Mutex<Queue>,
     pub(super) enabled: AtomicBool,
     pub(super) started: AtomicBool,
     pub(super) memory: Memory,
     kicks: Kicks,
     /// What they hear of the guest.
-    kick: Mutex<Option<File>>,
+    pub(super) kick: Mutex<Option<File>>,
     call: ArcSwapOption<Call>,
     /// Requests taken and not yet handed back, and signals not yet sent.
     flight: Flight,
@@ -128,44 +123,32 @@ pub(super) enum Taken<'m> {
     Broken(Error),
 }
 
-thread_local! {
-    /// The rings that this thread's framework makes, see [`Ring::made_by`].
-    static MADE: RefCell<Option<Vec<Ring>>> = const { RefCell::new(None) };
-}
-
 /// A signal that was decided on, of this epoch.
 #[must_use = "the guest waits for it"]
 struct Signal(u32);
 
 impl Ring {
-    /// Runs `make`, and answers the rings that it made as well: the framework
-    /// makes them by itself and shows them to nobody.
-    pub(super) fn made_by<T>(make: impl FnOnce() -> T) -> (T, Vec<Ring>) {
-        MADE.set(Some(Vec::new()));
-        let made = make();
-        (made, MADE.take().unwrap_or_default())
-    }
-
-    pub(super) fn create(memory: Memory, max_queue_size: u16) -> Result<Ring, Error> {
-        let mut queue = Queue::new(max_queue_size)?;
+    /// A ring of at most `max_size` descriptors in `memory`, not started.
+    ///
+    /// # Errors
+    ///
+    /// When the process has no descriptor left.
+    pub(super) fn new(memory: Memory, max_size: u16) -> std::io::Result<Ring> {
+        let mut queue = Queue::new(max_size).map_err(std::io::Error::other)?;
         // Whether it is started is known without its lock.
         queue.set_ready(true);
-        let ring = Ring(Arc::new(Inner {
-            vring: VringMutex::new(memory.clone(), max_queue_size)?,
+        Ok(Ring(Arc::new(Inner {
             queue: Mutex::new(queue),
             enabled: AtomicBool::new(false),
             started: AtomicBool::new(false),
             memory,
-            // The framework's trait has no better name for it.
-            kicks: Kicks::new().map_err(|_| Error::QueueNotReady)?,
+            kicks: Kicks::new()?,
             kick: Mutex::new(None),
             call: ArcSwapOption::empty(),
             flight: Flight::default(),
             untold: AtomicU32::new(0),
             closed: AtomicBool::new(false),
-        }));
-        MADE.with_borrow_mut(|made| made.iter_mut().for_each(|made| made.push(ring.clone())));
-        Ok(ring)
+        })))
     }
 
     fn locked(&self) -> MutexGuard<'_, Queue> {
@@ -408,7 +391,7 @@ impl Ring {
     }
 
     /// From now on this descriptor signals the guest, and no other.
-    pub(super) fn signal_by(&self, call: Option<File>) {
+    pub(super) fn set_call(&self, call: Option<File>) {
         let call = call.and_then(|call| match Call::new(call) {
             Ok(call) => Some(Arc::new(call)),
             Err(error) => {
@@ -421,8 +404,8 @@ impl Ring {
         }
     }
 
-    /// From now on this kick descriptor is heard, and no other.
-    pub(super) fn hear(&self, kick: Option<File>) {
+    /// From now on this kick descriptor is watched, and no other.
+    pub(super) fn watch_kick(&self, kick: Option<File>) {
         let mut heard = self.0.kick.lock();
         if let Some(old) = heard.take() {
             self.0.kicks.forget(old.as_fd());

@@ -10,19 +10,19 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::Instant;
 
+use rustix::io::Errno;
 use virtio_queue::Error;
-use vm_memory::GuestMemoryMmap;
+use vm_memory::GuestAddressSpace;
 
-use crate::server::{Pace, Parked, Stead};
+use crate::server::{BlockedLock, Outcome, ReplyPort, RequestQueue};
 
-use super::handler::Handled;
+use super::handler::DeferredReply;
 use super::lane::{DeviceContext, Lane};
 use super::leader::{Leader, Whose};
 use super::minding::Stint;
 use super::parking::Waiting;
 use super::processors;
 use super::ring::{Done, Taken, Ticket};
-use super::stead::UnderWay;
 
 /// Requests of one ring until another has its turn.
 const VISIT: u64 = 32;
@@ -146,10 +146,11 @@ impl Round {
     fn visit(&self, at: usize) -> Result<u64, Error> {
         let (context, leader) = (&self.context, &self.leaders[at]);
         let (lane, handler) = (&leader.lane, &context.handler);
-        let pace = Visit {
+        let visit = Visit {
             round: self,
             at,
-            under_way: UnderWay::default(),
+            ticket: Cell::default(),
+            memory: Cell::default(),
         };
         let (mut taken, mut done, mut last) = (0, None, 0);
         let mut clock = Instant::now();
@@ -168,9 +169,10 @@ impl Round {
             };
             taken += 1;
             let began = clock;
-            pace.under_way.begin(ticket);
-            let handled = handler.handle(&memory, chain, &pace, &mut clock);
-            done = self.conclude(lane, &pace, &memory, handled);
+            visit.ticket.set(Some(ticket));
+            visit.memory.set(last);
+            let outcome = handler.handle(&memory, chain, &visit, &mut clock);
+            done = visit.done(outcome);
             handler.settle();
             context.minding.note(clock.saturating_duration_since(began));
             if !leader.goes_on(began) {
@@ -189,38 +191,6 @@ impl Round {
         result.map(|()| taken)
     }
 
-    /// What there is to hand back of a request that was handled.
-    fn conclude(
-        &self,
-        lane: &Lane,
-        pace: &Visit<'_>,
-        memory: &GuestMemoryMmap,
-        handled: Handled,
-    ) -> Option<Done> {
-        let handler = &self.context.handler;
-        match handled {
-            Handled::Used(used) => {
-                let ticket = pace.under_way.end()?;
-                Some(Done { ticket, used })
-            }
-            Handled::Unreached(reply_at, request) => {
-                let ticket = pace.under_way.end()?;
-                let is_awaited = || lane.ring().awaits(&ticket);
-                let used = handler.reach(memory, &request, reply_at, is_awaited);
-                Some(Done { ticket, used })
-            }
-            Handled::Waits(reply_at, parked) => {
-                park(lane, pace.under_way.end()?, reply_at, parked);
-                None
-            }
-            // Who has answered may only be about to take the ticket.
-            Handled::Elsewhere => {
-                self.leaders[0].lane.take_back();
-                None
-            }
-        }
-    }
-
     fn others_wait(&self) -> bool {
         self.leaders.len() > 1 || self.context.minding.has_entrusted()
     }
@@ -230,10 +200,28 @@ impl Round {
 struct Visit<'r> {
     round: &'r Round,
     at: usize,
-    under_way: UnderWay,
+    /// Of the request under way, unless another thread answers it.
+    ticket: Cell<Option<Ticket>>,
+    /// Where the guest's memory was when it was taken.
+    memory: Cell<usize>,
 }
 
-impl Pace for Visit<'_> {
+impl Visit<'_> {
+    /// What there is to hand back of a request that was handled.
+    fn done(&self, outcome: Outcome) -> Option<Done> {
+        let ticket = self.ticket.take()?;
+        match outcome {
+            Outcome::Reply(used) => Some(Done { ticket, used }),
+            Outcome::Deferred => None,
+        }
+    }
+
+    fn lane(&self) -> &Arc<Lane> {
+        &self.round.leaders[self.at].lane
+    }
+}
+
+impl RequestQueue for Visit<'_> {
     /// Gives up all leads, where there is anybody to take them.
     fn takes_long(&self) {
         let leaders = &self.round.leaders;
@@ -247,29 +235,32 @@ impl Pace for Visit<'_> {
         }
     }
 
-    fn may_not_return(&self, reply_at: u64) -> Option<Box<dyn Stead>> {
-        self.takes_long();
-        let leaders = &self.round.leaders;
-        // Who still leads has nobody to do it instead.
-        if leaders.iter().any(Leader::is_leading) {
-            return None;
-        }
-        let (own, lane) = (&leaders[0].lane, &leaders[self.at].lane);
-        self.under_way.share(own, lane, reply_at)
+    fn defer(&self, reply_at: Option<u64>) -> Result<Box<dyn ReplyPort>, Errno> {
+        let reply_at = reply_at.ok_or(Errno::INVAL)?;
+        let ticket = self.ticket.take().ok_or(Errno::IO)?;
+        Ok(Box::new(DeferredReply {
+            handler: Arc::clone(&self.round.context.handler),
+            reply_at,
+            completion: self.lane().ring().completion(ticket),
+        }))
     }
-}
 
-fn park(lane: &Lane, ticket: Ticket, reply_at: u64, parked: Parked) {
-    lane.context.parking.park(Waiting {
-        queue: lane.index,
-        ring_size: lane.ring().size(),
-        reply_at,
-        parked,
-        completion: lane.ring().completion(ticket),
-    });
-    // Who stops a ring marks it and then cancels: it has found this request,
-    // or here is its mark.
-    if !lane.ring().is_running() {
-        lane.context.parking.cancel(Some(lane.index));
+    fn wait_for_lock(&self, lock: BlockedLock) {
+        let (lane, parking) = (self.lane(), &self.round.context.parking);
+        parking.park(Waiting {
+            queue: lane.index,
+            ring_size: lane.ring().size(),
+            lock,
+        });
+        // Who stops a ring marks it and then cancels: it has found this request,
+        // or here is its mark.
+        if !lane.ring().is_running() {
+            parking.cancel(Some(lane.index));
+        }
+    }
+
+    fn has_lost_memory(&self) -> bool {
+        let now = self.round.context.handler.memory.memory();
+        std::ptr::from_ref(&*now).addr() != self.memory.get()
     }
 }

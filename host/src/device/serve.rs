@@ -7,14 +7,16 @@
 
 use std::io;
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixListener, UnixStream};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::thread;
 use std::time::Duration;
 
+use daxwindow_shared::preload::MARK;
 use daxwindow_shared::virtiofs::Config;
-use vhost::vhost_user::{Error as VhostError, Listener};
-use vhost_user_backend::{Error as DaemonError, ShutdownHandle, VhostUserDaemon};
+use vhost::vhost_user::Error as VhostError;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
 use crate::listen::socket::Socket;
@@ -24,9 +26,8 @@ use crate::server::Server;
 
 use super::backend::{Device, END_PATIENCE, Limits};
 use super::client_slot::{ClientSlot, Next};
-use super::connections::Connections;
+use super::connection::Connection;
 use super::heap;
-use super::ring::Ring;
 
 /// What the device tells the guest, and how much it may have under way.
 #[derive(Clone, Copy, Debug)]
@@ -50,9 +51,6 @@ pub enum ServeError {
         /// What the kernel says.
         cause: io::Error,
     },
-    /// The device cannot be set up.
-    #[error("cannot set up the device: {0}")]
-    Device(DaemonError),
 }
 
 fn io_error(action: &'static str) -> impl FnOnce(io::Error) -> ServeError {
@@ -73,8 +71,6 @@ pub fn serve(
     stop: &Stop,
     slot: &ClientSlot,
 ) -> Result<(), ServeError> {
-    let clone = socket.listener().try_clone();
-    let mut listener = Listener::from(clone.map_err(io_error("duplicate the socket"))?);
     tracing::info!(
         path = ?socket.path(),
         tag = options.config.tag().unwrap_or("known to the VMM"),
@@ -89,7 +85,7 @@ pub fn serve(
             // Closed: the stop is on its way.
             Wake::Client if !slot.take() => stop.wait(),
             Wake::Client => {
-                let served = serve_client(server, options, socket, &mut listener, stop);
+                let served = serve_client(server, options, socket, stop);
                 let next = slot.leave();
                 served?;
                 if next == Next::Client {
@@ -104,44 +100,24 @@ fn serve_client(
     server: &Arc<Server>,
     options: DeviceOptions,
     socket: &Socket,
-    listener: &mut Listener,
     stop: &Stop,
 ) -> Result<(), ServeError> {
+    let Some(client) = accept(server, socket.listener()) else {
+        return Ok(());
+    };
+    let limits = Limits {
+        stand_ins: options.thread_pool_size,
+        parked: options.max_parked,
+    };
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
-    let device = Arc::new(Device::new(
-        server.clone(),
-        options.config,
-        memory.clone(),
-        Limits {
-            stand_ins: options.thread_pool_size,
-            parked: options.max_parked,
-        },
-    ));
-    let (daemon, rings) =
-        Ring::made_by(|| VhostUserDaemon::new("vhost-user".into(), device.clone(), memory));
-    let mut daemon = daemon.map_err(ServeError::Device)?;
-    let adopted = device.adopt(rings, true);
-    adopted.map_err(io_error("start the threads of the queues"))?;
-    let greeting = device.hold_features();
-    let before = Connections::at(socket.listener());
-    let started = daemon.start(listener);
-    if started.is_ok() {
-        greet(server, socket, before);
-    }
-    drop(greeting);
-    let served = match started {
+    let device = Device::new(server.clone(), options.config, memory, limits);
+    let device = Arc::new(device.map_err(io_error("set up the device"))?);
+    let served = match device.start() {
         Ok(()) => {
             server.set_client(true);
-            if let Some(handle) = daemon.shutdown_handle() {
-                device.end_by(move || handle.shutdown());
-            }
-            attend(daemon, socket, stop)
+            attend(client, &device, socket, stop)
         }
-        // The client was gone before it was let in.
-        Err(error) => {
-            tracing::warn!(%error, "a client could not be accepted");
-            Ok(())
-        }
+        Err(error) => Err(io_error("start the threads of the queues")(error)),
     };
     device.hang_up();
     server.log_counters();
@@ -152,37 +128,59 @@ fn serve_client(
     served
 }
 
-/// Speaks to the library of a VMM that has it, before the first reply.
-fn greet(server: &Arc<Server>, socket: &Socket, before: io::Result<Connections>) {
-    match before.and_then(|before| before.newer(socket.listener())) {
-        Ok(Some(connection)) => server.dax().greet(&connection),
-        Ok(None) => {}
+/// Accepts the next client, and speaks to the library of a VMM that has it,
+/// before the first reply.
+fn accept(server: &Server, listener: &UnixListener) -> Option<UnixStream> {
+    match listener.accept() {
+        Ok((client, address)) => {
+            if has_library(&address) {
+                server.dax().greet(&client);
+            }
+            Some(client)
+        }
+        // Gone before it was let in, or there are no descriptors: then there is
+        // no use in spinning.
         Err(error) => {
-            tracing::warn!(%error, "cannot tell whether the VMM has the preloaded library");
+            tracing::warn!(%error, "a client could not be accepted");
+            thread::sleep(Duration::from_millis(100));
+            None
         }
     }
 }
 
-/// Waits until the client has gone, and turns others away. A thread of its own
-/// waits for the framework's, which a descriptor that the client sent may keep
-/// for ever: that is given up some time after the connection was ended.
+/// A VMM with the library gives its end a name that says so.
+fn has_library(client: &SocketAddr) -> bool {
+    let name = client.as_abstract_name();
+    name.is_some_and(|name| name.starts_with(MARK))
+}
+
+/// Has a thread of its own handle the client's messages until it has gone, and
+/// turns others away. A descriptor that the client sent may keep that thread
+/// for ever: it is given up some time after the connection was ended.
 fn attend(
-    mut daemon: VhostUserDaemon<Arc<Device>>,
+    client: UnixStream,
+    device: &Arc<Device>,
     socket: &Socket,
     stop: &Stop,
 ) -> Result<(), ServeError> {
+    let connection = Connection::new(client, Arc::clone(device));
+    let mut connection = connection.map_err(io_error("duplicate a descriptor"))?;
     tracing::info!("client connected");
     let over = Arc::new(event().map_err(io_error("create an event"))?);
-    let shutdown = daemon.shutdown_handle();
-    let (rung, span) = (Arc::clone(&over), tracing::Span::current());
-    let waiter = thread::Builder::new().name("client".into()).spawn(move || {
-        let _in_span = span.enter();
-        note_end(daemon.wait());
-        ring(&rung);
-    });
-    // Without it the framework is dropped, which ends the connection.
-    waiter.map_err(io_error("start a thread"))?;
-    reject_others(socket.listener(), stop, &over, shutdown.as_ref());
+    let (hang_up, rung) = (connection.hang_up(), Arc::clone(&over));
+    device.end_by(hang_up.clone());
+    let span = tracing::Span::current();
+    let messages = thread::Builder::new()
+        .name("messages".into())
+        .spawn(move || {
+            let _in_span = span.enter();
+            let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));
+            drop(connection);
+            note_end(served);
+            ring(&rung);
+        });
+    messages.map_err(io_error("start a thread"))?;
+    reject_others(socket.listener(), stop, &over, &hang_up);
     if !is_rung_within(&over, END_PATIENCE) {
         tracing::warn!("the client's connection is stuck in a message and is given up");
     }
@@ -193,7 +191,7 @@ fn reject_others(
     listener: &UnixListener,
     stop: &Stop,
     over: &OwnedFd,
-    shutdown: Option<&ShutdownHandle>,
+    hang_up: &dyn Fn(),
 ) {
     loop {
         match wait(listener, stop, Some(over)) {
@@ -209,9 +207,7 @@ fn reject_others(
             }
         }
     }
-    if let Some(shutdown) = shutdown {
-        shutdown.shutdown();
-    }
+    hang_up();
 }
 
 /// Whether the client being served goes within a moment.
@@ -230,21 +226,20 @@ fn reject_client(listener: &UnixListener) {
     }
 }
 
-fn note_end(result: Result<(), DaemonError>) {
-    match result {
-        Ok(())
-        | Err(DaemonError::HandleRequest(VhostError::Disconnected | VhostError::PartialMessage)) => {
+fn note_end(served: thread::Result<Result<(), VhostError>>) {
+    match served {
+        Ok(Ok(()) | Err(VhostError::Disconnected | VhostError::PartialMessage)) => {
             tracing::info!("client disconnected");
         }
-        Err(DaemonError::WaitDaemon(_)) => {
+        Err(_) => {
             tracing::error!("the client was dropped by an internal error of this daemon");
         }
         // All that is left of the number of a queue that there is not.
-        Err(error @ DaemonError::HandleRequest(VhostError::InvalidParam)) => tracing::warn!(
+        Ok(Err(error @ VhostError::InvalidParam)) => tracing::warn!(
             %error,
             "the client broke the protocol and was dropped (a VMM that sets up more queues than \
              --num-request-queues says does so)"
         ),
-        Err(error) => tracing::warn!(%error, "the client broke the protocol and was dropped"),
+        Ok(Err(error)) => tracing::warn!(%error, "the client broke the protocol and was dropped"),
     }
 }

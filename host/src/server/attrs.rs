@@ -27,7 +27,7 @@ impl Server {
         let flags = GetattrFlags::from_bits_retain(args.getattr_flags);
         let fh = flags.contains(GetattrFlags::FH).then_some(args.fh);
         let attr = self.fs.getattr(call.header.nodeid, fh)?;
-        self.follow(call.terms.pace, call.header.nodeid)?;
+        self.follow(call.terms.queue, call.header.nodeid)?;
         call.reply.value(&self.attr_out(call.header.nodeid, attr))
     }
 
@@ -36,8 +36,8 @@ impl Server {
         let attr = self
             .fs
             .setattr(caller(&call.header), call.header.nodeid, &args)?;
-        self.show_growth(call.terms.pace, call.header.nodeid);
-        self.follow(call.terms.pace, call.header.nodeid)?;
+        self.show_growth(call.terms.queue, call.header.nodeid);
+        self.follow(call.terms.queue, call.header.nodeid)?;
         call.reply.value(&self.attr_out(call.header.nodeid, attr))
     }
 
@@ -58,7 +58,7 @@ impl Server {
         let flags = GetattrFlags::from_bits_retain(args.getattr_flags);
         let fh = flags.contains(GetattrFlags::FH).then_some(args.fh);
         let (attr, birth) = self.fs.statx(nodeid, fh)?;
-        self.follow(call.terms.pace, nodeid)?;
+        self.follow(call.terms.queue, nodeid)?;
         let mut mask = StatxMask::BASIC_STATS;
         mask.set(StatxMask::BTIME, birth.is_some());
         let dax = self.fs.is_dax(nodeid);

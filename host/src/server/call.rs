@@ -4,13 +4,11 @@ use std::time::Instant;
 
 use daxwindow_shared::fuse::{InHeader, Opcode};
 
-use crate::fs::LockWait;
-
 use super::chain::Reader;
 use super::in_flight::Admitted;
 use super::reply::Reply;
 use super::request::Body;
-use super::{IfBlocked, Pace};
+use super::RequestQueue;
 
 /// A request on its way to its handler.
 pub(super) struct Call<'b, 'r, 'm> {
@@ -23,7 +21,8 @@ pub(super) struct Call<'b, 'r, 'm> {
     pub(super) data: &'r mut Reader<'m>,
     pub(super) reply: &'r mut Reply<'m>,
     pub(super) terms: Terms<'r>,
-    pub(super) fate: Fate,
+    /// Another thread answers, and nothing is put in `reply`.
+    pub(super) is_deferred: bool,
 }
 
 /// How and until when a request is answered.
@@ -33,16 +32,5 @@ pub(super) struct Terms<'r> {
     pub(super) admitted: &'r mut Admitted,
     /// Guest physical address of the answer's header, if it has one.
     pub(super) reply_at: Option<u64>,
-    pub(super) if_blocked: IfBlocked,
-    pub(super) pace: &'r dyn Pace,
-}
-
-/// Who answers a request that was handled.
-pub(super) enum Fate {
-    /// Who has handled it.
-    Here,
-    /// Nobody as yet, and nothing is put in `reply`: it waits.
-    Waits(LockWait),
-    /// Somebody has; nothing is put in `reply` any more.
-    Elsewhere,
+    pub(super) queue: &'r dyn RequestQueue,
 }

@@ -29,7 +29,7 @@ use zerocopy::{FromBytes, IntoBytes};
 use crate::fs::Readiness;
 use crate::sigbus;
 
-use super::{Pace, bounce};
+use super::{RequestQueue, bounce};
 
 /// Most buffers that one `preadv` or `pwritev` takes (`UIO_MAXIOV`).
 const IOV_MAX: usize = 1024;
@@ -272,7 +272,7 @@ pub struct Waits<'a> {
     /// Whether the file can tell.
     pub readiness: &'a Readiness,
     /// Who hears of it.
-    pub pace: &'a dyn Pace,
+    pub queue: &'a dyn RequestQueue,
     /// The file is read past the page cache, so by a buffer.
     pub is_direct: bool,
 }
@@ -418,7 +418,7 @@ impl Writer<'_> {
                 match got {
                     0.. => return got,
                     _ => match last_errno() {
-                        Errno::AGAIN => waits.pace.takes_long(),
+                        Errno::AGAIN => waits.queue.takes_long(),
                         Errno::OPNOTSUPP => waits.readiness.cannot_try(file),
                         // Told once more, by who may wait.
                         _ => {}
@@ -446,7 +446,7 @@ impl Writer<'_> {
         count: usize,
         waits: Waits<'_>,
     ) -> Result<usize, Errno> {
-        waits.pace.takes_long();
+        waits.queue.takes_long();
         let count = count.min(self.capacity().saturating_sub(offset));
         bounce::read(file, file_offset, count, |done, bytes| {
             self.segments.copy_in(offset + done, bytes)

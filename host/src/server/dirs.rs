@@ -9,7 +9,7 @@ use rustix::io::Errno;
 use crate::fs::{DirItem, Name};
 
 use super::io::datasync;
-use super::{Call, Pace, Server};
+use super::{Call, RequestQueue, Server};
 
 /// Longest list of entries in one reply.
 const MAX_LIST_BYTES: usize = 1 << 20;
@@ -32,7 +32,7 @@ impl Server {
 
     pub(super) fn fsyncdir(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FsyncIn = call.body.only()?;
-        call.terms.pace.takes_long();
+        call.terms.queue.takes_long();
         self.fs
             .fsyncdir(call.header.nodeid, args.fh, datasync(&args))
     }
@@ -44,14 +44,14 @@ impl Server {
     }
 
     pub(super) fn readdirplus(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
-        let (parent, pace) = (call.header.nodeid, call.terms.pace);
+        let (parent, queue) = (call.header.nodeid, call.terms.queue);
         self.list(call, |list, limit, item| {
             let name = item.name.to_bytes();
             // Looking up raises a count that only a listed entry may raise.
             if list.len() + align8(size_of::<DirentPlus>() + name.len()) > limit {
                 return false;
             }
-            let entry = self.entry_of(pace, parent, &item);
+            let entry = self.entry_of(queue, parent, &item);
             push_direntplus(list, limit, entry, dirent(&item), name)
         })
     }
@@ -59,14 +59,14 @@ impl Server {
     /// The entry that goes with a listed name. Node id 0 tells the guest to
     /// look it up itself: for "." and "..", which are never looked up, for names
     /// that have vanished since, and for files whose ranges show an earlier one.
-    fn entry_of(&self, pace: &dyn Pace, parent: u64, item: &DirItem<'_>) -> EntryOut {
+    fn entry_of(&self, queue: &dyn RequestQueue, parent: u64, item: &DirItem<'_>) -> EntryOut {
         let name = match item.name.to_bytes() {
             b"." | b".." => None,
             _ => Name::new(item.name).ok(),
         };
         let found = name.and_then(|name| {
             let entry = self.fs.lookup(parent, name).ok()?;
-            self.follow_entry(pace, &entry).ok()?;
+            self.follow_entry(queue, &entry).ok()?;
             Some((name, entry))
         });
         match found {

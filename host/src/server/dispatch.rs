@@ -11,9 +11,10 @@ use super::chain::Reader;
 use super::extensions::Agreed;
 use super::reply::Reply;
 use super::request::BodyBuffer;
-use super::{Call, Fate, Server, Terms};
+use super::{Call, Server, Terms};
 
 impl Server {
+    /// Whether another thread answers.
     pub(super) fn run<'m>(
         &self,
         header: InHeader,
@@ -21,7 +22,7 @@ impl Server {
         reader: &mut Reader<'m>,
         reply: &mut Reply<'m>,
         terms: Terms<'_>,
-    ) -> Result<Fate, Errno> {
+    ) -> Result<bool, Errno> {
         let opcode = opcode.ok_or(Errno::NOSYS)?;
         let needs_session = !matches!(opcode, Opcode::Init | Opcode::Destroy);
         let has_session = needs_session && self.session.is_soon_live();
@@ -45,13 +46,10 @@ impl Server {
             data: reader,
             reply,
             terms,
-            fate: Fate::Here,
+            is_deferred: false,
         };
         let result = self.dispatch(opcode, &mut call);
-        match call.fate {
-            Fate::Elsewhere => Ok(Fate::Elsewhere),
-            fate => result.map(|()| fate),
-        }
+        result.map(|()| call.is_deferred)
     }
 
     fn dispatch(&self, opcode: Opcode, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {

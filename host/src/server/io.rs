@@ -34,7 +34,7 @@ impl Server {
         let args: OpenIn = call.body.only()?;
         let nodeid = call.header.nodeid;
         let fh = self.open_for(nodeid, &args)?;
-        if let Err(errno) = self.follow(call.terms.pace, nodeid) {
+        if let Err(errno) = self.follow(call.terms.queue, nodeid) {
             let _ = self.fs.release(nodeid, fh);
             return Err(errno);
         }
@@ -63,7 +63,7 @@ impl Server {
         let (entry, fh) = self
             .fs
             .create(creator, parent, name, flags, args.mode, args.umask)?;
-        if let Err(errno) = self.follow(call.terms.pace, entry.nodeid) {
+        if let Err(errno) = self.follow(call.terms.queue, entry.nodeid) {
             let _ = self.fs.release(entry.nodeid, fh);
             self.fs.forget(entry.nodeid, 1);
             return Err(errno);
@@ -138,7 +138,7 @@ impl Server {
         let count = args.size as usize;
         let waits = Waits {
             readiness: &open.readiness,
-            pace: call.terms.pace,
+            queue: call.terms.queue,
             is_direct: open.is_direct(),
         };
         match call.reply.file(&open.file, args.offset, count, Some(waits)) {
@@ -182,7 +182,7 @@ impl Server {
             }
             written => written?,
         };
-        self.show_growth(call.terms.pace, call.header.nodeid);
+        self.show_growth(call.terms.queue, call.header.nodeid);
         call.reply.value(&WriteOut {
             size: u32::try_from(size).unwrap_or(u32::MAX),
             padding: 0,
@@ -196,7 +196,7 @@ impl Server {
 
     fn flush_file(&self, call: &Call<'_, '_, '_>, fh: u64, lock_owner: u64) -> Result<(), Errno> {
         let nodeid = call.header.nodeid;
-        let slow = || call.terms.pace.takes_long();
+        let slow = || call.terms.queue.takes_long();
         self.fs.flush(nodeid, fh, lock_owner)?;
         self.fs.settle_times(nodeid, fh, &slow);
         self.fs.close_error(nodeid, fh, &slow)
@@ -211,14 +211,14 @@ impl Server {
             false => Ok(()),
         };
         // What a mapping that outlived its descriptor has stored.
-        let slow = || call.terms.pace.takes_long();
+        let slow = || call.terms.queue.takes_long();
         self.fs.settle_times(nodeid, args.fh, &slow);
         self.fs.release(nodeid, args.fh).and(flushed)
     }
 
     pub(super) fn fsync(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: FsyncIn = call.body.only()?;
-        call.terms.pace.takes_long();
+        call.terms.queue.takes_long();
         self.fs.fsync(call.header.nodeid, args.fh, datasync(&args))
     }
 
@@ -226,7 +226,7 @@ impl Server {
         let args: FallocateIn = call.body.only()?;
         self.kill_for(call, call.header.nodeid)?;
         self.fs.fallocate(call.header.nodeid, &args)?;
-        self.show_growth(call.terms.pace, call.header.nodeid);
+        self.show_growth(call.terms.queue, call.header.nodeid);
         Ok(())
     }
 
@@ -271,7 +271,7 @@ impl Server {
             return Err(Errno::OPNOTSUPP);
         }
         self.kill_for(call, args.nodeid_out)?;
-        call.terms.pace.takes_long();
+        call.terms.queue.takes_long();
         self.fs.copy_file_range(
             (call.header.nodeid, args.fh_in, args.off_in),
             (args.nodeid_out, args.fh_out, args.off_out),
@@ -282,7 +282,7 @@ impl Server {
 
     pub(super) fn syncfs(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let _: SyncfsIn = call.body.only()?;
-        call.terms.pace.takes_long();
+        call.terms.queue.takes_long();
         self.fs.syncfs(call.header.nodeid)
     }
 }

@@ -33,7 +33,7 @@ impl Server {
             SETFLAGS if FLAGS_BYTES.contains(&args.in_size) => {
                 let (flags, _) = u32::read_from_prefix(data).map_err(|_| Errno::INVAL)?;
                 self.fs.set_file_flags(node, fh, flags)?;
-                self.follow(call.terms.pace, node)?;
+                self.follow(call.terms.queue, node)?;
                 answer(call, None)
             }
             FSGETXATTR if args.out_size == XATTR_BYTES => {
@@ -43,7 +43,7 @@ impl Server {
             FSSETXATTR => {
                 let attr = FsXattr::read_from_bytes(data).map_err(|_| Errno::INVAL)?;
                 self.fs.set_file_xattr(node, fh, &attr)?;
-                self.follow(call.terms.pace, node)?;
+                self.follow(call.terms.queue, node)?;
                 answer(call, None)
             }
             GETFLAGS | SETFLAGS | FSGETXATTR => Err(Errno::INVAL),

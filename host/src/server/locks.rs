@@ -1,7 +1,7 @@
-//! Requests about locks, and the answer to those that wait.
+//! Requests about locks.
 //!
 //! A SETLKW that cannot be granted yet is no error and no answer: the request
-//! is *parked*, its thread goes on with the next one, and whoever keeps it
+//! is deferred, its thread goes on with the next one, and whoever keeps it
 //! asks again until there is an answer.
 
 use daxwindow_shared::fuse::{LkIn, LkOut};
@@ -9,37 +9,14 @@ use rustix::io::Errno;
 
 use crate::fs::{LockWait, Locked};
 
-use super::unanswered::Unanswered;
-use super::{Call, Fate, Server};
-
-/// What handling a request came to.
-#[derive(Debug)]
-pub enum Served {
-    /// It was answered with so many bytes.
-    Answered(u32),
-    /// It is to be answered by [`Server::answer`], when [`Server::retry`] says so.
-    Parked(Parked),
-    /// Another thread has answered it meanwhile.
-    Elsewhere,
-    /// It was answered, but the place for the answer is not there.
-    Unreached(Unanswered),
-}
-
-/// What is to be done with a request that has to wait.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum IfBlocked {
-    /// It is parked.
-    Park,
-    /// It fails with this.
-    Refuse(Errno),
-}
+use super::responder::Responder;
+use super::{Call, Server};
 
 /// A request that waits for a lock.
-#[derive(Debug)]
-pub struct Parked {
-    /// What it takes to answer it.
-    pub request: Unanswered,
-    pub(super) wait: LockWait,
+pub struct BlockedLock {
+    /// Answers it.
+    pub responder: Responder,
+    wait: LockWait,
 }
 
 impl Server {
@@ -58,14 +35,13 @@ impl Server {
     }
 
     pub(super) fn setlkw(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
-        match (self.lock(call)?, call.terms.if_blocked) {
-            (Locked::Done, _) => Ok(()),
-            (Locked::Blocked(_), IfBlocked::Refuse(errno)) => Err(errno),
-            (Locked::Blocked(wait), IfBlocked::Park) => {
-                call.fate = Fate::Waits(wait);
-                Ok(())
-            }
-        }
+        let Locked::Blocked(wait) = self.lock(call)? else {
+            return Ok(());
+        };
+        let responder = call.defer(&self.counters)?;
+        let lock = BlockedLock { responder, wait };
+        call.terms.queue.wait_for_lock(lock);
+        Ok(())
     }
 
     fn lock(&self, call: &mut Call<'_, '_, '_>) -> Result<Locked, Errno> {
@@ -82,11 +58,11 @@ impl Server {
         }
     }
 
-    /// Asks again for a parked request: its outcome, or none as yet.
-    pub fn retry(&self, parked: &Parked) -> Option<Result<(), Errno>> {
-        match self.fs.try_lock(&parked.wait) {
+    /// Asks again for a lock: the result, or none as yet.
+    pub fn retry(&self, lock: &BlockedLock) -> Option<Result<(), Errno>> {
+        match self.fs.try_lock(&lock.wait) {
             Err(Errno::AGAIN) => None,
-            outcome => Some(outcome),
+            result => Some(result),
         }
     }
 }

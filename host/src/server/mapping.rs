@@ -5,7 +5,7 @@ use rustix::io::Errno;
 
 use crate::fs::Entry;
 
-use super::{Call, Pace, Server};
+use super::{Call, RequestQueue, Server};
 
 /// Most ranges that one REMOVEMAPPING may name. Linux sends at most 256.
 const MAX_REMOVALS: usize = 4096;
@@ -14,11 +14,10 @@ impl Server {
     pub(super) fn setupmapping(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let args: SetupMappingIn = call.body.only()?;
         let nodeid = call.header.nodeid;
-        call.may_leave(|deputy| {
-            self.dax
-                .setup_or_leave(&self.fs, nodeid, &args, deputy)
-                .map_err(never_again)
-        })
+        call.terms.queue.takes_long();
+        self.dax
+            .setup(&self.fs, nodeid, &args)
+            .map_err(never_again)
     }
 
     pub(super) fn removemapping(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -32,7 +31,8 @@ impl Server {
         let ranges = (0..count)
             .map(|_| call.body.args())
             .collect::<Result<Vec<RemoveMappingOne>, Errno>>()?;
-        call.may_leave(|deputy| self.dax.remove_or_leave(&ranges, deputy))
+        call.terms.queue.takes_long();
+        self.dax.remove(&ranges)
     }
 }
 
@@ -46,9 +46,9 @@ impl Server {
     /// `EIO` if the front end does not do so: some ranges may show the file as
     /// it was.
     #[inline]
-    pub(super) fn follow(&self, pace: &dyn Pace, nodeid: u64) -> Result<(), Errno> {
+    pub(super) fn follow(&self, queue: &dyn RequestQueue, nodeid: u64) -> Result<(), Errno> {
         match self.fs.knows_layers() {
-            true => self.follow_copies(pace, nodeid),
+            true => self.follow_copies(queue, nodeid),
             false => Ok(()),
         }
     }
@@ -56,9 +56,9 @@ impl Server {
     /// Apart from what nearly every request does.
     #[cold]
     #[inline(never)]
-    fn follow_copies(&self, pace: &dyn Pace, nodeid: u64) -> Result<(), Errno> {
+    fn follow_copies(&self, queue: &dyn RequestQueue, nodeid: u64) -> Result<(), Errno> {
         for node in self.fs.followed(nodeid) {
-            let followed = self.dax.follow(&self.fs, node, &|| pace.takes_long());
+            let followed = self.dax.follow(&self.fs, node, &|| queue.takes_long());
             followed.map_err(never_again)?;
         }
         Ok(())
@@ -67,14 +67,14 @@ impl Server {
     /// The guest may have made a node's file longer, by whichever of its names
     /// it has mapped it.
     #[inline(never)]
-    pub(super) fn show_growth(&self, pace: &dyn Pace, nodeid: u64) {
+    pub(super) fn show_growth(&self, queue: &dyn RequestQueue, nodeid: u64) {
         self.dax
-            .show_growth(&self.fs, nodeid, &|| pace.takes_long());
+            .show_growth(&self.fs, nodeid, &|| queue.takes_long());
     }
 
     /// The same of what a guest is told of by a name that it has looked up.
-    pub(super) fn follow_entry(&self, pace: &dyn Pace, entry: &Entry) -> Result<(), Errno> {
-        let followed = self.follow(pace, entry.nodeid);
+    pub(super) fn follow_entry(&self, queue: &dyn RequestQueue, entry: &Entry) -> Result<(), Errno> {
+        let followed = self.follow(queue, entry.nodeid);
         if followed.is_err() {
             self.fs.forget(entry.nodeid, 1);
         }

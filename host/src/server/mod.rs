@@ -20,7 +20,7 @@
 //!
 //! `call` is a request on its way, `options` how it is answered where there is
 //! a choice, `session` what was agreed at INIT, `in_flight` bounds how many are
-//! under way; `unanswered` is what other threads answer; `extensions` has what
+//! under way; `responder` answers from other threads; `extensions` has what
 //! may follow the requests that create, `caching` what guests may keep.
 //!
 //! Laws: every request with room for a reply gets exactly one, of the length
@@ -46,13 +46,14 @@ mod names;
 mod options;
 mod reply;
 mod request;
+mod responder;
 mod session;
-mod unanswered;
 mod xattrs;
 
 #[cfg(test)]
 mod tests;
 
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use daxwindow_shared::fuse::{InHeader, Opcode};
@@ -66,38 +67,25 @@ use crate::metrics::counters::Counters;
 use crate::metrics::queues::QueueTallies;
 
 pub use caching::{CacheMode, Caching};
-use call::{Call, Fate, Terms};
+use call::{Call, Terms};
 use chain::{ChainError, Hole, Sides};
-use in_flight::{Admitted, InFlight};
+use in_flight::InFlight;
 pub use init::MAX_WRITE_BYTES;
-pub use locks::{IfBlocked, Parked, Served};
+pub use locks::BlockedLock;
 pub use options::ServerOptions;
 use reply::Reply;
+use responder::NoQueue;
+pub use responder::{ReplyPort, RequestQueue, Responder};
 use session::Session;
 pub use session::{Began, DaxWish};
-pub use unanswered::{Stead, Unanswered};
 
-/// Told by a request that is about to take long.
-pub trait Pace {
-    /// Others need not wait for this request. Comes before the first system
-    /// call that waits for a disk, another file system or the front end.
-    fn takes_long(&self);
-
-    /// The same of a request whose thread may even be stuck for good. Answers
-    /// how another thread hands it back, with the answer's header at guest
-    /// physical address `reply_at`; nothing if its thread has to come back.
-    fn may_not_return(&self, reply_at: u64) -> Option<Box<dyn Stead>>;
-}
-
-/// Nobody else waits.
-struct Alone;
-
-impl Pace for Alone {
-    fn takes_long(&self) {}
-
-    fn may_not_return(&self, _: u64) -> Option<Box<dyn Stead>> {
-        None
-    }
+/// What became of a request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was answered with so many bytes.
+    Reply(u32),
+    /// Another thread answers it, or has.
+    Deferred,
 }
 
 /// Answers the requests of one guest at a time, from any number of threads.
@@ -106,7 +94,7 @@ pub struct Server {
     dax: Dax,
     options: ServerOptions,
     session: Session,
-    counters: Counters,
+    counters: Arc<Counters>,
     queues: QueueTallies,
     in_flight: InFlight,
     complaints: Throttle,
@@ -125,7 +113,7 @@ impl Server {
             dax,
             options,
             session: Session::default(),
-            counters: Counters::new(),
+            counters: Arc::new(Counters::new()),
             queues: QueueTallies::default(),
             in_flight: InFlight::new(options.max_in_flight),
             complaints: Throttle::new(Duration::from_secs(10)),
@@ -258,24 +246,20 @@ impl Server {
     /// buffer, or nothing if header or reply are among them. What would have
     /// to wait fails with `EAGAIN`.
     pub fn handle(&self, sides: Sides<'_>) -> u32 {
-        let if_blocked = IfBlocked::Refuse(Errno::AGAIN);
-        match self.serve(sides, if_blocked, &Alone, &mut Instant::now()) {
-            Served::Answered(used) => used,
-            Served::Parked(_) | Served::Elsewhere | Served::Unreached(_) => 0,
+        match self.serve(sides, &NoQueue, &mut Instant::now()) {
+            Outcome::Reply(used) => used,
+            Outcome::Deferred => 0,
         }
     }
 
-    /// As [`handle`](Self::handle), but the caller says what is to be done
-    /// with a request that has to wait, hears from `pace` of one that takes
-    /// long, and keeps the clock: it tells when the request came, and
-    /// afterwards when it was answered.
+    /// As [`handle`](Self::handle), for a request that came in by `queue`. The
+    /// clock tells when it came, and afterwards when it was answered.
     pub fn serve(
         &self,
         sides: Sides<'_>,
-        if_blocked: IfBlocked,
-        pace: &dyn Pace,
+        queue: &dyn RequestQueue,
         clock: &mut Instant,
-    ) -> Served {
+    ) -> Outcome {
         let started = *clock;
         let Sides {
             mut reader,
@@ -288,51 +272,37 @@ impl Server {
         }
         let Ok(header) = reader.read_value::<InHeader>() else {
             self.refuse("a request is shorter than its header");
-            return Served::Answered(0);
+            return Outcome::Reply(0);
         };
         let opcode = Opcode::from_u32(header.opcode);
         let mut reply = Reply::new(writer);
-        let mut admitted = Admitted::default();
-        let result = match (self.in_flight.admit(opcode), hole) {
+        let mut admitted = self.in_flight.admit(opcode);
+        let result = match (&mut admitted, hole) {
             (_, Some(_)) => Err(Errno::FAULT),
             (Err(errno), None) => {
                 self.queues.refused_in_flight();
-                Err(errno)
+                Err(*errno)
             }
-            (Ok(unit), None) => {
-                admitted = unit;
+            (Ok(admitted), None) => {
                 let terms = Terms {
                     started,
-                    admitted: &mut admitted,
+                    admitted,
                     reply_at,
-                    if_blocked,
-                    pace,
+                    queue,
                 };
                 self.run(header, opcode, &mut reader, &mut reply, terms)
             }
         };
-        let result = match result {
-            Ok(Fate::Here) => Ok(()),
-            Ok(Fate::Waits(wait)) => {
-                let request = Unanswered {
-                    opcode,
-                    unique: header.unique,
-                    started,
-                    _admitted: admitted,
-                };
-                return Served::Parked(Parked { request, wait });
-            }
-            Ok(Fate::Elsewhere) => {
-                *clock = Instant::now();
-                return Served::Elsewhere;
-            }
-            Err(errno) => Err(errno),
-        };
-        let (mut used, mut is_reached) = (0, true);
+        if result == Ok(true) {
+            *clock = Instant::now();
+            return Outcome::Deferred;
+        }
+        let result = result.map(|_| ());
+        let (mut used, mut is_lost) = (0, false);
         if !matches!(opcode, Some(Opcode::Forget | Opcode::BatchForget)) {
             let has_room = reply.fits_header();
             used = self.finish(header, reply, result);
-            is_reached = used > 0 || !has_room;
+            is_lost = used == 0 && has_room && queue.has_lost_memory();
         }
         *clock = Instant::now();
         let taken = clock.saturating_duration_since(started);
@@ -341,14 +311,9 @@ impl Server {
             nodeid = header.nodeid, used, ?taken, error = ?result.err(), "request"
         );
         self.counters.record(opcode, taken, result.is_err());
-        match is_reached {
-            true => Served::Answered(used),
-            false => Served::Unreached(Unanswered {
-                opcode,
-                unique: header.unique,
-                started,
-                _admitted: admitted,
-            }),
+        match is_lost {
+            true => fail_again(queue, reply_at, header.unique),
+            false => Outcome::Reply(used),
         }
     }
 
@@ -401,5 +366,18 @@ impl Server {
             }
         }
         reply.finish(header.unique, result)
+    }
+}
+
+/// Puts an error where the guest expects the reply to a request whose own was
+/// lost with its memory.
+#[cold]
+fn fail_again(queue: &dyn RequestQueue, reply_at: Option<u64>, unique: u64) -> Outcome {
+    match queue.defer(reply_at) {
+        Ok(port) => {
+            port.reply(&mut |writer| Reply::new(writer).finish(unique, Err(Errno::IO)));
+            Outcome::Deferred
+        }
+        Err(_) => Outcome::Reply(0),
     }
 }

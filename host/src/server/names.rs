@@ -15,7 +15,7 @@ impl Server {
     pub(super) fn lookup(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
         let name = call.body.only_name()?;
         let entry = self.fs.lookup(call.header.nodeid, name)?;
-        self.follow_entry(call.terms.pace, &entry)?;
+        self.follow_entry(call.terms.queue, &entry)?;
         let entry = self.entry_out(call.header.nodeid, name, &entry);
         call.reply.value(&entry)
     }
@@ -111,7 +111,7 @@ impl Server {
         let args: LinkIn = call.body.args()?;
         let name = call.body.only_name()?;
         let entry = self.fs.link(args.oldnodeid, call.header.nodeid, name)?;
-        self.follow_entry(call.terms.pace, &entry)?;
+        self.follow_entry(call.terms.queue, &entry)?;
         let entry = self.entry_out(call.header.nodeid, name, &entry);
         call.reply.value(&entry)
     }

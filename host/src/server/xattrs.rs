@@ -34,7 +34,7 @@ impl Server {
             .contains(SetxattrFlags::ACL_KILL_SGID);
         self.fs
             .setxattr(call.header.nodeid, name, value, args.flags, kill_sgid)?;
-        self.follow(call.terms.pace, call.header.nodeid)
+        self.follow(call.terms.queue, call.header.nodeid)
     }
 
     pub(super) fn getxattr(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -68,7 +68,7 @@ impl Server {
         let name = call.body.string()?;
         call.body.end()?;
         self.fs.removexattr(call.header.nodeid, name)?;
-        self.follow(call.terms.pace, call.header.nodeid)
+        self.follow(call.terms.queue, call.header.nodeid)
     }
 }
 

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use daxwindow_shared::fuse::{Attr, NO_HANDLE, RemoveMappingOne, SetupMappingIn};
 use parking_lot::Mutex;
 
-use super::front_end::Ask;
+use super::front_end::ShmemRequest;
 use super::*;
 
 mod agreement;
@@ -85,12 +85,12 @@ fn is_writable(fd: &OwnedFd) -> bool {
 }
 
 impl FrontEnd for Model {
-    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
-        match ask {
-            Ask::Map(range, source) => {
+    fn request(&self, request: &ShmemRequest<'_>) -> Result<(), FrontEndError> {
+        match request {
+            ShmemRequest::Map(range, source) => {
                 self.map(*range, source.fd, source.fd_offset, source.writable)
             }
-            Ask::Unmap(range) => self.unmap(*range),
+            ShmemRequest::Unmap(range) => self.unmap(*range),
         }
     }
 }

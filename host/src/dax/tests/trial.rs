@@ -18,7 +18,7 @@ fn the_trial_tells_the_kinds_apart() {
 fn a_front_end_without_real_answers_gets_no_dax() {
     struct Yes;
     impl FrontEnd for Yes {
-        fn ask(&self, _: &Ask<'_>) -> Result<(), FrontEndError> {
+        fn request(&self, _: &ShmemRequest<'_>) -> Result<(), FrontEndError> {
             Ok(())
         }
     }
