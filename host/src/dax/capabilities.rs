@@ -207,7 +207,8 @@ impl Trial<'_> {
     }
 
     fn unmap(&self, page: u64, pages: u64) -> Result<(), FrontEndError> {
-        self.front_end.request(&ShmemRequest::Unmap(self.range(page, pages)?))
+        self.front_end
+            .request(&ShmemRequest::Unmap(self.range(page, pages)?))
     }
 
     /// A refusal is an answer; anything else ends the probe.

@@ -125,7 +125,9 @@ impl Channel {
         state.queue.push_back(ticket);
         let waits =
             |state: &mut State| state.check().is_ok() && state.queue.front() != Some(&ticket);
-        let late = self.changed.wait_while_for(&mut state, waits, self.patience);
+        let late = self
+            .changed
+            .wait_while_for(&mut state, waits, self.patience);
         if late.timed_out() {
             MutexGuard::unlocked(&mut state, || self.note_stall());
             self.changed.wait_while(&mut state, waits);
@@ -259,7 +261,10 @@ impl FrontEnd for Channel {
         let mut state = self.state.lock();
         state.gone |= result == Err(FrontEndError::Gone);
         self.leave(&mut state, ticket);
-        result
+        match result {
+            Err(_) if state.gone => Err(FrontEndError::Gone),
+            result => result,
+        }
     }
 
     fn cancel_waits(&self) {
@@ -320,7 +325,11 @@ impl Wait<'_> {
     }
 }
 
-fn send_part(socket: &UnixStream, bytes: &[u8], fd: Option<BorrowedFd<'_>>) -> Result<usize, Errno> {
+fn send_part(
+    socket: &UnixStream,
+    bytes: &[u8],
+    fd: Option<BorrowedFd<'_>>,
+) -> Result<usize, Errno> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut ancillary = SendAncillaryBuffer::new(&mut space);
     let fds = fd.as_slice();

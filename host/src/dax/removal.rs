@@ -45,10 +45,7 @@ impl Dax {
         result
     }
 
-    pub(super) fn try_remove(
-        &self,
-        ranges: &[RemoveMappingOne],
-    ) -> Result<(), MapError> {
+    pub(super) fn try_remove(&self, ranges: &[RemoveMappingOne]) -> Result<(), MapError> {
         let connected = self.usable().ok_or(MapError::NoWindow)?;
         // All are checked before any is unmapped.
         let checked: Result<Vec<_>, _> = ranges

@@ -347,7 +347,12 @@ impl Dax {
 
     /// What a naive upgrade is: between unmapping and mapping, readers see a
     /// hole.
-    fn remap(&self, connected: &Arc<Connected>, file: &Opened, piece: &Piece) -> Result<(), MapError> {
+    fn remap(
+        &self,
+        connected: &Arc<Connected>,
+        file: &Opened,
+        piece: &Piece,
+    ) -> Result<(), MapError> {
         self.unmap_piece(connected, piece.range)?;
         let writable = true;
         self.map_piece(connected, Piece { writable, ..*piece }, &file.fd)

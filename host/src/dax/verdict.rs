@@ -268,7 +268,7 @@ mod tests {
     use std::sync::Arc;
 
     use super::*;
-    use crate::dax::front_end::{ShmemRequest, FrontEnd, FrontEndError};
+    use crate::dax::front_end::{FrontEnd, FrontEndError, ShmemRequest};
     use crate::dax::globs::NameRules;
 
     const QEMU_LIKE: Capabilities = Capabilities {

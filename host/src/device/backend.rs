@@ -5,8 +5,8 @@
 //! take. Requests are handled by threads of the queues' own, see `lane`.
 
 use std::io;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -32,13 +32,14 @@ use crate::server::Server;
 use super::bounded::within;
 use super::defect::Defects;
 use super::handler::RequestHandler;
+use super::kicks::Kicks;
 use super::lane::{DeviceContext, Lane};
 use super::messages::Negotiated;
 use super::minding::Minding;
 use super::parking::Parking;
-use super::pool::Pool;
 use super::ring::{Memory, Ring};
 use super::withdrawal::withdraw;
+use super::workers::Workers;
 
 /// Longest ring a guest may set up.
 pub(super) const MAX_QUEUE_SIZE: u16 = 1024;
@@ -91,11 +92,12 @@ impl Device {
     ) -> io::Result<Device> {
         let handler = Arc::new(RequestHandler::new(server.clone(), memory.clone()));
         let defects = Arc::new(Defects::default());
+        let kicks = Arc::new(Kicks::new()?);
         let context = Arc::new(DeviceContext {
             parking: Parking::new(handler.clone(), defects.clone(), limits.parked),
             defects,
             handler,
-            pool: Pool::new(limits.stand_ins),
+            workers: Workers::new(Arc::clone(&kicks), limits.stand_ins),
             minding: Minding::default(),
             lanes: OnceLock::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
@@ -104,12 +106,15 @@ impl Device {
         let queues = 1 + config.num_request_queues.get() as usize;
         let tallies = server.queues().tallies(queues).into_iter().enumerate();
         let lanes = tallies.map(|(index, tally)| {
-            let ring = Ring::new(memory.clone(), MAX_QUEUE_SIZE)?;
+            let ring = Ring::new(index, Arc::clone(&kicks), memory.clone(), MAX_QUEUE_SIZE)?;
             Ok(Lane::new(index, ring, Arc::clone(&context), tally))
         });
-        let lanes = lanes.collect::<io::Result<Vec<_>>>()?;
+        let lanes = lanes.collect::<Result<Vec<_>, virtio_queue::Error>>();
+        let lanes = lanes.map_err(io::Error::other)?;
         // Set once.
-        let _ = context.lanes.set(lanes.iter().map(Arc::downgrade).collect());
+        let _ = context
+            .lanes
+            .set(lanes.iter().map(Arc::downgrade).collect());
         Ok(Device {
             server,
             context,
@@ -121,13 +126,20 @@ impl Device {
         })
     }
 
-    /// Starts a thread for each queue.
+    /// Serves the queues from now on.
     ///
     /// # Errors
     ///
-    /// When the process can have no more.
+    /// When the process can have no more threads.
     pub(super) fn start(&self) -> io::Result<()> {
-        self.lanes.iter().try_for_each(Lane::start)
+        self.context.start()
+    }
+
+    /// Nothing more is taken, and threads end as they come back.
+    fn close(&self) {
+        self.context.workers.close();
+        self.lanes.iter().for_each(|lane| lane.ring().close());
+        self.context.parking.close(END_PATIENCE);
     }
 
     /// Has `hang_up` end the client if a thread of its queues meets a defect.
@@ -148,8 +160,7 @@ impl Device {
     /// requests.
     pub(super) fn hang_up(&self) {
         self.is_over.store(true, Ordering::SeqCst);
-        self.lanes().iter().for_each(|lane| lane.close());
-        self.context.parking.close(END_PATIENCE);
+        self.close();
         self.server.dax().set_front_end(None);
     }
 
@@ -161,20 +172,21 @@ impl Device {
             let _ = thread.join();
         }
         let deadline = Instant::now() + END_PATIENCE;
-        let stuck: Vec<usize> = self.lanes().iter().map(|l| l.join(deadline)).collect();
-        for (queue, &stuck) in stuck.iter().enumerate() {
-            if stuck > 0 {
-                // In whatever request of whichever queue.
-                self.lanes().iter().for_each(|lane| {
-                    lane.ring().give_up();
-                });
-                self.server.queues().given_up(stuck as u64);
-                tracing::warn!(
-                    queue,
-                    stuck,
-                    "threads are stuck in requests and are given up"
-                );
-            }
+        // A VMM that fills its call descriptor again and again keeps nobody
+        // longer than that.
+        let free = || {
+            self.lanes
+                .iter()
+                .for_each(|lane| lane.ring().free_senders())
+        };
+        let stuck = self.context.workers.join(deadline, free);
+        if stuck > 0 {
+            // In whatever request of whichever queue.
+            self.lanes.iter().for_each(|lane| {
+                lane.ring().give_up();
+            });
+            self.server.queues().given_up(stuck as u64);
+            tracing::warn!(stuck, "threads are stuck in requests and are given up");
         }
         self.context.handler.forget_memory();
         self.server.reset();
@@ -238,8 +250,7 @@ fn drain(queue: usize, lane: &Lane, deadline: Instant) -> u32 {
 
 impl Drop for Device {
     fn drop(&mut self) {
-        self.lanes().iter().for_each(|lane| lane.close());
-        self.context.parking.close(END_PATIENCE);
+        self.close();
     }
 }
 

@@ -4,7 +4,6 @@ use super::*;
 
 use daxwindow_shared::fuse::{Opcode, ROOT_ID};
 use tempfile::TempDir;
-use vhost::vhost_user::VhostUserBackendReqHandler;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use super::super::driver::{Driver, SIZE, SPAN, init, request};
@@ -387,11 +386,10 @@ fn a_thread_that_panics_ends_the_client_and_no_other_thread() {
     machine.device.end_by(move || told.send(()).expect("heard"));
     let lane = &machine.device.lanes()[REQUESTS];
     lane.struck.store(true, std::sync::atomic::Ordering::SeqCst);
-    lane.ring().kicks().ring();
+    lane.ring().changed();
     let patience = Duration::from_secs(20);
     heard.recv_timeout(patience).expect("the client is let go");
     machine.device.hang_up();
-    for lane in machine.device.lanes() {
-        assert_eq!(lane.join(Instant::now() + patience), 0);
-    }
+    let workers = &machine.device.context.workers;
+    assert_eq!(workers.join(Instant::now() + patience, || {}), 0);
 }

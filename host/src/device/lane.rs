@@ -1,24 +1,21 @@
-//! One queue and the threads that serve it.
+//! One queue, and how a thread serves it.
 //!
 //! One thread *leads*: it empties the ring and serves what it takes right
 //! there, so that a request costs no hand-over. If it is stuck in a request,
-//! the detector deposes it and wakes or starts a *stand-in*, which leads from
-//! then on; a request that is known to take long gives up the lead by itself
-//! first. Who comes back from such a request hands it back and sleeps with the
-//! others on the queue's kicks, where the last to fall asleep is the first
-//! to be woken. A stand-in that is not needed for a while ends.
+//! the detector deposes it and another leads from then on; a request that is
+//! known to take long gives up the lead by itself first. Who comes back from
+//! such a request hands it back and sleeps with the others, see `workers`.
 //!
 //! Laws: while a request is under way somebody else leads, or sleeps where the
-//! next kick wakes him, unless the guest has as many stand-ins as it may; one
-//! thread sleeps for good, and no other for longer than [`IDLE`]; whoever
-//! leaves the lead looks at the ring once more afterwards, so that a kick that
-//! found somebody in the lead is not lost.
+//! next kick wakes him, unless the guest has as many threads away as it may;
+//! whoever leaves the lead looks at the ring once more afterwards, so that a
+//! kick that found somebody in the lead is not lost.
 
+#[cfg(test)]
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock, Weak};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use parking_lot::{Condvar, Mutex};
 use tracing::Span;
 
 use crate::logs::Throttle;
@@ -30,23 +27,17 @@ use super::handler::RequestHandler;
 use super::lead::{Lead, Sight};
 use super::minding::{Minding, Queues};
 use super::parking::Parking;
-use super::pool::Pool;
 use super::processors::Counted;
 use super::ring::Ring;
 use super::round::Round;
 use super::stall::{Watch, Watched};
-
-/// A stand-in that is not called for so long ends.
-const IDLE: Duration = Duration::from_secs(5);
-
-/// Between two looks at threads that are waited for.
-const LOOK: Duration = Duration::from_millis(100);
+use super::workers::Workers;
 
 /// What the queues of one device have in common.
 pub(super) struct DeviceContext {
     pub(super) handler: Arc<RequestHandler>,
     pub(super) parking: Parking,
-    pub(super) pool: Pool,
+    pub(super) workers: Workers,
     pub(super) defects: Arc<Defects>,
     pub(super) minding: Minding,
     /// The queues by number, once they are known.
@@ -65,7 +56,7 @@ impl DeviceContext {
     /// Wakes a thread of each of these queues.
     pub(super) fn wake(&self, queues: Queues) {
         let lanes = queues.filter_map(|queue| self.lane(queue));
-        lanes.for_each(|lane| lane.ring.kicks().ring());
+        lanes.for_each(|lane| lane.ring.changed());
     }
 }
 
@@ -80,21 +71,9 @@ pub(super) struct Lane {
     /// Of the thread whose own queue it is, while it serves.
     pub(super) counted: Counted,
     pub(super) busy_poll: BusyPoll,
-    crew: Mutex<Crew>,
-    /// A thread has ended.
-    ended: Condvar,
-    closing: AtomicBool,
     /// A defect, for tests.
     #[cfg(test)]
     pub(super) struck: AtomicBool,
-}
-
-/// The threads of a queue.
-#[derive(Debug, Default)]
-struct Crew {
-    threads: usize,
-    /// Those that sleep, or are about to, or were just woken.
-    asleep: usize,
 }
 
 impl Lane {
@@ -114,124 +93,23 @@ impl Lane {
             watch: Watch::default(),
             counted: Counted::default(),
             busy_poll: BusyPoll::default(),
-            crew: Mutex::default(),
-            ended: Condvar::new(),
-            closing: AtomicBool::new(false),
             #[cfg(test)]
             struck: AtomicBool::new(false),
         })
-    }
-
-    /// Starts the queue's own thread.
-    pub(super) fn start(self: &Arc<Lane>) -> std::io::Result<()> {
-        self.spawn(&mut self.crew.lock())
     }
 
     pub(super) fn ring(&self) -> &Ring {
         &self.ring
     }
 
-    /// Nothing more is taken, and threads end as they come back.
-    pub(super) fn close(&self) {
-        // Release pairs with the Acquire in `is_closing`.
-        self.closing.store(true, Ordering::Release);
-        self.ring.close();
-    }
-
     pub(super) fn is_closing(&self) -> bool {
-        self.closing.load(Ordering::Acquire)
+        self.context.workers.is_closing()
     }
 
-    /// After [`close`](Self::close): waits until `deadline` for the threads to
-    /// end, and returns how many did not.
-    pub(super) fn join(&self, deadline: Instant) -> usize {
-        let mut crew = self.crew.lock();
-        while crew.threads > 0 && Instant::now() < deadline {
-            let look = (Instant::now() + LOOK).min(deadline);
-            if self.ended.wait_until(&mut crew, look).timed_out() {
-                // A VMM that fills its call descriptor again and again keeps
-                // nobody longer than that.
-                self.ring.free_senders();
-            }
-        }
-        crew.threads
-    }
-
-    fn spawn(self: &Arc<Lane>, crew: &mut Crew) -> std::io::Result<()> {
-        let (lane, span) = (Arc::clone(self), self.context.span.clone());
-        let name = format!("queue {}", self.index);
-        std::thread::Builder::new().name(name).spawn(move || {
-            let _in_span = span.enter();
-            let whose = format!("queue {}", lane.index);
-            lane.context.defects.survive(&whose, || {
-                while lane.sleep() {
-                    lane.serve();
-                }
-            });
-            lane.leave();
-        })?;
-        crew.threads += 1;
-        Ok(())
-    }
-
-    fn leave(&self) {
-        if self.is_closing() {
-            self.context.handler.prune();
-        }
-        let mut crew = self.crew.lock();
-        crew.threads -= 1;
-        if crew.threads > 0 {
-            // Whoever it was that stood in: there is one less beside the first.
-            self.context.pool.dismiss();
-        }
-        if self.is_closing() && crew.asleep > 0 {
-            // One ring wakes one.
-            self.ring.kicks().ring();
-        }
-        self.ended.notify_all();
-    }
-
-    /// Sleeps until there may be something to do. False if this thread is not
-    /// needed any more.
-    fn sleep(&self) -> bool {
-        let patience = {
-            let mut crew = self.crew.lock();
-            if self.is_closing() {
-                return false;
-            }
-            crew.asleep += 1;
-            (crew.asleep > 1).then_some(IDLE)
-        };
-        let rung = self.ring.kicks().wait(patience);
-        let mut crew = self.crew.lock();
-        crew.asleep -= 1;
-        !self.is_closing() && (rung || crew.asleep == 0)
-    }
-
-    /// Sees to it that somebody sleeps who can be woken.
-    pub(super) fn call(self: &Arc<Lane>) -> bool {
-        let mut crew = self.crew.lock();
-        if crew.asleep > 0 {
-            return true;
-        }
-        if !self.context.pool.hire() {
-            self.tally.short_of_threads();
-            return false;
-        }
-        match self.spawn(&mut crew) {
-            Ok(()) => {
-                self.tally.stand_in_started();
-                true
-            }
-            Err(error) => {
-                self.context.pool.dismiss();
-                self.tally.short_of_threads();
-                if let Some(held_back) = self.context.complaints.pass() {
-                    tracing::warn!(held_back, %error, "no thread to stand in");
-                }
-                false
-            }
-        }
+    /// A thread that was away, because its request took so long, is back.
+    pub(super) fn came_back(&self, taken: Duration) {
+        self.tally.came_back(taken);
+        self.context.workers.come_back();
     }
 
     /// Leads the queue, if nobody does, until the guest has nothing more for
@@ -307,13 +185,15 @@ impl Watched for Lane {
     fn relieve(self: Arc<Self>, seen: Sight) -> bool {
         // Whoever it is that minds: those it minds for had better look.
         self.context.wake(self.context.minding.depose());
-        if !self.call() {
+        if !self.context.stand_in(&self) {
             return false;
         }
         if self.lead.depose(seen) {
             self.counted.end();
             self.tally.found_stuck();
-            self.ring.kicks().ring();
+            self.ring.changed();
+        } else {
+            self.context.workers.come_back();
         }
         true
     }

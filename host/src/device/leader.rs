@@ -67,7 +67,7 @@ impl Leader {
         match resigned {
             true => self.lane.counted.end(),
             // Between two requests, for want of a processor.
-            false => self.lane.tally.came_back(Duration::ZERO),
+            false => self.lane.came_back(Duration::ZERO),
         }
         resigned
     }
@@ -75,21 +75,20 @@ impl Leader {
     /// Gives the lead up, and wakes somebody else if there is something to do.
     pub(super) fn hand_over(&self) {
         if self.resign() && self.lane.has_more() {
-            self.lane.ring().kicks().ring();
+            self.lane.ring().changed();
         }
     }
 
     /// The same, if there is somebody else.
     pub(super) fn hand_over_if_possible(&self) {
-        // The thread of a queue that is minded sleeps, or is about to.
-        if self.is_leading() && (self.whose == Whose::Minded || self.lane.call()) {
+        if self.is_leading() && self.lane.context.ensure_sleeper(&self.lane) {
             self.hand_over();
         }
     }
 
     /// The request under way takes long.
     pub(super) fn give_way(&self) {
-        if !self.is_leading() || !self.lane.call() {
+        if !self.is_leading() || !self.lane.context.stand_in(&self.lane) {
             return;
         }
         let resigned = self
@@ -97,12 +96,15 @@ impl Leader {
             .take()
             .is_some_and(|turn| self.lane.lead.resign(turn));
         self.gave_up.set(resigned);
-        if resigned {
+        if !resigned {
+            // The detector was first, and has counted it.
+            self.lane.context.workers.come_back();
+        } else {
             self.lane.counted.end();
             self.lane.tally.gave_way();
             self.lane.ring().tell_rest();
             if self.lane.has_more() {
-                self.lane.ring().kicks().ring();
+                self.lane.ring().changed();
             }
         }
     }
@@ -114,7 +116,7 @@ impl Leader {
         };
         let kept = self.lane.lead.step(turn);
         if kept.is_none() {
-            self.lane.tally.came_back(Duration::ZERO);
+            self.lane.came_back(Duration::ZERO);
         }
         let keeps = kept.is_some();
         self.turn.set(kept);
@@ -128,7 +130,7 @@ impl Leader {
             self.turn.set(kept);
             return true;
         }
-        self.lane.tally.came_back(began.elapsed());
+        self.lane.came_back(began.elapsed());
         // Who gave it up takes it again if it is free.
         self.gave_up.take() && self.take()
     }

@@ -8,13 +8,11 @@ use std::os::unix::net::UnixStream;
 use vhost::VhostUserMemoryRegionBase;
 use vhost::vhost_user::message::{
     VhostTransferStateDirection, VhostTransferStatePhase, VhostUserConfigFlags, VhostUserInflight,
-    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures,
-    VhostUserShMemConfig, VhostUserSharedMsg, VhostUserSingleMemoryRegion,
-    VhostUserVirtioFeatures, VhostUserVringAddrFlags, VhostUserVringState,
+    VhostUserLog, VhostUserMemoryRegion, VhostUserProtocolFeatures, VhostUserShMemConfig,
+    VhostUserSharedMsg, VhostUserSingleMemoryRegion, VhostUserVirtioFeatures,
+    VhostUserVringAddrFlags, VhostUserVringState,
 };
-use vhost::vhost_user::{
-    Backend, Error, GpuBackend, Result, VhostUserBackendReqHandler,
-};
+use vhost::vhost_user::{Backend, Error, GpuBackend, Result, VhostUserBackendReqHandler};
 use virtio_bindings::bindings::virtio_ring::VIRTIO_RING_F_EVENT_IDX;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
@@ -65,7 +63,9 @@ impl VhostUserBackendReqHandler for Device {
     }
 
     fn reset_device(&self) -> Result<()> {
-        self.lanes().iter().for_each(|lane| lane.ring().set_enabled(false));
+        self.lanes()
+            .iter()
+            .for_each(|lane| lane.ring().set_enabled(false));
         self.negotiated.lock().features = 0;
         self.reset();
         Ok(())
@@ -256,7 +256,10 @@ impl VhostUserBackendReqHandler for Device {
         file: File,
         _postcopy: Option<bool>,
     ) -> Result<Option<VhostUserMemoryRegionBase>> {
-        let memory = self.memory().memory().insert_region(regions::map(region, file)?);
+        let memory = self
+            .memory()
+            .memory()
+            .insert_region(regions::map(region, file)?);
         self.set_memory(memory.map_err(|error| failed(io::Error::other(error)))?)
             .map_err(failed)?;
         self.negotiated.lock().regions.add(region);
@@ -265,7 +268,10 @@ impl VhostUserBackendReqHandler for Device {
 
     fn remove_mem_region(&self, region: &VhostUserSingleMemoryRegion) -> Result<()> {
         let start = GuestAddress(region.guest_phys_addr);
-        let removed = self.memory().memory().remove_region(start, region.memory_size);
+        let removed = self
+            .memory()
+            .memory()
+            .remove_region(start, region.memory_size);
         let (memory, _) = removed.map_err(|error| failed(io::Error::other(error)))?;
         self.set_memory(memory).map_err(failed)?;
         let mut negotiated = self.negotiated.lock();

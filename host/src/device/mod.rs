@@ -1,14 +1,14 @@
 //! The vhost-user-fs device: what a VMM connects to.
 //!
 //! - [`backend`]: features, configuration space, memory table, reset.
-//! - `lane`: one queue and the threads that serve it.
+//! - `workers`: the threads that serve the queues.
+//! - `lane`: one queue, and how a thread serves it.
 //! - `lead`: which of them does just now.
 //! - `leader`: how it takes and leaves the lead.
 //! - `round`: what it does meanwhile.
 //! - `minding`: whether it serves other queues as well.
 //! - `processors`: how many threads serve, and on how many processors.
 //! - `stall`: who notices that it is stuck.
-//! - `pool`: how many there may be.
 //! - `kicks`: what they sleep on.
 //! - `ring`: one queue's way from available to used.
 //! - `flight`: what it has in flight.
@@ -50,7 +50,6 @@ mod leader;
 mod messages;
 mod minding;
 mod parking;
-mod pool;
 mod processors;
 mod regions;
 mod ring;
@@ -60,6 +59,7 @@ pub mod serve;
 mod stale;
 mod stall;
 mod withdrawal;
+mod workers;
 
 #[cfg(test)]
 #[path = "../../tests/driver/mod.rs"]

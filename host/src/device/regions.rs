@@ -71,7 +71,8 @@ mod tests {
     #[test]
     fn an_address_of_the_front_end_is_found_in_its_region_and_nowhere_else() {
         let mut regions = Regions::default();
-        for (guest, bytes, front_end) in [(0, 0x1000, 0x7000), (0x10_0000, 0x2000, u64::MAX - 0x2000)]
+        for (guest, bytes, front_end) in
+            [(0, 0x1000, 0x7000), (0x10_0000, 0x2000, u64::MAX - 0x2000)]
         {
             regions.add(&VhostUserMemoryRegion::new(guest, bytes, front_end, 0));
         }

@@ -51,7 +51,9 @@ pub(super) struct Inner {
     pub(super) enabled: AtomicBool,
     pub(super) started: AtomicBool,
     pub(super) memory: Memory,
-    kicks: Kicks,
+    kicks: Arc<Kicks>,
+    /// Its number.
+    index: usize,
     /// What they hear of the guest.
     pub(super) kick: Mutex<Option<File>>,
     call: ArcSwapOption<Call>,
@@ -128,13 +130,19 @@ pub(super) enum Taken<'m> {
 struct Signal(u32);
 
 impl Ring {
-    /// A ring of at most `max_size` descriptors in `memory`, not started.
+    /// The ring of the queue `index`, of at most `max_size` descriptors in
+    /// `memory`, not started. Whoever is woken by `kicks` serves it.
     ///
     /// # Errors
     ///
-    /// When the process has no descriptor left.
-    pub(super) fn new(memory: Memory, max_size: u16) -> std::io::Result<Ring> {
-        let mut queue = Queue::new(max_size).map_err(std::io::Error::other)?;
+    /// When the size is no ring's.
+    pub(super) fn new(
+        index: usize,
+        kicks: Arc<Kicks>,
+        memory: Memory,
+        max_size: u16,
+    ) -> Result<Ring, Error> {
+        let mut queue = Queue::new(max_size)?;
         // Whether it is started is known without its lock.
         queue.set_ready(true);
         Ok(Ring(Arc::new(Inner {
@@ -142,7 +150,8 @@ impl Ring {
             enabled: AtomicBool::new(false),
             started: AtomicBool::new(false),
             memory,
-            kicks: Kicks::new()?,
+            kicks,
+            index,
             kick: Mutex::new(None),
             call: ArcSwapOption::empty(),
             flight: Flight::default(),
@@ -153,11 +162,6 @@ impl Ring {
 
     fn locked(&self) -> MutexGuard<'_, Queue> {
         self.0.queue.lock()
-    }
-
-    /// What its threads sleep on.
-    pub(super) fn kicks(&self) -> &Kicks {
-        &self.0.kicks
     }
 
     /// Hands back what is done, and takes the next request, if the ring is
@@ -387,7 +391,7 @@ impl Ring {
 
     /// Somebody should look whether there is something to do.
     pub(super) fn changed(&self) {
-        self.0.kicks.ring();
+        self.0.kicks.ring(self.0.index);
     }
 
     /// From now on this descriptor signals the guest, and no other.
@@ -411,7 +415,7 @@ impl Ring {
             self.0.kicks.forget(old.as_fd());
         }
         if let Some(kick) = &kick
-            && let Err(error) = self.0.kicks.watch(kick.as_fd())
+            && let Err(error) = self.0.kicks.watch(self.0.index, kick.as_fd())
         {
             tracing::warn!(%error, "a queue's kicks cannot be heard");
         }

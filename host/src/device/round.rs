@@ -160,7 +160,7 @@ impl Round {
             }
             let memory = handler.memory_after(&mut last);
             // To tell late, somebody else must be able to tell instead.
-            let at_once = !context.pool.has_room();
+            let at_once = !context.workers.may_leave();
             let (chain, ticket) = match lane.ring().turn(&memory, done.take(), at_once) {
                 Taken::Request(chain, ticket) => (chain, ticket),
                 Taken::Nothing => break Ok(()),

@@ -187,12 +187,7 @@ fn attend(
     Ok(())
 }
 
-fn reject_others(
-    listener: &UnixListener,
-    stop: &Stop,
-    over: &OwnedFd,
-    hang_up: &dyn Fn(),
-) {
+fn reject_others(listener: &UnixListener, stop: &Stop, over: &OwnedFd, hang_up: &dyn Fn()) {
     loop {
         match wait(listener, stop, Some(over)) {
             Ok(Wake::Over) => return,

@@ -4,11 +4,11 @@ use std::time::Instant;
 
 use daxwindow_shared::fuse::{InHeader, Opcode};
 
+use super::RequestQueue;
 use super::chain::Reader;
 use super::in_flight::Admitted;
 use super::reply::Reply;
 use super::request::Body;
-use super::RequestQueue;
 
 /// A request on its way to its handler.
 pub(super) struct Call<'b, 'r, 'm> {

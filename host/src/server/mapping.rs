@@ -15,9 +15,7 @@ impl Server {
         let args: SetupMappingIn = call.body.only()?;
         let nodeid = call.header.nodeid;
         call.terms.queue.takes_long();
-        self.dax
-            .setup(&self.fs, nodeid, &args)
-            .map_err(never_again)
+        self.dax.setup(&self.fs, nodeid, &args).map_err(never_again)
     }
 
     pub(super) fn removemapping(&self, call: &mut Call<'_, '_, '_>) -> Result<(), Errno> {
@@ -73,7 +71,11 @@ impl Server {
     }
 
     /// The same of what a guest is told of by a name that it has looked up.
-    pub(super) fn follow_entry(&self, queue: &dyn RequestQueue, entry: &Entry) -> Result<(), Errno> {
+    pub(super) fn follow_entry(
+        &self,
+        queue: &dyn RequestQueue,
+        entry: &Entry,
+    ) -> Result<(), Errno> {
         let followed = self.follow(queue, entry.nodeid);
         if followed.is_err() {
             self.fs.forget(entry.nodeid, 1);

@@ -160,15 +160,16 @@ impl Scene {
 }
 
 /// A VMM that comes back again and again, and leaves a request to map without an
-/// answer each time, has what its own share may have.
+/// answer each time, costs nobody anything, the next guest of its own share
+/// included.
 #[test]
-fn channels_that_are_kept_open_take_no_window_from_a_neighbour() {
+fn channels_that_are_kept_open_take_no_window_from_anybody() {
     let scene = Scene::new(&[]);
     let kept: Vec<_> = (0..300)
         .map(|_| Vmm::leave_unanswered(&scene.daemon))
         .collect();
     let own = attach_soon(&scene.daemon);
-    assert!(!own.inode_dax(), "of its own share nothing is left");
+    assert!(own.inode_dax());
     drop(own);
     scene.good.goes_on();
     scene.good.end();
@@ -180,9 +181,7 @@ fn channels_that_are_kept_open_take_no_window_from_a_neighbour() {
         };
         Session::connect(next).is_ok_and(|next| next.inode_dax())
     });
-    // Once they are closed, nothing of them is left.
     drop(kept);
-    eventually("a window again", || attach_soon(&scene.daemon).inode_dax());
 }
 
 /// Each file that is mapped takes a descriptor of the guest's own part, and each

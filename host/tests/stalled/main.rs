@@ -377,7 +377,7 @@ fn a_guest_that_stalls_all_its_threads_waits_for_itself() {
     let scene = Scene::new(&["--thread-pool-size", "3"]);
     scene.lower.stall();
     let reads = scene.slow_reads(10);
-    // The queue's own thread and three more.
+    // One thread and three more.
     scene.lower.expect_held(4);
     let session = Arc::clone(scene.session());
     let other = std::thread::spawn(move || assert_serves(&session));
@@ -448,7 +448,7 @@ fn threads_that_never_come_back_are_given_up() {
 /// Stand-ins end when they are not needed any more, and a daemon that does
 /// nothing does not wake up.
 #[test]
-fn an_idle_daemon_has_one_thread_a_queue_and_sleeps() {
+fn an_idle_daemon_has_one_thread_for_its_queues_and_sleeps() {
     let scene = Scene::new(&[]);
     let task = format!("/proc/{}/task", scene.daemon.pid());
     let names = || {
@@ -457,21 +457,20 @@ fn an_idle_daemon_has_one_thread_a_queue_and_sleeps() {
         dir.filter_map(|entry| name(entry.ok()?).ok())
             .collect::<Vec<_>>()
     };
-    let of_queue = || {
+    let workers = || {
         names()
             .iter()
-            .filter(|name| name.trim() == "queue 1")
+            .filter(|name| name.trim() == "worker")
             .count()
     };
-    let before = of_queue();
-    assert_eq!(before, 1);
+    eventually("one is left", || workers() == 1);
     scene.lower.stall();
     let reads = scene.slow_reads(8);
     scene.lower.expect_held(8);
-    assert!(of_queue() >= 8);
+    assert!(workers() >= 8);
     scene.lower.release();
     finish(reads);
-    eventually("stand-ins end", || of_queue() == before);
+    eventually("stand-ins end", || workers() == 1);
     let switches = || {
         let dir = std::fs::read_dir(&task).expect("procfs");
         let of = |entry: std::fs::DirEntry| {

@@ -1,0 +1,240 @@
+//! The threads that serve the queues of one device.
+//!
+//! They sleep on the kicks of all queues, and one that is woken serves the
+//! queue for which it was, see `lane`. The last to fall asleep is the first to
+//! be woken. A guest that does nothing has one thread; one that does something
+//! has a spare, which sleeps while the other serves. A thread that is *away*,
+//! in a request that takes long, leaves its queue to others; how many of them
+//! may be is the guest's budget, and what bounds the requests that it can have
+//! under way.
+//!
+//! Laws: while a thread serves, another sleeps where the next kick wakes it;
+//! one thread sleeps for good, and a spare no longer than [`IDLE`] without
+//! anything happening; a thread leads at most one queue for each that there is,
+//! so that slow requests of one queue keep no thread from another.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::time::{Duration, Instant};
+
+use parking_lot::{Condvar, Mutex};
+
+use super::kicks::{Heard, Kicks};
+use super::lane::{DeviceContext, Lane};
+
+/// A spare thread that is not needed for so long ends.
+const IDLE: Duration = Duration::from_secs(5);
+/// Between two looks at threads that are waited for.
+const LOOK: Duration = Duration::from_millis(100);
+
+/// The threads of one device.
+pub(super) struct Workers {
+    kicks: Arc<Kicks>,
+    crew: Mutex<Crew>,
+    /// A thread has ended.
+    ended: Condvar,
+    /// Threads in a request that takes long, and how many those may be.
+    away: AtomicUsize,
+    most_away: usize,
+    closing: AtomicBool,
+}
+
+#[derive(Debug, Default)]
+struct Crew {
+    threads: usize,
+    /// Those that sleep, or are about to, or were just woken.
+    asleep: usize,
+    /// How often one was woken.
+    woken: u64,
+}
+
+impl Workers {
+    /// None yet, to be woken by `kicks`; `most_away` of them may be in requests
+    /// that take long.
+    pub(super) fn new(kicks: Arc<Kicks>, most_away: usize) -> Workers {
+        Workers {
+            kicks,
+            crew: Mutex::default(),
+            ended: Condvar::new(),
+            away: AtomicUsize::new(0),
+            most_away,
+            closing: AtomicBool::new(false),
+        }
+    }
+
+    /// Lets one more thread be away, if the budget has it.
+    fn try_leave(&self) -> bool {
+        let one_more = |away| (away < self.most_away).then_some(away + 1);
+        let (success, failure) = (Ordering::SeqCst, Ordering::SeqCst);
+        self.away.fetch_update(success, failure, one_more).is_ok()
+    }
+
+    /// One of them is back.
+    pub(super) fn come_back(&self) {
+        self.away.fetch_sub(1, Ordering::SeqCst);
+    }
+
+    /// Whether one more may be away.
+    pub(super) fn may_leave(&self) -> bool {
+        self.away.load(Ordering::SeqCst) < self.most_away
+    }
+
+    /// Threads end as they come back.
+    pub(super) fn close(&self) {
+        // Release pairs with the Acquire in `is_closing`.
+        self.closing.store(true, Ordering::Release);
+        self.kicks.ring_nobody();
+    }
+
+    pub(super) fn is_closing(&self) -> bool {
+        self.closing.load(Ordering::Acquire)
+    }
+
+    /// After [`close`](Self::close): waits until `deadline` for the threads to
+    /// end, and returns how many did not. Now and then calls `look`.
+    pub(super) fn join(&self, deadline: Instant, look: impl Fn()) -> usize {
+        let mut crew = self.crew.lock();
+        while crew.threads > 0 && Instant::now() < deadline {
+            let next = (Instant::now() + LOOK).min(deadline);
+            if self.ended.wait_until(&mut crew, next).timed_out() {
+                look();
+            }
+        }
+        crew.threads
+    }
+}
+
+impl DeviceContext {
+    /// Starts the first thread.
+    ///
+    /// # Errors
+    ///
+    /// When the process can have no more.
+    pub(super) fn start(self: &Arc<Self>) -> io::Result<()> {
+        self.spawn(&mut self.workers.crew.lock())
+    }
+
+    fn spawn(self: &Arc<Self>, crew: &mut Crew) -> io::Result<()> {
+        let context = Arc::clone(self);
+        let builder = std::thread::Builder::new().name("worker".into());
+        builder.spawn(move || {
+            let _in_span = context.span.enter();
+            context.defects.survive("a worker", || {
+                while let Some(queue) = context.sleep() {
+                    if let Some(lane) = context.lane(queue) {
+                        lane.serve();
+                    }
+                }
+            });
+            context.leave();
+        })?;
+        crew.threads += 1;
+        Ok(())
+    }
+
+    fn leave(&self) {
+        if self.workers.is_closing() {
+            self.handler.prune();
+        }
+        let mut crew = self.workers.crew.lock();
+        crew.threads -= 1;
+        if self.workers.is_closing() && crew.asleep > 0 {
+            // One ring wakes one.
+            self.workers.kicks.ring_nobody();
+        }
+        self.workers.ended.notify_all();
+    }
+
+    /// Sleeps until there may be something to do in a queue; which. Nothing if
+    /// this thread is not needed any more.
+    fn sleep(self: &Arc<Self>) -> Option<usize> {
+        let workers = &self.workers;
+        loop {
+            let (timeout, woken) = {
+                let mut crew = workers.crew.lock();
+                if workers.is_closing() {
+                    return None;
+                }
+                crew.asleep += 1;
+                ((crew.asleep > 1).then_some(IDLE), crew.woken)
+            };
+            let heard = workers.kicks.wait(timeout);
+            let mut crew = workers.crew.lock();
+            crew.asleep -= 1;
+            if workers.is_closing() {
+                return None;
+            }
+            match heard {
+                Heard::Queue(queue) => {
+                    crew.woken += 1;
+                    if crew.asleep == 0 {
+                        self.add(&mut crew, queue);
+                    }
+                    return Some(queue);
+                }
+                Heard::Nothing if crew.asleep > 0 && crew.woken == woken => return None,
+                Heard::Nothing => {}
+            }
+        }
+    }
+
+    /// Starts one more thread, for the sake of a queue.
+    fn add(self: &Arc<Self>, crew: &mut Crew, queue: usize) -> bool {
+        let spawned = self.spawn(crew);
+        let Some(lane) = self.lane(queue) else {
+            return spawned.is_ok();
+        };
+        match spawned {
+            Ok(()) => {
+                if self.workers.away.load(Ordering::SeqCst) > 0 {
+                    lane.tally.stand_in_started();
+                }
+                true
+            }
+            Err(error) => {
+                lane.tally.short_of_threads();
+                if let Some(held_back) = self.complaints.pass() {
+                    tracing::warn!(held_back, %error, "no thread to serve beside another");
+                }
+                false
+            }
+        }
+    }
+
+    /// Sees to it that a thread sleeps that can be woken.
+    pub(super) fn ensure_sleeper(self: &Arc<Self>, lane: &Lane) -> bool {
+        let mut crew = self.workers.crew.lock();
+        crew.asleep > 0 || self.add(&mut crew, lane.index)
+    }
+
+    /// Lets the thread that leads a queue be away, if there is another to lead;
+    /// until [`Workers::come_back`].
+    pub(super) fn stand_in(self: &Arc<Self>, lane: &Lane) -> bool {
+        if !self.workers.try_leave() {
+            lane.tally.short_of_threads();
+            return false;
+        }
+        let has_other = self.ensure_sleeper(lane);
+        if !has_other {
+            self.workers.come_back();
+        }
+        has_other
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn those_that_are_away_are_counted() {
+        let with = |most| Workers::new(Arc::new(Kicks::new().expect("made")), most);
+        let workers = with(2);
+        assert!(workers.try_leave() && workers.may_leave() && workers.try_leave());
+        assert!(!workers.may_leave() && !workers.try_leave());
+        workers.come_back();
+        assert!(workers.may_leave() && workers.try_leave() && !workers.try_leave());
+        assert!(!with(0).may_leave());
+    }
+}
