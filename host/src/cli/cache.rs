@@ -1,6 +1,6 @@
 //! Flags about what guests keep, under virtiofsd's names and meanings.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::server::{CacheMode, Caching};
 
@@ -9,8 +9,8 @@ use crate::server::{CacheMode, Caching};
 #[command(next_help_heading = "What guests keep")]
 pub struct CacheFlags {
     /// What guests may keep, and how long
-    #[arg(long, value_name = "MODE", default_value = "auto")]
-    pub cache: CacheFlag,
+    #[arg(long, value_name = "MODE", value_enum, default_value_t)]
+    pub cache: CacheMode,
 
     /// With --cache metadata or never: let files be mapped shared all the
     /// same. Only for a directory that nobody else changes
@@ -33,31 +33,11 @@ pub struct CacheFlags {
     pub no_readdirplus: bool,
 }
 
-/// `--cache`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum CacheFlag {
-    /// Names and attributes for a second; data until the file is seen to have
-    /// changed, or is opened again
-    Auto,
-    /// Everything for a day, directory listings too: for directories that
-    /// nobody else changes
-    Always,
-    /// Names, attributes and directory listings for a day, no data
-    Metadata,
-    /// Nothing
-    Never,
-}
-
 impl CacheFlags {
     /// What the flags come to, with locks on the host or without.
     pub(super) fn caching(&self, locks: bool) -> Caching {
         Caching {
-            mode: match self.cache {
-                CacheFlag::Auto => CacheMode::Auto,
-                CacheFlag::Always => CacheMode::Always,
-                CacheFlag::Metadata => CacheMode::Metadata,
-                CacheFlag::Never => CacheMode::Never,
-            },
+            mode: self.cache,
             allow_mmap: self.allow_mmap,
             writeback: self.writeback,
             readdirplus: !self.no_readdirplus,
@@ -68,7 +48,7 @@ impl CacheFlags {
     /// What deserves a word before anything is served: with DAX for some files
     /// or all, or for none.
     pub(super) fn warnings(&self, dax: bool) -> Vec<&'static str> {
-        let long = matches!(self.cache, CacheFlag::Always | CacheFlag::Metadata);
+        let long = matches!(self.cache, CacheMode::Always | CacheMode::Metadata);
         let mut warnings = Vec::new();
         if dax && self.writeback {
             warnings.push(
@@ -82,7 +62,7 @@ impl CacheFlags {
                  somebody else cuts short may end the virtual machine that reads it",
             );
         }
-        if self.allow_mmap && !matches!(self.cache, CacheFlag::Metadata | CacheFlag::Never) {
+        if self.allow_mmap && !matches!(self.cache, CacheMode::Metadata | CacheMode::Never) {
             warnings.push("--allow-mmap: without --cache metadata or never it changes nothing");
         }
         warnings

@@ -7,8 +7,9 @@ use std::path::PathBuf;
 
 use clap::Args;
 
-use super::sandbox::SandboxFlag;
-use super::{CacheFlag, Flags, WhenFlag};
+use super::{Flags, When};
+use crate::isolation::Sandbox;
+use crate::server::CacheMode;
 
 /// See `--help`.
 #[derive(Clone, Debug, Args)]
@@ -70,17 +71,17 @@ impl Flags {
             }
             "cache" => {
                 self.cache.cache = match value {
-                    "auto" => CacheFlag::Auto,
-                    "always" => CacheFlag::Always,
-                    "metadata" => CacheFlag::Metadata,
-                    "none" => CacheFlag::Never,
+                    "auto" => CacheMode::Auto,
+                    "always" => CacheMode::Always,
+                    "metadata" => CacheMode::Metadata,
+                    "none" => CacheMode::Never,
                     _ => return bad(),
                 };
             }
             "sandbox" => {
                 self.sandbox.sandbox = match value {
-                    "namespace" => SandboxFlag::Namespace,
-                    "chroot" => SandboxFlag::Chroot,
+                    "namespace" => Sandbox::Namespace,
+                    "chroot" => Sandbox::Chroot,
                     _ => return bad(),
                 };
             }
@@ -107,10 +108,10 @@ impl Flags {
             "announce_submounts" => semantics.no_announce_submounts = false,
             "killpriv_v2" => semantics.set_killpriv_v2(true),
             "no_killpriv_v2" => semantics.set_killpriv_v2(false),
-            "posix_acl" => semantics.posix_acl = WhenFlag::Always,
-            "no_posix_acl" => semantics.posix_acl = WhenFlag::Never,
-            "security_label" => semantics.security_label = WhenFlag::Always,
-            "no_security_label" => semantics.security_label = WhenFlag::Never,
+            "posix_acl" => semantics.posix_acl = When::Always,
+            "no_posix_acl" => semantics.posix_acl = When::Never,
+            "security_label" => semantics.security_label = When::Always,
+            "no_security_label" => semantics.security_label = When::Never,
             // Nothing is locked on the host unless that is asked for.
             "no_posix_lock" | "no_flock" => {}
             _ => return Err(unknown(name)),
@@ -151,9 +152,9 @@ mod tests {
         assert_eq!(flags.logs.log_level, "error");
         let old = "source=/d,cache=none,no_readdirplus,writeback,posix_acl,killpriv_v2";
         let flags = settled(&["--cache", "always", "-o", old]).expect("valid");
-        assert_eq!(flags.cache.cache, CacheFlag::Never);
+        assert_eq!(flags.cache.cache, CacheMode::Never);
         assert!(flags.cache.no_readdirplus && flags.cache.writeback);
-        assert_eq!(flags.semantics.posix_acl, WhenFlag::Always);
+        assert_eq!(flags.semantics.posix_acl, When::Always);
         assert_eq!(flags.semantics.kill_priv(), Some(true));
         let flags = settled(&["-d", "--log-level", "warn", "-o", "source=/d"]).expect("valid");
         assert_eq!(flags.logs.log_level, "debug");

@@ -1,6 +1,6 @@
 //! Flags about what a guest may spend: inodes, open files, mappings, requests.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::fs::{InodeFileHandles, ShareOptions};
 
@@ -13,15 +13,15 @@ const MOST_CACHED: usize = 1 << 14;
 pub struct InodeFlags {
     /// Whether inodes that the guest knows are kept by file handle or each by
     /// an open descriptor
-    #[arg(long, value_name = "WHEN", default_value = "prefer")]
-    pub inode_file_handles: InodeFileHandlesFlag,
+    #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
+    pub inode_file_handles: InodeFileHandles,
 
     /// Inodes that a guest may know at a time, of some 200 bytes each; beyond,
     /// it gets ENFILE
     #[arg(
         long,
         value_name = "N",
-        default_value_t = 4_194_304,
+        default_value_t = ShareOptions::default().max_inodes as u64,
         value_parser = clap::value_parser!(u64).range(1..=u64::from(u32::MAX)),
     )]
     pub max_inodes: u64,
@@ -53,19 +53,6 @@ pub struct InodeFlags {
         value_parser = clap::value_parser!(u16).range(..=4096),
     )]
     pub max_parked: u16,
-}
-
-/// `--inode-file-handles`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum InodeFileHandlesFlag {
-    /// Each inode by a descriptor
-    Never,
-    /// By a file handle, which takes no descriptor, wherever the file system
-    /// and the daemon's capabilities allow it, else by a descriptor
-    #[value(alias = "fallback")]
-    Prefer,
-    /// By a file handle or not at all
-    Mandatory,
 }
 
 /// A flag asks for more descriptors than there are.
@@ -103,14 +90,12 @@ impl InodeFlags {
         };
         // What more open files take, inodes do not get.
         let rest = descriptors - descriptors / 4 - (descriptors / 4).max(max_handles as u64);
-        let (handles, cached) = match self.inode_file_handles {
-            InodeFileHandlesFlag::Never => (InodeFileHandles::Never, 0),
-            InodeFileHandlesFlag::Prefer => (InodeFileHandles::Prefer, count(rest / 2)),
-            InodeFileHandlesFlag::Mandatory => (InodeFileHandles::Mandatory, count(rest / 2)),
+        let cached = match self.inode_file_handles {
+            InodeFileHandles::Never => 0,
+            _ => count(rest / 2).min(MOST_CACHED),
         };
-        let cached = cached.min(MOST_CACHED);
         Ok(ShareOptions {
-            inode_file_handles: handles,
+            inode_file_handles: self.inode_file_handles,
             max_inodes: count(self.max_inodes),
             max_handles,
             max_inode_descriptors: defaults.max_inode_descriptors.min(count(rest)),
@@ -193,7 +178,7 @@ mod tests {
     #[test]
     fn the_old_name_is_understood_and_nonsense_refused() {
         let flags = parse(&["--inode-file-handles=fallback"]).expect("known");
-        assert_eq!(flags.inode_file_handles, InodeFileHandlesFlag::Prefer);
+        assert_eq!(flags.inode_file_handles, InodeFileHandles::Prefer);
         for bad in [
             ["--inode-file-handles", "sometimes"],
             ["--max-inodes", "0"],

@@ -19,6 +19,7 @@ mod queues;
 mod report;
 mod sandbox;
 mod semantics;
+mod size;
 mod window;
 
 use std::os::fd::RawFd;
@@ -36,17 +37,18 @@ use crate::server::ServerOptions;
 
 pub use activation::{ActivationFlags, Group};
 pub use attributes::AttributeFlags;
-pub use cache::{CacheFlag, CacheFlags};
+pub use cache::CacheFlags;
 pub use compat::CompatFlags;
 pub use ctl::{AddFlags, Command, Ctl, Order, RemoveFlags};
-pub use inodes::{InodeFileHandlesFlag, InodeFlags};
+pub use inodes::InodeFlags;
 pub use listen::ListenFlags;
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
 pub use report::ReportFlags;
 pub use sandbox::SandboxFlags;
-pub use semantics::{SemanticsFlags, WhenFlag};
-pub use window::{DaxFlag, ExecutablesFlag, SlotsFlag, WindowFlags};
+pub use semantics::{SemanticsFlags, When};
+pub use size::Bytes;
+pub use window::WindowFlags;
 
 pub use queues::QueueFlags;
 
@@ -195,10 +197,10 @@ impl Flags {
         dax.max_pieces = asked.unwrap_or(dax.max_pieces);
         let ids = self.attributes.ids()?;
         let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
-        if acls != WhenFlag::Never {
+        if acls != When::Never {
             self.attributes.check_acls()?;
         }
-        let needs_xattr = acls != WhenFlag::Never || labels != WhenFlag::Never;
+        let needs_xattr = acls != When::Never || labels != When::Never;
         let map = self.attributes.xattrmap;
         let device = DeviceOptions {
             config: match &self.tag {
@@ -225,7 +227,7 @@ impl Flags {
                 ShareOptions {
                     readonly: self.readonly,
                     locks: self.semantics.locks,
-                    posix_acl: acls != WhenFlag::Never,
+                    posix_acl: acls != When::Never,
                     xattr: self.attributes.xattr || map.is_some() || needs_xattr,
                     xattr_map: map,
                     ids,
@@ -244,7 +246,7 @@ impl Flags {
                 direct_io: self.cache.allow_direct_io,
                 kill_priv: self.semantics.kill_priv(),
                 submounts: !self.semantics.no_announce_submounts,
-                security_labels: labels != WhenFlag::Never,
+                security_labels: labels != When::Never,
                 required: self.semantics.required(),
                 max_in_flight: self.inodes.max_in_flight(),
             },

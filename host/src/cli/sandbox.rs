@@ -1,6 +1,6 @@
 //! Flags of isolation.
 
-use clap::{Args, ValueEnum};
+use clap::Args;
 
 use crate::isolation::caps::ModCaps;
 use crate::isolation::seccomp::Seccomp;
@@ -10,13 +10,14 @@ use crate::isolation::{IdMap, Options, Sandbox};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Isolation")]
 pub struct SandboxFlags {
-    /// How the daemon is kept from the rest of the host
-    #[arg(long, value_name = "SANDBOX", default_value = "namespace")]
-    pub sandbox: SandboxFlag,
+    /// How to keep the daemon from the rest of the host
+    #[arg(long, value_name = "SANDBOX", value_enum, default_value_t)]
+    pub sandbox: Sandbox,
 
-    /// What happens to a system call that serving does not need
-    #[arg(long, value_name = "ACTION", default_value = "kill")]
-    pub seccomp: SeccompFlag,
+    /// What to do when the daemon makes a system call that serving does not
+    /// need
+    #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
+    pub seccomp: Seccomp,
 
     /// Changes to the capabilities that are kept, as in +sys_admin:-chown
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
@@ -38,46 +39,12 @@ pub struct SandboxFlags {
     pub gid_map: Vec<IdMap>,
 }
 
-/// `--sandbox`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SandboxFlag {
-    /// Namespaces of its own (user, if need be, mount, process, network, IPC)
-    /// with the shared directory for a root
-    Namespace,
-    /// The shared directory for a root, and no namespaces; for root only
-    Chroot,
-    /// None; a guest that takes over the daemon reaches what its user does
-    None,
-}
-
-/// `--seccomp`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum SeccompFlag {
-    /// It is made
-    None,
-    /// The daemon ends
-    Kill,
-    /// It is made, and the kernel logs it
-    Log,
-    /// It is not made, and the daemon gets SIGSYS
-    Trap,
-}
-
 impl SandboxFlags {
     /// What the flags mean.
     pub fn options(&self) -> Options {
         Options {
-            sandbox: match self.sandbox {
-                SandboxFlag::Namespace => Sandbox::Namespace,
-                SandboxFlag::Chroot => Sandbox::Chroot,
-                SandboxFlag::None => Sandbox::None,
-            },
-            seccomp: match self.seccomp {
-                SeccompFlag::None => Seccomp::None,
-                SeccompFlag::Kill => Seccomp::Kill,
-                SeccompFlag::Log => Seccomp::Log,
-                SeccompFlag::Trap => Seccomp::Trap,
-            },
+            sandbox: self.sandbox,
+            seccomp: self.seccomp,
             modcaps: self.modcaps.clone().unwrap_or_default(),
             uid_map: self.uid_map.clone(),
             gid_map: self.gid_map.clone(),

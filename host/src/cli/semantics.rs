@@ -23,7 +23,7 @@ pub struct SemanticsFlags {
         default_value = "never",
         default_missing_value = "always"
     )]
-    pub posix_acl: WhenFlag,
+    pub posix_acl: When,
 
     /// Take security labels with what the guest creates, and store them as
     /// extended attributes at once; without a value: always
@@ -35,7 +35,7 @@ pub struct SemanticsFlags {
         default_value = "never",
         default_missing_value = "always"
     )]
-    pub security_label: WhenFlag,
+    pub security_label: When,
 
     /// Clear set-id bits and capabilities of files that are written, in place
     /// of the guest; by default wherever every write comes by the daemon,
@@ -63,8 +63,8 @@ pub struct SemanticsFlags {
 
 /// Whether to use what not every guest offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-pub enum WhenFlag {
-    /// No
+pub enum When {
+    /// Do not use the feature
     Never,
     /// Where the guest offers it
     Auto,
@@ -91,9 +91,9 @@ impl SemanticsFlags {
     pub(super) fn required(&self) -> InitFlags {
         let mut required = InitFlags::empty();
         let acls = InitFlags::POSIX_ACL | InitFlags::DONT_MASK | InitFlags::SETXATTR_EXT;
-        required.set(acls, self.posix_acl == WhenFlag::Always);
+        required.set(acls, self.posix_acl == When::Always);
         let labels = InitFlags::SECURITY_CTX;
-        required.set(labels, self.security_label == WhenFlag::Always);
+        required.set(labels, self.security_label == When::Always);
         required
     }
 }
@@ -114,15 +114,11 @@ mod tests {
     #[test]
     fn what_not_every_guest_offers_has_three_settings() {
         for (extra, acl, label) in [
-            (&[][..], WhenFlag::Never, WhenFlag::Never),
-            (&["--posix-acl"], WhenFlag::Always, WhenFlag::Never),
-            (&["--posix-acl=auto"], WhenFlag::Auto, WhenFlag::Never),
-            (&["--security-label"], WhenFlag::Never, WhenFlag::Always),
-            (
-                &["--security-label=never"],
-                WhenFlag::Never,
-                WhenFlag::Never,
-            ),
+            (&[][..], When::Never, When::Never),
+            (&["--posix-acl"], When::Always, When::Never),
+            (&["--posix-acl=auto"], When::Auto, When::Never),
+            (&["--security-label"], When::Never, When::Always),
+            (&["--security-label=never"], When::Never, When::Never),
         ] {
             let flags = parse(extra).expect("valid");
             assert_eq!((flags.posix_acl, flags.security_label), (acl, label));

@@ -8,8 +8,10 @@
 use std::ffi::OsStr;
 use std::path::PathBuf;
 
+use clap::ValueEnum;
 use daxwindow_shared::fuse::Attr;
 use daxwindow_shared::window::RANGE_BYTES;
+use serde::{Deserialize, Serialize};
 
 use super::capabilities::Capabilities;
 use super::globs::NameRules;
@@ -28,49 +30,68 @@ const BLOCK_BYTES: u64 = 512;
 /// a stock QEMU (docs/dax-policy.md).
 pub const DEFAULT_MIN_FILE_BYTES: u64 = 128 << 10;
 
+/// Half of what a VMM's memory slots have room for by default.
+pub const DEFAULT_WINDOW_BYTES: u64 = 256 << 20;
+
 /// Several times what the default window can hold.
 pub const DEFAULT_ALLOCATE_BELOW: u64 = 1 << 30;
 
-/// Who gets `FUSE_ATTR_DAX`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// Which files get `FUSE_ATTR_DAX` (`--dax`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
 pub enum DaxMode {
-    /// Nobody, and mapping requests are refused.
+    /// No file; all data travel in requests.
     Never,
-    /// Regular files of at least [`DaxOptions::min_file_bytes`], executables
-    /// by [`DaxOptions::executables`], names by [`DaxOptions::names`].
+    /// Regular files that are large enough to gain by DAX, and executables only
+    /// where the host can still run them. Not all files, because each mapping
+    /// costs some VMMs one of few memory slots.
+    #[default]
     Inode,
-    /// Every regular file, unless its name is kept out.
+    /// Every regular file that the VMM can map, except for names that
+    /// --dax-include and --dax-exclude keep out.
     Always,
 }
 
 /// Whether files with an execute bit get DAX in [`DaxMode::Inode`].
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Executables {
-    /// Where the front end leaves them executable on the host.
+    /// Executables get DAX where the VMM maps them read-only, so that the host
+    /// can still run them.
     #[default]
     Auto,
-    /// Like other files: what is mapped writable cannot run on the host.
+    /// Executables get DAX. Where the VMM only maps writable, the host cannot
+    /// run what a guest has mapped, and a guest cannot map what the host runs.
     Always,
-    /// None.
+    /// Executables get no DAX.
     Never,
 }
 
 /// Whether front ends may add and remove memory regions one by one
 /// (`VHOST_USER_PROTOCOL_F_CONFIGURE_MEM_SLOTS`), which is how some announce
 /// their maps.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum MemorySlots {
-    /// They may; one that announces nothing is waited for in another way.
+    /// The VMM may announce them: buffers may lie in the window, and the VMM
+    /// may be paused while no mapping is under way. QEMU 11 ends when its guest
+    /// resets the device with ranges mapped, and takes long over a map with
+    /// more than 128 live.
+    #[default]
     Auto,
-    /// They may, and one that announces nothing gets no DAX.
+    /// As with auto, but a VMM that announces nothing gets no DAX.
     On,
-    /// They may not.
+    /// The VMM may not announce them: QEMU 11 survives a reset of the device
+    /// with ranges mapped, but a pause with ranges mapped takes the share from
+    /// its guest; transfers between buffers in the window and other files fail,
+    /// and QEMU complains on its standard error about each map.
     Off,
 }
 
 /// Memory regions that a front end is taken to have room for, its own memory
 /// included. `VHOST_USER_MAX_RAM_SLOTS` of QEMU 11, which aborts beyond.
 pub const VMM_SLOTS: usize = 512;
+
+/// Of these, what the window leaves to everything else.
+pub const DEFAULT_SLOT_RESERVE: u16 = 64;
 
 /// Half of the mappings that the kernel lets a process have by default, 65,530
 /// (`vm.max_map_count`): as many ranges as a window of 64 GiB has.
@@ -119,17 +140,17 @@ pub struct DaxOptions {
 impl Default for DaxOptions {
     fn default() -> Self {
         DaxOptions {
-            mode: DaxMode::Inode,
-            window_bytes: 1 << 30,
+            mode: DaxMode::default(),
+            window_bytes: DEFAULT_WINDOW_BYTES,
             readonly: false,
             min_file_bytes: DEFAULT_MIN_FILE_BYTES,
-            executables: Executables::Auto,
+            executables: Executables::default(),
             names: NameRules::default(),
             padding: Padding::Here,
             allocate_below: DEFAULT_ALLOCATE_BELOW,
-            mapping: Mapping::Auto,
-            memory_slots: MemorySlots::Auto,
-            max_maps: Some(VMM_SLOTS - 64),
+            mapping: Mapping::default(),
+            memory_slots: MemorySlots::default(),
+            max_maps: Some(VMM_SLOTS - usize::from(DEFAULT_SLOT_RESERVE)),
             max_pieces: DEFAULT_MAX_PIECES,
             max_files: 1 << 10,
             front_end_timeout: super::channel::DEFAULT_PATIENCE,

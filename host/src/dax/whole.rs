@@ -25,15 +25,17 @@ use super::capabilities::ProbeError;
 use super::channel::Channel;
 use super::front_end::FrontEndError;
 
-/// How a VMM's window is to be mapped.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+/// How a VMM's window is to be mapped (`--dax-mapping`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Mapping {
-    /// In one piece where that is possible, else a range at a time.
+    /// Map the window in one piece where libdaxwindow_preload.so is preloaded
+    /// into the VMM and only the VMM and the kernel look into guest memory,
+    /// else as with ranges. The window is no larger than with ranges.
     #[default]
     Auto,
-    /// In one piece, or there is no DAX.
+    /// Map the window in one piece, of any size, or give no file DAX.
     Whole,
-    /// A range at a time, each by the VMM itself.
+    /// Let the VMM map each range of 2M itself.
     Ranges,
 }
 

@@ -119,14 +119,19 @@ pub struct Entry {
     pub submount: bool,
 }
 
-/// By what inodes are known that the guest knows.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+/// How the inodes that the guest knows are kept (`--inode-file-handles`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum InodeFileHandles {
-    /// Each by a descriptor.
+    /// Keep each inode by a descriptor.
     Never,
-    /// By a file handle where that is possible, else by a descriptor.
+    /// Keep an inode by a file handle, which takes no descriptor, where the
+    /// file system and the daemon's capabilities allow it, else by a
+    /// descriptor.
+    #[default]
+    #[value(alias = "fallback")]
     Prefer,
-    /// Each by a file handle: what has none is refused with `EOPNOTSUPP`.
+    /// Keep each inode by a file handle; a file that has none cannot be used
+    /// (EOPNOTSUPP).
     Mandatory,
 }
 
@@ -168,7 +173,7 @@ impl Default for ShareOptions {
     fn default() -> Self {
         ShareOptions {
             readonly: false,
-            inode_file_handles: InodeFileHandles::Prefer,
+            inode_file_handles: InodeFileHandles::default(),
             max_inodes: 1 << 22,
             max_inode_descriptors: 1 << 20,
             max_cached_descriptors: 1 << 10,

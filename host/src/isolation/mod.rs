@@ -49,14 +49,17 @@ pub use sys::{ignore_file_size_signal, inherited, opened_by, takes_writes};
 pub(crate) use helper::{Alone, spawn};
 
 /// How the daemon is kept from the rest of the host (`--sandbox`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Sandbox {
-    /// Namespaces of its own, and the share for a root.
+    /// Give the daemon namespaces of its own (mount, process, network, IPC, and
+    /// user where it needs one), with the shared directory for a root.
     #[default]
     Namespace,
-    /// The share for a root, and that is all.
+    /// Make the shared directory the daemon's root, without namespaces; for
+    /// root only.
     Chroot,
-    /// It is not.
+    /// Do not isolate the daemon: a guest that takes it over reaches whatever
+    /// the daemon's user may.
     None,
 }
 

@@ -9,16 +9,16 @@ use seccompiler::{
 };
 
 /// What happens to a call that is not on the list (`--seccomp`).
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum Seccomp {
-    /// There is no list.
+    /// Make the system call anyway.
     None,
-    /// The process ends by SIGSYS.
+    /// End the daemon.
     #[default]
     Kill,
-    /// It is logged by the kernel (audit or dmesg), and done.
+    /// Make the system call, and have the kernel log it (audit or dmesg).
     Log,
-    /// It is not done, and the thread gets SIGSYS.
+    /// Do not make the system call, and send SIGSYS to the daemon.
     Trap,
 }
 

@@ -12,15 +12,16 @@ use daxwindow_shared::fuse::flags::OpenOutFlags;
 use rustix::fs::FileType;
 
 /// `--cache`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
 pub enum CacheMode {
     /// Names and attributes for a second; data until the file's size or
-    /// modification time changes, or it is opened again.
+    /// modification time changes, or the guest opens it again.
     #[default]
     Auto,
-    /// All of it for a day, listings of directories included.
+    /// Everything for a day, directory listings included; for directories that
+    /// nobody else changes.
     Always,
-    /// Names, attributes and listings for a day; no data.
+    /// Names, attributes and directory listings for a day; no data.
     Metadata,
     /// Nothing.
     Never,

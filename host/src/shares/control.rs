@@ -18,15 +18,12 @@ use nix::sys::socket::{getsockopt, sockopt::PeerCredentials};
 use rustix::fs::{FileType, OFlags};
 use rustix::io::Errno;
 
-use crate::dax::DaxMode;
 use crate::listen::attended::{AttendError, Attended};
 use crate::listen::socket::{Socket, SocketError};
 
 use super::descriptors::{send_line, take_line};
 use super::name::control_file;
-use super::protocol::{
-    ADD_DESCRIPTORS, Add, Answer, Dax, Listed, MAX_LINE_BYTES, Request, to_line,
-};
+use super::protocol::{ADD_DESCRIPTORS, Add, Answer, Listed, MAX_LINE_BYTES, Request, to_line};
 use super::registry::Shares;
 use super::share::{Changes, NewShare};
 
@@ -153,7 +150,7 @@ fn new_share(add: Add, descriptors: Vec<OwnedFd>) -> Result<NewShare, String> {
         changes: Changes {
             tag: add.tag,
             readonly: add.readonly,
-            dax: add.dax.map(DaxMode::from),
+            dax: add.dax,
             window_bytes: add.window_bytes,
         },
     })
@@ -166,15 +163,5 @@ fn require_directory(fd: &OwnedFd) -> Result<(), Errno> {
         FileType::Directory if is_path => Ok(()),
         FileType::Directory => Err(Errno::INVAL),
         _ => Err(Errno::NOTDIR),
-    }
-}
-
-impl From<Dax> for DaxMode {
-    fn from(dax: Dax) -> DaxMode {
-        match dax {
-            Dax::Never => DaxMode::Never,
-            Dax::Inode => DaxMode::Inode,
-            Dax::Always => DaxMode::Always,
-        }
     }
 }

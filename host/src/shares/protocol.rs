@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 
 use super::name::ShareName;
+use crate::dax::DaxMode;
 
 /// Longest line either way, the line break included.
 pub const MAX_LINE_BYTES: usize = 1 << 20;
@@ -51,22 +52,10 @@ pub struct Add {
     pub readonly: bool,
     /// Who gets DAX: `never`, `inode` or `always`.
     #[serde(default)]
-    pub dax: Option<Dax>,
+    pub dax: Option<DaxMode>,
     /// Bytes of the window, a multiple of 2 MiB.
     #[serde(default)]
     pub window_bytes: Option<u64>,
-}
-
-/// See [`Add::dax`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Dax {
-    /// No file.
-    Never,
-    /// Files that gain by it.
-    Inode,
-    /// Every regular file.
-    Always,
 }
 
 /// What is answered.

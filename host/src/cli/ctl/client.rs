@@ -16,11 +16,10 @@ use crate::listen::socket::{Socket, SocketError};
 use crate::shares::control::REMOVE_PATIENCE;
 use crate::shares::descriptors::{send_line, take_line};
 use crate::shares::name::control_file;
-use crate::shares::protocol::{Add, Answer, Dax, Listed, MAX_LINE_BYTES, Request, to_line};
+use crate::shares::protocol::{Add, Answer, Listed, MAX_LINE_BYTES, Request, to_line};
 use crate::shares::registry::open_directory;
 
 use super::{AddFlags, Ctl, Order};
-use crate::cli::DaxFlag;
 
 /// How long an answer may take: others may be heard before us.
 const PATIENCE: Duration = Duration::from_secs(60).saturating_add(REMOVE_PATIENCE);
@@ -97,8 +96,8 @@ fn add(daemon: &Daemon, socket_dir: &Path, flags: &AddFlags) -> Result<String, C
         socket: path.clone(),
         tag: flags.tag.clone(),
         readonly: flags.readonly,
-        dax: flags.dax.map(Dax::from),
-        window_bytes: flags.dax_window,
+        dax: flags.dax,
+        window_bytes: flags.dax_window.map(|window| window.0),
     });
     let handed = [root.as_fd(), socket.listener().as_fd(), home.as_fd()];
     daemon.told(&request, &handed)?;
@@ -181,14 +180,4 @@ fn as_lines(shares: &[Listed]) -> String {
         let _ = writeln!(text, "{name}\t{use_}\t{socket}\t{access}\t{directory}");
     }
     text
-}
-
-impl From<DaxFlag> for Dax {
-    fn from(flag: DaxFlag) -> Dax {
-        match flag {
-            DaxFlag::Never => Dax::Never,
-            DaxFlag::Inode => Dax::Inode,
-            DaxFlag::Always => Dax::Always,
-        }
-    }
 }

@@ -6,8 +6,9 @@ use clap::{Args, Subcommand};
 
 pub mod client;
 
-use super::window::parse_window;
-use super::{DaxFlag, parse_tag};
+use super::parse_tag;
+use super::size::{Bytes, parse_window};
+use crate::dax::DaxMode;
 use crate::shares::ShareName;
 
 /// What to do in place of serving.
@@ -70,11 +71,11 @@ pub struct AddFlags {
     /// Which files the guest may access through the window; as the daemon was
     /// told if not given
     #[arg(long, value_name = "MODE")]
-    pub dax: Option<DaxFlag>,
+    pub dax: Option<DaxMode>,
 
     /// Size of the DAX window, as the daemon's flag has it
     #[arg(long, value_name = "SIZE", value_parser = parse_window)]
-    pub dax_window: Option<u64>,
+    pub dax_window: Option<Bytes>,
 }
 
 /// See `--help`.
