@@ -25,8 +25,8 @@ fn main() -> ExitCode {
     let naive = leave_out
         .into_iter()
         .fold(TestFaults::default(), TestFaults::and);
-    let flags = flags.settled().unwrap_or_else(|error| error.exit());
-    match daemon::run(flags, naive) {
+    let task = flags.task().unwrap_or_else(|error| error.exit());
+    match daemon::run(task, naive) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("naive: {error}");

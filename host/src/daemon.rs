@@ -11,7 +11,7 @@ use rustix::process::umask;
 use signal_hook::consts::{SIGINT, SIGQUIT, SIGTERM, SIGUSR1};
 use signal_hook::iterator::Signals;
 
-use crate::cli::{Command, Flags, ctl};
+use crate::cli::{Task, ctl};
 use crate::config::{Config, Listen};
 use crate::dax::{DaxMode, TestFaults};
 use crate::device::client_slot::Next;
@@ -35,20 +35,19 @@ use crate::status::socket as status_socket;
 /// # Errors
 ///
 /// What keeps the daemon from starting, or broke its socket, with its cause.
-pub fn run(flags: Flags, test_faults: TestFaults) -> Result<(), Box<dyn Error>> {
-    if let Some(Command::Ctl(ctl)) = &flags.command {
-        print!("{}", ctl::client::run(ctl)?);
-        return Ok(());
+pub fn run(task: Task, test_faults: TestFaults) -> Result<(), Box<dyn Error>> {
+    match task {
+        Task::Serve(config) => start(*config, test_faults)?,
+        Task::Ctl(ctl) => print!("{}", ctl::client::run(&ctl)?),
+        Task::PrintSession { socket, json } => print_session(&socket, json)?,
+        Task::PrintCapabilities => println!("{}", Capabilities::ours().to_json()),
     }
-    if let Some(path) = &flags.report.print_session {
-        return Ok(print_session(path, flags.report.json)?);
-    }
-    if flags.report.print_capabilities {
-        println!("{}", Capabilities::ours().to_json());
-        return Ok(());
-    }
-    let max_open_files = isolation::set_nofile(flags.sandbox.rlimit_nofile)?;
-    let mut config = flags.config(max_open_files)?;
+    Ok(())
+}
+
+/// Makes what can only be made with all of the host to be seen, and serves.
+fn start(mut config: Config, test_faults: TestFaults) -> Result<(), Box<dyn Error>> {
+    config.divide(isolation::set_nofile(config.rlimit_nofile)?)?;
     isolation::ignore_file_size_signal();
     let strays = isolation::inherited(&config.listeners.descriptors())?;
     config.dax.test_faults = test_faults;

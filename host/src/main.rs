@@ -9,10 +9,8 @@ use daxwindow_host::dax::TestFaults;
 use daxwindow_host::logs::writer;
 
 fn main() -> ExitCode {
-    let flags = Flags::parse()
-        .settled()
-        .unwrap_or_else(|error| error.exit());
-    let code = match daemon::run(flags, TestFaults::default()) {
+    let task = Flags::parse().task().unwrap_or_else(|error| error.exit());
+    let code = match daemon::run(task, TestFaults::default()) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             writer::say(&format!("daxwindowd: {error}\n"));

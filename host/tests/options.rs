@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use clap::{CommandFactory, Parser};
-use daxwindow_host::cli::Flags;
+use daxwindow_host::cli::{Flags, Task};
 
 /// Names of its options, one a line.
 const THEIRS: &str = include_str!("data/virtiofsd-1.14-options.txt");
@@ -51,9 +51,9 @@ fn doc(name: &str) -> String {
     std::fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
 }
 
-fn settled(extra: &[&str]) -> Result<Flags, clap::Error> {
+fn task(extra: &[&str]) -> Result<Task, clap::Error> {
     let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];
-    Flags::try_parse_from(base.iter().chain(extra)).and_then(Flags::settled)
+    Flags::try_parse_from(base.iter().chain(extra)).and_then(Flags::task)
 }
 
 /// Every way to type a flag.
@@ -88,18 +88,18 @@ fn what_is_said_of_migration_keeps_nothing_from_starting() {
         "--migration-on-error=guest-error",
         "--migration-mode=find-paths",
     ];
-    assert!(settled(&flags).is_ok());
+    assert!(task(&flags).is_ok());
 }
 
 #[test]
 fn every_old_option_sets_a_flag() {
     for option in THEIR_COMPAT {
-        if let Err(error) = settled(&["-o", option]) {
+        if let Err(error) = task(&["-o", option]) {
             panic!("-o {option}: {error}");
         }
     }
     // And as one list.
-    assert!(settled(&["-o", &THEIR_COMPAT.join(",")]).is_ok());
+    assert!(task(&["-o", &THEIR_COMPAT.join(",")]).is_ok());
 }
 
 /// Rows of the tables of a page: the first cell, and the others.

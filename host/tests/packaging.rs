@@ -11,7 +11,7 @@ use std::process::Command;
 
 use clap::{CommandFactory, Parser};
 use common::DAEMON;
-use daxwindow_host::cli::Flags;
+use daxwindow_host::cli::{Flags, Task};
 use daxwindow_host::status::capabilities::Capabilities;
 use tempfile::TempDir;
 
@@ -254,12 +254,14 @@ fn the_units_belong_together_and_start_what_there_is() {
         .replace("$OPTIONS", &options);
     assert!(!line.contains(['$', '%']), "{line}");
     let words = line.split_whitespace().chain(["--fd", "3"]);
-    let flags = Flags::try_parse_from(words).and_then(Flags::settled);
-    let flags = flags.unwrap_or_else(|error| panic!("{line}: {error}"));
-    assert_eq!(flags.shared_dir, Some(PathBuf::from("/srv/data")));
-    assert_eq!(flags.tag.as_deref(), Some("data"));
-    assert!(flags.readonly);
-    assert!(flags.listen.keep_serving, "guests come and go");
+    let task = Flags::try_parse_from(words).and_then(Flags::task);
+    let Task::Serve(config) = task.unwrap_or_else(|error| panic!("{line}: {error}")) else {
+        panic!("{line} serves nothing");
+    };
+    assert_eq!(config.shared_dir, PathBuf::from("/srv/data"));
+    assert_eq!(config.device.config.tag(), Some("data"));
+    assert!(config.share.readonly);
+    assert!(!config.listeners.once, "guests come and go");
 }
 
 /// A line of the file that the service's comment shows.

@@ -12,10 +12,6 @@ pub struct ActivationFlags {
     /// Group whose members may connect to the socket besides its owner
     #[arg(long, value_name = "GROUP", conflicts_with_all = ["fd", "print_capabilities"])]
     pub socket_group: Option<Group>,
-
-    /// Passed by the service manager.
-    #[arg(skip)]
-    activated: Vec<RawFd>,
 }
 
 /// A group of this system.
@@ -36,31 +32,25 @@ impl FromStr for Group {
 }
 
 impl ActivationFlags {
-    /// Looks for sockets that the service manager has passed (`LISTEN_PID`,
-    /// `LISTEN_FDS`); answers whether there are any. To be called before any
-    /// fork, since what is passed is for one process.
+    /// Returns the sockets that the service manager has passed (`LISTEN_PID`,
+    /// `LISTEN_FDS`). To be called before any fork, since what is passed is
+    /// for one process.
     ///
     /// # Errors
     ///
     /// What is wrong with what was passed.
-    pub(super) fn find(&mut self) -> Result<bool, String> {
+    pub(super) fn sockets(&self) -> Result<Vec<RawFd>, String> {
         let fds = sd_notify::listen_fds();
         let fds = fds.map_err(|error| format!("LISTEN_FDS, LISTEN_PID: {error}"))?;
-        self.activated = fds.collect();
-        let found = !self.activated.is_empty();
-        if found && self.socket_group.is_some() {
+        let fds: Vec<RawFd> = fds.collect();
+        if !fds.is_empty() && self.socket_group.is_some() {
             return Err(
                 "--socket-group: the socket was passed; its group is for who made it \
                  (SocketGroup= in a socket unit)"
                     .to_owned(),
             );
         }
-        Ok(found)
-    }
-
-    /// What was found.
-    pub(super) fn fds(&self) -> &[RawFd] {
-        &self.activated
+        Ok(fds)
     }
 }
 

@@ -65,15 +65,7 @@ impl AttributeFlags {
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
-    use crate::cli::{Config, Flags};
-
-    fn config(flags: &[&str]) -> Result<Config, clap::Error> {
-        let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];
-        let flags = Flags::try_parse_from(base.iter().chain(flags))?.settled()?;
-        Ok(flags.config(1024).expect("checked when it was settled"))
-    }
+    use crate::cli::tests::config;
 
     #[test]
     fn attributes_are_off_unless_something_needs_them() {

@@ -139,25 +139,26 @@ mod tests {
     use clap::Parser;
 
     use super::*;
-
-    fn settled(args: &[&str]) -> Result<Flags, clap::Error> {
-        let base = ["daxwindowd", "--socket-path", "/s"];
-        Flags::try_parse_from(base.iter().chain(args)).and_then(Flags::settled)
-    }
+    use crate::cli::Task;
+    use crate::cli::tests::config;
+    use crate::config::Config;
 
     #[test]
     fn old_options_set_the_flags_of_today() {
-        let flags = settled(&["-o", "source=/d,loglevel=err,no_flock", "-f"]).expect("valid");
-        assert_eq!(flags.shared_dir, Some("/d".into()));
-        assert_eq!(flags.logs.log_level, "error");
-        let old = "source=/d,cache=none,no_readdirplus,writeback,posix_acl,killpriv_v2";
-        let flags = settled(&["--cache", "always", "-o", old]).expect("valid");
-        assert_eq!(flags.cache.cache, CacheMode::Never);
-        assert!(flags.cache.no_readdirplus && flags.cache.writeback);
-        assert_eq!(flags.semantics.posix_acl, When::Always);
-        assert_eq!(flags.semantics.kill_priv(), Some(true));
-        let flags = settled(&["-d", "--log-level", "warn", "-o", "source=/d"]).expect("valid");
-        assert_eq!(flags.logs.log_level, "debug");
+        let config = |args: &[&str]| config(args).expect("valid");
+        let plain = config(&["-o", "source=/old,loglevel=err,no_flock", "-f"]);
+        assert_eq!(plain.shared_dir, PathBuf::from("/old"));
+        assert_eq!(plain.log_level, "error");
+        let old = "cache=none,no_readdirplus,writeback,posix_acl,killpriv_v2";
+        let Config { share, server, .. } = config(&["--cache", "always", "-o", old]);
+        assert_eq!(server.caching.mode, CacheMode::Never);
+        assert!(!server.caching.readdirplus && server.caching.writeback);
+        assert!(share.posix_acl && !server.required.is_empty());
+        assert_eq!(server.kill_priv, Some(true));
+        assert_eq!(config(&["-d", "--log-level", "warn"]).log_level, "debug");
+        let enough = ["daxwindowd", "--socket-path", "/s", "-o", "source=/d"];
+        let task = Flags::try_parse_from(enough).and_then(Flags::task);
+        assert!(matches!(task, Ok(Task::Serve(_))));
     }
 
     #[test]
@@ -170,7 +171,7 @@ mod tests {
             ("a=b=c", ["-o a", "no such option"]),
             ("", ["-o ", "no such option"]),
         ] {
-            let error = settled(&["--shared-dir", "/d", "-o", option]).expect_err("refused");
+            let error = config(&["-o", option]).expect_err("refused");
             assert_eq!(error.exit_code(), 2);
             for word in words {
                 assert!(error.to_string().contains(word), "{error}");

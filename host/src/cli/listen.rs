@@ -6,10 +6,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::FlagError;
+use super::size::count;
 use crate::config::{Listen, Listeners};
-
-/// Shares of a daemon that takes some at run time, unless told otherwise.
-const MAX_SHARES: u16 = 64;
 
 /// See `--help`.
 #[derive(Clone, Debug, Args)]
@@ -27,9 +25,10 @@ pub struct ListenFlags {
         long,
         value_name = "N",
         requires = "socket_dir",
-        value_parser = clap::value_parser!(u16).range(1..=4096),
+        default_value_t = 64,
+        value_parser = count(1..=4096),
     )]
-    pub max_shares: Option<u16>,
+    pub max_shares: usize,
 
     /// End when a guest has been connected and none is any more, as virtiofsd
     /// does: the default with one socket
@@ -57,15 +56,14 @@ impl ListenFlags {
         self,
         paths: Vec<PathBuf>,
         descriptor: Option<RawFd>,
-        activated: &[RawFd],
+        activated: Vec<RawFd>,
     ) -> Result<Listeners, FlagError> {
         let paths = paths.into_iter().map(Listen::Path);
-        let mut fixed: Vec<Listen> = paths.chain(descriptor.map(Listen::Inherited)).collect();
-        if fixed.is_empty() {
-            fixed.extend(activated.iter().copied().map(Listen::Activated));
-        }
+        let descriptor = descriptor.map(Listen::Inherited);
+        let activated = activated.into_iter().map(Listen::Activated);
+        let fixed: Vec<Listen> = paths.chain(descriptor).chain(activated).collect();
         let max_shares = match &self.socket_dir {
-            Some(_) => usize::from(self.max_shares.unwrap_or(MAX_SHARES)),
+            Some(_) => self.max_shares,
             None => fixed.len().max(1),
         };
         // What virtiofsd can be told.

@@ -55,14 +55,7 @@ const WARNING: &str = "--migration-...: no effect, a VM with this share does not
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
-    use crate::cli::Flags;
-
-    fn settled(flag: &str) -> Result<Flags, clap::Error> {
-        let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];
-        Flags::try_parse_from(base.iter().copied().chain([flag])).and_then(Flags::settled)
-    }
+    use crate::cli::tests::config;
 
     #[test]
     fn every_command_line_about_migration_starts_and_is_warned_if_it_asks_for_some() {
@@ -74,10 +67,10 @@ mod tests {
             ("--migration-verify-handles", true),
             ("--migration-confirm-paths", true),
         ] {
-            let config = settled(flag).expect(flag).config(1024).expect(flag);
-            let warned = config.warnings.iter().filter(|w| w.contains("migrate"));
+            let warnings = config(&[flag]).expect(flag).warnings;
+            let warned = warnings.iter().filter(|w| w.contains("migrate"));
             assert_eq!(warned.count(), usize::from(asks), "{flag}");
         }
-        assert!(settled("--migration-mode=somehow").is_err());
+        assert!(config(&["--migration-mode=somehow"]).is_err());
     }
 }

@@ -44,13 +44,12 @@ pub use inodes::InodeFlags;
 pub use listen::ListenFlags;
 pub use logs::LogFlags;
 pub use migration::MigrationFlags;
+pub use queues::QueueFlags;
 pub use report::ReportFlags;
 pub use sandbox::SandboxFlags;
 pub use semantics::{SemanticsFlags, When};
 pub use size::Bytes;
 pub use window::WindowFlags;
-
-pub use queues::QueueFlags;
 
 /// Serves a directory to a virtual machine over virtio-fs, with a DAX window
 /// on the host's page cache.
@@ -143,6 +142,24 @@ pub struct Flags {
     pub compat: CompatFlags,
 }
 
+/// What a command line asks for.
+#[derive(Clone, Debug)]
+pub enum Task {
+    /// To serve.
+    Serve(Box<Config>),
+    /// To tell a daemon that runs about its shares.
+    Ctl(Ctl),
+    /// To ask a daemon that runs how things are.
+    PrintSession {
+        /// Its status socket.
+        socket: PathBuf,
+        /// Print the document itself.
+        json: bool,
+    },
+    /// To print what a manager of virtual machines may expect.
+    PrintCapabilities,
+}
+
 impl Flags {
     /// The flags with all that was typed in the old manner settled, if what
     /// is needed is there. To be called once, before [`config`](Self::config).
@@ -150,38 +167,49 @@ impl Flags {
     /// # Errors
     ///
     /// What is missing, or refused, as the parser itself would say it.
-    pub fn settled(mut self) -> Result<Flags, clap::Error> {
-        let error = |kind, message: String| Err(Flags::command().error(kind, message));
-        if let Err(message) = self.apply_compat() {
-            return error(ErrorKind::InvalidValue, message);
+    pub fn task(mut self) -> Result<Task, clap::Error> {
+        let error = |kind, message: String| Flags::command().error(kind, message);
+        self.apply_compat()
+            .map_err(|message| error(ErrorKind::InvalidValue, message))?;
+        if let Some(Command::Ctl(ctl)) = self.command {
+            return Ok(Task::Ctl(ctl));
         }
-        if !self.report.serves() || self.command.is_some() {
-            return Ok(self);
+        if let Some(socket) = self.report.print_session {
+            let json = self.report.json;
+            return Ok(Task::PrintSession { socket, json });
         }
-        let mut missing = Vec::new();
-        let mut has_socket = !self.socket_path.is_empty() || self.fd.is_some();
-        if !has_socket {
-            match self.activation.find() {
-                Ok(found) => has_socket = found,
-                Err(message) => return error(ErrorKind::ValueValidation, message),
-            }
+        if self.report.print_capabilities {
+            return Ok(Task::PrintCapabilities);
         }
+        let activated = match self.socket_path.is_empty() && self.fd.is_none() {
+            true => self.activation.sockets(),
+            false => Ok(Vec::new()),
+        };
+        let activated = activated.map_err(|message| error(ErrorKind::ValueValidation, message))?;
+        let missing = self.missing(&activated);
+        if !missing.is_empty() {
+            let message = format!("missing: {}", missing.join(" and "));
+            return Err(error(ErrorKind::MissingRequiredArgument, message));
+        }
+        match self.config(activated) {
+            Ok(config) => Ok(Task::Serve(Box::new(config))),
+            Err(cause) => Err(error(ErrorKind::ArgumentConflict, cause.to_string())),
+        }
+    }
+
+    /// Flags without which there is nothing to serve.
+    fn missing(&self, activated: &[RawFd]) -> Vec<&'static str> {
+        let has_socket = !self.socket_path.is_empty() || self.fd.is_some() || !activated.is_empty();
         // Shares that are added bring their own directories.
         let needs_none = self.listen.socket_dir.is_some();
+        let mut missing = Vec::new();
         if !has_socket && (!needs_none || self.shared_dir.is_some()) {
             missing.push("--socket-path PATH (or --fd FD, or a socket unit)");
         }
         if self.shared_dir.is_none() && (!needs_none || has_socket) {
             missing.push("--shared-dir DIR");
         }
-        if !missing.is_empty() {
-            let message = format!("missing: {}", missing.join(" and "));
-            return error(ErrorKind::MissingRequiredArgument, message);
-        }
-        if let Err(cause) = self.clone().config(u64::MAX) {
-            return error(ErrorKind::ArgumentConflict, cause.to_string());
-        }
-        Ok(self)
+        missing
     }
 
     /// What the flags mean. `max_open_files` is what the process may have
@@ -190,11 +218,10 @@ impl Flags {
     /// # Errors
     ///
     /// What the flags cannot mean together.
-    pub fn config(self, max_open_files: u64) -> Result<Config, FlagError> {
+    fn config(self, activated: Vec<RawFd>) -> Result<Config, FlagError> {
         let mut dax = self.window.options(self.readonly)?;
         dax.max_maps = self.inodes.max_maps(dax.max_maps);
-        let asked = self.inodes.max_maps(None);
-        dax.max_pieces = asked.unwrap_or(dax.max_pieces);
+        dax.max_pieces = self.inodes.max_maps(None).unwrap_or(dax.max_pieces);
         let ids = self.attributes.ids()?;
         let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
         if acls != When::Never {
@@ -202,44 +229,28 @@ impl Flags {
         }
         let needs_xattr = acls != When::Never || labels != When::Never;
         let map = self.attributes.xattrmap;
-        let device = DeviceOptions {
-            config: match &self.tag {
-                Some(tag) => virtiofs::Config::new(tag, self.queues.num_request_queues)?,
-                None => virtiofs::Config::without_tag(self.queues.num_request_queues),
-            },
-            thread_pool_size: usize::from(self.queues.thread_pool_size),
-            max_parked: usize::from(self.inodes.max_parked),
-        };
-        let activated = self.activation.fds();
-        let listeners = self
-            .listen
-            .listeners(self.socket_path, self.fd, activated)?;
-        // To each the same.
-        let max_open_files = max_open_files / listeners.max_shares as u64;
-        dax.max_files = dax.max_files.min((max_open_files / 8) as usize);
+        let mut warnings = self.cache.warnings(dax.mode != DaxMode::Never);
+        warnings.extend(self.migration.warning());
+        let queues = self.queues.num_request_queues;
         Ok(Config {
-            warnings: {
-                let mut warnings = self.cache.warnings(dax.mode != DaxMode::Never);
-                warnings.extend(self.migration.warning());
-                warnings
-            },
-            share: self.inodes.apply(
-                ShareOptions {
-                    readonly: self.readonly,
-                    locks: self.semantics.locks,
-                    posix_acl: acls != When::Never,
-                    xattr: self.attributes.xattr || map.is_some() || needs_xattr,
-                    xattr_map: map,
-                    ids,
-                    noatime: self.semantics.preserve_noatime,
-                    ..ShareOptions::default()
-                },
-                max_open_files,
-            )?,
-            listeners,
+            listeners: self
+                .listen
+                .listeners(self.socket_path, self.fd, activated)?,
             socket_group: self.activation.socket_group.map(|group| group.0),
-            // `settled` requires it where there is a fixed socket.
+            // Missing only where there is no fixed socket.
             shared_dir: self.shared_dir.unwrap_or_default(),
+            share: ShareOptions {
+                readonly: self.readonly,
+                inode_file_handles: self.inodes.inode_file_handles,
+                max_inodes: self.inodes.max_inodes,
+                locks: self.semantics.locks,
+                posix_acl: acls != When::Never,
+                xattr: self.attributes.xattr || map.is_some() || needs_xattr,
+                xattr_map: map,
+                ids,
+                noatime: self.semantics.preserve_noatime,
+                ..ShareOptions::default()
+            },
             dax,
             server: ServerOptions {
                 caching: self.cache.caching(self.semantics.locks),
@@ -248,13 +259,23 @@ impl Flags {
                 submounts: !self.semantics.no_announce_submounts,
                 security_labels: labels != When::Never,
                 required: self.semantics.required(),
-                max_in_flight: self.inodes.max_in_flight(),
+                max_in_flight: self.inodes.max_in_flight,
             },
-            device,
+            device: DeviceOptions {
+                config: match &self.tag {
+                    Some(tag) => virtiofs::Config::new(tag, queues)?,
+                    None => virtiofs::Config::without_tag(queues),
+                },
+                thread_pool_size: self.queues.thread_pool_size,
+                max_parked: self.inodes.max_parked,
+            },
             isolation: self.sandbox.options(),
+            rlimit_nofile: self.sandbox.rlimit_nofile,
+            max_open_files: self.inodes.max_open_files,
             log_level: self.logs.log_level,
             syslog: self.logs.syslog,
             status_socket: self.report.status_socket,
+            warnings,
         })
     }
 }
@@ -270,9 +291,6 @@ pub enum FlagError {
     /// The tag.
     #[error("--tag: {0}")]
     Tag(#[from] virtiofs::TagError),
-    /// More open files than there can be.
-    #[error(transparent)]
-    OpenFiles(#[from] inodes::TooManyFiles),
     /// More than may be.
     #[error("--max-shares: {0} sockets are named")]
     TooManySockets(usize),
@@ -303,35 +321,50 @@ pub enum FlagError {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
     use crate::dax::DaxOptions;
+    use crate::isolation;
 
     fn parse(extra: &[&str]) -> Result<Flags, clap::Error> {
         let base = ["daxwindowd", "--socket-path", "/s", "--shared-dir", "/d"];
-        Flags::try_parse_from(base.iter().chain(extra)).and_then(Flags::settled)
+        Flags::try_parse_from(base.iter().chain(extra))
     }
 
-    fn alone(args: &[&str]) -> Result<Flags, clap::Error> {
-        Flags::try_parse_from([&["daxwindowd"], args].concat()).and_then(Flags::settled)
+    /// What a daemon with these flags, a socket and a directory is started with.
+    pub(crate) fn config(extra: &[&str]) -> Result<Config, clap::Error> {
+        match parse(extra)?.task()? {
+            Task::Serve(config) => Ok(*config),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn alone(args: &[&str]) -> Result<Task, clap::Error> {
+        Flags::try_parse_from([&["daxwindowd"], args].concat()).and_then(Flags::task)
     }
 
     #[test]
     fn defaults_are_a_window_of_a_quarter_gibibyte_for_chosen_inodes() {
-        let config = parse(&[]).expect("valid").config(1024).expect("valid");
+        let config = config(&[]).expect("valid");
         assert_eq!(config.dax.window_bytes, 256 << 20);
         assert_eq!(config.dax.mode, DaxMode::Inode);
-        assert_eq!(
-            config.dax.min_file_bytes,
-            DaxOptions::default().min_file_bytes
-        );
         assert_eq!(config.device.config.tag(), None);
         assert_eq!(config.device.config.num_request_queues.get(), 1);
-        assert_eq!((config.share.max_handles, config.dax.max_files), (256, 128));
-        let default = DaxOptions::default().max_pieces;
-        assert_eq!(config.dax.max_pieces, default);
-        let few = parse(&["--max-mappings", "7"]).expect("valid");
-        let few = few.config(1024).expect("valid").dax;
+    }
+
+    #[test]
+    fn what_the_flags_say_without_any_is_what_options_say_by_default() {
+        let config = config(&[]).expect("valid");
+        let all = |options: &dyn std::fmt::Debug| format!("{options:?}");
+        assert_eq!(all(&config.dax), all(&DaxOptions::default()));
+        assert_eq!(all(&config.share), all(&ShareOptions::default()));
+        assert_eq!(all(&config.server), all(&ServerOptions::default()));
+        assert_eq!(config.isolation, isolation::Options::default());
+    }
+
+    #[test]
+    fn mappings_are_bounded_in_both_ways() {
+        let few = config(&["--max-mappings", "7"]).expect("valid").dax;
         assert_eq!((few.max_maps, few.max_pieces), (Some(7), 7));
     }
 
@@ -358,7 +391,7 @@ mod tests {
             ),
             (vec!["--front-end-timeout", "0"], "--front-end-timeout"),
         ] {
-            let error = parse(&flags).expect_err("refused");
+            let error = config(&flags).expect_err("refused");
             assert!(error.to_string().contains(word), "{error}");
             assert_eq!(error.exit_code(), 2);
         }
@@ -366,16 +399,14 @@ mod tests {
 
     #[test]
     fn asking_needs_no_share_and_serving_does() {
-        let flags = alone(&["--print-session", "/s", "--json"]).expect("enough");
-        assert_eq!(
-            flags.report.print_session.as_deref(),
-            Some(std::path::Path::new("/s"))
-        );
+        let asked = alone(&["--print-session", "/s", "--json"]).expect("enough");
+        let wanted = |socket: &PathBuf| socket.as_os_str() == "/s";
+        assert!(matches!(asked, Task::PrintSession { socket, json: true } if wanted(&socket)));
         for few in [vec!["--shared-dir", "/d"], vec!["--json"], vec![]] {
             assert!(alone(&few).is_err());
         }
         assert!(
-            parse(&["--print-session", "/x"]).is_err(),
+            config(&["--print-session", "/x"]).is_err(),
             "one or the other"
         );
     }
@@ -392,7 +423,7 @@ mod tests {
 
     #[test]
     fn no_window_means_no_dax() {
-        let flags = parse(&["--dax-window", "0", "--dax", "always"]).expect("valid");
-        assert_eq!(flags.config(1024).expect("valid").dax.mode, DaxMode::Never);
+        let config = config(&["--dax-window", "0", "--dax", "always"]).expect("valid");
+        assert_eq!(config.dax.mode, DaxMode::Never);
     }
 }

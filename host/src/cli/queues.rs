@@ -1,10 +1,11 @@
 //! Flags about queues and the threads that serve them.
 
+use super::size::count;
 use crate::device::backend::MAX_REQUEST_QUEUES;
 
 /// Stand-ins of one guest, if nothing else is said: as many requests as Linux
 /// keeps in flight for read-ahead and write-back.
-const DEFAULT_POOL: u16 = 64;
+const DEFAULT_POOL: usize = 64;
 
 /// See `--help`.
 #[derive(Clone, Copy, Debug, clap::Args)]
@@ -26,7 +27,7 @@ pub struct QueueFlags {
         long,
         value_name = "N",
         default_value_t = DEFAULT_POOL,
-        value_parser = clap::value_parser!(u16).range(..=4096),
+        value_parser = count(..=4096),
     )]
-    pub thread_pool_size: u16,
+    pub thread_pool_size: usize,
 }

@@ -27,10 +27,3 @@ pub struct ReportFlags {
     #[arg(long)]
     pub print_capabilities: bool,
 }
-
-impl ReportFlags {
-    /// Whether a share is to be served.
-    pub fn serves(&self) -> bool {
-        self.print_session.is_none() && !self.print_capabilities
-    }
-}

@@ -1,8 +1,10 @@
-//! Sizes as they are typed and shown.
+//! Sizes and counts as they are typed and shown.
 
 use std::fmt;
+use std::ops::RangeBounds;
 use std::str::FromStr;
 
+use clap::builder::RangedU64ValueParser;
 use daxwindow_shared::size::parse_bytes;
 use daxwindow_shared::window::RANGE_BYTES;
 
@@ -25,6 +27,11 @@ impl fmt::Display for Bytes {
         let (shift, unit) = units.into_iter().find(fits).unwrap_or((0, ""));
         write!(f, "{}{unit}", self.0 >> shift)
     }
+}
+
+/// Parses a count within `range`.
+pub(super) fn count(range: impl RangeBounds<u64>) -> RangedU64ValueParser<usize> {
+    RangedU64ValueParser::new().range(range)
 }
 
 /// Parses the size of a window.

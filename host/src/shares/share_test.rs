@@ -2,17 +2,9 @@
 
 use std::sync::atomic::{AtomicU32, Ordering};
 
-use clap::Parser;
-
 use super::*;
-use crate::cli::Flags;
+use crate::cli::tests::config;
 use crate::shares::registry::open_directory;
-
-fn config(extra: &[&str]) -> Config {
-    let base = ["daxwindowd", "--socket-dir", "/run/x"];
-    let flags = Flags::try_parse_from(base.iter().chain(extra)).expect("flags");
-    flags.config(1024).expect("a configuration")
-}
 
 fn share(dir: &std::path::Path) -> Share {
     let new = NewShare {
@@ -22,7 +14,7 @@ fn share(dir: &std::path::Path) -> Share {
         socket: Socket::bind("test", &dir.join("a.sock")).expect("bound"),
         changes: Changes::default(),
     };
-    Share::open(&config(&[]), new, Span::none())
+    Share::open(&config(&[]).expect("valid"), new, Span::none())
         .expect("a share")
         .0
 }
@@ -55,6 +47,7 @@ fn settings_of_a_share_go_before_the_daemons() {
         dax: Some(DaxMode::Always),
         window_bytes: Some(4 << 20),
     };
+    let config = |flags: &[&str]| config(flags).expect("valid");
     let changed = changes.apply(&config(&["--dax", "never"])).expect("valid");
     assert_eq!(changed.device.config.tag(), Some("data"));
     assert!(changed.share.readonly && changed.dax.readonly);
@@ -78,25 +71,4 @@ fn settings_of_a_share_go_before_the_daemons() {
         ..Changes::default()
     };
     assert!(long.apply(&config(&[])).is_err());
-}
-
-#[test]
-fn descriptors_are_divided_among_the_shares_that_may_be() {
-    let of = |extra: &[&str]| {
-        let base = ["daxwindowd", "--shared-dir", "/d"];
-        let flags = Flags::try_parse_from(base.iter().chain(extra)).expect("flags");
-        let share = flags.config(8192).expect("a configuration").share;
-        (share.max_inode_descriptors, share.max_handles)
-    };
-    assert_eq!(of(&["--socket-path", "/a"]), (4096, 2048));
-    assert_eq!(
-        of(&["--socket-path", "/a", "--socket-path", "/b"]),
-        (2048, 1024)
-    );
-    let many = ["--socket-path", "/a", "--socket-dir", "/run/x"];
-    assert_eq!(of(&many), (64, 32));
-    assert_eq!(
-        of(&[&many[..], &["--max-shares", "2"]].concat()),
-        (2048, 1024)
-    );
 }
