@@ -14,7 +14,7 @@ pub struct AttributeFlags {
     #[arg(long)]
     pub xattr: bool,
 
-    /// Rules by which extended attributes have other names on the host, like
+    /// Rules for the names that extended attributes have on the host, as in
     /// :map::user.virtiofs.: (implies --xattr)
     #[arg(long, value_name = "RULES")]
     pub xattrmap: Option<XattrMap>,
@@ -25,7 +25,8 @@ pub struct AttributeFlags {
     #[arg(long, value_name = "RULE")]
     pub translate_uid: Vec<IdRule>,
 
-    /// The same for groups
+    /// Which groups of the guest are which on the host, in the form of
+    /// --translate-uid; may be repeated
     #[arg(long, value_name = "RULE")]
     pub translate_gid: Vec<IdRule>,
 }

@@ -12,23 +12,23 @@ pub struct CacheFlags {
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub cache: CacheMode,
 
-    /// With --cache metadata or never: let files be mapped shared all the
+    /// With --cache metadata or never: let guests map files shared all the
     /// same. Only for a directory that nobody else changes
     #[arg(long)]
     pub allow_mmap: bool,
 
     /// Let guests keep back what is written, and hand it over in large pieces.
-    /// Only for a directory that nobody else changes; a guest that maps files
-    /// through the DAX window goes without
+    /// Only for a directory that nobody else changes; has no effect on guests
+    /// that map files through the DAX window
     #[arg(long)]
     pub writeback: bool,
 
     /// Let the guest's O_DIRECT reach the host's file, past the host's page
-    /// cache; never for files with DAX, which is that cache
+    /// cache; has no effect on files with DAX, since that is access to the cache
     #[arg(long)]
     pub allow_direct_io: bool,
 
-    /// List directories without attributes, which are then asked for one by one
+    /// List directories without attributes; guests ask for those one by one
     #[arg(long)]
     pub no_readdirplus: bool,
 }

@@ -15,12 +15,12 @@ use crate::server::CacheMode;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "For command lines of virtiofsd")]
 pub struct CompatFlags {
-    /// Options in the old manner: source=DIR, xattr, cache=auto and so on;
-    /// each sets the flag of today (deprecated)
+    /// Options in the old manner of virtiofsd: source=DIR, xattr, cache=auto
+    /// and so on; each sets the flag of today (deprecated)
     #[arg(short = 'o', value_name = "OPTION,...")]
     pub compat_options: Vec<String>,
 
-    /// As --log-level debug (deprecated)
+    /// Same as --log-level debug (deprecated)
     #[arg(short = 'd')]
     pub compat_debug: bool,
 

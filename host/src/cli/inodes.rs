@@ -14,8 +14,8 @@ pub struct InodeFlags {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub inode_file_handles: InodeFileHandles,
 
-    /// Inodes that a guest may know at a time, of some 200 bytes each; beyond,
-    /// it gets ENFILE
+    /// Most inodes that a guest may know at a time, of some 200 bytes each;
+    /// beyond, it gets ENFILE
     #[arg(
         long,
         value_name = "N",
@@ -24,7 +24,7 @@ pub struct InodeFlags {
     )]
     pub max_inodes: usize,
 
-    /// Files and directories that a guest may have open at a time, a
+    /// Most files and directories that a guest may have open at a time, a
     /// descriptor each; beyond, it gets EMFILE [default: a quarter of the
     /// descriptors that the daemon may have, at most 65536]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -42,8 +42,8 @@ pub struct InodeFlags {
     #[arg(long, value_name = "N", value_parser = count(1..=u64::from(u32::MAX)))]
     pub max_in_flight: Option<usize>,
 
-    /// Requests that may wait for locks (--locks) at a time; beyond, a guest
-    /// gets ENOLCK
+    /// Most requests that may wait for locks (--locks) at a time; beyond, the
+    /// guest gets ENOLCK
     #[arg(
         long,
         value_name = "N",

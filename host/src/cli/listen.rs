@@ -13,9 +13,9 @@ use crate::config::{Listen, Listeners};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Many guests")]
 pub struct ListenFlags {
-    /// Directory for sockets that come and go: `daxwindowd ctl` adds shares
-    /// here at run time, each a socket NAME.sock, and removes them; it talks
-    /// to the daemon at the socket control.sock
+    /// Directory for sockets that come and go: `daxwindowd ctl` adds shares at
+    /// run time, each with a socket NAME.sock in the directory, and removes
+    /// them; ctl talks to the daemon at the socket control.sock there
     #[arg(long, value_name = "DIR", conflicts_with = "print_session")]
     pub socket_dir: Option<PathBuf>,
 
@@ -30,8 +30,8 @@ pub struct ListenFlags {
     )]
     pub max_shares: usize,
 
-    /// End when a guest has been connected and none is any more, as virtiofsd
-    /// does: the default with one socket
+    /// End when the last guest has disconnected, as virtiofsd does: the default
+    /// with one socket
     #[arg(
         long,
         conflicts_with = "print_session",
@@ -39,15 +39,15 @@ pub struct ListenFlags {
     )]
     pub once: bool,
 
-    /// Stay when a guest has gone, and serve the next: the default with several
-    /// sockets and with --socket-dir
+    /// Keep running when guests disconnect, and serve the next: the default
+    /// with several sockets and with --socket-dir
     #[arg(long, conflicts_with = "print_session", overrides_with = "once")]
     pub keep_serving: bool,
 }
 
 impl ListenFlags {
     /// Where VMMs connect: at the paths, or the descriptor, or the `activated`
-    /// ones if there is neither, and where shares come and go.
+    /// ones, and where shares come and go.
     ///
     /// # Errors
     ///

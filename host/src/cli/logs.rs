@@ -7,7 +7,7 @@ use clap::Args;
 #[command(next_help_heading = "Logs and reports")]
 pub struct LogFlags {
     /// What to log: off, error, warn, info, debug, trace, or a list of
-    /// target=level. RUST_LOG wins over it
+    /// target=level. The environment variable RUST_LOG wins over the flag
     #[arg(long, value_name = "LEVEL", default_value = "info")]
     pub log_level: String,
 

@@ -12,7 +12,7 @@ use clap::builder::PossibleValuesParser;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "For command lines of virtiofsd")]
 pub struct MigrationFlags {
-    /// No effect: there is no live migration
+    /// No effect: the daemon does not migrate live
     #[arg(
         long,
         value_name = "MODE",
@@ -20,7 +20,7 @@ pub struct MigrationFlags {
     )]
     pub migration_mode: Option<String>,
 
-    /// No effect, as --migration-mode
+    /// No effect: the daemon does not migrate live
     #[arg(
         long,
         value_name = "ACTION",
@@ -28,11 +28,11 @@ pub struct MigrationFlags {
     )]
     pub migration_on_error: Option<String>,
 
-    /// No effect, as --migration-mode
+    /// No effect: the daemon does not migrate live
     #[arg(long)]
     pub migration_verify_handles: bool,
 
-    /// No effect, as --migration-mode
+    /// No effect: the daemon does not migrate live
     #[arg(long)]
     pub migration_confirm_paths: bool,
 }

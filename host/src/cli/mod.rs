@@ -65,9 +65,9 @@ pub struct Flags {
     #[command(subcommand)]
     pub command: Option<Command>,
 
-    /// Unix socket to listen on for a VMM; one client at a time is served. May
-    /// be repeated: each serves the directory to a guest of its own. PATH.pid
-    /// tells the process to signal
+    /// Unix socket to listen on for a VMM, one client at a time. May be
+    /// repeated: each socket serves the directory to a guest of its own. The
+    /// file PATH.pid has the id of the process to signal
     #[arg(long, visible_alias = "socket", value_name = "PATH")]
     pub socket_path: Vec<PathBuf>,
 
@@ -84,12 +84,12 @@ pub struct Flags {
     #[arg(long, value_name = "DIR")]
     pub shared_dir: Option<PathBuf>,
 
-    /// Name by which the guest mounts the share, at most 36 bytes, for VMMs
-    /// that are to learn it from the daemon
+    /// Name by which the guest mounts the share, at most 36 bytes; for VMMs that
+    /// learn it from the daemon
     #[arg(long, value_parser = parse_tag)]
     pub tag: Option<String>,
 
-    /// Refuse everything that would change the directory
+    /// Refuse every request that would change the directory
     #[arg(long)]
     pub readonly: bool,
 
@@ -161,8 +161,8 @@ pub enum Task {
 }
 
 impl Flags {
-    /// The flags with all that was typed in the old manner settled, if what
-    /// is needed is there. To be called once, before [`config`](Self::config).
+    /// What the flags ask for. To be called before any fork, since sockets
+    /// that a service manager passes are for one process.
     ///
     /// # Errors
     ///
@@ -212,8 +212,7 @@ impl Flags {
         missing
     }
 
-    /// What the flags mean. `max_open_files` is what the process may have
-    /// open, which the guest's inodes and handles must leave some of.
+    /// What the flags mean for a daemon that serves.
     ///
     /// # Errors
     ///

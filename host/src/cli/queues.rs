@@ -20,9 +20,9 @@ pub struct QueueFlags {
     )]
     pub num_request_queues: u32,
 
-    /// Most threads beside those, started when requests take long and ended
-    /// when they do not any more; with 0 each queue serves one request after
-    /// the other
+    /// Most threads besides those of the queues, started when requests take long
+    /// and ended when they do not any more; with 0 each queue serves one
+    /// request after the other
     #[arg(
         long,
         value_name = "N",

@@ -8,17 +8,17 @@ use clap::Args;
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "Logs and reports")]
 pub struct ReportFlags {
-    /// Unix socket that tells whoever connects how things are, as one JSON
-    /// document
+    /// Unix socket at which the daemon tells how things are, as one JSON
+    /// document to each client
     #[arg(long, value_name = "PATH")]
     pub status_socket: Option<PathBuf>,
 
-    /// Serve nothing: ask the daemon at this status socket how things are,
-    /// and above all whether its share has DAX, and if not why
+    /// Serve nothing: ask the daemon at this status socket how things are, and
+    /// print above all whether its share has DAX, and if not why
     #[arg(long, value_name = "PATH", conflicts_with_all = ["socket_path", "shared_dir", "status_socket"])]
     pub print_session: Option<PathBuf>,
 
-    /// With --print-session: the document itself
+    /// With --print-session: print the JSON document itself
     #[arg(long, requires = "print_session")]
     pub json: bool,
 

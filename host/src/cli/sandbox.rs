@@ -19,22 +19,23 @@ pub struct SandboxFlags {
     #[arg(long, value_name = "ACTION", value_enum, default_value_t)]
     pub seccomp: Seccomp,
 
-    /// Changes to the capabilities that are kept, as in +sys_admin:-chown
+    /// Capabilities to add to those that the daemon keeps, or to take away, as
+    /// in +sys_admin:-chown
     #[arg(long, value_name = "LIST", allow_hyphen_values = true)]
     pub modcaps: Option<ModCaps>,
 
-    /// Most descriptors to have open; 0 leaves the limit as it is; 1000000, or
-    /// as many as the host gives, if not given
+    /// Most descriptors that the daemon may have open; 0 leaves the limit as it
+    /// is [default: 1000000, or as many as the host gives]
     #[arg(long, value_name = "N")]
     pub rlimit_nofile: Option<u64>,
 
-    /// Users of the user namespace, :inside:outside:count:, with any
-    /// separator; may be repeated. Without, who is not root has themselves
-    /// alone, and root needs no such namespace
+    /// Users of the user namespace, as :inside:outside:count: with any
+    /// separator; may be repeated. By default a user other than root maps only
+    /// their own id, and root makes no user namespace
     #[arg(long, value_name = "MAP")]
     pub uid_map: Vec<IdMap>,
 
-    /// Groups of the user namespace, as --uid-map
+    /// Groups of the user namespace, in the form of --uid-map; may be repeated
     #[arg(long, value_name = "MAP")]
     pub gid_map: Vec<IdMap>,
 }

@@ -14,7 +14,7 @@ pub struct SemanticsFlags {
     pub locks: bool,
 
     /// Let POSIX ACLs of the share hold in the guest, and default ACLs for what
-    /// it creates; without a value: always
+    /// it creates. The flag without a value means always
     #[arg(
         long,
         value_name = "WHEN",
@@ -26,7 +26,7 @@ pub struct SemanticsFlags {
     pub posix_acl: When,
 
     /// Take security labels with what the guest creates, and store them as
-    /// extended attributes at once; without a value: always
+    /// extended attributes at once. The flag without a value means always
     #[arg(
         long,
         value_name = "WHEN",
@@ -38,12 +38,13 @@ pub struct SemanticsFlags {
     pub security_label: When,
 
     /// Clear set-id bits and capabilities of files that are written, in place
-    /// of the guest; by default wherever every write comes by the daemon,
-    /// which is with guests that have no DAX
+    /// of the guest: the default for guests without DAX, whose writes all pass
+    /// through the daemon
     #[arg(long, overrides_with = "no_killpriv_v2")]
     pub killpriv_v2: bool,
 
-    /// Leave that to the guest
+    /// Leave it to the guest to clear set-id bits and capabilities of files
+    /// that are written
     #[arg(long, overrides_with = "killpriv_v2")]
     pub no_killpriv_v2: bool,
 
@@ -51,24 +52,25 @@ pub struct SemanticsFlags {
     #[arg(long, overrides_with = "no_announce_submounts")]
     pub announce_submounts: bool,
 
-    /// Do not: all of the share is one file system in the guest
+    /// Do not tell the guest which directories are mount points: all of the
+    /// share is one file system there
     #[arg(long, overrides_with = "announce_submounts")]
     pub no_announce_submounts: bool,
 
     /// Let the guest's O_NOATIME reach the host, where only a file's owner may
-    /// use it; otherwise it is left out
+    /// use it; by default the daemon leaves it out
     #[arg(long)]
     pub preserve_noatime: bool,
 }
 
-/// Whether to use what not every guest offers.
+/// Whether to use a feature that not every guest offers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum When {
     /// Do not use the feature
     Never,
-    /// Where the guest offers it
+    /// Use the feature where the guest offers it
     Auto,
-    /// Yes, and a guest that does not offer it is refused
+    /// Use the feature, and refuse guests that do not offer it
     Always,
 }
 

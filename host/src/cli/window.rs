@@ -15,8 +15,8 @@ use super::size::{Bytes, parse_window};
 #[derive(Clone, Debug, Args)]
 #[command(next_help_heading = "DAX window")]
 pub struct WindowFlags {
-    /// Size of the DAX window, a multiple of 2M; suffixes K, M and G; 0 for no
-    /// window. A PCI device's window is a power of two: other sizes are
+    /// Size of the DAX window, a multiple of 2M, with suffix K, M or G; 0 for
+    /// no window. A PCI device's window is a power of two: other sizes are
     /// rounded down
     #[arg(
         long,
@@ -35,7 +35,8 @@ pub struct WindowFlags {
     #[arg(long, value_name = "MODE", value_enum, default_value_t)]
     pub dax: DaxMode,
 
-    /// With --dax inode: smallest file that gets DAX, with suffixes as above
+    /// With --dax inode: size of the smallest file that gets DAX, with suffix
+    /// K, M or G
     #[arg(
         long,
         value_name = "SIZE",
@@ -47,19 +48,20 @@ pub struct WindowFlags {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub dax_executables: Executables,
 
-    /// DAX only for files that match, by name (*.bin) or by path in the share
-    /// (models/**); may be repeated
+    /// Give DAX only to files that match, by name (*.bin) or by path in the
+    /// share (models/**); may be repeated
     #[arg(long, value_name = "GLOB")]
     pub dax_include: Vec<Pattern>,
 
-    /// No DAX for files that match, even if included; may be repeated
+    /// Give no DAX to files that match, even if they match --dax-include; may
+    /// be repeated
     #[arg(long, value_name = "GLOB")]
     pub dax_exclude: Vec<Pattern>,
 
     /// With less room than this left on the host's file system, fill the holes
-    /// of sparse files where the guest maps them writable, and refuse where
-    /// that fails; suffixes as above, 0 for never. Without, a store into a
-    /// hole on a full file system ends the VMM
+    /// of sparse files before the guest maps them writable, and refuse the
+    /// mapping if that fails; with suffix K, M or G, 0 for never. Unless holes
+    /// are filled, a store into one on a full file system ends the VMM
     #[arg(
         long,
         value_name = "SIZE",
@@ -71,9 +73,9 @@ pub struct WindowFlags {
     #[arg(long, value_name = "WHEN", value_enum, default_value_t)]
     pub memory_slots: MemorySlots,
 
-    /// Memory slots of the VMM's 512 to leave to its own memory, to other
-    /// devices and to memory hotplug; the window is cut to 2M for each of the
-    /// others, and to a power of two
+    /// How many of the VMM's 512 memory slots to leave to its own memory, to
+    /// other devices and to memory hotplug; the window is cut to 2M for each
+    /// of the other slots, and to a power of two
     #[arg(
         long,
         value_name = "N",
@@ -82,13 +84,14 @@ pub struct WindowFlags {
     )]
     pub slot_reserve: u16,
 
-    /// Offer the window as asked for: the VMM maps with a plain mmap, spends
-    /// no memory slots and needs no power of two
+    /// Offer the window in the size of --dax-window, for a VMM that maps with a
+    /// plain mmap, spends no memory slots and needs no power of two
     #[arg(long, conflicts_with = "slot_reserve")]
     pub no_slot_limit: bool,
 
-    /// How long the VMM may take over one map before the log tells of it, in
-    /// seconds. What needs the map waits for it as long as the VMM is connected
+    /// How many seconds the VMM may take over one map before the daemon logs
+    /// it. Requests that need the map wait for it as long as the VMM is
+    /// connected
     #[arg(
         long,
         value_name = "SECONDS",

@@ -22,7 +22,7 @@ pub enum Command {
 /// See `--help`.
 #[derive(Clone, Debug, Args)]
 pub struct Ctl {
-    /// The --socket-dir of the daemon
+    /// Directory that the daemon has as its --socket-dir
     #[arg(long, value_name = "DIR")]
     pub socket_dir: PathBuf,
 
@@ -36,12 +36,13 @@ pub struct Ctl {
 pub enum Order {
     /// Adds a share; its socket is NAME.sock in the directory of sockets
     Add(AddFlags),
-    /// Removes a share and its socket; refused while a guest is connected
+    /// Removes a share and its socket; while a guest is connected, only with
+    /// --force
     Remove(RemoveFlags),
     /// Lists the shares, one a line: name, guest connected or not, socket,
     /// access, directory
     List {
-        /// A JSON array
+        /// Print a JSON array
         #[arg(long)]
         json: bool,
     },
@@ -63,17 +64,18 @@ pub struct AddFlags {
     #[arg(long, value_parser = parse_tag)]
     pub tag: Option<String>,
 
-    /// Refuse everything that would change the directory; so does a daemon
-    /// that was started with --readonly
+    /// Refuse every request that would change the directory; a daemon with
+    /// --readonly does so for all shares
     #[arg(long)]
     pub readonly: bool,
 
-    /// Which files the guest may access through the window; as the daemon was
-    /// told if not given
+    /// Which files the guest may access through the window; the daemon's --dax
+    /// if not given
     #[arg(long, value_name = "MODE")]
     pub dax: Option<DaxMode>,
 
-    /// Size of the DAX window, as the daemon's flag has it
+    /// Size of the DAX window, a multiple of 2M, with suffix K, M or G; the
+    /// daemon's --dax-window if not given
     #[arg(long, value_name = "SIZE", value_parser = parse_window)]
     pub dax_window: Option<Bytes>,
 }
@@ -85,7 +87,7 @@ pub struct RemoveFlags {
     #[arg(long, value_name = "NAME")]
     pub name: ShareName,
 
-    /// Disconnect a guest that uses it
+    /// Disconnect a guest that uses the share
     #[arg(long)]
     pub force: bool,
 }
