@@ -27,11 +27,11 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut last = [0; 1];
     view.read(len.saturating_sub(1) as usize, &mut last)?; // or loads from view.as_ptr()
     println!("{n} bytes at the start: {first:?}; the last byte: {last:?}");
+    // README ends
     println!(
         "{} mappings, {} faults",
         guest.stats().setups,
         guest.stats().faults
     );
-    // README ends
     Ok(())
 }

@@ -21,7 +21,7 @@ use crate::cleanup::Scratch;
 /// Ctrl-].
 const ESCAPE: u8 = 0x1d;
 
-/// README, known troubles.
+/// docs/qemu.md, emulated guests.
 const CODE_WARNING: &str = "without KVM, programs that run from the window go wrong once the guest \
      has used all of it: --dax inode keeps them out of it";
 

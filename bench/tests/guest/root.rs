@@ -65,7 +65,7 @@ fn maps(vm: &Vm) -> usize {
     text.lines().filter(lent).count()
 }
 
-/// What README's table of boots is made of.
+/// Tells how the boot went, for whoever reads the output.
 fn report(vm: &mut Vm, name: &str) -> u64 {
     let maps = maps(vm);
     let cached = run(vm, "awk '/^Cached/ { print $2 }' /proc/meminfo");

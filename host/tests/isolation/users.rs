@@ -296,7 +296,7 @@ fn with_fuse_for_all(place: &Place, flags: &[&str]) -> Command {
     command
 }
 
-/// README: any user may run it, once it has the capability.
+/// docs/qemu.md: any user may run it, once it has the capability.
 #[test]
 fn with_the_capability_anybody_has_padded_files() {
     for capable in [true, false] {
