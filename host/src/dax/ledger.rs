@@ -333,6 +333,16 @@ impl Ledger {
         self.inodes.get(&nodeid)?.bytes
     }
 
+    /// Keeps no file open for the next map of its inode.
+    pub fn release_files(&mut self) {
+        for inode in self.inodes.values_mut() {
+            let kept = [inode.read_only.take(), inode.read_write.take()];
+            let kept = kept.into_iter().flatten();
+            self.unused.extend(kept.map(|kept| kept.fd));
+        }
+        self.files = 0;
+    }
+
     /// Hands over the files that are not needed any more, to be closed.
     pub fn unused(&mut self) -> Vec<Arc<OwnedFd>> {
         std::mem::take(&mut self.unused)

@@ -327,6 +327,11 @@ impl Dax {
         })
     }
 
+    /// Closes the files that are only kept open for the next map.
+    pub fn release_caches(&self) {
+        self.change(Ledger::release_files);
+    }
+
     /// Unmaps everything: DESTROY, a fresh INIT, device reset.
     pub fn reset(&self) {
         self.clear();

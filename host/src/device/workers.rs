@@ -3,7 +3,9 @@
 //! They sleep on the kicks of all queues, and one that is woken serves the
 //! queue for which it was, see `lane`. The last to fall asleep is the first to
 //! be woken. A guest that does nothing has one thread; one that does something
-//! has a spare, which sleeps while the other serves. A thread that is *away*,
+//! has a spare, which sleeps while the other serves; the spare ends when the
+//! guest rests, and closes what is only kept open for its next request. A
+//! thread that is *away*,
 //! in a request that takes long, leaves its queue to others; how many of them
 //! may be is the guest's budget, and what bounds the requests that it can have
 //! under way.
@@ -173,7 +175,11 @@ impl DeviceContext {
                     }
                     return Some(queue);
                 }
-                Heard::Nothing if crew.asleep > 0 && crew.woken == woken => return None,
+                Heard::Nothing if crew.asleep > 0 && crew.woken == woken => {
+                    drop(crew);
+                    self.handler.server.release_caches();
+                    return None;
+                }
                 Heard::Nothing => {}
             }
         }

@@ -282,6 +282,11 @@ impl SharedDir {
         self.layers.clear();
     }
 
+    /// Closes the descriptors that are only kept for the next request.
+    pub fn release_caches(&self) {
+        self.inodes.descriptors().empty();
+    }
+
     /// Device and number of the host's inode behind `nodeid`, while the guest
     /// knows it.
     pub fn host_inode(&self, nodeid: u64) -> Option<HostInode> {

@@ -163,6 +163,13 @@ impl Server {
         self.in_flight.now()
     }
 
+    /// The guest has done nothing for a while: closes what is only kept open for
+    /// its next request.
+    pub fn release_caches(&self) {
+        self.fs.release_caches();
+        self.dax.release_caches();
+    }
+
     /// Logs everything counted, and what is live now.
     pub fn log_counters(&self) {
         let window = self.dax.stats();

@@ -171,11 +171,20 @@ impl Descriptors {
 
     /// Closes what is of nodes on the mount of this number.
     pub(super) fn remove_of(&self, mount: u16) {
+        self.remove_if(|place| place.mount == mount);
+    }
+
+    /// Closes all that is cached.
+    pub(in crate::fs) fn empty(&self) {
+        self.remove_if(|_| true);
+    }
+
+    fn remove_if(&self, is_wanted: impl Fn(&Place) -> bool) {
         for shard in &self.shards {
             let mut ring = shard.lock();
             let places = (0u16..).zip(&mut ring.places);
-            let on_mount = places.filter(|(_, place)| place.mount == mount);
-            let gone = on_mount.filter_map(|(at, place)| Some((at, place.fd.take()?)));
+            let wanted = places.filter(|(_, place)| is_wanted(place));
+            let gone = wanted.filter_map(|(at, place)| Some((at, place.fd.take()?)));
             let gone = gone.collect();
             self.close(ring, gone);
         }
