@@ -3,7 +3,7 @@
 //! Laws: a message is taken from the socket whole, or the socket is given up;
 //! no byte behind it is taken; however it is cut up, only a bounded number of
 //! bytes and descriptors is kept. One call takes what one system call gives,
-//! so that who has to do other things can count.
+//! so that a caller with other things to do can count.
 
 use std::io::{self, IoSliceMut};
 use std::mem::MaybeUninit;

@@ -10,7 +10,7 @@
 //! | [`Window`] | reserved address space, or [adopted](Window::adopt), of which every range is checked before anything is mapped |
 //! | [`WindowServer`] | serves SHMEM_MAP and SHMEM_UNMAP on a thread of its own |
 //! | [`PolledServer`] | the same, called by a VMM's own loop |
-//! | [`area`] | the address space beneath, for who shows pieces of a window elsewhere as well |
+//! | [`area`] | the address space beneath, to show pieces of a window elsewhere as well |
 //!
 //! What a VMM does besides: it agrees on the protocol features `SHMEM`,
 //! `BACKEND_REQ` and `BACKEND_SEND_FD` (and `REPLY_ACK`, without which a back
@@ -21,8 +21,8 @@
 //!
 //! Nothing that a back end sends is trusted. A message is checked in full
 //! before anything is mapped, and whatever it says, only the window changes.
-//! The guest meets a SIGBUS behind the end of a file, as anybody who maps one:
-//! what becomes of it there is for the VMM to decide.
+//! The guest meets a SIGBUS behind the end of a file, as any process that maps one:
+//! the VMM decides what becomes of it there.
 //!
 //! # A thread
 //!

@@ -29,7 +29,7 @@ fn room(slots: u64, prefetch_ranges: u32) -> Room {
     let options = MapperOptions {
         range_bytes: R,
         prefetch_ranges,
-        patience: Duration::from_secs(20),
+        timeout: Duration::from_secs(20),
     };
     let channel = Arc::clone(&fake) as Arc<dyn MapChannel>;
     let mapper = Mapper::new(Arc::clone(&fake.window), channel, options).expect("mapper");

@@ -185,7 +185,7 @@ impl File {
         };
         let _alone = self.node().growing.lock();
         let attr = self.session().setattr(self.nodeid(), &set)?;
-        self.node().learn(&attr);
+        self.node().update(&attr);
         Ok(())
     }
 
@@ -285,7 +285,7 @@ impl File {
         match moved {
             Ok(()) => Ok(part.len),
             Err(moved) => {
-                self.node().doubt();
+                self.node().mark_stale();
                 Err(Error::Truncated {
                     offset: part.offset.saturating_add(moved as u64),
                 })
@@ -302,7 +302,7 @@ impl File {
     /// Has ranges mapped ahead, if this read follows the last one.
     fn read_ahead(&self, mapper: &Mapper, offset: u64, len: u64) {
         let depth = mapper.prefetch_ranges();
-        // Whoever finds it locked reads in parallel, which is no order.
+        // A thread that finds it locked reads in parallel, which is no order.
         let Some(mut pattern) = self.pattern.try_lock().filter(|_| depth > 0 && len > 0) else {
             return;
         };

@@ -3,7 +3,7 @@
 //! Each look-up that the daemon answers raises its count of a node, and one
 //! FORGET lowers it again. Law: the FORGET of a node that was mapped is sent
 //! only after its ranges are unmapped, so a node id is never used again while
-//! ranges of its former owner are in the window. Nodes that nobody has open
+//! ranges of its former owner are in the window. Nodes that are not open
 //! stay, with their ranges, until there are too many.
 
 use std::collections::{HashMap, VecDeque};
@@ -19,10 +19,10 @@ use super::Shared;
 use crate::error::Result;
 use crate::mapper::{Core, Inode};
 
-/// Nodes kept although nobody has them open, and how many go at a time.
+/// Nodes kept although they are not open, and how many go at a time.
 const CLOSED_MOST: usize = 1024;
 const CLOSED_BATCH: usize = 64;
-/// How long attributes are believed, like Linux with virtiofsd.
+/// How long attributes count as fresh, like Linux with virtiofsd.
 const VALID: Duration = Duration::from_secs(1);
 
 /// What is known of a file that is, or was, open.
@@ -30,10 +30,10 @@ pub(super) struct Node {
     pub(super) inode: Arc<Inode>,
     /// Whether its ranges may be mapped.
     pub(super) dax: bool,
-    /// Nanoseconds after `epoch` until which the size is believed.
+    /// Nanoseconds after `epoch` until which the size counts as fresh.
     valid_until: AtomicU64,
     epoch: Instant,
-    /// Held by those who change the size.
+    /// Held while the size is changed.
     pub(super) growing: Mutex<()>,
     /// Time of change when last heard of, until the first open for writing:
     /// with another, another file may have taken the place of this one.
@@ -52,7 +52,7 @@ impl Node {
             changed: Mutex::default(),
             written: AtomicBool::new(false),
         };
-        node.learn(&entry.attr);
+        node.update(&entry.attr);
         node
     }
 
@@ -61,7 +61,7 @@ impl Node {
     }
 
     /// Takes the size from fresh attributes.
-    pub(super) fn learn(&self, attr: &Attr) {
+    pub(super) fn update(&self, attr: &Attr) {
         self.inode.set_size(attr.size);
         self.valid_until
             .store(self.now() + VALID.as_nanos() as u64, Ordering::Relaxed);
@@ -79,8 +79,8 @@ impl Node {
         self.inode.raise_size(end);
     }
 
-    /// The next reader asks again.
-    pub(super) fn doubt(&self) {
+    /// Has the next reader ask for the size again.
+    pub(super) fn mark_stale(&self) {
         self.valid_until.store(0, Ordering::Relaxed);
     }
 
@@ -133,7 +133,7 @@ impl OpenNode {
         let wanted = marked || !shared.session.inode_dax();
         let dax = regular && wanted && shared.mapper.is_some();
         let node = shared.inodes.open(entry, dax);
-        shared.heed(&node, &entry.attr);
+        shared.remap_if_replaced(&node, &entry.attr);
         OpenNode {
             shared: Arc::clone(shared),
             node,
@@ -155,7 +155,7 @@ impl Inodes {
             known.lookups += 1;
             known.opens += 1;
             known.unlinked = false;
-            known.node.learn(&entry.attr);
+            known.node.update(&entry.attr);
             let node = Arc::clone(&known.node);
             if known.opens == 1 {
                 table.closed_count -= 1;
@@ -196,8 +196,8 @@ impl Inodes {
         table.shrink()
     }
 
-    /// A name of the node was removed: takes it if nobody has it open, else
-    /// sees to it that it goes when it is closed.
+    /// A name of the node was removed: takes it if it is not open; otherwise
+    /// its close will.
     fn take_unlinked(&self, nodeid: u64) -> Option<(Arc<Node>, u64)> {
         let mut table = self.table.lock();
         let entry = table.entries.get_mut(&nodeid)?;
@@ -258,36 +258,35 @@ impl Shared {
         }
     }
 
-    /// A name of this node is gone: it is kept only as long as somebody has
-    /// it open, for its mappings would keep its data on the host's disk.
-    pub(super) fn let_go(&self, nodeid: u64) {
+    /// A name of this node is gone: it is kept only as long as it is open, for its mappings would keep its data on the host's disk.
+    pub(super) fn forget_unlinked(&self, nodeid: u64) {
         self.forget(self.inodes.take_unlinked(nodeid).into_iter().collect());
     }
 
     /// Asks for the attributes of a node.
     pub(super) fn refresh(&self, node: &Node, fh: Option<u64>) -> Result<Attr> {
         let attr = self.session.getattr(node.nodeid(), fh)?;
-        node.learn(&attr);
-        self.heed(node, &attr);
+        node.update(&attr);
+        self.remap_if_replaced(node, &attr);
         Ok(attr)
     }
 
     /// The node was opened for writing. The window shows the file that is
-    /// written to, if that is another, and views are to show it, too.
+    /// written to, if that is another; this has views show it, too.
     pub(super) fn note_writer(&self, node: &Node) {
         if !node.written.swap(true, Ordering::Relaxed) {
-            self.show_again(node);
+            self.remap(node);
         }
     }
 
-    /// The same if the attributes say that it may have become another.
-    fn heed(&self, node: &Node, attr: &Attr) {
+    /// Does the same if the attributes say that it may have become another.
+    fn remap_if_replaced(&self, node: &Node, attr: &Attr) {
         if node.may_be_replaced(attr) {
-            self.show_again(node);
+            self.remap(node);
         }
     }
 
-    fn show_again(&self, node: &Node) {
+    fn remap(&self, node: &Node) {
         if let Some(mapper) = &self.mapper {
             mapper.core().show_again(&node.inode);
         }

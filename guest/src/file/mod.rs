@@ -156,7 +156,7 @@ impl Guest {
                 MapperOptions {
                     range_bytes: options.range_bytes,
                     prefetch_ranges: options.prefetch_ranges,
-                    patience: options.session.timeout,
+                    timeout: options.session.timeout,
                 },
             )?),
             None => None,

@@ -126,7 +126,7 @@ fn guest(slots: u64, host: HostFile) -> (Guest, Arc<Daemon>, Arc<Fake>) {
     let options = MapperOptions {
         range_bytes: R,
         prefetch_ranges: 4,
-        patience: PATIENCE,
+        timeout: PATIENCE,
     };
     let channel = Arc::clone(&fake) as Arc<dyn MapChannel>;
     let mapper = Mapper::new(Arc::clone(&fake.window), channel, options).expect("mapper");

@@ -18,17 +18,17 @@ use crate::error::{Error, Result};
 use crate::session::{Listed, Session};
 
 /// A look-up that is given back on drop.
-struct Looked {
+struct LookedUp {
     shared: Arc<Shared>,
     entry: EntryOut,
 }
 
-impl Looked {
+impl LookedUp {
     fn nodeid(&self) -> u64 {
         self.entry.nodeid
     }
 
-    /// Leaves the look-up to somebody else.
+    /// Passes the look-up on to an open node.
     fn into_node(self) -> OpenNode {
         let node = OpenNode::adopt(&self.shared, &self.entry);
         let mut this = self;
@@ -37,7 +37,7 @@ impl Looked {
     }
 }
 
-impl Drop for Looked {
+impl Drop for LookedUp {
     fn drop(&mut self) {
         // The root is not counted.
         if self.entry.nodeid != ROOT_ID && self.entry.nodeid != 0 {
@@ -62,29 +62,29 @@ fn components(path: &Path) -> Result<Vec<&OsStr>> {
 }
 
 impl Guest {
-    fn looked(&self, entry: EntryOut) -> Looked {
-        Looked {
+    fn looked_up(&self, entry: EntryOut) -> LookedUp {
+        LookedUp {
             shared: Arc::clone(&self.shared),
             entry,
         }
     }
 
-    fn root(&self) -> Looked {
-        self.looked(EntryOut {
+    fn root(&self) -> LookedUp {
+        self.looked_up(EntryOut {
             nodeid: ROOT_ID,
             ..EntryOut::default()
         })
     }
 
-    fn step(&self, parent: &Looked, name: &OsStr) -> Result<Looked> {
+    fn step(&self, parent: &LookedUp, name: &OsStr) -> Result<LookedUp> {
         let entry = self.session().lookup(parent.nodeid(), name.as_bytes())?;
         if entry.nodeid == 0 {
             return Err(refused("LOOKUP", Errno::NOENT));
         }
-        Ok(self.looked(entry))
+        Ok(self.looked_up(entry))
     }
 
-    fn walk(&self, names: &[&OsStr]) -> Result<Looked> {
+    fn walk(&self, names: &[&OsStr]) -> Result<LookedUp> {
         let mut at = self.root();
         for name in names {
             at = self.step(&at, name)?;
@@ -93,7 +93,7 @@ impl Guest {
     }
 
     /// The directory of `path`, and the name in it.
-    fn parent<'a>(&self, path: &'a Path) -> Result<(Looked, &'a OsStr)> {
+    fn parent<'a>(&self, path: &'a Path) -> Result<(LookedUp, &'a OsStr)> {
         let names = components(path)?;
         match names.split_last() {
             Some((name, directories)) => Ok((self.walk(directories)?, name)),
@@ -104,11 +104,11 @@ impl Guest {
     /// Opens a file. Paths are relative to the share's root, resolved
     /// component by component; symlinks are not followed.
     pub fn open(&self, path: impl AsRef<Path>, access: Access) -> Result<File> {
-        let looked = self.walk(&components(path.as_ref())?)?;
-        match looked.entry.attr.mode & libc::S_IFMT {
+        let found = self.walk(&components(path.as_ref())?)?;
+        match found.entry.attr.mode & libc::S_IFMT {
             libc::S_IFLNK => return Err(refused("open", Errno::LOOP)),
             libc::S_IFREG => {}
-            _ if looked.nodeid() == ROOT_ID => return Err(refused("open", Errno::ISDIR)),
+            _ if found.nodeid() == ROOT_ID => return Err(refused("open", Errno::ISDIR)),
             libc::S_IFDIR => return Err(refused("open", Errno::ISDIR)),
             _ => return Err(refused("open", Errno::OPNOTSUPP)),
         }
@@ -116,8 +116,8 @@ impl Guest {
             Access::Read => libc::O_RDONLY,
             Access::ReadWrite => libc::O_RDWR,
         };
-        let open = self.session().open(looked.nodeid(), flags as u32)?;
-        let node = looked.into_node();
+        let open = self.session().open(found.nodeid(), flags as u32)?;
+        let node = found.into_node();
         if access == Access::ReadWrite {
             node.shared.note_writer(&node.node);
         }
@@ -132,8 +132,8 @@ impl Guest {
         let (entry, open) =
             self.session()
                 .create(parent.nodeid(), name.as_bytes(), flags, mode & 0o7777)?;
-        let looked = self.looked(entry);
-        let node = looked.into_node();
+        let found = self.looked_up(entry);
+        let node = found.into_node();
         node.shared.note_writer(&node.node);
         let file = File::new(node, open.fh, Access::ReadWrite);
         if entry.attr.size > 0 {
@@ -144,17 +144,17 @@ impl Guest {
 
     /// Attributes of what `path` names; of a symlink, its own.
     pub fn metadata(&self, path: impl AsRef<Path>) -> Result<Attr> {
-        let looked = self.walk(&components(path.as_ref())?)?;
-        match looked.nodeid() {
+        let found = self.walk(&components(path.as_ref())?)?;
+        match found.nodeid() {
             ROOT_ID => self.session().getattr(ROOT_ID, None),
-            _ => Ok(looked.entry.attr),
+            _ => Ok(found.entry.attr),
         }
     }
 
     /// The target of a symlink.
     pub fn read_link(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
-        let looked = self.walk(&components(path.as_ref())?)?;
-        self.session().readlink(looked.nodeid())
+        let found = self.walk(&components(path.as_ref())?)?;
+        self.session().readlink(found.nodeid())
     }
 
     /// The names in a directory, without "." and "..", in no order.
@@ -182,7 +182,7 @@ impl Guest {
         let target = self.step(&parent, name)?.nodeid();
         self.session().unlink(parent.nodeid(), name.as_bytes())?;
         // Its mappings would keep the data on the host's disk.
-        self.shared.let_go(target);
+        self.shared.forget_unlinked(target);
         Ok(())
     }
 
@@ -198,7 +198,7 @@ impl Guest {
             to_name.as_bytes(),
         )?;
         if let Some(replaced) = replaced {
-            self.shared.let_go(replaced.nodeid());
+            self.shared.forget_unlinked(replaced.nodeid());
         }
         Ok(())
     }
@@ -209,7 +209,7 @@ impl Guest {
         let entry = self
             .session()
             .mkdir(parent.nodeid(), name.as_bytes(), mode)?;
-        drop(self.looked(entry));
+        drop(self.looked_up(entry));
         Ok(())
     }
 
@@ -226,7 +226,7 @@ impl Guest {
         let entry = self
             .session()
             .symlink(parent.nodeid(), name.as_bytes(), target)?;
-        drop(self.looked(entry));
+        drop(self.looked_up(entry));
         Ok(())
     }
 }

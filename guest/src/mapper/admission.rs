@@ -9,7 +9,7 @@
 //!   views and for what is mapped ahead;
 //! - in a full window a range is mapped when its accesses by request have
 //!   cost what a mapping costs (`WORTH_MAPPING`), and it evicts only a range
-//!   that nobody used during the second half of them. So ranges used alike
+//!   that was not used during the second half of them. So ranges used alike
 //!   do not evict each other, and all mappings together cost at most what
 //!   the requests before them did;
 //! - a sequential reader maps each range it enters, once: it reads all of it;
@@ -25,7 +25,7 @@ use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use parking_lot::Mutex;
 
-use super::slot::State;
+use super::slot::SlotState;
 use super::{Core, Effort, Inode, Pin};
 use crate::error::Result;
 
@@ -120,7 +120,7 @@ impl Admission {
 pub(crate) enum Victim {
     /// What the reclaimer would take.
     Coldest,
-    /// A range that nobody used since this time.
+    /// A range that was not used since this time.
     UnusedSince(u64),
 }
 
@@ -179,7 +179,7 @@ impl Core {
             .is_some_and(|kept| pool.free.len() > kept)
     }
 
-    /// Evicts one range that nobody used since `since`, if one is found
+    /// Evicts one range that was not used since `since`, if one is found
     /// soon, and takes its slot.
     pub(super) fn reclaim_unused(&self, since: u64) -> Option<u32> {
         let count = self.slots.len();
@@ -187,7 +187,7 @@ impl Core {
         let look = (0..count.min(LOOK_AT)).map(|step| start.wrapping_add(step) % count);
         let victim = look.into_iter().find(|&number| {
             let slot = &self.slots[number];
-            slot.state() == State::Live && slot.used_at() < since && slot.begin_reclaim()
+            slot.state() == SlotState::Live && slot.used_at() < since && slot.begin_reclaim()
         })?;
         self.reclaim_one(victim as u32)
     }

@@ -19,7 +19,7 @@ fn mapper_over(fake: &Arc<Fake>, channel: Arc<dyn MapChannel>) -> Mapper {
     let options = MapperOptions {
         range_bytes: R,
         prefetch_ranges: 4,
-        patience: Duration::from_secs(20),
+        timeout: Duration::from_secs(20),
     };
     Mapper::new(Arc::clone(&fake.window), channel, options).expect("mapper")
 }
@@ -199,7 +199,7 @@ fn what_was_freed_for_others_is_left_to_them_until_the_window_is_half_empty() {
     let end = std::time::Instant::now() + Duration::from_secs(60);
     while mapper.live() > 8 {
         assert!(std::time::Instant::now() < end, "{} live", mapper.live());
-        mapper.core().reclaimer.ring();
+        mapper.core().reclaimer.wake();
         std::thread::yield_now();
     }
     let before = setups(&fake);

@@ -1,12 +1,12 @@
 //! Where a slot for a new range comes from: the free ones, a reclaim of one's
-//! own, a quarantined one, or somebody else's when he is done with it.
+//! own, a quarantined one, or another thread's when that is done with it.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use super::free::FreeSlots;
-use super::slot::State;
+use super::slot::SlotState;
 use super::{Core, Effort, Victim};
 use crate::error::{Error, Result};
 
@@ -15,7 +15,7 @@ pub(super) struct Pool {
     pub(super) free: FreeSlots,
     pub(super) quarantined: VecDeque<u32>,
     /// A range had to go for want of slots, and since then half of the slots
-    /// were never free: what is free was made free for somebody.
+    /// were never free: what is free was made free for a thread that waits.
     pub(super) evicted: bool,
 }
 
@@ -41,23 +41,23 @@ impl Core {
         &self,
         effort: Effort,
         deadline: Instant,
-    ) -> Result<Option<(u32, State)>> {
+    ) -> Result<Option<(u32, SlotState)>> {
         if self.stopping.load(Ordering::Relaxed) {
             return Err(Error::Disconnected);
         }
         if let Some(slot) = self.take_free(effort) {
-            return Ok(Some((slot, State::Free)));
+            return Ok(Some((slot, SlotState::Free)));
         }
         match effort {
             Effort::Wait => self.allocate_waiting(deadline).map(Some),
-            // What is evicted now is for those who cannot do without.
+            // What is evicted now is for threads that cannot do without.
             Effort::Evict(_) if self.waiters.load(Ordering::SeqCst) > 0 => Ok(None),
             Effort::Evict(victim) => {
                 let slot = match victim {
                     Victim::Coldest => self.reclaim_for_me(),
                     Victim::UnusedSince(time) => self.reclaim_unused(time),
                 };
-                Ok(slot.map(|slot| (slot, State::Free)))
+                Ok(slot.map(|slot| (slot, SlotState::Free)))
             }
             Effort::Try | Effort::Speculate | Effort::Spare => Ok(None),
         }
@@ -74,7 +74,7 @@ impl Core {
             effort,
             Effort::Spare | Effort::Evict(Victim::UnusedSince(_))
         ) {
-            self.ring_if_low(pool.free.len());
+            self.wake_if_low(pool.free.len());
         }
         slot
     }
@@ -92,25 +92,25 @@ impl Core {
         }
     }
 
-    pub(super) fn ring_if_low(&self, free: usize) {
+    pub(super) fn wake_if_low(&self, free: usize) {
         if free < self.low_water {
-            self.reclaimer.ring();
+            self.reclaimer.wake();
         }
     }
 
-    pub(super) fn allocate_waiting(&self, deadline: Instant) -> Result<(u32, State)> {
+    pub(super) fn allocate_waiting(&self, deadline: Instant) -> Result<(u32, SlotState)> {
         let _waiting = Waiting::new(&self.waiters);
         loop {
             let seen = self.releases.load(Ordering::SeqCst);
             if let Some(slot) = self.take_free(Effort::Wait) {
-                return Ok((slot, State::Free));
+                return Ok((slot, SlotState::Free));
             }
             if let Some(slot) = self.reclaim_for_me() {
-                return Ok((slot, State::Free));
+                return Ok((slot, SlotState::Free));
             }
             let mut pool = self.pool.lock();
             if let Some(slot) = pool.quarantined.pop_front() {
-                return Ok((slot, State::Quarantined));
+                return Ok((slot, SlotState::Quarantined));
             }
             if !pool.free.is_empty() || self.releases.load(Ordering::SeqCst) != seen {
                 continue;
@@ -119,26 +119,26 @@ impl Core {
                 return Err(Error::Disconnected);
             }
             // Slots on their way in or out ring when they arrive; the bound
-            // only covers a reclaim by somebody else that came to nothing.
+            // only covers a reclaim by another thread that came to nothing.
             let soon = deadline.min(Instant::now() + Duration::from_millis(20));
             let late = self.freed.wait_until(&mut pool, soon).timed_out();
             if late && Instant::now() >= deadline {
                 return Err(Error::TimedOut {
                     operation: "waiting for a range of the window",
-                    after: self.options.patience,
+                    after: self.options.timeout,
                 });
             }
         }
     }
 
     /// Ends the use of a slot that the caller owns.
-    pub(super) fn release(&self, number: u32, state: State) {
+    pub(super) fn release(&self, number: u32, state: SlotState) {
         let slot = self.slot(number);
         slot.content.lock().owner = None;
         slot.retire(state);
         let mut pool = self.pool.lock();
         match state {
-            State::Quarantined => pool.quarantined.push_back(number),
+            SlotState::Quarantined => pool.quarantined.push_back(number),
             _ => {
                 pool.free.put(number);
                 pool.evicted &= pool.free.len() < self.slots.len().div_ceil(2);
@@ -146,8 +146,8 @@ impl Core {
         }
         drop(pool);
         self.freed.notify_one();
-        if state == State::Quarantined {
-            self.reclaimer.ring();
+        if state == SlotState::Quarantined {
+            self.reclaimer.wake();
         }
     }
 }

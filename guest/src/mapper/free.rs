@@ -1,4 +1,4 @@
-//! The slots that nobody uses, as a bit map, so that neighbours are found
+//! The slots that are not in use, as a bit map, so that neighbours are found
 //! together.
 
 /// A set of slot numbers below a fixed bound.

@@ -47,7 +47,7 @@ pub(crate) struct Inode {
 
 /// Why a range was not entered.
 pub(super) enum NotInserted {
-    /// Somebody else was faster.
+    /// Another thread was faster.
     Present,
     /// The inode is being forgotten.
     Closed,

@@ -5,8 +5,8 @@
 //! (`Pin`), and is given back by use (room `reclaim`) when slots run out. What
 //! is not used again gets none then (room `admission`).
 //! Laws:
-//! - one SETUPMAPPING per range: whoever else wants it waits for that one;
-//! - what is pinned is not reclaimed, and nobody who holds a pin waits for a
+//! - one SETUPMAPPING per range: other threads that want it wait for that one;
+//! - what is pinned is not reclaimed, and no thread that holds a pin waits for a
 //!   slot, so a window of one range is enough for any number of threads;
 //! - no lock is held across a request, a wait or the taking back of an alias;
 //! - a slot whose mapping the back end may still hold (its removal failed, or
@@ -15,7 +15,7 @@
 //!   used as it is, by a SETUPMAPPING over it, which a back end has to honour
 //!   by replacing what is there;
 //! - every wait ends: with the range, with the error of the setup that was
-//!   waited for, or when patience ends.
+//!   waited for, or when it times out.
 
 mod admission;
 mod allocate;
@@ -57,10 +57,10 @@ pub(crate) use inode::Inode;
 use inode::NotInserted;
 pub(crate) use pin::Pin;
 pub(crate) use slot::AliasHolder;
-use slot::{PinOutcome, Slot, SlotRef, State};
+use slot::{PinOutcome, Slot, SlotRef, SlotState};
 use stats::Stats;
 pub(crate) use wait::duplicate;
-use wait::{BELLS, Bell};
+use wait::{CHANGE_SIGNALS, ChangeSignal};
 
 /// How a mapper works.
 #[derive(Clone, Debug)]
@@ -69,19 +69,19 @@ pub(crate) struct MapperOptions {
     pub(crate) range_bytes: u64,
     /// Ranges mapped ahead of a sequential reader.
     pub(crate) prefetch_ranges: u32,
-    /// How long to wait for a slot or for somebody else's request.
-    pub(crate) patience: Duration,
+    /// How long to wait for a slot or for another thread's request.
+    pub(crate) timeout: Duration,
 }
 
 /// How far an acquisition may go.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Effort {
-    /// Waits for others and reclaims, until patience ends.
+    /// Waits for others and reclaims, until the timeout.
     Wait,
     /// Sends the request itself if a slot is free, or waits for a mapping that
     /// is on its way, but for nothing else.
     Try,
-    /// As `Try`, and leaves some free slots to those who need them.
+    /// As `Try`, and leaves some free slots to other threads.
     Speculate,
     /// As `Try`, and once something was evicted leaves all free slots that
     /// the reclaimer keeps to others.
@@ -97,19 +97,19 @@ pub(crate) struct Core {
     options: MapperOptions,
     slots: Box<[Slot]>,
     pool: Mutex<Pool>,
-    /// A slot was freed, or a last pin was dropped while somebody waited.
+    /// A slot was freed, or a last pin was dropped while a thread waited.
     freed: Condvar,
     /// Threads that wait for a slot.
     waiters: AtomicUsize,
-    /// Raised by each last unpin while somebody waits; pairs with `freed`.
+    /// Raised by each last unpin while a thread waits; pairs with `freed`.
     releases: AtomicU64,
     hand: Mutex<usize>,
     admission: Admission,
     /// The back end took no more than one range in a request.
     one_by_one: AtomicBool,
-    bells: [Bell; BELLS],
+    changes: [ChangeSignal; CHANGE_SIGNALS],
     low_water: usize,
-    reclaimer: reclaim::Alarm,
+    reclaimer: reclaim::WakeUp,
     stopping: AtomicBool,
     pub(crate) stats: Stats,
 }
@@ -157,11 +157,11 @@ impl Mapper {
 }
 
 impl Mapper {
-    /// Ends the threads. Whoever serves faults has to go on until this is
-    /// done, since a reclaim in progress waits for it.
+    /// Ends the threads. The thread that serves faults has to run until this
+    /// returns, since a reclaim in progress waits for it.
     pub(crate) fn stop(&self) {
         self.core.stopping.store(true, Ordering::SeqCst);
-        self.core.reclaimer.ring();
+        self.core.reclaimer.wake();
         self.ahead.stop();
         if let Some(thread) = self.reclaimer.lock().take() {
             let _ = thread.join();
@@ -207,9 +207,9 @@ impl Core {
             hand: Mutex::new(0),
             admission: Admission::new(count),
             one_by_one: AtomicBool::new(false),
-            bells: Default::default(),
+            changes: Default::default(),
             low_water,
-            reclaimer: reclaim::Alarm::default(),
+            reclaimer: reclaim::WakeUp::default(),
             stopping: AtomicBool::new(false),
             stats: Stats::default(),
         })
@@ -254,7 +254,7 @@ impl Core {
     }
 
     /// Pins a range that is in the window as it is wanted: the way of almost
-    /// every call, which waits for nobody.
+    /// every call, which waits for no other thread.
     fn acquire_live(&self, inode: &Inode, index: u64, writable: bool) -> Option<Pin<'_>> {
         let found = inode.get(index)?;
         let PinOutcome::Pinned {
@@ -274,7 +274,7 @@ impl Core {
         writable: bool,
         effort: Effort,
     ) -> Result<Option<Pin<'_>>> {
-        let deadline = Instant::now() + self.options.patience;
+        let deadline = Instant::now() + self.options.timeout;
         loop {
             let Some(found) = inode.get(index) else {
                 match self.map_new(inode, index, writable, effort, deadline)? {
@@ -317,7 +317,7 @@ impl Core {
     fn may_wait(&self, slot: &Slot, effort: Effort) -> bool {
         match effort {
             Effort::Wait => true,
-            Effort::Try | Effort::Spare | Effort::Evict(_) => slot.state() == State::Mapping,
+            Effort::Try | Effort::Spare | Effort::Evict(_) => slot.state() == SlotState::Mapping,
             Effort::Speculate => false,
         }
     }
@@ -357,7 +357,7 @@ impl Core {
         match self.setup(number, 1, inode, file_offset, writable) {
             Ok(()) => {
                 slot.publish(writable);
-                self.ring(number);
+                self.notify_changed(number);
                 Ok(Mapped::Pin(self.pin(number, writable)))
             }
             Err(error) => {
@@ -367,20 +367,25 @@ impl Core {
         }
     }
 
-    /// A setup failed: tells those who wait for it, and gives the slot back.
-    fn abandon(&self, entry: SlotRef, inode: &Inode, index: u64, from: State, error: &Error) {
+    /// A setup failed: passes the error to the threads that wait for it, and
+    /// gives the slot back.
+    fn abandon(&self, entry: SlotRef, inode: &Inode, index: u64, from: SlotState, error: &Error) {
         self.stats.setup_failures.one();
         let slot = self.slot(entry.slot);
         slot.content.lock().failure = Some((entry.generation, duplicate(error)));
         inode.remove(index);
-        // Without an answer nobody knows what is mapped there.
+        // Without a reply it is not known what is mapped there.
         let refused = matches!(
             error,
             Error::Remote { .. } | Error::Truncated { .. } | Error::Invalid(_)
         );
-        let state = if refused { from } else { State::Quarantined };
+        let state = if refused {
+            from
+        } else {
+            SlotState::Quarantined
+        };
         self.release(entry.slot, state);
-        self.ring(entry.slot);
+        self.notify_changed(entry.slot);
     }
 
     /// Has `count` neighbouring slots mapped by one request.

@@ -2,7 +2,7 @@
 //!
 //! Owns the worker that does it and the two detectors that decide when: one
 //! for reads at offsets, one for faults of a view. Law: mapping ahead takes
-//! only slots that are free, so it never evicts what somebody uses.
+//! only slots that are free, so it never evicts what is in use.
 
 use std::ops::Range;
 use std::sync::Arc;

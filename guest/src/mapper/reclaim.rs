@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use daxwindow_shared::fuse::RemoveMappingOne;
 use parking_lot::{Condvar, Mutex};
 
-use super::slot::State;
+use super::slot::SlotState;
 use super::{Core, Inode};
 use crate::error::{Error, Result};
 
@@ -21,34 +21,34 @@ const BATCH_MOST: usize = 64;
 /// First and longest pause between tries to remove quarantined ranges.
 const RETRY: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(2));
 
-/// Wakes the reclaimer.
+/// The reclaimer's wake-up.
 #[derive(Default)]
-pub(super) struct Alarm {
-    rung: Mutex<bool>,
-    wake: Condvar,
+pub(super) struct WakeUp {
+    pending: Mutex<bool>,
+    woken: Condvar,
 }
 
-impl Alarm {
-    pub(super) fn ring(&self) {
-        let mut rung = self.rung.lock();
-        if !*rung {
-            *rung = true;
-            self.wake.notify_one();
+impl WakeUp {
+    pub(super) fn wake(&self) {
+        let mut pending = self.pending.lock();
+        if !*pending {
+            *pending = true;
+            self.woken.notify_one();
         }
     }
 
-    /// Waits for a ring, at most `limit` if there is one.
+    /// Waits for a wake-up, at most `limit` if there is one.
     fn wait(&self, limit: Option<Duration>) {
-        let mut rung = self.rung.lock();
-        if !*rung {
+        let mut pending = self.pending.lock();
+        if !*pending {
             match limit {
                 Some(limit) => {
-                    self.wake.wait_for(&mut rung, limit);
+                    self.woken.wait_for(&mut pending, limit);
                 }
-                None => self.wake.wait(&mut rung),
+                None => self.woken.wait(&mut pending),
             }
         }
-        *rung = false;
+        *pending = false;
     }
 }
 
@@ -129,7 +129,7 @@ impl Core {
             let number = *hand;
             *hand = (*hand + 1) % count;
             let slot = &self.slots[number];
-            if slot.state() != State::Live || slot.referenced.swap(false, Ordering::Relaxed) {
+            if slot.state() != SlotState::Live || slot.referenced.swap(false, Ordering::Relaxed) {
                 continue;
             }
             if slot.begin_reclaim() {
@@ -202,7 +202,7 @@ impl Core {
                 slot.content.lock().aliases.extend(rest);
                 slot.referenced.store(true, Ordering::Relaxed);
                 slot.revive();
-                self.ring(number);
+                self.notify_changed(number);
                 return false;
             }
         }
@@ -213,14 +213,14 @@ impl Core {
     /// end has mapped another file over them. Each is shown again when it is
     /// touched.
     pub(crate) fn show_again(&self, inode: &Inode) {
-        let deadline = Instant::now() + self.options.patience;
+        let deadline = Instant::now() + self.options.timeout;
         for (_, found) in inode.ranges() {
             let slot = self.slot(found.slot);
             let is_shown = || {
                 let used = slot.generation() == found.generation;
                 used && !slot.content.lock().aliases.is_empty()
             };
-            // Whoever has it pinned may be showing what was there before.
+            // A thread that has it pinned may be showing what was there before.
             let mut is_ours = false;
             while is_shown() && !is_ours && Instant::now() < deadline {
                 is_ours = slot.begin_reclaim();
@@ -230,7 +230,7 @@ impl Core {
             }
             if is_ours && self.take_aliases_back(found.slot) {
                 slot.revive();
-                self.ring(found.slot);
+                self.notify_changed(found.slot);
             }
         }
     }
@@ -245,12 +245,12 @@ impl Core {
             self.stats.reclaimed.one();
         }
         let state = if removed {
-            State::Free
+            SlotState::Free
         } else {
-            State::Quarantined
+            SlotState::Quarantined
         };
         self.release(number, state);
-        self.ring(number);
+        self.notify_changed(number);
     }
 
     /// Removes quarantined ranges one by one, if there are any and the pause
@@ -270,13 +270,13 @@ impl Core {
                 break;
             };
             let state = match self.remove(&[slot]) {
-                Ok(()) => State::Free,
-                Err(_) => State::Quarantined,
+                Ok(()) => SlotState::Free,
+                Err(_) => SlotState::Quarantined,
             };
             let mut pool = self.pool.lock();
             match state {
-                State::Free => {
-                    self.slot(slot).retire(State::Free);
+                SlotState::Free => {
+                    self.slot(slot).retire(SlotState::Free);
                     pool.free.put(slot);
                 }
                 _ => pool.quarantined.push_back(slot),
@@ -293,7 +293,7 @@ impl Core {
     /// unmapped; what is pinned is waited for. After this they may be
     /// forgotten.
     pub(crate) fn evict(&self, inodes: &[Arc<Inode>]) -> Result<()> {
-        let deadline = Instant::now() + self.options.patience;
+        let deadline = Instant::now() + self.options.timeout;
         inodes.iter().for_each(|inode| inode.close());
         loop {
             let ranges: Vec<_> = inodes.iter().flat_map(|inode| inode.ranges()).collect();
@@ -315,7 +315,7 @@ impl Core {
             if Instant::now() >= deadline {
                 return Err(Error::TimedOut {
                     operation: "unmapping a closed file",
-                    after: self.options.patience,
+                    after: self.options.timeout,
                 });
             }
             // Pinned or on its way: both are short.

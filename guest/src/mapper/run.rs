@@ -1,6 +1,6 @@
 //! Neighbouring ranges mapped by one request.
 //!
-//! Who reads in order gets several ranges ahead; if neighbouring slots are
+//! A sequential reader gets several ranges ahead; if neighbouring slots are
 //! free, one SETUPMAPPING maps them all. Afterwards each is a range like any
 //! other: reclaimed, upgraded and removed alone.
 
@@ -10,7 +10,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
 use super::inode::NotInserted;
-use super::slot::{SlotRef, State};
+use super::slot::{SlotRef, SlotState};
 use super::{AliasHolder, Core, Effort, Inode, Pin};
 use crate::error::{Error, Result};
 use crate::window::{Area, Protection};
@@ -58,10 +58,10 @@ impl Core {
             match &result {
                 Ok(()) => {
                     self.slot(entry.slot).publish(writable);
-                    self.ring(entry.slot);
+                    self.notify_changed(entry.slot);
                     run.pins.push(self.pin(entry.slot, writable));
                 }
-                Err(error) => self.abandon(*entry, inode, index, State::Free, error),
+                Err(error) => self.abandon(*entry, inode, index, SlotState::Free, error),
             }
         }
         if matches!(result, Err(Error::Remote { .. })) && count > 1 {
@@ -80,11 +80,11 @@ impl Core {
             0 => None,
             most => pool.free.take_run(most),
         };
-        self.ring_if_low(pool.free.len());
+        self.wake_if_low(pool.free.len());
         run
     }
 
-    /// Enters slots as being mapped, until somebody else was faster; gives
+    /// Enters slots as being mapped, until another thread was faster; gives
     /// the rest back.
     fn enter_run(
         &self,
@@ -103,7 +103,7 @@ impl Core {
             self.slot(number).content.lock().owner = Some((Arc::clone(inode), index));
             self.slot(number).referenced.store(true, Ordering::Relaxed);
             if let Err(why) = inode.insert(index, entry) {
-                (number..slot + count).for_each(|rest| self.release(rest, State::Free));
+                (number..slot + count).for_each(|rest| self.release(rest, SlotState::Free));
                 let closed = matches!(why, NotInserted::Closed);
                 let error = closed.then(|| Error::Invalid("the file is closed".into()));
                 return (entries, error);

@@ -27,8 +27,8 @@ const GENERATION_SHIFT: u32 = 32;
 /// What a slot is doing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u64)]
-pub(super) enum State {
-    /// In the free list, or owned by whoever took it from there.
+pub(super) enum SlotState {
+    /// In the free list, or owned by the thread that took it from there.
     Free = 0,
     /// A SETUPMAPPING is on its way.
     Mapping = 1,
@@ -42,15 +42,15 @@ pub(super) enum State {
     Quarantined = 5,
 }
 
-impl State {
-    fn of(word: u64) -> State {
+impl SlotState {
+    fn from_word(word: u64) -> SlotState {
         match (word & STATE_MASK) >> STATE_SHIFT {
-            1 => State::Mapping,
-            2 => State::Live,
-            3 => State::Upgrading,
-            4 => State::Reclaiming,
-            5 => State::Quarantined,
-            _ => State::Free,
+            1 => SlotState::Mapping,
+            2 => SlotState::Live,
+            3 => SlotState::Upgrading,
+            4 => SlotState::Reclaiming,
+            5 => SlotState::Quarantined,
+            _ => SlotState::Free,
         }
     }
 
@@ -77,7 +77,7 @@ pub(super) enum PinOutcome {
     Stale,
 }
 
-/// Somebody who shows a slot's memory elsewhere and can stop doing so.
+/// What shows a slot's memory elsewhere, and can stop doing so.
 pub(crate) trait AliasHolder: Send + Sync {
     /// Stops showing range `index`; when this returns no access goes there.
     /// May block; called without locks.
@@ -91,12 +91,12 @@ pub(super) struct Alias {
     pub(super) index: u64,
 }
 
-/// What is mapped, and who else looks at it.
+/// What is mapped, and where else it is shown.
 #[derive(Default)]
 pub(super) struct Content {
     pub(super) owner: Option<(Arc<Inode>, u64)>,
     pub(super) aliases: Vec<Alias>,
-    /// Why the mapping of a generation failed, for those who waited for it.
+    /// Why the mapping of a generation failed, for the threads that waited for it.
     pub(super) failure: Option<(u32, Error)>,
 }
 
@@ -127,8 +127,8 @@ impl Slot {
         }
     }
 
-    pub(super) fn state(&self) -> State {
-        State::of(self.load())
+    pub(super) fn state(&self) -> SlotState {
+        SlotState::from_word(self.load())
     }
 
     pub(super) fn generation(&self) -> u32 {
@@ -139,36 +139,41 @@ impl Slot {
     pub(super) fn is_busy(&self, generation: u32) -> bool {
         let word = self.load();
         (word >> GENERATION_SHIFT) as u32 == generation
-            && matches!(State::of(word), State::Mapping | State::Reclaiming)
+            && matches!(
+                SlotState::from_word(word),
+                SlotState::Mapping | SlotState::Reclaiming
+            )
     }
 
     /// Whether the use named by `generation` is still being mapped.
     pub(super) fn is_mapping(&self, generation: u32) -> bool {
         let word = self.load();
-        (word >> GENERATION_SHIFT) as u32 == generation && State::of(word) == State::Mapping
+        (word >> GENERATION_SHIFT) as u32 == generation
+            && SlotState::from_word(word) == SlotState::Mapping
     }
 
     /// Whether an upgrade of this use is under way.
     pub(super) fn is_upgrading(&self, generation: u32) -> bool {
         let word = self.load();
-        (word >> GENERATION_SHIFT) as u32 == generation && State::of(word) == State::Upgrading
+        (word >> GENERATION_SHIFT) as u32 == generation
+            && SlotState::from_word(word) == SlotState::Upgrading
     }
 
     /// The owner of a Free or Quarantined slot starts a new use of it.
     pub(super) fn begin_mapping(&self) -> u32 {
         let generation = self.generation().wrapping_add(1);
-        self.put(generation, State::Mapping, 0);
+        self.put(generation, SlotState::Mapping, 0);
         generation
     }
 
-    /// The mapping is there: Live, with one pin for whoever made it.
+    /// The mapping is there: Live, with one pin for the thread that made it.
     pub(super) fn publish(&self, writable: bool) {
         let writable = if writable { WRITABLE } else { 0 };
-        self.put(self.generation(), State::Live, PIN | writable);
+        self.put(self.generation(), SlotState::Live, PIN | writable);
     }
 
     /// Ends a use whose owner is the caller (Mapping or Reclaiming).
-    pub(super) fn retire(&self, state: State) {
+    pub(super) fn retire(&self, state: SlotState) {
         self.put(self.generation().wrapping_add(1), state, 0);
     }
 
@@ -176,10 +181,10 @@ impl Slot {
     pub(super) fn revive(&self) {
         let word = self.load();
         let generation = (word >> GENERATION_SHIFT) as u32;
-        self.put(generation, State::Live, word & WRITABLE);
+        self.put(generation, SlotState::Live, word & WRITABLE);
     }
 
-    fn put(&self, generation: u32, state: State, low: u64) {
+    fn put(&self, generation: u32, state: SlotState, low: u64) {
         let word = u64::from(generation) << GENERATION_SHIFT | state.bits() | low;
         self.word.store(word, Ordering::SeqCst);
     }
@@ -191,7 +196,10 @@ impl Slot {
             if (word >> GENERATION_SHIFT) as u32 != generation {
                 return PinOutcome::Stale;
             }
-            if !matches!(State::of(word), State::Live | State::Upgrading) {
+            if !matches!(
+                SlotState::from_word(word),
+                SlotState::Live | SlotState::Upgrading
+            ) {
                 return PinOutcome::Busy;
             }
             // 2^28 pins would need as many threads.
@@ -224,26 +232,26 @@ impl Slot {
     /// writable by now.
     pub(super) fn begin_upgrade(&self) -> bool {
         self.change(|word| {
-            let ready = State::of(word) == State::Live && word & WRITABLE == 0;
-            ready.then_some(word & !STATE_MASK | State::Upgrading.bits())
+            let ready = SlotState::from_word(word) == SlotState::Live && word & WRITABLE == 0;
+            ready.then_some(word & !STATE_MASK | SlotState::Upgrading.bits())
         })
     }
 
     /// Ends an upgrade; pins taken meanwhile are kept.
     pub(super) fn end_upgrade(&self, writable: bool) {
         let bit = if writable { WRITABLE } else { 0 };
-        self.change(|word| Some(word & !STATE_MASK | State::Live.bits() | bit));
+        self.change(|word| Some(word & !STATE_MASK | SlotState::Live.bits() | bit));
     }
 
     pub(super) fn is_writable(&self) -> bool {
         self.load() & WRITABLE != 0
     }
 
-    /// Starts to give the slot back, if it is Live and nobody has a pin.
+    /// Starts to give the slot back, if it is Live and not pinned.
     pub(super) fn begin_reclaim(&self) -> bool {
         self.change(|word| {
-            let idle = State::of(word) == State::Live && word & PINS_MASK == 0;
-            idle.then_some(word & !STATE_MASK | State::Reclaiming.bits())
+            let idle = SlotState::from_word(word) == SlotState::Live && word & PINS_MASK == 0;
+            idle.then_some(word & !STATE_MASK | SlotState::Reclaiming.bits())
         })
     }
 
@@ -272,9 +280,9 @@ mod tests {
         assert!(slot.begin_reclaim());
         assert_eq!(slot.try_pin(generation), PinOutcome::Busy);
         assert!(slot.is_busy(generation));
-        slot.retire(State::Free);
+        slot.retire(SlotState::Free);
         assert_eq!(slot.try_pin(generation), PinOutcome::Stale);
-        assert_eq!(slot.state(), State::Free);
+        assert_eq!(slot.state(), SlotState::Free);
     }
 
     #[test]
@@ -296,6 +304,6 @@ mod tests {
         assert!(slot.begin_reclaim());
         slot.revive();
         assert!(slot.is_writable());
-        assert_eq!(slot.state(), State::Live);
+        assert_eq!(slot.state(), SlotState::Live);
     }
 }

@@ -13,11 +13,11 @@ use super::*;
 
 const R: u64 = RANGE_BYTES;
 
-fn options(patience: Duration) -> MapperOptions {
+fn options(timeout: Duration) -> MapperOptions {
     MapperOptions {
         range_bytes: R,
         prefetch_ranges: 4,
-        patience,
+        timeout,
     }
 }
 

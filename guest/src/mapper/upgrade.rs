@@ -23,7 +23,7 @@ impl Core {
             if slot.begin_upgrade() {
                 let result = self.send_upgrade(pin.slot);
                 slot.end_upgrade(result.is_ok());
-                self.ring(pin.slot);
+                self.notify_changed(pin.slot);
                 result?;
                 self.stats.upgrades.one();
             } else if effort != Effort::Wait {

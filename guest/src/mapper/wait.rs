@@ -1,4 +1,4 @@
-//! Waiting for what somebody else does with a slot.
+//! Waiting for what another thread does with a slot.
 
 use std::io;
 use std::time::Instant;
@@ -9,15 +9,15 @@ use super::Core;
 use super::slot::SlotRef;
 use crate::error::{Error, Result};
 
-/// Waiters for a change of a slot; slots share them.
+/// Wakes the threads that wait for a slot to change; slots share them.
 #[derive(Default)]
-pub(super) struct Bell {
+pub(super) struct ChangeSignal {
     lock: Mutex<()>,
-    rung: Condvar,
+    changed: Condvar,
 }
 
-/// How many bells there are.
-pub(super) const BELLS: usize = 32;
+/// How many signals there are.
+pub(super) const CHANGE_SIGNALS: usize = 32;
 
 impl Core {
     pub(super) fn wait_while(
@@ -26,30 +26,30 @@ impl Core {
         deadline: Instant,
         busy: impl Fn() -> bool,
     ) -> Result<()> {
-        let bell = self.bell(what.slot);
-        let mut guard = bell.lock.lock();
+        let signal = self.change_signal(what.slot);
+        let mut guard = signal.lock.lock();
         while busy() {
-            if bell.rung.wait_until(&mut guard, deadline).timed_out() && busy() {
+            if signal.changed.wait_until(&mut guard, deadline).timed_out() && busy() {
                 return Err(Error::TimedOut {
                     operation: "waiting for a range to be mapped",
-                    after: self.options.patience,
+                    after: self.options.timeout,
                 });
             }
         }
         Ok(())
     }
 
-    /// Wakes those who wait for a change of this slot.
-    pub(super) fn ring(&self, slot: u32) {
-        let bell = self.bell(slot);
+    /// Wakes the threads that wait for a change of this slot.
+    pub(super) fn notify_changed(&self, slot: u32) {
+        let signal = self.change_signal(slot);
         // A waiter checks under the lock, so it sees the change or waits
         // before it is notified.
-        drop(bell.lock.lock());
-        bell.rung.notify_all();
+        drop(signal.lock.lock());
+        signal.changed.notify_all();
     }
 
-    pub(super) fn bell(&self, slot: u32) -> &Bell {
-        &self.bells[slot as usize % BELLS]
+    pub(super) fn change_signal(&self, slot: u32) -> &ChangeSignal {
+        &self.changes[slot as usize % CHANGE_SIGNALS]
     }
 
     /// The error of the mapping that was waited for, if it failed.

@@ -14,9 +14,9 @@ use daxwindow_shared::virtiofs::FIRST_REQUEST_QUEUE;
 use rustix::io::Errno;
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::lane::{Halt, Lane, Outcome, REPLY_BYTES, REQUEST_BYTES};
+use super::busy_poll::PollMode;
 use super::parts::{Data, Parts};
-use super::spin::Watch;
+use super::request_table::{Halt, Outcome, REPLY_BYTES, REQUEST_BYTES, RequestTable};
 use crate::error::{Error, Result};
 use crate::transport::memory::Lent;
 use crate::transport::{Chain, DmaBuf, Transport};
@@ -57,7 +57,7 @@ impl<'a> Request<'a> {
     }
 }
 
-/// Who the requests claim to come from.
+/// The process that the requests claim to come from.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Caller {
     pub(super) uid: u32,
@@ -68,11 +68,11 @@ pub(super) struct Caller {
 /// Everything needed to make requests; shared by a session and its pendings.
 pub(super) struct Core {
     pub(super) transport: Arc<dyn Transport>,
-    lanes: Vec<Lane>,
+    tables: Vec<RequestTable>,
     unique: AtomicU64,
     caller: Caller,
     pub(super) timeout: Duration,
-    pub(super) spin: Duration,
+    pub(super) busy_poll: Duration,
     /// A descriptor for each of header, arguments and data.
     pub(super) separate_headers: bool,
 }
@@ -82,51 +82,51 @@ impl Core {
         transport: Arc<dyn Transport>,
         caller: Caller,
         timeout: Duration,
-        spin: Duration,
+        busy_poll: Duration,
     ) -> Result<Core> {
-        let lanes = (0..transport.queues())
-            .map(|queue| Lane::new(transport.as_ref(), queue, spin))
+        let tables = (0..transport.queues())
+            .map(|queue| RequestTable::new(transport.as_ref(), queue, busy_poll))
             .collect::<Option<Vec<_>>>();
         let too_small = || Error::Invalid("guest memory is too small for its requests".into());
-        let lanes = lanes.ok_or_else(too_small)?;
-        if lanes.len() <= FIRST_REQUEST_QUEUE {
+        let tables = tables.ok_or_else(too_small)?;
+        if tables.len() <= FIRST_REQUEST_QUEUE {
             return Err(Error::Invalid("the device has no request queue".into()));
         }
         Ok(Core {
             transport,
-            lanes,
+            tables,
             unique: AtomicU64::new(2),
             caller,
             timeout,
-            spin,
+            busy_poll,
             separate_headers: false,
         })
     }
 
     /// Request queues there are.
     pub(super) fn request_queues(&self) -> usize {
-        self.lanes.len() - FIRST_REQUEST_QUEUE
+        self.tables.len() - FIRST_REQUEST_QUEUE
     }
 
-    /// Takes the completions of a queue, whoever they are for.
+    /// Takes the completions of a queue, for all requests.
     pub(super) fn reap(&self, queue: usize) {
-        if let Ok(lane) = self.lane(queue) {
-            // Who waits is told of a broken queue.
-            let _ = lane.reap(self.transport.as_ref());
+        if let Ok(table) = self.table(queue) {
+            // A broken queue is the outcome of the requests in flight on it.
+            let _ = table.reap(self.transport.as_ref());
         }
     }
 
-    pub(super) fn lane(&self, queue: usize) -> Result<&Lane> {
+    pub(super) fn table(&self, queue: usize) -> Result<&RequestTable> {
         let missing = || Error::Invalid(format!("there is no queue {queue}"));
-        self.lanes.get(queue).ok_or_else(missing)
+        self.tables.get(queue).ok_or_else(missing)
     }
 
-    /// The request queue of this thread: threads take turns when they first
-    /// come.
+    /// The request queue of this thread. Threads are spread over the queues in
+    /// the order of their first request.
     pub(super) fn own_queue(&self) -> usize {
-        static TURN: AtomicUsize = AtomicUsize::new(0);
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
-            static MINE: usize = TURN.fetch_add(1, Ordering::Relaxed);
+            static MINE: usize = NEXT.fetch_add(1, Ordering::Relaxed);
         }
         FIRST_REQUEST_QUEUE + MINE.with(|mine| mine % self.request_queues())
     }
@@ -152,8 +152,8 @@ impl Core {
     /// Sends and waits; the reply's fixed part must be exactly a `T`.
     pub(super) fn call<T: FromBytes + IntoBytes>(&self, mut request: Request<'_>) -> Result<T> {
         request.reply_bytes = size_of::<T>();
-        let ticket = self.start(self, self.own_queue(), &request, self.timeout)?;
-        Ok(ticket
+        let sent = self.start(self, self.own_queue(), &request, self.timeout)?;
+        Ok(sent
             .wait(&request, size_of::<T>()..=size_of::<T>())?
             .fixed())
     }
@@ -166,8 +166,8 @@ impl Core {
     /// Sends and waits; returns the bytes that came into the request's room.
     pub(super) fn call_data(&self, request: &Request<'_>) -> Result<usize> {
         let room = request.room.map_or(0, |room| room.len);
-        let ticket = self.start(self, self.own_queue(), request, self.timeout)?;
-        Ok(ticket.wait(request, 0..=room)?.bytes)
+        let sent = self.start(self, self.own_queue(), request, self.timeout)?;
+        Ok(sent.wait(request, 0..=room)?.bytes)
     }
 
     /// Encodes and sends.
@@ -177,48 +177,49 @@ impl Core {
         queue: usize,
         request: &Request<'_>,
         timeout: Duration,
-    ) -> Result<Ticket<C>> {
+    ) -> Result<InFlight<C>> {
         let operation = request.operation;
         let started = Instant::now();
         let deadline = started + timeout;
-        let lane = self.lane(queue)?;
+        let table = self.table(queue)?;
         let halted = |halt| self.halted(operation, halt, timeout);
-        let slot = lane
+        let slot = table
             .acquire(self.transport.as_ref(), deadline)
             .map_err(halted)?;
         let unique = self.next_unique();
-        let Some(len) = self.encode(lane, slot, unique, request) else {
-            lane.release(slot);
+        let Some(len) = self.encode(table, slot, unique, request) else {
+            table.release(slot);
             return Err(Error::Invalid(format!(
                 "{operation}: the arguments are too long"
             )));
         };
         let mut readable = Parts::default();
-        readable.push_struct(lane.request_addr(slot), self.header(IN_HEADER, len), len);
+        readable.push_struct(table.request_addr(slot), self.header(IN_HEADER, len), len);
         readable.push_data(request.payload);
         let mut writable = Parts::default();
         if !request.opcode.is_oneway() {
             let len = OUT_HEADER + request.reply_bytes;
-            writable.push_struct(lane.reply_addr(slot), self.header(OUT_HEADER, len), len);
+            writable.push_struct(table.reply_addr(slot), self.header(OUT_HEADER, len), len);
             writable.push_data(request.room);
         }
         let chain = Chain {
             readable: readable.segments(),
             writable: writable.segments(),
         };
-        lane.send(self.transport.as_ref(), slot, chain, deadline)
+        table
+            .send(self.transport.as_ref(), slot, chain, deadline)
             .map_err(halted)?;
-        Ok(Ticket {
+        Ok(InFlight {
             core,
             queue,
             slot,
             unique,
             operation,
-            // The daemon asks this process back before it answers these, and
-            // the threads that do it need the processor.
-            watch: match request.opcode {
-                Opcode::Setupmapping | Opcode::Removemapping => Watch::Yielding,
-                _ => Watch::Spinning,
+            // Before the daemon replies to these it sends a request to this
+            // process, whose threads need the processor for that.
+            mode: match request.opcode {
+                Opcode::Setupmapping | Opcode::Removemapping => PollMode::Yield,
+                _ => PollMode::Spin,
             },
             deadline,
             timeout,
@@ -237,9 +238,15 @@ impl Core {
 
     /// Writes header and arguments into the slot; the bytes written, or
     /// `None` if they do not fit.
-    fn encode(&self, lane: &Lane, slot: u32, unique: u64, request: &Request<'_>) -> Option<usize> {
+    fn encode(
+        &self,
+        table: &RequestTable,
+        slot: u32,
+        unique: u64,
+        request: &Request<'_>,
+    ) -> Option<usize> {
         let memory = self.transport.memory();
-        let start = lane.request_addr(slot);
+        let start = table.request_addr(slot);
         let mut end = IN_HEADER;
         for arg in request.args {
             let next = end
@@ -280,31 +287,31 @@ impl Core {
 
     /// Resets the device; what was in flight fails.
     pub(super) fn reset(&self) -> Result<()> {
-        let closed: Vec<_> = self.lanes.iter().map(Lane::close).collect();
+        let closed: Vec<_> = self.tables.iter().map(RequestTable::close).collect();
         self.transport.reset()?;
-        self.lanes.iter().for_each(Lane::reset);
+        self.tables.iter().for_each(RequestTable::reset);
         drop(closed);
         Ok(())
     }
 }
 
-/// A request in flight. If it is dropped before the reply came, its slot and
-/// the buffers it was told to hold stay out of use until the device is done.
-pub(super) struct Ticket<C: Deref<Target = Core>> {
+/// A request that was sent. If it is dropped before the reply came, its slot
+/// and the buffers it holds stay out of use until the device is done.
+pub(super) struct InFlight<C: Deref<Target = Core>> {
     core: C,
     queue: usize,
     slot: u32,
     unique: u64,
     pub(super) operation: &'static str,
-    /// How to look for the completion before sleeping.
-    watch: Watch,
+    /// How to poll for the completion before sleeping.
+    mode: PollMode,
     pub(super) deadline: Instant,
     timeout: Duration,
     /// Holds on the request's buffers, for a request that outlives its call.
     held: Option<Vec<Lent>>,
 }
 
-impl<C: Deref<Target = Core>> Ticket<C> {
+impl<C: Deref<Target = Core>> InFlight<C> {
     /// Waits for the reply to `request` and checks its header. `allowed`:
     /// bytes behind it. Buffers that the device may still use are lent
     /// afterwards.
@@ -349,17 +356,14 @@ impl<C: Deref<Target = Core>> Ticket<C> {
         if !allowed.contains(&bytes) {
             return Err(self.broken(format!("{bytes} bytes of reply, not {allowed:?}")));
         }
-        Ok(Reply {
-            bytes,
-            ticket: self,
-        })
+        Ok(Reply { bytes, sent: self })
     }
 
     /// What the device did with the chain, nothing checked.
     pub(super) fn outcome(&self) -> Result<Outcome> {
-        let lane = self.core.lane(self.queue)?;
+        let table = self.core.table(self.queue)?;
         let transport = self.core.transport.as_ref();
-        let waited = lane.wait(transport, self.slot, self.watch, self.deadline);
+        let waited = table.wait(transport, self.slot, self.mode, self.deadline);
         waited.map_err(|halt| self.core.halted(self.operation, halt, self.timeout))
     }
 
@@ -368,7 +372,7 @@ impl<C: Deref<Target = Core>> Ticket<C> {
         let Some(bytes) = written.checked_sub(OUT_HEADER) else {
             return Err(self.broken(format!("{written} bytes used, less than a header")));
         };
-        let addr = self.core.lane(self.queue)?.reply_addr(self.slot);
+        let addr = self.core.table(self.queue)?.reply_addr(self.slot);
         let header: OutHeader = self.core.transport.memory().load(addr);
         if header.unique != self.unique {
             let (got, want) = (header.unique, self.unique);
@@ -390,11 +394,11 @@ impl<C: Deref<Target = Core>> Ticket<C> {
 
     /// Whether the device is done with it.
     pub(super) fn is_done(&self) -> bool {
-        let lane = self.core.lane(self.queue);
-        lane.is_ok_and(|lane| lane.is_done(self.slot))
+        let table = self.core.table(self.queue);
+        table.is_ok_and(|table| table.is_done(self.slot))
     }
 
-    /// That it was not done by its deadline.
+    /// The error of a request that was not done by its deadline.
     pub(super) fn late(&self) -> Error {
         let halt = Halt::TimedOut;
         self.core.halted(self.operation, halt, self.timeout)
@@ -407,16 +411,16 @@ impl<C: Deref<Target = Core>> Ticket<C> {
         }
     }
 
-    /// Keeps `lent` until the device is done, even if nobody waits.
+    /// Keeps `lent` until the device is done, even if no call waits for that.
     pub(super) fn hold(&mut self, lent: Lent) {
         self.held.get_or_insert_default().push(lent);
     }
 }
 
-impl<C: Deref<Target = Core>> Drop for Ticket<C> {
+impl<C: Deref<Target = Core>> Drop for InFlight<C> {
     fn drop(&mut self) {
-        if let Ok(lane) = self.core.lane(self.queue) {
-            lane.retire(self.slot, self.held.take().into_iter().flatten());
+        if let Ok(table) = self.core.table(self.queue) {
+            table.retire(self.slot, self.held.take().into_iter().flatten());
         }
     }
 }
@@ -425,18 +429,18 @@ impl<C: Deref<Target = Core>> Drop for Ticket<C> {
 pub(super) struct Reply<C: Deref<Target = Core>> {
     /// Bytes behind the header.
     pub(super) bytes: usize,
-    ticket: Ticket<C>,
+    sent: InFlight<C>,
 }
 
 impl<C: Deref<Target = Core>> Reply<C> {
     /// The fixed part; zeros where the reply was shorter.
     pub(super) fn fixed<T: FromBytes + IntoBytes>(&self) -> T {
         let mut value = T::new_zeroed();
-        if let Ok(lane) = self.ticket.core.lane(self.ticket.queue) {
-            let addr = lane.reply_addr(self.ticket.slot).plus(OUT_HEADER as u64);
+        if let Ok(table) = self.sent.core.table(self.sent.queue) {
+            let addr = table.reply_addr(self.sent.slot).plus(OUT_HEADER as u64);
             let bytes = value.as_mut_bytes();
             let have = bytes.len().min(self.bytes);
-            self.ticket
+            self.sent
                 .core
                 .transport
                 .memory()

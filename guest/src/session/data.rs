@@ -79,8 +79,8 @@ impl Session {
         let args = [bytes(&read)];
         let mut request = Request::new(Opcode::Read, nodeid, &args);
         request.room = Some(Data::new(&buf, 0, len)?);
-        let ticket = Pending::start(&self.core, &request)?;
-        Ok(Pending::read(ticket, buf, len))
+        let sent = Pending::start(&self.core, &request)?;
+        Ok(Pending::read(sent, buf, len))
     }
 
     /// Writes `buf[at..at + len]`; returns the bytes written, fewer than
@@ -133,8 +133,8 @@ impl Session {
         let mut request = Request::new(Opcode::Write, nodeid, &args);
         request.payload = Some(Data::new(&buf, 0, len)?);
         request.reply_bytes = size_of::<WriteOut>();
-        let ticket = Pending::start(&self.core, &request)?;
-        Ok(Pending::write(ticket, buf, len))
+        let sent = Pending::start(&self.core, &request)?;
+        Ok(Pending::write(sent, buf, len))
     }
 
     /// What `close(2)` sends.

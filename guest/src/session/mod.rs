@@ -1,7 +1,8 @@
 //! The FUSE client: typed requests to one daemon, many in flight from many
 //! threads.
 //!
-//! - `lane`: slots, completions, who waits; `spin`: and how.
+//! - `request_table`: requests in flight on one queue, and the calls that wait
+//!   for them; `busy_poll`: polling before a wait in the kernel.
 //! - `call`: one request from encoding to checked reply.
 //! - `parts`: a request's descriptors.
 //! - `negotiate`: INIT.
@@ -9,7 +10,8 @@
 //!   family.
 //! - [`pending`](Pending): requests waited for later; [`pipeline`](Pipeline):
 //!   many of them, taken as they are done.
-//! - `raw`: doors for hostile tests; [`relay`](Relay): requests of a kernel's.
+//! - `raw`: entry points for hostile tests; [`relay`](Relay): requests that a
+//!   kernel has made.
 //!
 //! Laws: a call ends with an answer, a time-out, or, as soon as the daemon is
 //! gone, [`Disconnected`](crate::Error::Disconnected); what the daemon answers
@@ -17,10 +19,10 @@
 //! never reused.
 
 mod attributes;
+mod busy_poll;
 mod call;
 mod data;
 mod directory;
-mod lane;
 mod mapping;
 mod names;
 mod negotiate;
@@ -29,7 +31,7 @@ mod pending;
 mod pipeline;
 mod raw;
 mod relay;
-mod spin;
+mod request_table;
 
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -55,7 +57,7 @@ pub use pipeline::{Answer, Order, Pipeline};
 pub use relay::Relay;
 
 /// How long DESTROY may take when a session is dropped.
-const FAREWELL: Duration = Duration::from_secs(2);
+const DESTROY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How to connect, and what to ask for. [`SessionOptions::new`] has the
 /// defaults.
@@ -108,7 +110,7 @@ pub struct Tuning {
     pub window_limit_bytes: u64,
     /// How long a lone caller looks for his completion before he sleeps, at
     /// most; zero never does. It adapts: slow requests are slept for.
-    pub spin: Duration,
+    pub busy_poll: Duration,
     /// How long the vhost-user handshake may take.
     pub control_timeout: Duration,
     /// Decides about map and unmap requests of the daemon.
@@ -119,7 +121,7 @@ impl Default for Tuning {
     fn default() -> Tuning {
         Tuning {
             window_limit_bytes: 1 << 40,
-            spin: Duration::from_micros(200),
+            busy_poll: Duration::from_micros(200),
             control_timeout: Duration::from_secs(10),
             hook: None,
         }
@@ -154,9 +156,9 @@ impl Session {
         transport: Arc<dyn Transport>,
         device: Option<Arc<VhostUser>>,
         timeout: Duration,
-        spin: Duration,
+        busy_poll: Duration,
     ) -> Result<Arc<Session>> {
-        Session::begin(Core::new(transport, caller(), timeout, spin)?, device)
+        Session::begin(Core::new(transport, caller(), timeout, busy_poll)?, device)
     }
 
     fn begin(core: Core, device: Option<Arc<VhostUser>>) -> Result<Arc<Session>> {
@@ -204,14 +206,14 @@ impl Session {
     /// Ends the FUSE session: the daemon drops all mappings, inodes and
     /// handles. The connection stays, for [`reinit`](Self::reinit).
     pub fn destroy(&self) -> Result<()> {
-        self.farewell(self.core.timeout)
+        self.send_destroy(self.core.timeout)
     }
 
-    fn farewell(&self, timeout: Duration) -> Result<()> {
+    fn send_destroy(&self, timeout: Duration) -> Result<()> {
         let request = Request::new(Opcode::Destroy, 0, &[]);
         let core = &*self.core;
-        let ticket = core.start(core, core.own_queue(), &request, timeout)?;
-        ticket.wait(&request, 0..=0)?;
+        let sent = core.start(core, core.own_queue(), &request, timeout)?;
+        sent.wait(&request, 0..=0)?;
         self.ended.store(true, Ordering::Relaxed);
         Ok(())
     }
@@ -261,7 +263,7 @@ impl Session {
 impl Drop for Session {
     fn drop(&mut self) {
         let ended = self.ended.load(Ordering::Relaxed) || !self.is_connected();
-        if !ended && let Err(error) = self.farewell(FAREWELL) {
+        if !ended && let Err(error) = self.send_destroy(DESTROY_TIMEOUT) {
             tracing::debug!(%error, "DESTROY was not answered");
         }
         self.core.transport.disconnect();
@@ -285,7 +287,7 @@ fn set_up(options: SessionOptions, tuning: Tuning) -> Result<(Core, Arc<VhostUse
         hook: tuning.hook,
     })?);
     let transport: Arc<dyn Transport> = device.clone();
-    let mut core = Core::new(transport, caller(), options.timeout, tuning.spin)?;
+    let mut core = Core::new(transport, caller(), options.timeout, tuning.busy_poll)?;
     core.separate_headers = options.separate_headers;
     Ok((core, device))
 }

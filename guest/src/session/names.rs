@@ -11,8 +11,8 @@ use daxwindow_shared::virtiofs::HIPRIO_QUEUE;
 
 use super::Session;
 use super::call::{Request, bytes};
-use super::lane::REQUEST_BYTES;
 use super::parts::Data;
+use super::request_table::REQUEST_BYTES;
 use crate::error::{Error, Result};
 
 /// Ends a name on the wire.
@@ -87,7 +87,7 @@ impl Session {
         let args = [bytes(&forget)];
         let request = Request::new(Opcode::Forget, nodeid, &args);
         let core = &*self.core;
-        // The ticket is dropped: the completion frees the slot.
+        // Not waited for: the completion frees the slot.
         if let Err(error) = core.start(core, HIPRIO_QUEUE, &request, core.timeout) {
             tracing::debug!(nodeid, %error, "FORGET was not sent");
         }

@@ -83,14 +83,14 @@ pub(super) fn init(core: &Core, window: bool) -> Result<InitOut> {
     let args = [init.as_bytes()];
     let mut request = Request::new(Opcode::Init, 0, &args);
     request.reply_bytes = size_of::<InitOut>();
-    let ticket = core.start(core, core.own_queue(), &request, core.timeout)?;
-    let reply = ticket
+    let sent = core.start(core, core.own_queue(), &request, core.timeout)?;
+    let reply = sent
         .wait(&request, SHORTEST..=size_of::<InitOut>())?
         .fixed();
     check(reply, offer, window)
 }
 
-/// Refuses an answer nobody can work with; drops flags that were not offered.
+/// Refuses an answer that no client can work with; drops flags that were not offered.
 fn check(mut reply: InitOut, offer: InitFlags, window: bool) -> Result<InitOut> {
     if reply.major != KERNEL_VERSION || reply.minor < MIN_KERNEL_MINOR_VERSION {
         let what = format!("the daemon speaks version {}.{}", reply.major, reply.minor);

@@ -1,6 +1,6 @@
 //! What a request is made of in guest memory, as its chain names it.
 
-use super::lane::segment;
+use super::request_table::segment;
 use crate::error::{Error, Result};
 use crate::transport::{DmaBuf, GuestAddr, Segment};
 

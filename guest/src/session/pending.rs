@@ -5,14 +5,14 @@ use std::sync::Arc;
 
 use daxwindow_shared::fuse::WriteOut;
 
-use super::call::{Core, Request, Ticket};
+use super::call::{Core, InFlight, Request};
 use crate::error::{Error, Result};
 use crate::transport::DmaBuf;
 
 /// A request in flight. Dropping it gives the request up: its buffer stays
 /// out of use until the device is done with it.
 pub struct Pending {
-    ticket: Ticket<Arc<Core>>,
+    sent: InFlight<Arc<Core>>,
     buf: Option<DmaBuf>,
     kind: Kind,
 }
@@ -26,32 +26,32 @@ enum Kind {
 }
 
 impl Pending {
-    pub(super) fn start(core: &Arc<Core>, request: &Request<'_>) -> Result<Ticket<Arc<Core>>> {
-        let mut ticket = core.start(Arc::clone(core), core.own_queue(), request, core.timeout)?;
+    pub(super) fn start(core: &Arc<Core>, request: &Request<'_>) -> Result<InFlight<Arc<Core>>> {
+        let mut sent = core.start(Arc::clone(core), core.own_queue(), request, core.timeout)?;
         let data = request.payload.into_iter().chain(request.room);
-        data.for_each(|data| ticket.hold(data.buf.lend()));
-        Ok(ticket)
+        data.for_each(|data| sent.hold(data.buf.lend()));
+        Ok(sent)
     }
 
-    pub(super) fn read(ticket: Ticket<Arc<Core>>, buf: DmaBuf, len: usize) -> Pending {
+    pub(super) fn read(sent: InFlight<Arc<Core>>, buf: DmaBuf, len: usize) -> Pending {
         Pending {
-            ticket,
+            sent,
             buf: Some(buf),
             kind: Kind::Read(len),
         }
     }
 
-    pub(super) fn write(ticket: Ticket<Arc<Core>>, buf: DmaBuf, len: usize) -> Pending {
+    pub(super) fn write(sent: InFlight<Arc<Core>>, buf: DmaBuf, len: usize) -> Pending {
         Pending {
-            ticket,
+            sent,
             buf: Some(buf),
             kind: Kind::Write(len),
         }
     }
 
-    pub(super) fn empty(ticket: Ticket<Arc<Core>>) -> Pending {
+    pub(super) fn empty(sent: InFlight<Arc<Core>>) -> Pending {
         Pending {
-            ticket,
+            sent,
             buf: None,
             kind: Kind::Empty,
         }
@@ -62,21 +62,21 @@ impl Pending {
     /// the buffer is refused for further requests until the device has given
     /// it back or is reset.
     pub fn wait(self) -> (Result<usize>, Option<DmaBuf>) {
-        let Pending { ticket, buf, kind } = self;
+        let Pending { sent, buf, kind } = self;
         let result = match kind {
-            Kind::Read(room) => ticket.wait_held(0..=room).map(|reply| reply.bytes),
-            Kind::Empty => ticket.wait_held(0..=0).map(|_| 0),
-            Kind::Write(sent) => written(ticket, sent),
+            Kind::Read(room) => sent.wait_held(0..=room).map(|reply| reply.bytes),
+            Kind::Empty => sent.wait_held(0..=0).map(|_| 0),
+            Kind::Write(bytes) => written(sent, bytes),
         };
         (result, buf)
     }
 }
 
-fn written(ticket: Ticket<Arc<Core>>, sent: usize) -> Result<usize> {
-    let reply = ticket.wait_held(size_of::<WriteOut>()..=size_of::<WriteOut>())?;
+fn written(sent: InFlight<Arc<Core>>, bytes: usize) -> Result<usize> {
+    let reply = sent.wait_held(size_of::<WriteOut>()..=size_of::<WriteOut>())?;
     let put = reply.fixed::<WriteOut>().size as usize;
-    if put > sent {
-        let what = format!("{put} bytes written of {sent}");
+    if put > bytes {
+        let what = format!("{put} bytes written of {bytes}");
         return Err(Error::Protocol {
             operation: "WRITE",
             what,

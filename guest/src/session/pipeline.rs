@@ -2,8 +2,8 @@
 //!
 //! A [`Pipeline`] has a number of places, each with one request in flight at
 //! most, spread evenly over request queues. It exists for callers that keep
-//! queues full at little cost of their own: nothing is decoded that nobody
-//! asks for, a place's buffer is used again, and one wait serves all queues.
+//! queues full at little cost of their own: nothing is decoded that the
+//! caller does not ask for, a place's buffer is used again, and one wait serves all queues.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,15 +13,15 @@ use daxwindow_shared::virtiofs::FIRST_REQUEST_QUEUE;
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::Session;
-use super::call::{Core, Reply, Request, Ticket};
+use super::busy_poll::{BusyPoll, PollMode};
+use super::call::{Core, InFlight, Reply, Request};
 use super::parts::Data;
-use super::spin::{Spin, Watch};
 use crate::error::{Error, Result};
 use crate::transport::{Calls, DmaBuf, Wake};
 
-/// How long to sleep before a look at the queues: other threads may take
-/// completions of ours with theirs.
-const PATIENCE: Duration = Duration::from_millis(5);
+/// How long to sleep before the queues are polled again: other threads may
+/// take completions of this one with theirs.
+const MAX_SLEEP: Duration = Duration::from_millis(5);
 
 /// A request as a pipeline sends it: the parts of the wire format, unchecked.
 #[derive(Clone, Copy, Debug)]
@@ -89,7 +89,7 @@ struct Place {
 }
 
 struct Flight {
-    ticket: Ticket<Arc<Core>>,
+    sent: InFlight<Arc<Core>>,
     fixed_bytes: usize,
     room_bytes: usize,
 }
@@ -101,7 +101,7 @@ pub struct Pipeline {
     places: Box<[Place]>,
     /// Wakes for the request queues in use.
     calls: Calls,
-    spin: Spin,
+    busy_poll: BusyPoll,
     /// Places in flight, in the order of their start.
     in_flight: Vec<usize>,
     waited: Duration,
@@ -135,7 +135,7 @@ impl Session {
             core: Arc::clone(&self.core),
             places: (0..depth).map(place).collect::<Result<_>>()?,
             calls: self.core.transport.watch_calls(&used)?,
-            spin: Spin::new(self.core.spin),
+            busy_poll: BusyPoll::new(self.core.busy_poll),
             in_flight: Vec::with_capacity(depth),
             waited: Duration::ZERO,
         })
@@ -214,7 +214,7 @@ impl Pipeline {
         request.reply_bytes = order.reply_bytes;
         request.payload = part(order.payload_bytes)?;
         request.room = part(order.room_bytes)?;
-        let mut ticket = self.core.start(
+        let mut sent = self.core.start(
             Arc::clone(&self.core),
             spot.queue,
             &request,
@@ -222,10 +222,10 @@ impl Pipeline {
         )?;
         let data = request.payload.or(request.room);
         if let Some(data) = data {
-            ticket.hold(data.buf.lend());
+            sent.hold(data.buf.lend());
         }
         spot.flight = Some(Flight {
-            ticket,
+            sent,
             fixed_bytes: order.reply_bytes,
             room_bytes: order.room_bytes,
         });
@@ -259,7 +259,7 @@ impl Pipeline {
             };
             let fixed_bytes = flight.fixed_bytes;
             let allowed = fixed_bytes..=fixed_bytes.saturating_add(flight.room_bytes);
-            let reply = flight.ticket.wait_held(allowed);
+            let reply = flight.sent.wait_held(allowed);
             let answer = reply.map(|reply| Answer {
                 reply,
                 buf: spot.buf.as_ref(),
@@ -278,7 +278,7 @@ impl Pipeline {
         let places = &self.places;
         let is_done = |place: &mut usize| {
             let flight = places.get(*place).and_then(|spot| spot.flight.as_ref());
-            flight.is_some_and(|flight| flight.ticket.is_done())
+            flight.is_some_and(|flight| flight.sent.is_done())
         };
         self.in_flight.extract_if(.., is_done).collect()
     }
@@ -289,23 +289,23 @@ impl Pipeline {
             .places
             .get(oldest)
             .and_then(|spot| spot.flight.as_ref());
-        let Some(Flight { ticket, .. }) = flight else {
+        let Some(Flight { sent, .. }) = flight else {
             return Ok(());
         };
         let transport = self.core.transport.as_ref();
         let began = Instant::now();
         let has_used = || self.calls.queues().iter().any(|q| transport.has_used(*q));
-        let woken = match self.spin.until(Watch::Spinning, has_used) {
+        let woken = match self.busy_poll.poll_until(PollMode::Spin, has_used) {
             true => Wake::Used,
-            false => transport.wait_calls(&self.calls, ticket.deadline.min(began + PATIENCE)),
+            false => transport.wait_calls(&self.calls, sent.deadline.min(began + MAX_SLEEP)),
         };
         let took = began.elapsed();
-        self.spin.learn(Watch::Spinning, took);
+        self.busy_poll.record(PollMode::Spin, took);
         self.waited += took;
         match woken {
             Wake::Used => Ok(()),
             _ if !transport.is_connected() => Err(Error::Disconnected),
-            Wake::TimedOut if Instant::now() >= ticket.deadline => Err(ticket.late()),
+            Wake::TimedOut if Instant::now() >= sent.deadline => Err(sent.late()),
             _ => Ok(()),
         }
     }

@@ -1,13 +1,13 @@
-//! Doors for hostile tests: arbitrary bytes and arbitrary descriptors as
+//! Entry points for hostile tests: arbitrary bytes and arbitrary descriptors as
 //! requests. Nothing is checked on the way out; the laws about buffers in
 //! flight hold all the same.
 
 use std::time::{Duration, Instant};
 
 use super::Session;
+use super::busy_poll::PollMode;
 use super::call::Core;
-use super::lane::{Outcome, segment};
-use super::spin::Watch;
+use super::request_table::{Outcome, segment};
 use crate::error::{Error, Result};
 use crate::transport::{Chain, DmaBuf, RawDescriptor, Segment};
 
@@ -32,14 +32,15 @@ impl Session {
         timeout: Duration,
     ) -> Result<u32> {
         let core = &*self.core;
-        let lane = core.lane(queue)?;
+        let table = core.table(queue)?;
         let (transport, deadline) = (core.transport.as_ref(), Instant::now() + timeout);
         let halted = |halt| core.halted(OPERATION, halt, timeout);
-        let slot = lane.acquire(transport, deadline).map_err(halted)?;
-        lane.send_raw(transport, slot, descriptors, deadline)
+        let slot = table.acquire(transport, deadline).map_err(halted)?;
+        table
+            .send_raw(transport, slot, descriptors, deadline)
             .map_err(halted)?;
-        let waited = lane.wait(transport, slot, Watch::Yielding, deadline);
-        lane.retire(slot, None);
+        let waited = table.wait(transport, slot, PollMode::Yield, deadline);
+        table.retire(slot, None);
         written(waited.map_err(halted)?)
     }
 }
@@ -63,14 +64,15 @@ impl Core {
             writable: &writable,
         };
 
-        let lane = self.lane(queue)?;
+        let table = self.table(queue)?;
         let (transport, deadline) = (self.transport.as_ref(), self.deadline());
         let halted = |halt| self.halted(OPERATION, halt, self.timeout);
-        let slot = lane.acquire(transport, deadline).map_err(halted)?;
-        lane.send(transport, slot, chain, deadline)
+        let slot = table.acquire(transport, deadline).map_err(halted)?;
+        table
+            .send(transport, slot, chain, deadline)
             .map_err(halted)?;
-        let waited = lane.wait(transport, slot, Watch::Yielding, deadline);
-        lane.retire(slot, sent.iter().chain(&reply).map(DmaBuf::lend));
+        let waited = table.wait(transport, slot, PollMode::Yield, deadline);
+        table.retire(slot, sent.iter().chain(&reply).map(DmaBuf::lend));
         gather(&reply, written(waited.map_err(halted)?)? as usize)
     }
 

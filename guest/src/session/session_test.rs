@@ -85,8 +85,8 @@ fn session(
     program: Program,
 ) -> (Arc<Session>, Arc<TestTransport>) {
     let transport = TestTransport::start(queues, depth, program);
-    let spin = Duration::from_micros(5);
-    let session = Session::over(transport.clone(), None, timeout, spin).expect("INIT");
+    let busy_poll = Duration::from_micros(5);
+    let session = Session::over(transport.clone(), None, timeout, busy_poll).expect("INIT");
     (session, transport)
 }
 
@@ -167,7 +167,7 @@ fn a_full_ring_and_answers_in_any_order_serve_64_threads() {
         });
         for queue in 0..queues {
             assert_eq!(
-                session.core.lane(queue).expect("lane").free_slots(),
+                session.core.table(queue).expect("table").free_slots(),
                 usize::from(depth)
             );
         }
@@ -225,7 +225,7 @@ fn wrong_answers_fail_their_request_and_nothing_else() {
         assert!(error.to_string().contains(want), "{error} lacks {want:?}");
         assert_eq!(session.getattr(6, None).expect("an honest answer").ino, 6);
     }
-    assert_eq!(session.core.lane(1).expect("lane").free_slots(), 8);
+    assert_eq!(session.core.table(1).expect("table").free_slots(), 8);
 }
 
 #[test]
@@ -255,7 +255,7 @@ fn an_errno_comes_through() {
 fn a_timed_out_request_keeps_its_slot_and_buffer_until_the_device_is_done() {
     let keeper = Keeper::default();
     let (session, transport) = session(2, 8, SHORT, keeper.program());
-    let lane = session.core.lane(1).expect("lane");
+    let table = session.core.table(1).expect("table");
     let mut buf = session.alloc(4096).expect("buffer");
     let late = session
         .read(5, 0, 7, &mut buf, 0, 4096)
@@ -270,7 +270,7 @@ fn a_timed_out_request_keeps_its_slot_and_buffer_until_the_device_is_done() {
         ),
         "{late:?}"
     );
-    assert_eq!(lane.free_slots(), 7);
+    assert_eq!(table.free_slots(), 7);
     assert!(buf.is_lent());
     let refused = session
         .read(5, 0, 7, &mut buf, 0, 4096)
@@ -287,7 +287,7 @@ fn a_timed_out_request_keeps_its_slot_and_buffer_until_the_device_is_done() {
     transport.prod();
     // The next request takes the late completion along.
     assert_eq!(session.getattr(9, None).expect("answer").ino, 9);
-    while lane.free_slots() < 8 {
+    while table.free_slots() < 8 {
         session.getattr(9, None).expect("answer");
     }
     let again: Vec<_> = (0..20)
@@ -345,7 +345,7 @@ fn a_reset_fails_what_is_in_flight_and_the_session_goes_on() {
     });
     keeper.let_go.store(true, Ordering::Release);
     assert_eq!(session.getattr(3, None).expect("answer").ino, 3);
-    assert_eq!(session.core.lane(1).expect("lane").free_slots(), 16);
+    assert_eq!(session.core.table(1).expect("table").free_slots(), 16);
 }
 
 #[test]
@@ -428,7 +428,7 @@ fn buffers_of_a_broken_queue_stay_lent_until_a_reset() {
         assert!(matches!(error, Error::Protocol { .. }), "{error:?}");
     }
     session.reset_device().expect("reset and INIT");
-    assert_eq!(session.core.lane(1).expect("lane").free_slots(), 8);
+    assert_eq!(session.core.table(1).expect("table").free_slots(), 8);
     let rest: Vec<_> = std::iter::from_fn(|| session.alloc(4096).ok()).collect();
     assert!(rest.iter().any(|buf| buf.addr() == addr));
 }
@@ -474,7 +474,7 @@ fn pendings_keep_the_queue_full_and_may_be_dropped() {
             );
         }
     }
-    while session.core.lane(1).expect("lane").free_slots() < 16 {
+    while session.core.table(1).expect("table").free_slots() < 16 {
         session.getattr(1, None).expect("answer");
     }
 }
@@ -523,7 +523,7 @@ fn forgets_never_wait_for_an_answer() {
     for node in 2..200 {
         session.forget(node, 1);
     }
-    assert!(session.core.lane(0).expect("hiprio").free_slots() <= 4);
+    assert!(session.core.table(0).expect("hiprio").free_slots() <= 4);
 }
 
 #[test]

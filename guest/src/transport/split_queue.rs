@@ -385,7 +385,7 @@ impl SplitQueue {
     }
 
     /// Asks for a signal at the next completion. Returns false if one is there
-    /// already, and then nobody may sleep.
+    /// already, and then the caller must not sleep.
     pub fn arm(&mut self) -> bool {
         if self.features.event_idx {
             let event = self.memory.word(self.layout.used_event(self.size));

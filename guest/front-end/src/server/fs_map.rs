@@ -17,7 +17,7 @@ use crate::framing::Message;
 use crate::window::RegularFile;
 
 impl Service {
-    /// Serves a message of this language, or says that it is none.
+    /// Serves a message of this language; any other is refused with ENOSYS.
     pub(super) fn serve_fs_map(&mut self, message: &Message) -> Result<Served, Errno> {
         let request = message.header.request;
         if request != FS_MAP && request != FS_UNMAP {

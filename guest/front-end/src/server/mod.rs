@@ -1,4 +1,4 @@
-//! The server for `SHMEM_MAP` and `SHMEM_UNMAP`: a back end asks on its
+//! The server for `SHMEM_MAP` and `SHMEM_UNMAP`: a back end sends them on its
 //! channel, this maps into a [`Window`](crate::Window).
 //!
 //! - `service`: what is done with a message.

@@ -9,8 +9,8 @@ use super::WindowHook;
 /// acknowledgements.
 #[derive(Clone, Default)]
 pub struct ServerOptions {
-    /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` was agreed, so that who wants
-    /// an answer gets one.
+    /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` was agreed, so that a
+    /// message that asks for a reply gets one.
     pub reply_ack: bool,
     /// For `daxwindow-guest`.
     #[doc(hidden)]

@@ -16,7 +16,7 @@ use crate::window::Window;
 /// messages that come in one piece, head and body.
 const TURN: usize = 64;
 
-/// The server, driven by whoever polls its descriptor.
+/// The server, driven by the caller that polls its descriptor.
 ///
 /// No call waits for the back end: half a message is kept until the rest is
 /// there, a reply until the back end takes it, and meanwhile nothing more is
@@ -26,8 +26,8 @@ const TURN: usize = 64;
 /// FUSE file system that hangs takes a [`WindowServer`](super::WindowServer),
 /// which is a thread, instead.
 ///
-/// It takes the whole window for unmapped at its start. Whoever serves a
-/// second back end with the same window unmaps all of it before.
+/// It takes the whole window for unmapped at its start. Before a
+/// second back end is served with the same window, all of it has to be unmapped.
 pub struct PolledServer {
     channel: Channel,
 }
@@ -40,9 +40,9 @@ pub enum Progress {
     /// The back end has not taken the last reply: call when the descriptor is
     /// writable. Before that nothing is read.
     WaitWritable,
-    /// There may be more to do at once, and others had better have their turn
-    /// before. Who polls by level may wait until the descriptor is readable;
-    /// who polls by edge has to call again.
+    /// There may be more to do at once, and other descriptors should have their
+    /// turn before. A level-triggered poll may wait until the descriptor is readable;
+    /// after an edge-triggered one the caller has to call again.
     Again,
     /// The back end has closed the channel, or this side has: nothing will
     /// come any more. What was mapped stays mapped.

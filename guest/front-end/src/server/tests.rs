@@ -81,17 +81,17 @@ impl Peer {
         i32::try_from(-value).expect("an errno")
     }
 
-    fn ask(&mut self, request: u32, message: MapMessage, fds: &[BorrowedFd<'_>]) -> i32 {
+    fn send_request(&mut self, request: u32, message: MapMessage, fds: &[BorrowedFd<'_>]) -> i32 {
         self.send(header(request, 40), message.as_bytes(), fds);
         self.answer()
     }
 
     fn map(&mut self, message: MapMessage, file: &impl AsFd) -> i32 {
-        self.ask(SHMEM_MAP, message, &[file.as_fd()])
+        self.send_request(SHMEM_MAP, message, &[file.as_fd()])
     }
 
     fn unmap(&mut self, message: MapMessage) -> i32 {
-        self.ask(SHMEM_UNMAP, message, &[])
+        self.send_request(SHMEM_UNMAP, message, &[])
     }
 }
 

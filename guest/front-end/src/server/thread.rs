@@ -20,8 +20,8 @@ use crate::window::Window;
 /// mapped stays mapped. A drop waits for a mapping that is under way, and so
 /// for the file system of its file.
 ///
-/// It takes the whole window for unmapped at its start. Whoever serves a
-/// second back end with the same window unmaps all of it before.
+/// It takes the whole window for unmapped at its start. Before a
+/// second back end is served with the same window, all of it has to be unmapped.
 pub struct WindowServer {
     pub(super) socket: UnixStream,
     counters: Arc<Counters>,
@@ -59,7 +59,7 @@ impl WindowServer {
         self.counters.stats()
     }
 
-    /// Whether nothing more will be served; [`wait`](Self::wait) says why.
+    /// Whether the thread has ended; [`wait`](Self::wait) returns why.
     pub fn has_ended(&self) -> bool {
         self.thread.as_ref().is_none_or(JoinHandle::is_finished)
     }

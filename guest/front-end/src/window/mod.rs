@@ -1,11 +1,11 @@
 //! The window: reserved address space that the back end maps files into.
 //!
 //! Owns the address space and its copies. Laws: what is not mapped is
-//! inaccessible; a range is replaced in one step, so that somebody who reads
-//! through it sees the old mapping or the new one and nothing else; a copy
-//! into or out of a file that shrinks meanwhile ends early and says so. It
+//! inaccessible; a range is replaced in one step, so that a thread that
+//! reads through it sees the old mapping or the new one and nothing else; a copy
+//! into or out of a file that shrinks meanwhile ends early with an error. It
 //! waits for the file's own file system, however long, as through any `mmap`:
-//! a back end that maps files of a FUSE server has to answer for that. All
+//! a back end that maps files of a FUSE server is responsible for that. All
 //! `unsafe` of this room is in `sys`.
 
 pub(crate) mod mappings;
@@ -40,7 +40,7 @@ impl Window {
     }
 
     /// A window of `bytes` (as for [`reserve`](Self::reserve)) in address space
-    /// that somebody else reserves, for a VMM with a reservation of its own or
+    /// that another owner reserves, for a VMM with a reservation of its own or
     /// a library inside of one. The owner says where it is, by
     /// [`set_place`](crate::area::SpaceGuard::set_place), and that it is gone,
     /// by [`forget_place`](crate::area::SpaceGuard::forget_place).
@@ -50,7 +50,7 @@ impl Window {
     /// an unmap need not name what was mapped before, since the owner may have
     /// taken it away. The window is never unmapped from here. Of the other
     /// calls, those that copy, populate and alias fail: what they would touch
-    /// may be somebody else's by then.
+    /// may belong to another mapping by then.
     ///
     /// # Errors
     ///

@@ -45,7 +45,7 @@ impl<'a> RegularFile<'a> {
 }
 
 /// Only hugetlbfs and tmpfs have seals, memfd or not, and their own `statfs`
-/// waits for nobody; that of a FUSE server may take for ever.
+/// does not wait; that of a FUSE server may take for ever.
 fn has_huge_pages(file: BorrowedFd<'_>) -> Result<bool, FileError> {
     if fcntl_get_seals(file).is_err() {
         return Ok(false);

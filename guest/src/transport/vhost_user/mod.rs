@@ -298,7 +298,7 @@ impl Transport for VhostUser {
         });
         drop(bounded);
         result.map_err(|error| {
-            // Half reset, nobody knows what the device would do next.
+            // Half reset, there is no telling what the device would do next.
             self.watch.disconnect();
             late(error, deadline, self.control_timeout)
         })

@@ -78,8 +78,8 @@ impl Watch {
 
     /// Whether the back end is still there.
     pub(super) fn is_connected(&self) -> bool {
-        // Acquire: pairs with the release in `end`, so that who sees the end
-        // sees what came before it.
+        // Acquire: pairs with the release in `end`, so that a thread that
+        // sees the end sees what came before it.
         self.shared.connected.load(Ordering::Acquire)
     }
 

@@ -126,7 +126,7 @@ fn what_the_kernel_refuses_leaves_nothing_of_its_message() {
 fn each_channel_has_one_language() {
     let (mut old, file) = (peer(), file());
     for request in [SHMEM_MAP, SHMEM_UNMAP, 8, 0, u32::MAX] {
-        let answer = old.ask(request, range(0), &[file.as_fd()]);
+        let answer = old.send_request(request, range(0), &[file.as_fd()]);
         assert_eq!(answer, errno(Errno::NOSYS), "{request}");
     }
     for size in [0u32, 40, 255, 257] {

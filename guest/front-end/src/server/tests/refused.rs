@@ -66,13 +66,25 @@ fn only_one_regular_file_is_mapped() {
         device.as_fd(),
         socket.as_fd(),
     ] {
-        assert_eq!(peer.ask(SHMEM_MAP, range(0), &[fd]), errno(Errno::ACCESS));
+        assert_eq!(
+            peer.send_request(SHMEM_MAP, range(0), &[fd]),
+            errno(Errno::ACCESS)
+        );
     }
     let file = file();
-    assert_eq!(peer.ask(SHMEM_MAP, range(0), &[]), errno(Errno::BADF));
+    assert_eq!(
+        peer.send_request(SHMEM_MAP, range(0), &[]),
+        errno(Errno::BADF)
+    );
     let two = [file.as_fd(), file.as_fd()];
-    assert_eq!(peer.ask(SHMEM_MAP, range(0), &two), errno(Errno::BADF));
-    assert_eq!(peer.ask(SHMEM_UNMAP, range(0), &two), errno(Errno::BADF));
+    assert_eq!(
+        peer.send_request(SHMEM_MAP, range(0), &two),
+        errno(Errno::BADF)
+    );
+    assert_eq!(
+        peer.send_request(SHMEM_UNMAP, range(0), &two),
+        errno(Errno::BADF)
+    );
     // The kernel refuses these two.
     let dir = tempfile::tempdir().expect("dir");
     let path = dir.path().join("f");
@@ -188,7 +200,7 @@ fn malformed_messages_are_answered_and_skipped_whole() {
     }
     for request in [0, 1, 6, 8, 11, u32::MAX] {
         assert_eq!(
-            peer.ask(request, range(0), &[]),
+            peer.send_request(request, range(0), &[]),
             errno(Errno::NOSYS),
             "{request}"
         );

@@ -1,16 +1,17 @@
-//! One queue's requests in flight: slots, completions, and who waits.
+//! The table of one queue's requests: slots, completions, and the threads that
+//! wait for them.
 //!
 //! A *slot* is a request's header, small arguments and small reply in guest
-//! memory, and its state. There is no reaper thread: of the callers that
-//! wait on a lane one is the *leader*, sleeps on the queue's signal, takes
-//! completions for everybody, and passes the lead on when its own request is
-//! done. So a lone request costs one kick and one wake-up.
+//! memory, and its state. No thread of its own takes completions. Of the
+//! threads that wait on a table one is the *leader*: it sleeps on the queue's
+//! call, takes completions for all *followers*, and promotes one of them when
+//! its own request is done. So a lone request costs one kick and one wake-up.
 //!
 //! Laws:
 //! - A slot, and every buffer its chain names, stays taken until the device
-//!   gives the chain back or is reset; a request that ends before, be it with
+//!   gives the chain back or is reset; a request that ends before that, with
 //!   the connection or the queue, leaves an orphan until then.
-//! - Whenever somebody waits and nobody leads, somebody was told to lead.
+//! - Whenever threads wait and none of them leads, one was promoted.
 //! - Lock order: gate, election, slot; the queue's own lock is never held
 //!   while one of these is taken.
 //! - The gate is held shared while a chain is queued and while completions
@@ -21,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
 
-use super::spin::{Spin, Watch};
+use super::busy_poll::{BusyPoll, PollMode};
 use crate::transport::memory::Lent;
 use crate::transport::{
     Chain, Completion, DmaBuf, GuestAddr, RawDescriptor, Segment, SubmitError, Transport, Wake,
@@ -34,9 +35,8 @@ pub(super) const REQUEST_BYTES: usize = 3072;
 /// Bytes for the reply.
 pub(super) const REPLY_BYTES: usize = SLOT_BYTES - REQUEST_BYTES;
 
-/// How long somebody without a slot sleeps before he looks for completions
-/// himself.
-const SLOT_PATIENCE: Duration = Duration::from_millis(5);
+/// How long a thread without a slot sleeps before it takes completions itself.
+const SLOT_WAIT: Duration = Duration::from_millis(5);
 /// Completions taken under one lock.
 const BATCH: usize = 16;
 
@@ -71,53 +71,57 @@ enum Phase {
     Free,
     InFlight,
     Done(Outcome),
-    /// Given up; freed, with the buffers, when the device is done.
+    /// Given up by its caller; freed, with the buffers, when the device is done.
     Orphan(Vec<Lent>),
 }
 
-struct Slot {
-    phase: Mutex<State>,
+struct RequestSlot {
+    phase: Mutex<RequestState>,
     wake: Condvar,
 }
 
-struct State {
+struct RequestState {
     phase: Phase,
-    /// Told to lead.
-    nudged: bool,
+    /// Its thread has to lead.
+    promoted: bool,
 }
 
-/// Who leads, and who waits to.
+/// Whether a thread leads, and the slots of those that follow.
 #[derive(Default)]
 struct Election {
     leader: bool,
     followers: Vec<u32>,
 }
 
-/// One queue's requests.
-pub(super) struct Lane {
+/// The requests of one queue.
+pub(super) struct RequestTable {
     queue: usize,
-    slots: Box<[Slot]>,
+    slots: Box<[RequestSlot]>,
     memory: DmaBuf,
     free: Mutex<Vec<u32>>,
     freed: Condvar,
     election: Mutex<Election>,
     gate: RwLock<()>,
-    spin: Spin,
+    busy_poll: BusyPoll,
 }
 
-impl Lane {
+impl RequestTable {
     /// `None` when guest memory is too small.
-    pub(super) fn new(transport: &dyn Transport, queue: usize, spin: Duration) -> Option<Lane> {
+    pub(super) fn new(
+        transport: &dyn Transport,
+        queue: usize,
+        busy_poll: Duration,
+    ) -> Option<RequestTable> {
         let count = transport.depth();
-        let state = || State {
+        let state = || RequestState {
             phase: Phase::Free,
-            nudged: false,
+            promoted: false,
         };
-        Some(Lane {
+        Some(RequestTable {
             queue,
             memory: transport.memory().alloc(count.checked_mul(SLOT_BYTES)?)?,
             slots: (0..count)
-                .map(|_| Slot {
+                .map(|_| RequestSlot {
                     phase: Mutex::new(state()),
                     wake: Condvar::new(),
                 })
@@ -126,7 +130,7 @@ impl Lane {
             freed: Condvar::new(),
             election: Mutex::new(Election::default()),
             gate: RwLock::new(()),
-            spin: Spin::new(spin),
+            busy_poll: BusyPoll::new(busy_poll),
         })
     }
 
@@ -154,7 +158,7 @@ impl Lane {
         }
     }
 
-    /// Waits a little for somebody's completion.
+    /// Waits a little for any completion.
     fn make_room(&self, transport: &dyn Transport, deadline: Instant) -> Result<(), Halt> {
         if self.reap(transport).map_err(Halt::Broken)? {
             return Ok(());
@@ -166,7 +170,7 @@ impl Lane {
         if now >= deadline {
             return Err(Halt::TimedOut);
         }
-        let until = deadline.min(now + SLOT_PATIENCE);
+        let until = deadline.min(now + SLOT_WAIT);
         let mut free = self.free.lock();
         if free.is_empty() {
             self.freed.wait_until(&mut free, until);
@@ -244,13 +248,12 @@ impl Lane {
         sent
     }
 
-    /// Waits for the device to use the slot's chain, on the
-    /// processor first. After an error the request is still in flight.
+    /// Waits for the device to use the slot's chain, polling first. After an error the request is still in flight.
     pub(super) fn wait(
         &self,
         transport: &dyn Transport,
         slot: u32,
-        watch: Watch,
+        mode: PollMode,
         deadline: Instant,
     ) -> Result<Outcome, Halt> {
         loop {
@@ -258,7 +261,7 @@ impl Lane {
                 return Ok(outcome);
             }
             let result = if self.join(slot) {
-                let led = self.lead(transport, slot, watch, deadline);
+                let led = self.lead(transport, slot, mode, deadline);
                 self.leave(slot, true);
                 led
             } else {
@@ -270,7 +273,7 @@ impl Lane {
         }
     }
 
-    /// Takes part: as leader if there is none.
+    /// Starts to wait, as leader if there is none; whether it is.
     fn join(&self, slot: u32) -> bool {
         let mut election = self.election.lock();
         if election.leader {
@@ -281,7 +284,7 @@ impl Lane {
         true
     }
 
-    /// Ends a turn; if nobody leads then, somebody who waits is told to.
+    /// Stops waiting; if no thread leads then, promotes a follower.
     fn leave(&self, slot: u32, led: bool) {
         let mut election = self.election.lock();
         if led {
@@ -289,25 +292,25 @@ impl Lane {
         } else if let Some(at) = election.followers.iter().position(|&s| s == slot) {
             election.followers.swap_remove(at);
         }
-        let heir = if election.leader {
+        let successor = if election.leader {
             None
         } else {
             election.followers.pop()
         };
         drop(election);
-        if let Some(heir) = heir {
-            let heir = &self.slots[heir as usize];
-            heir.phase.lock().nudged = true;
-            heir.wake.notify_one();
+        if let Some(successor) = successor {
+            let successor = &self.slots[successor as usize];
+            successor.phase.lock().promoted = true;
+            successor.wake.notify_one();
         }
     }
 
-    /// Takes completions for everybody until the own request is done.
+    /// Takes completions for all until the request of `slot` is done.
     fn lead(
         &self,
         transport: &dyn Transport,
         slot: u32,
-        watch: Watch,
+        mode: PollMode,
         deadline: Instant,
     ) -> Result<(), Halt> {
         let began = Instant::now();
@@ -315,10 +318,14 @@ impl Lane {
             // That the queue is broken is then the request's outcome.
             let _ = self.reap(transport);
             if self.is_done(slot) {
-                self.spin.learn(watch, began.elapsed());
+                self.busy_poll.record(mode, began.elapsed());
                 return Ok(());
             }
-            if self.is_alone() && self.spin.until(watch, || transport.has_used(self.queue)) {
+            if self.is_alone()
+                && self
+                    .busy_poll
+                    .poll_until(mode, || transport.has_used(self.queue))
+            {
                 continue;
             }
             match transport.wait(self.queue, deadline) {
@@ -334,24 +341,24 @@ impl Lane {
         }
     }
 
-    /// Whether nobody else waits: with others about, the processor has better
-    /// things to do.
+    /// Whether no other thread waits. If one does, the processor has better
+    /// things to do than to poll.
     fn is_alone(&self) -> bool {
         self.election.lock().followers.is_empty()
     }
 
-    /// Sleeps until the own request is done or somebody must lead.
+    /// Sleeps until the request of `slot` is done or its thread is promoted.
     fn follow(&self, slot: u32, deadline: Instant) -> Result<(), Halt> {
         let place = &self.slots[slot as usize];
         let mut state = place.phase.lock();
-        while !matches!(state.phase, Phase::Done(_)) && !state.nudged {
+        while !matches!(state.phase, Phase::Done(_)) && !state.promoted {
             if place.wake.wait_until(&mut state, deadline).timed_out() {
-                let done = matches!(state.phase, Phase::Done(_)) || state.nudged;
-                state.nudged = false;
+                let done = matches!(state.phase, Phase::Done(_)) || state.promoted;
+                state.promoted = false;
                 return if done { Ok(()) } else { Err(Halt::TimedOut) };
             }
         }
-        state.nudged = false;
+        state.promoted = false;
         Ok(())
     }
 
@@ -395,7 +402,7 @@ impl Lane {
         self.finish(done.token, slot, outcome);
     }
 
-    fn finish(&self, index: u32, slot: &Slot, outcome: Outcome) {
+    fn finish(&self, index: u32, slot: &RequestSlot, outcome: Outcome) {
         let mut state = slot.phase.lock();
         match std::mem::replace(&mut state.phase, Phase::Done(outcome)) {
             Phase::InFlight => {
@@ -428,12 +435,12 @@ impl Lane {
         }
     }
 
-    /// Keeps the lane still, for the time of a device reset.
+    /// Lets no chain in or out, for the time of a device reset.
     pub(super) fn close(&self) -> RwLockWriteGuard<'_, ()> {
         self.gate.write()
     }
 
-    /// Fails what was in flight before a reset. The lane must be closed.
+    /// Fails what was in flight before a reset. The table must be closed.
     pub(super) fn reset(&self) {
         self.fail_all(Outcome::Reset);
     }
@@ -451,10 +458,10 @@ impl Lane {
 
     /// Ends the use of a slot. If the device may still have its chain, the
     /// slot and `buffers` are held back until it is done, or reset, or the
-    /// lane is dropped.
+    /// table is dropped.
     pub(super) fn retire(&self, slot: u32, buffers: impl IntoIterator<Item = Lent>) {
         let mut state = self.slots[slot as usize].phase.lock();
-        state.nudged = false;
+        state.promoted = false;
         match state.phase {
             Phase::InFlight | Phase::Done(Outcome::Disconnected | Outcome::Broken(_)) => {
                 state.phase = Phase::Orphan(buffers.into_iter().collect());
