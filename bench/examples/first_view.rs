@@ -18,7 +18,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         prefetch_ranges: 4,
     })?;
     let file = guest.open(&path, Access::Read)?;
-    let len = file.metadata()?.size;
+    let len = file.metadata()?.len();
 
     let mut first = [0; 16];
     let n = file.read_at(&mut first, 0)?; // a copy out of the host's page cache

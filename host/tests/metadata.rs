@@ -7,14 +7,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::ffi::CString;
 use std::os::unix::fs::{FileTypeExt, MetadataExt, PermissionsExt};
 use std::path::Path;
+use std::time::{Duration, UNIX_EPOCH};
 
 use common::{
     Daemon, RANGE, attach, guest, host_bytes, in_memory, make_file, on_disk, open, pattern, walk,
 };
-use daxwindow_guest::file::Access;
+use daxwindow_guest::file::{Access, Metadata};
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::flags::SetattrValid;
-use daxwindow_shared::fuse::{Attr, CopyFileRangeIn, ROOT_ID, SetattrIn};
+use daxwindow_shared::fuse::{CopyFileRangeIn, ROOT_ID, SetattrIn};
 use rustix::io::Errno;
 
 #[track_caller]
@@ -23,18 +24,17 @@ fn errno<T>(result: daxwindow_guest::Result<T>) -> Errno {
 }
 
 #[track_caller]
-fn assert_like_the_host(attr: &Attr, path: &Path) {
+fn assert_like_the_host(seen: &Metadata, path: &Path) {
     let host = std::fs::symlink_metadata(path).expect("stat");
-    assert_eq!(attr.ino, host.ino());
-    assert_eq!(attr.mode, host.mode());
-    assert_eq!(attr.size, host.size());
-    assert_eq!(attr.blocks, host.blocks());
-    assert_eq!(u64::from(attr.nlink), host.nlink());
-    assert_eq!((attr.uid, attr.gid), (host.uid(), host.gid()));
-    assert_eq!(attr.mtime as i64, host.mtime());
-    assert_eq!(i64::from(attr.mtimensec), host.mtime_nsec());
-    assert_eq!(attr.ctime as i64, host.ctime());
-    assert_eq!(i64::from(attr.ctimensec), host.ctime_nsec());
+    assert_eq!(seen.ino(), host.ino());
+    assert_eq!(seen.mode(), host.mode());
+    assert_eq!(seen.len(), host.size());
+    assert_eq!(seen.blocks(), host.blocks());
+    assert_eq!(u64::from(seen.nlink()), host.nlink());
+    assert_eq!((seen.uid(), seen.gid()), (host.uid(), host.gid()));
+    assert_eq!(seen.modified(), host.modified().ok());
+    let changed = Duration::new(host.ctime() as u64, host.ctime_nsec() as u32);
+    assert_eq!(seen.changed(), Some(UNIX_EPOCH + changed));
 }
 
 #[test]
@@ -50,7 +50,10 @@ fn attributes_are_the_hosts() {
         assert_like_the_host(&guest.metadata(name).expect("attributes"), &path);
     }
     assert_like_the_host(&guest.metadata("/").expect("the root"), share.path());
-    assert_eq!(guest.read_link("link").expect("a target"), b"file");
+    assert_eq!(
+        guest.read_link("link").expect("a target"),
+        Path::new("file")
+    );
     assert_eq!(errno(guest.metadata("missing")), Errno::NOENT);
     assert_eq!(errno(guest.metadata("file/below")), Errno::NOTDIR);
 }
@@ -71,7 +74,7 @@ fn attributes_can_be_set() {
     };
     let attr = session.setattr(node, &set).expect("chmod and truncate");
     assert_eq!((attr.mode & 0o7777, attr.size), (0o640, 50));
-    assert_like_the_host(&attr, &path);
+    assert_like_the_host(&attr.into(), &path);
     let set = SetattrIn {
         valid: (SetattrValid::ATIME | SetattrValid::MTIME).bits(),
         atime: 1_000_000_000,
@@ -83,7 +86,7 @@ fn attributes_can_be_set() {
     let attr = session.setattr(node, &set).expect("utimes");
     assert_eq!((attr.mtime, attr.mtimensec), (2_000_000_000, 999_999_999));
     assert_eq!((attr.atime, attr.atimensec), (1_000_000_000, 5));
-    assert_like_the_host(&attr, &path);
+    assert_like_the_host(&attr.into(), &path);
     let set = SetattrIn {
         valid: SetattrValid::SIZE.bits(),
         size: 1 << 63,
@@ -105,7 +108,7 @@ fn a_big_directory_is_listed_whole() {
             let name = format!("{number:05}{}", "x".repeat(number % 200));
             std::fs::write(big.join(&name), []).expect("a file");
             let ino = std::fs::metadata(big.join(&name)).expect("stat").ino();
-            want.insert(name.into_bytes(), ino);
+            want.insert(name.into(), ino);
         }
         let daemon = Daemon::start(share.path(), &[]);
         let guest = guest(&daemon);
@@ -113,7 +116,7 @@ fn a_big_directory_is_listed_whole() {
         assert!(
             listed
                 .iter()
-                .all(|e| e.attr.is_some_and(|a| a.ino == e.ino))
+                .all(|e| e.metadata.is_some_and(|seen| seen.ino() == e.ino))
         );
         let got: BTreeMap<_, _> = listed.into_iter().map(|e| (e.name, e.ino)).collect();
         assert_eq!(got, want);

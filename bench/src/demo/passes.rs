@@ -169,7 +169,7 @@ fn open_on(guest: &Guest, candidate: &Candidate, dax: bool) -> Result<(File, u64
     let file = guest
         .open(&candidate.path, Access::Read)
         .with_context(what)?;
-    let len = file.metadata().with_context(what)?.size;
+    let len = file.metadata().with_context(what)?.len();
     ensure!(
         len == candidate.len,
         "{}: {len} bytes in the guest, {} on the host",

@@ -9,7 +9,7 @@ use parking_lot::Mutex;
 use rustix::io::Errno;
 
 use super::inodes::{Node, OpenNode};
-use super::{Access, refused};
+use super::{Access, Metadata, refused};
 use crate::error::{Error, Result};
 use crate::fault::View;
 use crate::mapper::prefetch::ReadPattern;
@@ -86,7 +86,12 @@ impl File {
     }
 
     /// Attributes, asked for now.
-    pub fn metadata(&self) -> Result<Attr> {
+    pub fn metadata(&self) -> Result<Metadata> {
+        self.refresh().map(Metadata::from)
+    }
+
+    /// Asks for the attributes, and takes note of the size.
+    fn refresh(&self) -> Result<Attr> {
         self.open.shared.refresh(self.node(), Some(self.fh))
     }
 
@@ -136,7 +141,7 @@ impl File {
             .checked_add(buf.len() as u64)
             .ok_or_else(|| refused("write", Errno::FBIG))?;
         if end > self.size()? {
-            self.metadata()?;
+            self.refresh()?;
         }
         let inside = self.node().inode.size().saturating_sub(offset);
         let inside = buf.len().min(usize::try_from(inside).unwrap_or(usize::MAX));
@@ -163,7 +168,7 @@ impl File {
     pub fn append(&self, buf: &[u8]) -> Result<u64> {
         self.check_writable()?;
         let _alone = self.node().growing.lock();
-        let offset = self.metadata()?.size;
+        let offset = self.refresh()?.size;
         let mut done = 0;
         while let Some(rest) = buf.get(done..).filter(|rest| !rest.is_empty()) {
             match self.write_plain(rest, offset + done as u64)? {
@@ -213,7 +218,7 @@ impl File {
         let len = usize::try_from(len).map_err(too_large)?;
         let skip = usize::try_from(offset % bytes).map_err(too_large)?;
         if !self.node().is_fresh() {
-            self.metadata()?;
+            self.refresh()?;
         }
         let writable = access == Access::ReadWrite;
         let ranges = faults.map(&self.node().inode, first, count, writable)?;
@@ -235,7 +240,7 @@ impl File {
     /// The size, at most a second old.
     fn size(&self) -> Result<u64> {
         if !self.node().is_fresh() {
-            self.metadata()?;
+            self.refresh()?;
         }
         Ok(self.node().inode.size())
     }
@@ -245,7 +250,7 @@ impl File {
     fn readable(&self, offset: u64, len: usize) -> Result<usize> {
         let mut size = self.size()?;
         if offset.saturating_add(len as u64) > size {
-            size = self.metadata()?.size;
+            size = self.refresh()?.size;
         }
         let inside = usize::try_from(size.saturating_sub(offset)).unwrap_or(usize::MAX);
         Ok(len.min(inside))

@@ -9,11 +9,12 @@
 
 mod handle;
 mod inodes;
+mod metadata;
 mod tree;
 
+use std::ffi::OsString;
 use std::sync::Arc;
 
-use daxwindow_shared::fuse::Attr;
 use daxwindow_shared::latency::Summary;
 use daxwindow_shared::window::RANGE_BYTES;
 
@@ -24,6 +25,7 @@ use crate::session::{Session, SessionOptions};
 
 pub use handle::File;
 use inodes::Inodes;
+pub use metadata::{FileType, Metadata};
 
 /// Ranges mapped ahead of a sequential reader unless told otherwise: enough that
 /// mapping them takes less time than reading the ones before.
@@ -61,16 +63,17 @@ pub enum Access {
 }
 
 /// One name in a directory.
-#[derive(Clone, Debug, Default)]
+#[derive(Clone, Debug)]
+#[non_exhaustive]
 pub struct DirEntry {
     /// The name, without a path.
-    pub name: Vec<u8>,
+    pub name: OsString,
     /// Inode number on the host.
     pub ino: u64,
-    /// `DT_REG` and so on, as in `readdir(3)`.
-    pub typ: u32,
+    /// What kind of file it is.
+    pub file_type: FileType,
     /// Attributes, if the daemon sent them along.
-    pub attr: Option<Attr>,
+    pub metadata: Option<Metadata>,
 }
 
 /// Counters of the mapper; each is a total since connect.

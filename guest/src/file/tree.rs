@@ -4,16 +4,16 @@
 //! time. Law: every look-up made on the way is given back.
 
 use std::collections::HashSet;
-use std::ffi::OsStr;
-use std::os::unix::ffi::OsStrExt;
-use std::path::{Component, Path};
+use std::ffi::{OsStr, OsString};
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::{Component, Path, PathBuf};
 use std::sync::Arc;
 
-use daxwindow_shared::fuse::{Attr, EntryOut, ROOT_ID};
+use daxwindow_shared::fuse::{EntryOut, ROOT_ID};
 use rustix::io::Errno;
 
 use super::inodes::OpenNode;
-use super::{Access, DirEntry, File, Guest, Shared, refused};
+use super::{Access, DirEntry, File, FileType, Guest, Metadata, Shared, refused};
 use crate::error::{Error, Result};
 use crate::session::{Listed, Session};
 
@@ -105,11 +105,11 @@ impl Guest {
     /// component by component; symlinks are not followed.
     pub fn open(&self, path: impl AsRef<Path>, access: Access) -> Result<File> {
         let found = self.walk(&components(path.as_ref())?)?;
-        match found.entry.attr.mode & libc::S_IFMT {
-            libc::S_IFLNK => return Err(refused("open", Errno::LOOP)),
-            libc::S_IFREG => {}
+        match FileType::from_mode(found.entry.attr.mode) {
+            FileType::Symlink => return Err(refused("open", Errno::LOOP)),
+            FileType::File => {}
             _ if found.nodeid() == ROOT_ID => return Err(refused("open", Errno::ISDIR)),
-            libc::S_IFDIR => return Err(refused("open", Errno::ISDIR)),
+            FileType::Directory => return Err(refused("open", Errno::ISDIR)),
             _ => return Err(refused("open", Errno::OPNOTSUPP)),
         }
         let flags = match access {
@@ -143,18 +143,20 @@ impl Guest {
     }
 
     /// Attributes of what `path` names; of a symlink, its own.
-    pub fn metadata(&self, path: impl AsRef<Path>) -> Result<Attr> {
+    pub fn metadata(&self, path: impl AsRef<Path>) -> Result<Metadata> {
         let found = self.walk(&components(path.as_ref())?)?;
-        match found.nodeid() {
-            ROOT_ID => self.session().getattr(ROOT_ID, None),
-            _ => Ok(found.entry.attr),
-        }
+        let attr = match found.nodeid() {
+            ROOT_ID => self.session().getattr(ROOT_ID, None)?,
+            _ => found.entry.attr,
+        };
+        Ok(attr.into())
     }
 
     /// The target of a symlink.
-    pub fn read_link(&self, path: impl AsRef<Path>) -> Result<Vec<u8>> {
+    pub fn read_link(&self, path: impl AsRef<Path>) -> Result<PathBuf> {
         let found = self.walk(&components(path.as_ref())?)?;
-        self.session().readlink(found.nodeid())
+        let target = self.session().readlink(found.nodeid())?;
+        Ok(OsString::from_vec(target).into())
     }
 
     /// The names in a directory, without "." and "..", in no order.
@@ -288,9 +290,9 @@ fn listed(session: &Session, item: Listed) -> Option<DirEntry> {
     }
     let special = item.name == b"." || item.name == b"..";
     (!special).then(|| DirEntry {
-        name: item.name,
+        name: OsString::from_vec(item.name),
         ino: item.head.ino,
-        typ: item.head.typ,
-        attr: looked_up.map(|entry| entry.attr),
+        file_type: FileType::from_dirent(item.head.typ),
+        metadata: looked_up.map(|entry| entry.attr.into()),
     })
 }

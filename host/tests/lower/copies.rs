@@ -237,7 +237,7 @@ fn a_copy_of_attributes_is_followed_by_one_of_the_data() {
     let file = mapped(&guest, "data", 1);
     let mode = std::os::unix::fs::PermissionsExt::from_mode(0o600);
     std::fs::set_permissions(layers.path("merged/data"), mode).expect("set");
-    assert_eq!(file.metadata().expect("there").mode & 0o7777, 0o600);
+    assert_eq!(file.metadata().expect("there").mode() & 0o7777, 0o600);
     assert_same(
         &read_all(&file).expect("read"),
         &pattern(1, 0, SIZE),
