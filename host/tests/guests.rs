@@ -16,6 +16,7 @@ use daxwindow_guest::session::{Session, SessionOptions};
 use daxwindow_host::status::document::Status;
 use daxwindow_shared::fuse::flags::LkFlags;
 use daxwindow_shared::fuse::{FileLock, LkIn, Opcode, ROOT_ID};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use tempfile::TempDir;
 
 /// A daemon with a directory of sockets, and nothing shared yet but at the
@@ -108,7 +109,7 @@ fn map(session: &Session, name: &str, ranges: std::ops::Range<u64>) {
     for range in ranges {
         let at = range * RANGE;
         session
-            .setup_mapping(file.nodeid, at, at, RANGE, false)
+            .setup_mapping(file.nodeid, FileOffset(at), WindowOffset(at), RANGE, false)
             .expect("mapped");
     }
 }
@@ -339,7 +340,7 @@ fn what_guests_have_in_common_is_counted() {
     // Counts as far as the file reaches: two pages.
     let small = walk(&guests[0], "small").expect("found").nodeid;
     guests[0]
-        .setup_mapping(small, 0, 5 * RANGE, RANGE, false)
+        .setup_mapping(small, FileOffset(0), WindowOffset(5 * RANGE), RANGE, false)
         .expect("mapped");
     let status = scene.status();
     let common = &status.common;

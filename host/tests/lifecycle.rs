@@ -17,6 +17,7 @@ use daxwindow_guest::Error;
 use daxwindow_guest::file::{Access, Guest, GuestOptions};
 use daxwindow_guest::session::{Session, SessionOptions};
 use daxwindow_shared::fuse::ROOT_ID;
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::io::Errno;
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -28,7 +29,13 @@ fn occupy(session: &Session) -> Vec<(u64, u64)> {
     let open = |number: u64| {
         let (entry, handle) = open(session, &number.to_string(), libc::O_RDWR).expect("open");
         session
-            .setup_mapping(entry.nodeid, 0, number * RANGE, RANGE, true)
+            .setup_mapping(
+                entry.nodeid,
+                FileOffset(0),
+                WindowOffset(number * RANGE),
+                RANGE,
+                true,
+            )
             .expect("mapped");
         (entry.nodeid, handle.fh)
     };
@@ -61,7 +68,7 @@ fn assert_nothing_left(daemon: &Daemon, session: &Session, share: &TempDir, old:
         let error = read_by_request(session, (nodeid, fh), 0, 10).expect_err("closed");
         assert_eq!(error.errno(), Errno::BADF);
         session
-            .setup_mapping(nodeid, 0, 0, RANGE, false)
+            .setup_mapping(nodeid, FileOffset(0), WindowOffset(0), RANGE, false)
             .expect_err("forgotten");
     }
 }
@@ -111,7 +118,13 @@ fn a_device_reset_leaves_nothing() {
 /// Opens, maps and reads one of the files.
 fn work_once(session: &Session, number: u64, slot: u64) -> daxwindow_guest::Result<()> {
     let (entry, handle) = open(session, &number.to_string(), libc::O_RDWR)?;
-    session.setup_mapping(entry.nodeid, 0, slot * RANGE, RANGE, true)?;
+    session.setup_mapping(
+        entry.nodeid,
+        FileOffset(0),
+        WindowOffset(slot * RANGE),
+        RANGE,
+        true,
+    )?;
     let bytes = read_by_request(session, (entry.nodeid, handle.fh), 0, 10_000)?;
     assert_same(&bytes, &pattern(number, 0, 10_000), "under resets");
     Ok(())
@@ -238,7 +251,13 @@ fn sigterm_under_load_ends_it_too() {
                 let node = walk(session, &number.to_string());
                 let Ok(node) = node else { return };
                 while session
-                    .setup_mapping(node.nodeid, 0, number * RANGE, RANGE, true)
+                    .setup_mapping(
+                        node.nodeid,
+                        FileOffset(0),
+                        WindowOffset(number * RANGE),
+                        RANGE,
+                        true,
+                    )
                     .is_ok()
                 {}
             });

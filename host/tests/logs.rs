@@ -14,6 +14,7 @@ use std::sync::Arc;
 
 use common::{DAEMON, PATIENCE, RANGE, assert_serves, eventually, make_file, on_disk, open};
 use daxwindow_guest::session::{Session, SessionOptions};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::fs::{Mode, OFlags};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
@@ -68,7 +69,8 @@ impl Scene {
         let session = session.expect("just made");
         assert_serves(&session);
         let (entry, _) = open(&session, "file", libc::O_RDWR).expect("open");
-        let mapped = session.setup_mapping(entry.nodeid, 0, 0, RANGE, true);
+        let mapped =
+            session.setup_mapping(entry.nodeid, FileOffset(0), WindowOffset(0), RANGE, true);
         mapped.expect("padded and mapped");
         session.destroy().expect("DESTROY is answered");
     }

@@ -16,6 +16,7 @@ use daxwindow_guest::file::{Access, Metadata};
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::flags::SetattrValid;
 use daxwindow_shared::fuse::{CopyFileRangeIn, ROOT_ID, SetattrIn};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::io::Errno;
 
 #[track_caller]
@@ -370,11 +371,11 @@ fn into_a_mapped_file_the_guest_copies_by_itself() {
         len: 100,
         ..CopyFileRangeIn::default()
     };
-    let mapped = session.setup_mapping(from.nodeid, 0, 0, RANGE, true);
+    let mapped = session.setup_mapping(from.nodeid, FileOffset(0), WindowOffset(0), RANGE, true);
     mapped.expect("a mapped source");
     let copied = session.copy_file_range(from.nodeid, &copy);
     assert_eq!(copied.expect("copied"), 100);
-    let mapped = session.setup_mapping(to.nodeid, 0, RANGE, RANGE, true);
+    let mapped = session.setup_mapping(to.nodeid, FileOffset(0), WindowOffset(RANGE), RANGE, true);
     mapped.expect("a mapped target");
     let error = errno(session.copy_file_range(from.nodeid, &copy));
     assert_eq!(error, Errno::OPNOTSUPP);

@@ -20,6 +20,7 @@ use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook}
 use daxwindow_shared::fuse::flags::{AttrFlags, InitFlags, OpenOutFlags};
 use daxwindow_shared::fuse::{InitIn, Opcode, ROOT_ID, SetattrIn};
 use daxwindow_shared::shmem::MapRequest;
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::fs::IFlags;
 use rustix::io::Errno;
 
@@ -214,15 +215,15 @@ fn what_the_host_runs_a_guest_maps_for_reading_only() {
     let node = walk(&session, "program").expect("there").nodeid;
     let mut sleeper = Command::new(&program).arg("1000").spawn().expect("runs");
     session
-        .setup_mapping(node, 0, 0, RANGE, false)
+        .setup_mapping(node, FileOffset(0), WindowOffset(0), RANGE, false)
         .expect("mapped");
-    let refused = session.setup_mapping(node, 0, RANGE, RANGE, true);
+    let refused = session.setup_mapping(node, FileOffset(0), WindowOffset(RANGE), RANGE, true);
     assert_eq!(refused.expect_err("busy").errno(), Errno::TXTBSY);
-    let upgrade = session.setup_mapping(node, 0, 0, RANGE, true);
+    let upgrade = session.setup_mapping(node, FileOffset(0), WindowOffset(0), RANGE, true);
     assert_eq!(upgrade.expect_err("busy").errno(), Errno::TXTBSY);
     sleeper.kill().and_then(|()| sleeper.wait()).expect("ended");
     session
-        .setup_mapping(node, 0, 0, RANGE, true)
+        .setup_mapping(node, FileOffset(0), WindowOffset(0), RANGE, true)
         .expect("upgraded");
 }
 
@@ -251,7 +252,7 @@ fn open_keeps_the_cache_of_what_the_guest_takes_for_a_dax_inode() {
     );
     let small = walk(&session, "small").expect("there").nodeid;
     session
-        .setup_mapping(small, 0, 0, RANGE, false)
+        .setup_mapping(small, FileOffset(0), WindowOffset(0), RANGE, false)
         .expect("mapped");
     assert!(keeps_cache(&session, "small"), "who maps takes it for one");
     assert!(!flagged(session.getattr(small, None).expect("there").flags));
@@ -415,8 +416,8 @@ fn what_can_only_be_appended_to_has_dax_where_it_is_mapped_for_reading() {
     assert_same(&bytes, &pattern(1, 0, 1 << 20), "the log");
     let refused = guest.session().setup_mapping(
         walk(guest.session(), "log").expect("there").nodeid,
-        0,
-        0,
+        FileOffset(0),
+        WindowOffset(0),
         RANGE,
         true,
     );

@@ -15,6 +15,7 @@ use common::{
 };
 use daxwindow_guest::session::{Session, SessionOptions};
 use daxwindow_host::status::document::{SCHEMA, ShareStatus, Status};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use tempfile::TempDir;
 
 /// A daemon with a status socket.
@@ -93,10 +94,16 @@ fn a_guest_with_a_window_is_reported_with_what_it_did() {
     let file = walk(&session, "file").expect("found");
     for offset in [0, RANGE, 0] {
         session
-            .setup_mapping(file.nodeid, offset, offset, RANGE, true)
+            .setup_mapping(
+                file.nodeid,
+                FileOffset(offset),
+                WindowOffset(offset),
+                RANGE,
+                true,
+            )
             .expect("mapped");
     }
-    let error = session.setup_mapping(file.nodeid, 0, 1, RANGE, true);
+    let error = session.setup_mapping(file.nodeid, FileOffset(0), WindowOffset(1), RANGE, true);
     error.expect_err("unaligned");
     let document = scene.document();
     assert_eq!(document.schema, SCHEMA);
@@ -254,7 +261,13 @@ fn askers_who_do_not_read_hold_nothing_up() {
     for turn in 0..20 {
         let offset = turn % 2 * RANGE;
         session
-            .setup_mapping(file.nodeid, offset, offset, RANGE, true)
+            .setup_mapping(
+                file.nodeid,
+                FileOffset(offset),
+                WindowOffset(offset),
+                RANGE,
+                true,
+            )
             .expect("mapped");
         assert_serves(&session);
     }

@@ -16,6 +16,7 @@ use common::{
 use daxwindow_guest::file::{Access, Guest, GuestOptions};
 use daxwindow_shared::fuse::SetattrIn;
 use daxwindow_shared::fuse::flags::AttrFlags;
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::io::Errno;
 use rustix::process::Signal;
 
@@ -339,7 +340,9 @@ fn assert_mutations_are_erofs(guest: &Guest) {
         ("removexattr", session.removexattr(node, b"user.a").err()),
         (
             "a writable mapping",
-            session.setup_mapping(node, 0, 0, RANGE, true).err(),
+            session
+                .setup_mapping(node, FileOffset(0), WindowOffset(0), RANGE, true)
+                .err(),
         ),
     ];
     for (what, error) in refused {
@@ -395,8 +398,8 @@ fn without_a_window_everything_works_by_request() {
         assert!(!guest.session().inode_dax());
         let error = guest.session().setup_mapping(
             walk(guest.session(), "file").expect("file").nodeid,
-            0,
-            0,
+            FileOffset(0),
+            WindowOffset(0),
             RANGE,
             false,
         );

@@ -139,7 +139,7 @@ mod tests {
                 (
                     map.range.start().0,
                     map.range.len(),
-                    map.fd_offset,
+                    map.file_offset.0,
                     map.writable,
                 )
             })

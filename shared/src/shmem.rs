@@ -3,7 +3,7 @@
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use crate::window::{WindowError, WindowRange};
+use crate::window::{FileOffset, WindowError, WindowRange};
 
 /// Protocol feature bit of the shared memory messages. Bit 21, which some
 /// front ends once used for it, means `GPA_ADDRESSES` today and is never
@@ -66,8 +66,8 @@ pub enum MessageError {
 pub struct MapRequest {
     /// Where in the window.
     pub range: WindowRange,
-    /// Start in the file, page aligned; `fd_offset + range.len()` fits `i64`.
-    pub fd_offset: u64,
+    /// Start in the file, page aligned; with `range.len()` added it fits `i64`.
+    pub file_offset: FileOffset,
     /// Whether stores are allowed.
     pub writable: bool,
 }
@@ -93,7 +93,7 @@ impl MapMessage {
         let writable = self.flags & MAP_WRITABLE != 0;
         Ok(MapRequest {
             range,
-            fd_offset: self.fd_offset,
+            file_offset: FileOffset(self.fd_offset),
             writable,
         })
     }

@@ -16,7 +16,7 @@ use daxwindow_guest::file::{Access, File, Guest, GuestOptions};
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::{ROOT_ID, RemoveMappingOne};
 use daxwindow_shared::latency::Latency;
-use daxwindow_shared::window::RANGE_BYTES;
+use daxwindow_shared::window::{FileOffset, RANGE_BYTES, WindowOffset};
 
 use super::contender::Running;
 use super::driver::Driven;
@@ -128,7 +128,13 @@ fn map(
         let before = server_maps(session);
         maps.pass(pid, &order, |range| {
             let at = range * RANGE_BYTES;
-            let mapped = session.setup_mapping(node, at, place(range), RANGE_BYTES, false);
+            let mapped = session.setup_mapping(
+                node,
+                FileOffset(at),
+                WindowOffset(place(range)),
+                RANGE_BYTES,
+                false,
+            );
             mapped.with_context(|| format!("SETUPMAPPING of range {range}"))
         })?;
         let made = server_maps(session) - before;

@@ -8,7 +8,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use daxwindow_guest::session::{Session, SessionOptions};
 use daxwindow_shared::fuse::ROOT_ID;
-use daxwindow_shared::window::RANGE_BYTES;
+use daxwindow_shared::window::{FileOffset, RANGE_BYTES, WindowOffset};
 use procfs::process::Process;
 use serde::Serialize;
 
@@ -127,7 +127,13 @@ fn exercise(session: &Session) -> Result<()> {
             session.read(file.nodeid, handle.fh, offset, &mut buf, 0, 64 << 10)?;
         }
         let at = number as u64 * RANGE_BYTES;
-        session.setup_mapping(file.nodeid, 0, at, RANGE_BYTES, false)?;
+        session.setup_mapping(
+            file.nodeid,
+            FileOffset(0),
+            WindowOffset(at),
+            RANGE_BYTES,
+            false,
+        )?;
         session.release(file.nodeid, handle.fh)?;
     }
     Ok(())

@@ -135,7 +135,7 @@ mod server;
 mod window;
 
 pub use daxwindow_shared::shmem::MapRequest;
-pub use daxwindow_shared::window::{WindowError, WindowRange};
+pub use daxwindow_shared::window::{FileOffset, WindowError, WindowOffset, WindowRange};
 pub use error::{ChannelError, FileError};
 pub use server::{PolledServer, Progress, ServerOptions, ServerStats, WindowServer};
 pub use window::{RegularFile, Window};

@@ -11,8 +11,8 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use daxwindow_front_end::area::{AdoptedSpace, Area, Protection, SpaceGuard, Tenant};
-use daxwindow_front_end::{MapRequest, RegularFile, ServerOptions, Window};
-use daxwindow_front_end::{WindowRange, WindowServer};
+use daxwindow_front_end::{FileOffset, MapRequest, RegularFile, ServerOptions, Window};
+use daxwindow_front_end::{WindowOffset, WindowRange, WindowServer};
 use daxwindow_shared::shmem::{MapMessage, SHMEM_MAP, SHMEM_UNMAP};
 use rustix::io::Errno;
 use rustix::mm::{self, MapFlags, ProtFlags};
@@ -86,7 +86,7 @@ fn map(window: &Window, at: u64, byte: u8) -> Result<(), Option<i32>> {
     let file = file_of(byte);
     let request = MapRequest {
         range: range(at, RANGE),
-        fd_offset: 0,
+        file_offset: FileOffset(0),
         writable: false,
     };
     let regular = RegularFile::check(file.as_fd()).expect("a regular file");
@@ -184,9 +184,11 @@ fn what_would_touch_somebody_elses_memory_fails() {
     map(&window, 0, 1).expect("mapped");
     assert_eq!(window.copy_out(0, &mut [0; 4]), Err(0));
     assert_eq!(window.copy_in(0, &[0; 4]), Err(0));
-    window.populate(0, PAGE).expect_err("populates");
+    window
+        .populate(WindowOffset(0), PAGE)
+        .expect_err("populates");
     let view = Area::reserve(RANGE as usize, Protection::None).expect("an area");
-    let shown = window.alias_into(&view, 0, 0, PAGE as usize, Protection::Read);
+    let shown = window.alias_into(&view, 0, WindowOffset(0), PAGE as usize, Protection::Read);
     shown.expect_err("shows");
 }
 

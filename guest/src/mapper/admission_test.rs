@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use daxwindow_shared::fuse::RemoveMappingOne;
 use daxwindow_shared::window::RANGE_BYTES;
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use parking_lot::{Condvar, Mutex};
 
 use super::*;
@@ -275,8 +276,15 @@ impl Gate {
 }
 
 impl MapChannel for Gate {
-    fn setup(&self, nodeid: u64, from: u64, at: u64, len: u64, writable: bool) -> Result<()> {
-        if from == self.slow * R {
+    fn setup(
+        &self,
+        nodeid: u64,
+        from: FileOffset,
+        at: WindowOffset,
+        len: u64,
+        writable: bool,
+    ) -> Result<()> {
+        if from.0 == self.slow * R {
             self.change(|(held, _)| *held = true);
             self.wait(|(_, go)| *go);
         }

@@ -1,6 +1,7 @@
 //! How the mapper asks for mappings.
 
 use daxwindow_shared::fuse::RemoveMappingOne;
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 
 use crate::error::{Error, Result};
 use crate::session::Session;
@@ -13,8 +14,8 @@ pub trait MapChannel: Send + Sync {
     fn setup(
         &self,
         nodeid: u64,
-        file_offset: u64,
-        window_offset: u64,
+        file_offset: FileOffset,
+        window_offset: WindowOffset,
         len: u64,
         writable: bool,
     ) -> Result<()>;
@@ -27,8 +28,8 @@ impl MapChannel for Session {
     fn setup(
         &self,
         nodeid: u64,
-        file_offset: u64,
-        window_offset: u64,
+        file_offset: FileOffset,
+        window_offset: WindowOffset,
         len: u64,
         writable: bool,
     ) -> Result<()> {
@@ -38,7 +39,7 @@ impl MapChannel for Session {
             // that the file has become shorter.
             Err(Error::Remote { .. }) if self.ends_before(nodeid, file_offset) => {
                 Err(Error::Truncated {
-                    offset: file_offset,
+                    offset: file_offset.0,
                 })
             }
             done => done,
@@ -51,8 +52,8 @@ impl MapChannel for Session {
 }
 
 impl Session {
-    fn ends_before(&self, nodeid: u64, offset: u64) -> bool {
+    fn ends_before(&self, nodeid: u64, offset: FileOffset) -> bool {
         self.getattr(nodeid, None)
-            .is_ok_and(|attr| attr.size <= offset)
+            .is_ok_and(|attr| attr.size <= offset.0)
     }
 }

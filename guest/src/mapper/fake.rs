@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use daxwindow_shared::fuse::RemoveMappingOne;
 use daxwindow_shared::shmem::MapMessage;
-use daxwindow_shared::window::RANGE_BYTES;
+use daxwindow_shared::window::{FileOffset, RANGE_BYTES, WindowOffset};
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
@@ -121,7 +121,14 @@ impl Fake {
 }
 
 impl MapChannel for Fake {
-    fn setup(&self, nodeid: u64, from: u64, at: u64, len: u64, writable: bool) -> Result<()> {
+    fn setup(
+        &self,
+        nodeid: u64,
+        FileOffset(from): FileOffset,
+        WindowOffset(at): WindowOffset,
+        len: u64,
+        writable: bool,
+    ) -> Result<()> {
         self.setups.fetch_add(1, Ordering::SeqCst);
         self.pause();
         if spend(&self.refuse_setups) {

@@ -42,7 +42,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use daxwindow_shared::window::RANGE_BYTES;
+use daxwindow_shared::window::{FileOffset, RANGE_BYTES, WindowOffset};
 use parking_lot::{Condvar, Mutex};
 
 use crate::error::{Error, Result};
@@ -333,6 +333,7 @@ impl Core {
     ) -> Result<Mapped<'_>> {
         let file_offset = index
             .checked_mul(self.range_bytes())
+            .map(FileOffset)
             .ok_or_else(|| Error::Invalid(format!("range {index} is past the largest file")))?;
         let Some((number, from)) = self.allocate(effort, deadline)? else {
             return Ok(Mapped::Refused);
@@ -394,7 +395,7 @@ impl Core {
         slot: u32,
         count: u32,
         inode: &Inode,
-        file_offset: u64,
+        file_offset: FileOffset,
         writable: bool,
     ) -> Result<()> {
         let start = Instant::now();
@@ -423,9 +424,9 @@ impl Core {
         }
     }
 
-    fn window_offset(&self, slot: u32) -> u64 {
+    fn window_offset(&self, slot: u32) -> WindowOffset {
         // Cannot overflow: the product lies inside the window.
-        u64::from(slot) * self.range_bytes()
+        WindowOffset(u64::from(slot) * self.range_bytes())
     }
 }
 

@@ -4,6 +4,8 @@ use std::io;
 use std::sync::Weak;
 use std::sync::atomic::Ordering;
 
+use daxwindow_shared::window::WindowOffset;
+
 use super::slot::Alias;
 use super::{AliasHolder, Core};
 use crate::window::{Area, Protection};
@@ -20,9 +22,7 @@ impl Pin<'_> {
     /// of bytes copied before a page had no file behind it.
     pub(crate) fn copy_out(&self, at: u64, out: &mut [u8]) -> Result<(), usize> {
         self.check(at, out.len())?;
-        self.core
-            .window
-            .copy_out(self.core.window_offset(self.slot) + at, out)
+        self.core.window.copy_out(self.window_offset(at).0, out)
     }
 
     /// Copies into the range, which must have been acquired writable.
@@ -31,9 +31,7 @@ impl Pin<'_> {
         if !self.writable {
             return Err(0);
         }
-        self.core
-            .window
-            .copy_in(self.core.window_offset(self.slot) + at, bytes)
+        self.core.window.copy_in(self.window_offset(at).0, bytes)
     }
 
     /// Shows the range also in `target` at `at`, for what `protection` says,
@@ -48,7 +46,7 @@ impl Pin<'_> {
     ) -> io::Result<()> {
         self.note_alias(holder, index);
         let len = self.core.range_bytes() as usize;
-        let from = self.core.window_offset(self.slot);
+        let from = self.window_offset(0);
         let window = &self.core.window;
         window.alias_into(target, at, from, len, protection)
     }
@@ -59,6 +57,11 @@ impl Pin<'_> {
             a.holder.strong_count() > 0 && !(a.index == index && a.holder.ptr_eq(&holder))
         });
         content.aliases.push(Alias { holder, index });
+    }
+
+    /// Where byte `at` of the range is in the window.
+    fn window_offset(&self, at: u64) -> WindowOffset {
+        WindowOffset(self.core.window_offset(self.slot).0 + at)
     }
 
     fn check(&self, at: u64, len: usize) -> Result<(), usize> {

@@ -171,7 +171,7 @@ impl Core {
         let ranges: Vec<_> = slots
             .iter()
             .map(|&slot| RemoveMappingOne {
-                moffset: self.window_offset(slot),
+                moffset: self.window_offset(slot).0,
                 len: self.range_bytes(),
             })
             .collect();

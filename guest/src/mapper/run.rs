@@ -9,6 +9,8 @@ use std::ops::Range;
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Weak};
 
+use daxwindow_shared::window::FileOffset;
+
 use super::inode::NotInserted;
 use super::slot::{SlotRef, SlotState};
 use super::{AliasHolder, Core, Effort, Inode, Pin};
@@ -43,7 +45,7 @@ impl Core {
             core: self,
             pins: Vec::new(),
         };
-        let file_offset = ranges.start.checked_mul(self.range_bytes());
+        let file_offset = ranges.start.checked_mul(self.range_bytes()).map(FileOffset);
         let (Some(file_offset), Some((slot, count))) = (file_offset, self.take_free_run(absent))
         else {
             return Ok(run);

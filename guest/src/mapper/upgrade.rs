@@ -5,6 +5,8 @@
 
 use std::time::Instant;
 
+use daxwindow_shared::window::FileOffset;
+
 use super::slot::SlotRef;
 use super::{Core, Effort, Pin};
 use crate::error::{Error, Result};
@@ -42,7 +44,7 @@ impl Core {
             return Err(Error::Invalid("the range has no owner".into()));
         };
         // The product was checked when the range was mapped.
-        let file_offset = index.saturating_mul(self.range_bytes());
+        let file_offset = FileOffset(index.saturating_mul(self.range_bytes()));
         self.setup(slot, 1, &inode, file_offset, true)
     }
 }

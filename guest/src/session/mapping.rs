@@ -4,6 +4,7 @@ use daxwindow_shared::fuse::flags::SetupMappingFlags;
 use daxwindow_shared::fuse::{
     NO_HANDLE, Opcode, RemoveMappingIn, RemoveMappingOne, SetupMappingIn,
 };
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use zerocopy::IntoBytes;
 
 use super::Session;
@@ -20,8 +21,8 @@ impl Session {
     pub fn setup_mapping(
         &self,
         nodeid: u64,
-        file_offset: u64,
-        window_offset: u64,
+        file_offset: FileOffset,
+        window_offset: WindowOffset,
         len: u64,
         writable: bool,
     ) -> Result<()> {
@@ -34,8 +35,8 @@ impl Session {
     pub fn submit_setup_mapping(
         &self,
         nodeid: u64,
-        file_offset: u64,
-        window_offset: u64,
+        file_offset: FileOffset,
+        window_offset: WindowOffset,
         len: u64,
         writable: bool,
     ) -> Result<Pending> {
@@ -64,7 +65,12 @@ impl Session {
 /// REMOVEMAPPING goes to the root: a mapping does not depend on its inode.
 const NODE: u64 = daxwindow_shared::fuse::ROOT_ID;
 
-fn setup_in(file_offset: u64, window_offset: u64, len: u64, writable: bool) -> SetupMappingIn {
+fn setup_in(
+    file_offset: FileOffset,
+    window_offset: WindowOffset,
+    len: u64,
+    writable: bool,
+) -> SetupMappingIn {
     let write = if writable {
         SetupMappingFlags::WRITE
     } else {
@@ -72,9 +78,9 @@ fn setup_in(file_offset: u64, window_offset: u64, len: u64, writable: bool) -> S
     };
     SetupMappingIn {
         fh: NO_HANDLE,
-        foffset: file_offset,
+        foffset: file_offset.0,
         len,
         flags: (SetupMappingFlags::READ | write).bits(),
-        moffset: window_offset,
+        moffset: window_offset.0,
     }
 }

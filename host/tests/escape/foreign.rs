@@ -7,6 +7,7 @@ use std::sync::Arc;
 use daxwindow_guest::session::{Session, SessionOptions};
 use daxwindow_shared::fuse::flags::{InitFlags, SetattrValid};
 use daxwindow_shared::fuse::{CopyFileRangeIn, Opcode, ROOT_ID, SetattrIn};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
@@ -83,7 +84,10 @@ fn assert_node_is_nothing(session: &Session, node: u64) {
     refused(session.listxattr(node), &no);
     refused(session.setxattr(node, b"user.x", b"1", 0), &no);
     refused(session.removexattr(node, b"user.x"), &no);
-    refused(session.setup_mapping(node, 0, 0, RANGE, true), &no);
+    refused(
+        session.setup_mapping(node, FileOffset(0), WindowOffset(0), RANGE, true),
+        &no,
+    );
     // In and out of it.
     refused(session.link(node, ROOT_ID, b"got"), &no);
     let file = walk(session, "file").expect("there").nodeid;

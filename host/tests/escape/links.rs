@@ -5,6 +5,7 @@ use std::os::unix::fs::symlink;
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::flags::SetattrValid;
 use daxwindow_shared::fuse::{EntryOut, Opcode, ROOT_ID, SetattrIn};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::io::Errno;
 
 use crate::common::wire::{Message, ask};
@@ -35,7 +36,7 @@ fn assert_link_leads_nowhere(session: &Session, link: EntryOut) {
     }
     refused(session.opendir(id, 0), &NOT_A_DIRECTORY);
     session
-        .setup_mapping(id, 0, 0, RANGE, false)
+        .setup_mapping(id, FileOffset(0), WindowOffset(0), RANGE, false)
         .expect_err("a link");
     // A link has no size to set and no mode; its times are its own.
     let size = SetattrIn {

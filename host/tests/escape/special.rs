@@ -10,6 +10,7 @@ use std::time::Instant;
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::flags::SetattrValid;
 use daxwindow_shared::fuse::{ROOT_ID, SetattrIn};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::fs::{CWD, FileType, Mode, RenameFlags, makedev, mknodat, renameat_with};
 use rustix::io::Errno;
 
@@ -40,7 +41,7 @@ fn assert_is_never_opened(session: &Session, name: &[u8], node: u64) {
     }
     refused(session.opendir(node, 0), &[Errno::NOTDIR]);
     session
-        .setup_mapping(node, 0, 0, RANGE, true)
+        .setup_mapping(node, FileOffset(0), WindowOffset(0), RANGE, true)
         .expect_err("nothing to map");
     let size = SetattrIn {
         valid: SetattrValid::SIZE.bits(),

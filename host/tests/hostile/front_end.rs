@@ -9,6 +9,7 @@ use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook}
 use daxwindow_shared::fuse::RemoveMappingOne;
 use daxwindow_shared::fuse::flags::AttrFlags;
 use daxwindow_shared::shmem::MapRequest;
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
@@ -127,8 +128,13 @@ impl Scene {
     }
 
     fn setup(&self, slot: u64) -> daxwindow_guest::Result<()> {
-        self.session
-            .setup_mapping(self.node(), 0, slot * RANGE, RANGE, true)
+        self.session.setup_mapping(
+            self.node(),
+            FileOffset(0),
+            WindowOffset(slot * RANGE),
+            RANGE,
+            true,
+        )
     }
 
     fn remove(&self, slot: u64) -> daxwindow_guest::Result<()> {
@@ -207,9 +213,10 @@ fn one_that_lies_later_cannot_upset_the_ledger() {
     // It refuses to unmap what it never mapped.
     scene.remove(0).expect_err("it contradicts itself");
     // Something else in its place is mapped, and can be removed.
-    let other = scene
-        .session
-        .setup_mapping(scene.node(), 4096, 0, RANGE, true);
+    let other =
+        scene
+            .session
+            .setup_mapping(scene.node(), FileOffset(4096), WindowOffset(0), RANGE, true);
     other.expect("mapped over it");
     scene.remove(0).expect("removed");
     assert_eq!(scene.live(), 0);
@@ -233,7 +240,9 @@ fn one_that_hangs_costs_what_waits_for_it() {
     std::thread::scope(|scope| {
         let map = |slot| {
             let session = &scene.session;
-            move || session.setup_mapping(node, 0, slot * RANGE, RANGE, true)
+            move || {
+                session.setup_mapping(node, FileOffset(0), WindowOffset(slot * RANGE), RANGE, true)
+            }
         };
         let hung = scope.spawn(map(1));
         eventually("it is asked", || scene.moody.broods.load(Ordering::SeqCst));
@@ -341,7 +350,9 @@ fn one_that_hangs_while_its_client_goes_does_not_hold_up_the_next() {
     scene.moody.set(Mood::Ignore);
     let node = scene.node();
     let session = scene.session.clone();
-    let hung = std::thread::spawn(move || session.setup_mapping(node, 0, 0, RANGE, true));
+    let hung = std::thread::spawn(move || {
+        session.setup_mapping(node, FileOffset(0), WindowOffset(0), RANGE, true)
+    });
     // The request is with the front end when the client goes.
     std::thread::sleep(Duration::from_millis(50));
     let started = Instant::now();
@@ -363,7 +374,11 @@ fn one_that_answers_after_a_reset_is_told_to_unmap() {
     let node = scene.node();
     scene.moody.set(Mood::Brood);
     std::thread::scope(|scope| {
-        let hung = scope.spawn(|| scene.session.setup_mapping(node, 0, 0, RANGE, true));
+        let hung = scope.spawn(|| {
+            scene
+                .session
+                .setup_mapping(node, FileOffset(0), WindowOffset(0), RANGE, true)
+        });
         eventually("it is asked", || scene.moody.broods.load(Ordering::SeqCst));
         let started = Instant::now();
         let reset = scope.spawn(|| scene.session.reset_device());
@@ -405,7 +420,9 @@ fn one_that_hangs_keeps_the_only_thread_and_gives_it_back() {
     scene.moody.broods.store(false, Ordering::SeqCst);
     scene.moody.set(Mood::Brood);
     let (session, node) = (scene.session.clone(), scene.node());
-    let hung = std::thread::spawn(move || session.setup_mapping(node, 0, 2 * RANGE, RANGE, true));
+    let hung = std::thread::spawn(move || {
+        session.setup_mapping(node, FileOffset(0), WindowOffset(2 * RANGE), RANGE, true)
+    });
     eventually("it is asked", || scene.moody.broods.load(Ordering::SeqCst));
     scene.session.abandon();
     hung.join()

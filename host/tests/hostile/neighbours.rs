@@ -10,6 +10,7 @@ use std::thread::JoinHandle;
 
 use daxwindow_guest::session::{RawDescriptor, Session, SessionOptions};
 use daxwindow_shared::fuse::{Opcode, ROOT_ID, RemoveMappingOne};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use tempfile::TempDir;
 
 use crate::common::wire::{Message, ROOM, ask_with};
@@ -113,7 +114,7 @@ fn round(session: &Session, seed: u64) {
 
     let (entry, handle) = open(session, "good", libc::O_RDONLY).expect("opened");
     session
-        .setup_mapping(entry.nodeid, 0, 0, RANGE, false)
+        .setup_mapping(entry.nodeid, FileOffset(0), WindowOffset(0), RANGE, false)
         .expect("mapped");
     session
         .remove_mapping(&[RemoveMappingOne {
@@ -199,7 +200,13 @@ fn maps_of_many_files_leave_a_neighbour_its_descriptors() {
     let directory = walk(&greedy, "many").expect("there").nodeid;
     let map = |name: u64| {
         let found = greedy.lookup(directory, name.to_string().as_bytes())?;
-        greedy.setup_mapping(found.nodeid, 0, name * PIECE, PIECE, true)
+        greedy.setup_mapping(
+            found.nodeid,
+            FileOffset(0),
+            WindowOffset(name * PIECE),
+            PIECE,
+            true,
+        )
     };
     let mapped = (0..3000).take_while(|name| map(*name).is_ok()).count();
     assert!(mapped > 100, "{mapped} were mapped");
@@ -348,7 +355,7 @@ fn a_front_end_that_is_killed_takes_nobody_with_it() {
         let session = session(Path::new(&socket), true);
         let (file, _) = open(&session, "file", libc::O_RDWR).expect("opened");
         session
-            .setup_mapping(file.nodeid, 0, 0, RANGE, true)
+            .setup_mapping(file.nodeid, FileOffset(0), WindowOffset(0), RANGE, true)
             .expect("mapped");
         println!("attached");
         loop {

@@ -15,6 +15,7 @@ use std::sync::atomic::Ordering;
 use daxwindow_guest::session::{Session, Tuning};
 use daxwindow_shared::fuse::EntryOut;
 use daxwindow_shared::fuse::flags::AttrFlags;
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 
 use rustix::fs::{CWD, FileType, Mode, OFlags, fcntl_getfl, fstatfs, mknodat, openat};
 use rustix::io::Errno;
@@ -294,7 +295,13 @@ fn files_are_read_and_mapped_when_the_process_that_pads_has_ended() {
     let unmapped = walk(&session, "mapped-later").expect("there");
     assert!(has_dax(&known) && has_dax(&unmapped));
     let map = |file: &EntryOut, offset, slot: u64| {
-        session.setup_mapping(file.nodeid, offset, slot * RANGE, RANGE, false)
+        session.setup_mapping(
+            file.nodeid,
+            FileOffset(offset),
+            WindowOffset(slot * RANGE),
+            RANGE,
+            false,
+        )
     };
     map(&known, 2 * RANGE, 0).expect("a range past the end");
     kill_process(helper, Signal::KILL).expect("runs");
@@ -333,7 +340,13 @@ fn files_are_padded_inside_the_second_fence() {
         let session = attach_strict(&daemon);
         let file = walk(&session, "file").expect("there").nodeid;
         for (slot, writable) in [(0, true), (1, false)] {
-            let mapped = session.setup_mapping(file, 0, slot * RANGE, RANGE, writable);
+            let mapped = session.setup_mapping(
+                file,
+                FileOffset(0),
+                WindowOffset(slot * RANGE),
+                RANGE,
+                writable,
+            );
             mapped.unwrap_or_else(|error| panic!("{sandbox}: {error}"));
         }
     }

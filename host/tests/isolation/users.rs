@@ -12,6 +12,7 @@ use std::sync::atomic::Ordering;
 use daxwindow_bench::vm::{Kit, package_root};
 use daxwindow_guest::session::{Session, SessionOptions, Tuning};
 use daxwindow_shared::fuse::ROOT_ID;
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 use tempfile::TempDir;
@@ -322,7 +323,8 @@ fn with_the_capability_anybody_has_padded_files() {
         let made = place.share.join("made").metadata().expect("there");
         assert_eq!(made.uid(), NOBODY);
         // A file that ends within its last page, and may grow.
-        let mapped = session.setup_mapping(file.nodeid, 0, 0, RANGE, true);
+        let mapped =
+            session.setup_mapping(file.nodeid, FileOffset(0), WindowOffset(0), RANGE, true);
         assert_eq!(mapped.is_ok(), capable, "{mapped:?}");
         if capable {
             write_by_request(&session, at, 100_001, b"grown").expect("written");

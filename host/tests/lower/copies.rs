@@ -9,6 +9,7 @@ use daxwindow_guest::fault::View;
 use daxwindow_guest::file::{Access, File, Guest};
 use daxwindow_shared::fuse::flags::SetattrValid;
 use daxwindow_shared::fuse::{ROOT_ID, SetattrIn};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::fs::IFlags;
 
 use crate::common::{
@@ -134,7 +135,8 @@ fn whatever_copies_a_file_has_its_ranges_show_the_copy() {
         }),
         ("a range to store into", |guest, nodeid| {
             let session = guest.session();
-            let mapped = session.setup_mapping(nodeid, 0, 7 * RANGE, RANGE, true);
+            let mapped =
+                session.setup_mapping(nodeid, FileOffset(0), WindowOffset(7 * RANGE), RANGE, true);
             mapped.expect("mapped");
         }),
     ];

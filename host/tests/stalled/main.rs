@@ -30,6 +30,7 @@ use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook}
 use daxwindow_host::status::document::{Queue, Queues, Status};
 use daxwindow_shared::fuse::{AttrOut, GetattrIn, Opcode, ROOT_ID};
 use daxwindow_shared::shmem::MapRequest;
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::process::Signal;
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 use tempfile::TempDir;
@@ -304,7 +305,9 @@ fn slow_maps_and_large_fsyncs_hold_up_nobody() {
         .map(|slot| {
             let session = Arc::clone(&session);
             let at = slot * RANGE;
-            std::thread::spawn(move || session.setup_mapping(mapped, at, at, RANGE, true))
+            std::thread::spawn(move || {
+                session.setup_mapping(mapped, FileOffset(at), WindowOffset(at), RANGE, true)
+            })
         })
         .collect();
     eventually("a map is under way", || hook.asked.load(SeqCst) > 0);

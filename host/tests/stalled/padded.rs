@@ -8,6 +8,7 @@ use std::thread::JoinHandle;
 
 use daxwindow_guest::Result;
 use daxwindow_guest::session::{Session, SessionOptions, Tuning};
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::process::Signal;
 use tempfile::TempDir;
 
@@ -68,9 +69,13 @@ impl Scene {
 
     fn map(&self, guest: usize, name: &str, slot: u64) {
         let node = walk(self.guest(guest), name).expect("there").nodeid;
-        let mapped = self
-            .guest(guest)
-            .setup_mapping(node, 0, slot * RANGE, RANGE, true);
+        let mapped = self.guest(guest).setup_mapping(
+            node,
+            FileOffset(0),
+            WindowOffset(slot * RANGE),
+            RANGE,
+            true,
+        );
         mapped.unwrap_or_else(|error| panic!("{name} of guest {guest}: {error}"));
     }
 
@@ -89,7 +94,9 @@ impl Scene {
         assert!(opens >= 2, "{opens}");
         self.lower.stall_opens_after(opens - 1);
         let guest = Arc::clone(self.guest(0));
-        let slow = std::thread::spawn(move || guest.setup_mapping(node, 0, RANGE, RANGE, true));
+        let slow = std::thread::spawn(move || {
+            guest.setup_mapping(node, FileOffset(0), WindowOffset(RANGE), RANGE, true)
+        });
         self.lower.expect_held(1);
         slow
     }

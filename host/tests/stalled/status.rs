@@ -1,5 +1,6 @@
 //! The status and control sockets, while a lower file system does not answer.
 
+use daxwindow_shared::window::{FileOffset, WindowOffset};
 use std::io::Read;
 use std::os::unix::net::UnixStream;
 use std::process::{Child, Command, Stdio};
@@ -27,7 +28,7 @@ fn the_status_is_told_whether_or_not_lower_file_systems_answer() {
     let session = attach(&daemon);
     let name = format!("below/{}", OPENED[0]);
     let node = walk(&session, &name).expect("there").nodeid;
-    let mapped = session.setup_mapping(node, 0, 0, RANGE, true);
+    let mapped = session.setup_mapping(node, FileOffset(0), WindowOffset(0), RANGE, true);
     mapped.expect("mapped");
     lower.stall();
     let mut socket = UnixStream::connect(&status).expect("listens");

@@ -8,6 +8,7 @@ use std::os::fd::{AsFd, OwnedFd};
 
 use daxwindow_shared::fs_map::{FS_MAP, FS_UNMAP, FsMapMessage};
 use daxwindow_shared::shmem::{MapRequest, MessageError};
+use daxwindow_shared::window::FileOffset;
 use rustix::io::Errno;
 use zerocopy::FromBytes;
 
@@ -68,7 +69,7 @@ impl Service {
         for &range in &unmaps {
             let request = MapRequest {
                 range,
-                fd_offset: 0,
+                file_offset: FileOffset(0),
                 writable: false,
             };
             match self.hook.on_unmap(&request) {

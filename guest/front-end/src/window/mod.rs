@@ -15,7 +15,7 @@ pub(crate) mod sys;
 use std::io;
 
 use daxwindow_shared::shmem::MapRequest;
-use daxwindow_shared::window::{RANGE_BYTES, WindowRange};
+use daxwindow_shared::window::{RANGE_BYTES, WindowOffset, WindowRange};
 
 pub use regular::RegularFile;
 use sys::{AdoptedSpace, Area, Protection};
@@ -104,7 +104,7 @@ impl Window {
             false => Protection::Read,
         };
         self.area
-            .map_file(at, len, file, request.fd_offset, protection)
+            .map_file(at, len, file, request.file_offset.0, protection)
     }
 
     /// Puts the inaccessible reservation back, or what an adopted window has
@@ -147,8 +147,8 @@ impl Window {
     /// # Errors
     ///
     /// The kernel's; past the end of the file, for one. It does no harm.
-    pub fn populate(&self, at: u64, len: u64) -> io::Result<()> {
-        let range = WindowRange::new(at, len, self.bytes(), rustix::param::page_size() as u64)
+    pub fn populate(&self, at: WindowOffset, len: u64) -> io::Result<()> {
+        let range = WindowRange::new(at.0, len, self.bytes(), rustix::param::page_size() as u64)
             .map_err(|e| io::Error::new(io::ErrorKind::InvalidInput, e))?;
         let (at, len) = span(range)?;
         self.area.populate(at, len)
@@ -164,11 +164,11 @@ impl Window {
         &self,
         target: &Area,
         at: usize,
-        from: u64,
+        from: WindowOffset,
         len: usize,
         protection: Protection,
     ) -> io::Result<()> {
-        let from = usize::try_from(from)
+        let from = usize::try_from(from.0)
             .map_err(|_| io::Error::new(io::ErrorKind::InvalidInput, "outside the window"))?;
         target.alias(at, &self.area, from, len, protection)
     }
