@@ -3,8 +3,7 @@
 //! Start a daemon first:
 //! `daxwindowd --socket-path /tmp/fs.sock --shared-dir /usr/lib --dax always --readonly`
 
-use daxwindow_guest::file::{Access, Guest, GuestOptions};
-use daxwindow_guest::session::SessionOptions;
+use daxwindow_guest::{Access, Guest, SessionOptions};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
     let mut arguments = std::env::args_os().skip(1);
@@ -12,11 +11,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
         return Err("usage: first_view SOCKET FILE".into());
     };
     // README begins
-    let guest = Guest::connect(GuestOptions {
-        session: SessionOptions::new(socket),
-        range_bytes: 2 << 20,
-        prefetch_ranges: 4,
-    })?;
+    let guest = Guest::connect(SessionOptions::new(socket))?;
     let file = guest.open(&path, Access::Read)?;
     let len = file.metadata()?.len();
 

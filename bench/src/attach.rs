@@ -9,9 +9,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use daxwindow_guest::Error;
-use daxwindow_guest::file::{Guest, GuestOptions, MapperStats};
-use daxwindow_guest::session::{Session, SessionOptions};
+use daxwindow_guest::{Error, Guest, GuestOptions, MapperStats, Session, SessionOptions};
 use daxwindow_shared::window::RANGE_BYTES;
 use rustix::io::Errno;
 

@@ -16,7 +16,7 @@ use std::marker::PhantomData;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::ptr::{self, NonNull};
 
-use daxwindow_guest::fault::View;
+use daxwindow_guest::View;
 use rustix::mm::{MapFlags, MremapFlags, ProtFlags, UserfaultfdFlags};
 
 /// Bytes of a page of this machine.

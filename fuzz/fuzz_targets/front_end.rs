@@ -14,7 +14,7 @@ use std::ptr::NonNull;
 use std::sync::{Arc, LazyLock};
 
 use arbitrary::Arbitrary;
-use daxwindow_front_end::internal::{F_NEED_REPLY, F_REPLY, Header, Language};
+use daxwindow_front_end::internal::{F_NEED_REPLY, F_REPLY, Header, Internal, Language};
 use daxwindow_front_end::{PolledServer, Progress, ServerOptions, Window, WindowRange};
 use daxwindow_shared::shmem::{MAP_WRITABLE, MapMessage, SHMEM_MAP, SHMEM_UNMAP};
 use libfuzzer_sys::fuzz_target;
@@ -213,8 +213,8 @@ impl Talk {
             true => Language::FsMap,
             false => Language::Shmem,
         };
-        let options =
-            ServerOptions { reply_ack: input.reply_ack, language, ..ServerOptions::default() };
+        let internal = Internal { language, ..Internal::default() };
+        let options = ServerOptions { reply_ack: input.reply_ack, internal };
         let server = PolledServer::new(ours, Arc::clone(&scene.window), options);
         Talk { stream, server, is_closed: false }
     }

@@ -2,4 +2,4 @@
 //! [`daxwindow_front_end`].
 
 pub(crate) use daxwindow_front_end::area::{Area, Protection, Staged};
-pub use daxwindow_front_end::{FileError, RegularFile, Window};
+pub(crate) use daxwindow_front_end::{RegularFile, Window};

@@ -11,7 +11,7 @@ use common::{
     Daemon, RANGE, assert_same, attach, eventually, guest, host_bytes, in_memory, make_file,
     on_disk, open, pattern, read_all, read_by_request, word,
 };
-use daxwindow_guest::file::{Access, File};
+use daxwindow_guest::{Access, File};
 use rustix::io::Errno;
 use tempfile::TempDir;
 
@@ -336,7 +336,7 @@ fn a_file_unlinked_while_mapped_lives_until_it_is_let_go() {
         eventually("the daemon lets the file go", || {
             daemon.open_files_on(place) == 1
         });
-        let error = guest.open("file", Access::Read).err().expect("gone");
+        let error = guest.open("file", Access::Read).expect_err("gone");
         assert_eq!(error.errno(), Errno::NOENT);
     }
 }

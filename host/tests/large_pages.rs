@@ -9,7 +9,7 @@ use std::ops::Range;
 use std::path::Path;
 
 use common::{Daemon, RANGE, assert_same, options, pattern};
-use daxwindow_guest::file::{Access, Guest, GuestOptions};
+use daxwindow_guest::{Access, Guest, GuestOptions};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 

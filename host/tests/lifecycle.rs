@@ -13,9 +13,7 @@ use common::{
     attach_soon, eventually, guest, host_bytes, in_memory, make_file, on_disk, open, options,
     pattern, read_by_request, walk, word, write_by_request,
 };
-use daxwindow_guest::Error;
-use daxwindow_guest::file::{Access, Guest, GuestOptions};
-use daxwindow_guest::session::{Session, SessionOptions};
+use daxwindow_guest::{Access, Error, Guest, GuestOptions, Session, SessionOptions};
 use daxwindow_shared::fuse::ROOT_ID;
 use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::io::Errno;
@@ -208,7 +206,7 @@ fn a_second_client_is_turned_away_with_a_message() {
         daemon.expect_log("a second client was turned away", times);
         assert_serves(&session);
     }
-    let error = Session::connect(options(&daemon)).err().expect("busy");
+    let error = Session::connect(options(&daemon)).expect_err("busy");
     assert!(
         matches!(error, Error::Disconnected | Error::Local { .. }),
         "{error}"
@@ -352,10 +350,7 @@ fn a_killed_daemon_is_a_clean_error_and_loses_nothing() {
     cold_view.read(0, &mut [0; 10]).expect_err("nobody maps it");
     cold.read_at(&mut [0; 10], RANGE)
         .expect_err("nobody maps it");
-    guest
-        .open("cold", Access::Read)
-        .err()
-        .expect("nobody there");
+    guest.open("cold", Access::Read).expect_err("nobody there");
     file.sync().expect_err("nobody there");
     guest.metadata("cold").expect_err("nobody there");
     drop((view, cold_view, file, cold, guest));

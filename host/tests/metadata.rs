@@ -12,8 +12,7 @@ use std::time::{Duration, UNIX_EPOCH};
 use common::{
     Daemon, RANGE, attach, guest, host_bytes, in_memory, make_file, on_disk, open, pattern, walk,
 };
-use daxwindow_guest::file::{Access, Metadata};
-use daxwindow_guest::session::Session;
+use daxwindow_guest::{Access, Metadata, Session};
 use daxwindow_shared::fuse::flags::SetattrValid;
 use daxwindow_shared::fuse::{CopyFileRangeIn, ROOT_ID, SetattrIn};
 use daxwindow_shared::window::{FileOffset, WindowOffset};

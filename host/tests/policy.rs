@@ -14,9 +14,8 @@ use common::{
     Daemon, RANGE, assert_same, attach, attach_with, eventually, guest, in_memory, make_file,
     on_disk, open, options, pattern, read_all, read_by_request, walk, write_by_request,
 };
-use daxwindow_guest::file::{Access, Guest, GuestOptions};
-use daxwindow_guest::session::{Session, Tuning};
-use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
+use daxwindow_guest::test_utils::{Tuning, Verdict, WindowHook};
+use daxwindow_guest::{Access, Guest, GuestOptions, Session};
 use daxwindow_shared::fuse::flags::{AttrFlags, InitFlags, OpenOutFlags};
 use daxwindow_shared::fuse::{InitIn, Opcode, ROOT_ID, SetattrIn};
 use daxwindow_shared::shmem::MapRequest;

@@ -12,8 +12,7 @@ use common::{
     Daemon, PAGE, RANGE, assert_same, guest, host_bytes, in_memory, make_file, on_disk, pattern,
     read_all, word,
 };
-use daxwindow_guest::Error;
-use daxwindow_guest::file::{Access, Guest};
+use daxwindow_guest::{Access, Error, Guest};
 use tempfile::TempDir;
 
 const DAX: [&str; 4] = ["--dax", "always", "--dax-window", "64M"];

@@ -9,7 +9,7 @@ use std::path::Path;
 use std::time::{Duration, SystemTime};
 
 use common::{Daemon, guest, in_memory, make_file, on_disk, open, walk};
-use daxwindow_guest::file::{Access, File, Guest};
+use daxwindow_guest::{Access, File, Guest};
 use daxwindow_shared::fuse::SetattrIn;
 use daxwindow_shared::fuse::flags::SetattrValid;
 use rustix::fs::XattrFlags;

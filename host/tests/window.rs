@@ -13,7 +13,7 @@ use common::{
     Daemon, RANGE, assert_same, attach, guest, host_bytes, in_memory, make_file, on_disk, options,
     pattern, read_all, walk, word,
 };
-use daxwindow_guest::file::{Access, Guest, GuestOptions};
+use daxwindow_guest::{Access, Guest, GuestOptions};
 use daxwindow_shared::fuse::SetattrIn;
 use daxwindow_shared::fuse::flags::AttrFlags;
 use daxwindow_shared::window::{FileOffset, WindowOffset};
@@ -119,9 +119,8 @@ fn a_gigabyte_goes_through_a_window_of_sixteen_megabytes() {
             scope.spawn(move || {
                 let open = |seed: u64| guest.open(seed.to_string(), Access::Read).expect("open");
                 let files: Vec<_> = (0..FILES).map(open).collect();
-                let view = |file: &daxwindow_guest::file::File| {
-                    file.map(0, SIZE, Access::Read).expect("view")
-                };
+                let view =
+                    |file: &daxwindow_guest::File| file.map(0, SIZE, Access::Read).expect("view");
                 let views: Vec<_> = files.iter().map(view).collect();
                 let mut want = [0; 4096];
                 for turn in 0..1500 {

@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail, ensure};
-use daxwindow_guest::session::{Session, SessionOptions};
+use daxwindow_guest::test_utils::Tuning;
+use daxwindow_guest::{Session, SessionOptions};
 
 use super::flags::flag_sets;
 use crate::attach;
@@ -223,14 +224,18 @@ impl Contender {
             memory_bytes: MEMORY_BYTES,
             request_queues: queues,
             dax: window_bytes > 0,
-            legacy_window_bytes: window_bytes,
-            separate_headers: front_end.separate_headers,
             ..SessionOptions::new(daemon.socket())
         };
-        let session = connect(&daemon, &options)?;
+        let tuning = Tuning {
+            legacy_window_bytes: window_bytes,
+            separate_headers: front_end.separate_headers,
+            ..Tuning::default()
+        };
+        let session = connect(&daemon, &options, &tuning)?;
         Ok(Running {
             session: Some(session),
             options,
+            tuning,
             daemon,
             dialect: self.dialect,
             queues,
@@ -238,8 +243,9 @@ impl Contender {
     }
 }
 
-fn connect(daemon: &Daemon, options: &SessionOptions) -> Result<Arc<Session>> {
-    let session = attach::patiently(|| Session::connect(options.clone()))
+fn connect(daemon: &Daemon, options: &SessionOptions, tuning: &Tuning) -> Result<Arc<Session>> {
+    let connect = || Session::connect_with(options.clone(), tuning.clone());
+    let session = attach::patiently(connect)
         .with_context(|| format!("open a session{}", daemon.last_words()))?;
     match options.dax {
         true => ensure!(session.window().is_some(), "there is no window"),
@@ -258,6 +264,7 @@ pub(super) struct Peers {
 pub(super) struct Running {
     session: Option<Arc<Session>>,
     options: SessionOptions,
+    tuning: Tuning,
     pub daemon: Daemon,
     pub dialect: Dialect,
     /// Request queues in use.
@@ -279,7 +286,7 @@ impl Running {
     /// anew.
     pub(super) fn reconnect(&mut self) -> Result<()> {
         self.session = None;
-        self.session = Some(connect(&self.daemon, &self.options)?);
+        self.session = Some(connect(&self.daemon, &self.options, &self.tuning)?);
         Ok(())
     }
 }

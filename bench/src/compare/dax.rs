@@ -12,8 +12,7 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use daxwindow_guest::file::{Access, File, Guest, GuestOptions};
-use daxwindow_guest::session::Session;
+use daxwindow_guest::{Access, File, Guest, GuestOptions, Session};
 use daxwindow_shared::fuse::{ROOT_ID, RemoveMappingOne};
 use daxwindow_shared::latency::Latency;
 use daxwindow_shared::window::{FileOffset, RANGE_BYTES, WindowOffset};

@@ -221,7 +221,7 @@ impl Demo {
 }
 
 /// Ranges the demo's guests map ahead of a sequential reader.
-const PREFETCH_RANGES: u32 = daxwindow_guest::file::DEFAULT_PREFETCH_RANGES;
+const PREFETCH_RANGES: u32 = daxwindow_guest::GuestOptions::DEFAULT_PREFETCH_RANGES;
 
 fn hash_by_read(path: &Path, buffer: &mut [u8]) -> Result<blake3::Hash> {
     use std::io::Read;

@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use anyhow::Result;
-use daxwindow_guest::file::MapperStats;
+use daxwindow_guest::MapperStats;
 
 use super::Demo;
 use super::passes::Lap;

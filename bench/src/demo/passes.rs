@@ -8,8 +8,7 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use daxwindow_guest::fault::View;
-use daxwindow_guest::file::{Access, File, Guest};
+use daxwindow_guest::{Access, File, Guest, View};
 
 use super::select::Candidate;
 use crate::raw::{Region, Source};

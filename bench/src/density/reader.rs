@@ -11,9 +11,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use daxwindow_guest::fault::View;
-use daxwindow_guest::file::{Access, Guest, GuestOptions};
-use daxwindow_guest::session::SessionOptions;
+use daxwindow_guest::{Access, Guest, GuestOptions, SessionOptions, View};
 use procfs::process::Process;
 use rustix::fs::{Advice, fadvise};
 use serde::{Deserialize, Serialize};
@@ -118,7 +116,7 @@ struct Kept {
     _blocks: Vec<Box<[u8]>>,
 }
 
-fn open(guest: &Guest, dax: bool) -> Result<Vec<daxwindow_guest::file::File>> {
+fn open(guest: &Guest, dax: bool) -> Result<Vec<daxwindow_guest::File>> {
     let open = |file: u64| {
         let name = data::name(file);
         let file = guest.open(&name, Access::Read);

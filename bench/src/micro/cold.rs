@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use daxwindow_guest::file::Access;
+use daxwindow_guest::Access;
 use daxwindow_shared::latency::Latency;
 use daxwindow_shared::window::RANGE_BYTES;
 

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use daxwindow_guest::file::{Access, DEFAULT_PREFETCH_RANGES, File, Guest};
+use daxwindow_guest::{Access, File, Guest, GuestOptions};
 use daxwindow_shared::window::RANGE_BYTES;
 
 use super::{Bench, Cell, interleaved};
@@ -87,14 +87,14 @@ fn measure(bench: &Bench, cell: &Cell, load: Load, unit: f64) -> Result<Figure> 
     let write = |i| TestFile::write(&directory.join(format!("f{i}")), len, 100 + i);
     let files: Vec<TestFile> = (0..FILES).map(write).collect::<Result<_>>()?;
     let never = Share::readonly(&directory, Dax::Never, 0);
-    let requests = Attached::start(&bench.binary, &never, DEFAULT_PREFETCH_RANGES)?;
+    let requests = Attached::start(&bench.binary, &never, GuestOptions::DEFAULT_PREFETCH_RANGES)?;
     let plain = open(&requests, &files)?;
     let mut pairs = Paired::default();
     let (mut window_cpu, mut requests_cpu) = (Vec::new(), Vec::new());
     let (mut peak, mut stats) = (0, Default::default());
     for repetition in 0..bench.repetitions {
         let share = Share::readonly(&directory, Dax::Always, WINDOW_BYTES);
-        let guest = Attached::start(&bench.binary, &share, DEFAULT_PREFETCH_RANGES)?;
+        let guest = Attached::start(&bench.binary, &share, GuestOptions::DEFAULT_PREFETCH_RANGES)?;
         let targets = open(&guest, &files)?;
         ensure!(
             targets.iter().all(|t| t.file.is_dax()),

@@ -3,7 +3,7 @@
 use std::hint::black_box;
 
 use anyhow::{Context, Result, ensure};
-use daxwindow_guest::file::{Access, File};
+use daxwindow_guest::{Access, File};
 use daxwindow_shared::window::RANGE_BYTES;
 
 use super::{Bench, Cell, interleaved, seconds};
@@ -18,7 +18,7 @@ use crate::stats::{Paired, Random};
 /// Bytes copied at a time.
 const CHUNK: usize = 1 << 20;
 /// Ranges mapped ahead in the first pass, as in the library's users.
-const PREFETCH_RANGES: u32 = daxwindow_guest::file::DEFAULT_PREFETCH_RANGES;
+const PREFETCH_RANGES: u32 = daxwindow_guest::GuestOptions::DEFAULT_PREFETCH_RANGES;
 
 /// A guest whose window holds the big file twice.
 fn attach(bench: &Bench) -> Result<Attached> {

@@ -25,7 +25,8 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
-use daxwindow_guest::session::{Relay, SessionOptions, Tuning};
+use daxwindow_guest::SessionOptions;
+use daxwindow_guest::session::Relay;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 
 use crate::attach::patiently;
@@ -116,7 +117,7 @@ fn connect(args: &Args) -> Result<Relay> {
         dax: false,
         ..SessionOptions::new(&args.socket)
     };
-    let relay = patiently(|| Relay::connect(options.clone(), Tuning::default()));
+    let relay = patiently(|| Relay::connect(options.clone()));
     // The message has its cause in it already.
     relay.map_err(|error| {
         anyhow!(

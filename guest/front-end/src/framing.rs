@@ -57,7 +57,8 @@ pub struct Message {
 }
 
 impl Message {
-    /// The number a reply to `request` carries; none if it is no such reply.
+    /// The number that a reply to `request` carries; none if it is no such reply.
+    #[cfg(any(test, feature = "internals"))]
     pub fn number(&self, request: u32) -> Option<u64> {
         let is_reply = self.header.flags & (VERSION_MASK | F_REPLY) == VERSION | F_REPLY;
         let fits = is_reply && self.header.request == request && self.fds.is_empty();
@@ -219,6 +220,7 @@ impl Outbox {
 /// # Errors
 ///
 /// The socket's, and [`ChannelError::TooLong`].
+#[cfg(any(test, feature = "internals"))]
 pub fn receive(socket: &UnixStream) -> io::Result<Option<Message>> {
     let mut inbox = Inbox::default();
     loop {
@@ -238,6 +240,7 @@ pub fn receive(socket: &UnixStream) -> io::Result<Option<Message>> {
 /// # Errors
 ///
 /// The socket's.
+#[cfg(any(test, feature = "internals"))]
 pub fn send_number(socket: &UnixStream, request: u32, flags: u32, value: u64) -> io::Result<()> {
     let mut outbox = Outbox::default();
     outbox.put(request, flags, value);

@@ -128,6 +128,9 @@
 //! ```
 
 #![deny(unsafe_code)]
+#![warn(missing_debug_implementations)]
+// What is exported with `internals` is there without it, too.
+#![cfg_attr(not(feature = "internals"), allow(unreachable_pub))]
 
 mod error;
 mod framing;
@@ -147,9 +150,10 @@ pub mod area {
 }
 
 /// What `daxwindow-guest` needs beyond it: the messages of an older time, fault
-/// injection, and messages as bytes. Not for others; it changes without notice.
+/// injection, and messages as bytes. Not for others: it changes without notice.
+#[cfg(feature = "internals")]
 #[doc(hidden)]
 pub mod internal {
     pub use crate::framing::{F_NEED_REPLY, F_REPLY, Header, Message, receive, send_number};
-    pub use crate::server::{Language, Verdict, WindowHook};
+    pub use crate::server::{Internal, Language, Verdict, WindowHook};
 }

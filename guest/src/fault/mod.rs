@@ -23,6 +23,7 @@ mod view;
 mod tests;
 
 use std::any::Any;
+use std::fmt;
 use std::sync::Arc;
 
 use crate::error::{Error, Result};
@@ -78,7 +79,7 @@ impl View {
     }
 
     /// The first byte, for stores; of a view with
-    /// [`Access::Read`](crate::file::Access::Read) a store is a SIGSEGV.
+    /// [`Access::Read`](crate::Access::Read) a store is a SIGSEGV.
     pub fn as_mut_ptr(&self) -> *mut u8 {
         self.ranges.pointer(self.skip)
     }
@@ -104,5 +105,14 @@ impl View {
                 self.len
             ))),
         }
+    }
+}
+
+impl fmt::Debug for View {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("View")
+            .field("address", &self.as_ptr())
+            .field("len", &self.len)
+            .finish_non_exhaustive()
     }
 }

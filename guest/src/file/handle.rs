@@ -1,5 +1,6 @@
 //! An open file.
 
+use std::fmt;
 use std::ops::Range;
 use std::sync::Arc;
 
@@ -200,7 +201,35 @@ impl File {
         self.session().fsync(self.nodeid(), self.fh, false)
     }
 
-    /// A faulted view of `len` bytes at `offset` (any alignment).
+    /// A faulted view of `len` bytes at `offset` (any alignment): memory that
+    /// shows the file, whose ranges are mapped as they are touched.
+    ///
+    /// ```no_run
+    /// use daxwindow_guest::{Access, Guest, SessionOptions};
+    ///
+    /// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// let guest = Guest::connect(SessionOptions::new("/run/fs.sock"))?;
+    /// let file = guest.open("data", Access::ReadWrite)?;
+    /// let view = file.map(0, file.metadata()?.len(), Access::ReadWrite)?;
+    ///
+    /// // Copies: a truncated file is an error.
+    /// let mut header = [0; 16];
+    /// view.read(0, &mut header)?;
+    /// view.write(0, b"DAXW")?;
+    ///
+    /// // Or loads and stores, as with mmap: there it is a SIGBUS.
+    /// let first = view.as_ptr();
+    /// // SAFETY: the view has a byte, and lives; the host may change it.
+    /// println!("{}", unsafe { first.read_volatile() });
+    /// # Ok(())
+    /// # }
+    /// ```
+    ///
+    /// # Errors
+    ///
+    /// ENODEV without a window or userfaultfd, and for a file that is read by
+    /// requests; EBADF for stores to a file opened for loads;
+    /// [`Error::Invalid`] for a view without bytes.
     pub fn map(&self, offset: u64, len: u64, access: Access) -> Result<View> {
         if access == Access::ReadWrite {
             self.check_writable()?;
@@ -362,6 +391,16 @@ impl File {
             }
         }
         Ok(done)
+    }
+}
+
+impl fmt::Debug for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("File")
+            .field("nodeid", &self.nodeid())
+            .field("access", &self.access)
+            .field("is_dax", &self.is_dax())
+            .finish_non_exhaustive()
     }
 }
 

@@ -13,6 +13,7 @@ mod metadata;
 mod tree;
 
 use std::ffi::OsString;
+use std::fmt;
 use std::sync::Arc;
 
 use daxwindow_shared::latency::Summary;
@@ -27,11 +28,18 @@ pub use handle::File;
 use inodes::Inodes;
 pub use metadata::{FileType, Metadata};
 
-/// Ranges mapped ahead of a sequential reader unless told otherwise: enough that
-/// mapping them takes less time than reading the ones before.
-pub const DEFAULT_PREFETCH_RANGES: u32 = 8;
-
-/// How a guest is put together.
+/// How a guest is put together. [`GuestOptions::new`] has the defaults; a
+/// literal ends with them, since more fields may come.
+///
+/// ```
+/// use daxwindow_guest::{GuestOptions, SessionOptions};
+///
+/// let options = GuestOptions {
+///     prefetch_ranges: 4,
+///     ..GuestOptions::new(SessionOptions::new("/run/fs.sock"))
+/// };
+/// # assert_eq!(options.range_bytes, 2 << 20);
+/// ```
 #[derive(Clone, Debug)]
 pub struct GuestOptions {
     /// Where the daemon is and how to talk to it.
@@ -43,13 +51,24 @@ pub struct GuestOptions {
 }
 
 impl GuestOptions {
+    /// Ranges mapped ahead of a sequential reader unless told otherwise: enough
+    /// that mapping them takes less time than reading the ones before.
+    pub const DEFAULT_PREFETCH_RANGES: u32 = 8;
+
     /// Ranges of 2 MiB, 8 of them ahead of a sequential reader.
     pub fn new(session: SessionOptions) -> GuestOptions {
         GuestOptions {
             session,
             range_bytes: RANGE_BYTES,
-            prefetch_ranges: DEFAULT_PREFETCH_RANGES,
+            prefetch_ranges: GuestOptions::DEFAULT_PREFETCH_RANGES,
         }
+    }
+}
+
+/// The defaults beyond the session's.
+impl From<SessionOptions> for GuestOptions {
+    fn from(session: SessionOptions) -> GuestOptions {
+        GuestOptions::new(session)
     }
 }
 
@@ -78,6 +97,7 @@ pub struct DirEntry {
 
 /// Counters of the mapper; each is a total since connect.
 #[derive(Clone, Debug, Default)]
+#[non_exhaustive]
 pub struct MapperStats {
     /// Ranges that the window holds.
     pub ranges: u64,
@@ -118,6 +138,26 @@ pub struct MapperStats {
 
 /// One mounted share. Cloning is cheap; everything may be called from many
 /// threads.
+///
+/// ```no_run
+/// use daxwindow_guest::{Access, Guest, SessionOptions};
+///
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let guest = Guest::connect(SessionOptions::new("/run/fs.sock"))?;
+///
+/// let file = guest.create("notes", 0o644)?;
+/// file.append(b"seen by the host at once\n")?;
+/// file.sync()?;
+/// guest.rename("notes", "notes.txt")?;
+/// assert!(guest.metadata("notes.txt")?.is_file());
+///
+/// let reader = guest.open("notes.txt", Access::Read)?;
+/// let mut first = [0; 4];
+/// reader.read_at(&mut first, 0)?;
+/// println!("{first:?}, DAX: {}; {:?}", reader.is_dax(), guest.stats());
+/// # Ok(())
+/// # }
+/// ```
 #[derive(Clone)]
 pub struct Guest {
     shared: Arc<Shared>,
@@ -144,7 +184,8 @@ impl Drop for Shared {
 impl Guest {
     /// Connects to a daemon. With a window, files are mapped; without one
     /// they are read and written by requests.
-    pub fn connect(options: GuestOptions) -> Result<Guest> {
+    pub fn connect(options: impl Into<GuestOptions>) -> Result<Guest> {
+        let options = options.into();
         let session = Session::connect(options.session.clone())?;
         Guest::over(session, &options)
     }
@@ -210,6 +251,16 @@ impl Guest {
             setup_latency: stats.setup_latency.latency().summary(),
             fault_latency: stats.fault_latency.latency().summary(),
         }
+    }
+}
+
+impl fmt::Debug for Guest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Guest")
+            .field("session", self.session())
+            .field("is_mapping", &self.shared.mapper.is_some())
+            .field("has_views", &self.shared.faults.is_some())
+            .finish()
     }
 }
 

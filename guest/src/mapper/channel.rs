@@ -7,7 +7,7 @@ use crate::error::{Error, Result};
 use crate::session::Session;
 
 /// The two requests of a mapper. A session is one; tests have another.
-pub trait MapChannel: Send + Sync {
+pub(crate) trait MapChannel: Send + Sync {
     /// Has `len` bytes at `file_offset` of inode `nodeid` mapped at
     /// `window_offset`, in place of whatever is there. When this returns the
     /// mapping can be used.

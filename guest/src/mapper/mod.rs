@@ -51,7 +51,7 @@ use crate::window::Window;
 use admission::Admission;
 pub(crate) use admission::Victim;
 use allocate::Pool;
-pub use channel::MapChannel;
+pub(crate) use channel::MapChannel;
 use free::FreeSlots;
 pub(crate) use inode::Inode;
 use inode::NotInserted;

@@ -1,6 +1,10 @@
 //! The FUSE client: typed requests to one daemon, many in flight from many
 //! threads.
 //!
+//! This is the protocol: nodes are numbers, requests and replies are the
+//! structs of `linux/fuse.h` ([`wire`]), and the caller gives back what it
+//! looked up. [`Guest`](crate::Guest) is built on it, and has files and paths.
+//!
 //! - `request_table`: requests in flight on one queue, and the calls that wait
 //!   for them; `busy_poll`: polling before a wait in the kernel.
 //! - `call`: one request from encoding to checked reply.
@@ -10,7 +14,7 @@
 //!   family.
 //! - [`pending`](Pending): requests waited for later; [`pipeline`](Pipeline):
 //!   many of them, taken as they are done.
-//! - `raw`: entry points for hostile tests; [`relay`](Relay): requests that a
+//! - `raw`, `tuning`: entry points for tests; [`relay`](Relay): requests that a
 //!   kernel has made.
 //!
 //! Laws: a call ends with an answer, a time-out, or, as soon as the daemon is
@@ -32,7 +36,11 @@ mod pipeline;
 mod raw;
 mod relay;
 mod request_table;
+// `Tuning` is exported with `test-utils`.
+#[cfg_attr(not(feature = "test-utils"), allow(unreachable_pub))]
+pub(crate) mod tuning;
 
+use std::fmt;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -46,21 +54,34 @@ use self::call::{Caller, Core, Request};
 use self::negotiate::Limits;
 use crate::error::Result;
 use crate::transport::Transport;
-use crate::transport::vhost_user::back_requests::WindowHook;
 use crate::transport::vhost_user::{VhostUser, VhostUserOptions};
-use crate::window::Window;
 
-pub use crate::transport::{DmaBuf, RawDescriptor};
+pub use crate::transport::{DmaBuf, GuestAddr};
+pub use daxwindow_front_end::Window;
+#[doc(inline)]
+pub use daxwindow_shared::fuse as wire;
+pub use daxwindow_shared::window::{FileOffset, WindowOffset};
 pub use directory::Listed;
 pub use pending::Pending;
 pub use pipeline::{Answer, Order, Pipeline};
 pub use relay::Relay;
+use tuning::Tuning;
 
 /// How long DESTROY may take when a session is dropped.
 const DESTROY_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How to connect, and what to ask for. [`SessionOptions::new`] has the
-/// defaults.
+/// defaults; a literal ends with them, since more fields may come.
+///
+/// ```
+/// use daxwindow_guest::SessionOptions;
+///
+/// let options = SessionOptions {
+///     request_queues: 2,
+///     ..SessionOptions::new("/run/fs.sock")
+/// };
+/// # assert!(options.dax);
+/// ```
 #[derive(Clone, Debug)]
 pub struct SessionOptions {
     /// The daemon's vhost-user socket.
@@ -75,15 +96,6 @@ pub struct SessionOptions {
     pub timeout: Duration,
     /// Whether to ask for a window at all.
     pub dax: bool,
-    /// Bytes of window for a daemon that asks for maps as was done before
-    /// shared memory regions were specified (`FS_MAP`): it cannot say how
-    /// large its window is. Zero, the default, takes no such messages; a
-    /// daemon with a shared memory region is not touched by this.
-    pub legacy_window_bytes: u64,
-    /// Gives header, arguments and data a descriptor each, as a Linux guest
-    /// does. Some daemons understand nothing else; the default, header and
-    /// arguments in one, is a little cheaper.
-    pub separate_headers: bool,
 }
 
 impl SessionOptions {
@@ -97,33 +109,6 @@ impl SessionOptions {
             queue_size: 256,
             timeout: Duration::from_secs(30),
             dax: true,
-            legacy_window_bytes: 0,
-            separate_headers: false,
-        }
-    }
-}
-
-/// Settings beyond [`SessionOptions`], for tests and measurements.
-#[derive(Clone)]
-pub struct Tuning {
-    /// Bytes of window to reserve at most.
-    pub window_limit_bytes: u64,
-    /// How long a lone caller looks for his completion before he sleeps, at
-    /// most; zero never does. It adapts: slow requests are slept for.
-    pub busy_poll: Duration,
-    /// How long the vhost-user handshake may take.
-    pub control_timeout: Duration,
-    /// Decides about map and unmap requests of the daemon.
-    pub hook: Option<Arc<dyn WindowHook>>,
-}
-
-impl Default for Tuning {
-    fn default() -> Tuning {
-        Tuning {
-            window_limit_bytes: 1 << 40,
-            busy_poll: Duration::from_micros(200),
-            control_timeout: Duration::from_secs(10),
-            hook: None,
         }
     }
 }
@@ -142,23 +127,8 @@ pub struct Session {
 impl Session {
     /// Connects, sets the device up, sends INIT.
     pub fn connect(options: SessionOptions) -> Result<Arc<Session>> {
-        Session::connect_with(options, Tuning::default())
-    }
-
-    /// As [`connect`](Self::connect), with settings of one's own.
-    pub fn connect_with(options: SessionOptions, tuning: Tuning) -> Result<Arc<Session>> {
-        let (core, device) = set_up(options, tuning)?;
+        let (core, device) = set_up(options, Tuning::default())?;
         Session::begin(core, Some(device))
-    }
-
-    /// A session over any transport.
-    pub fn over(
-        transport: Arc<dyn Transport>,
-        device: Option<Arc<VhostUser>>,
-        timeout: Duration,
-        busy_poll: Duration,
-    ) -> Result<Arc<Session>> {
-        Session::begin(Core::new(transport, caller(), timeout, busy_poll)?, device)
     }
 
     fn begin(core: Core, device: Option<Arc<VhostUser>>) -> Result<Arc<Session>> {
@@ -178,9 +148,9 @@ impl Session {
         self.core.transport.window()
     }
 
-    /// The vhost-user device underneath, for its counters and features.
-    pub fn device(&self) -> Option<&VhostUser> {
-        self.device.as_deref()
+    /// The share's tag, if the daemon names one.
+    pub fn tag(&self) -> Option<&str> {
+        self.device.as_ref()?.agreed().tag.as_deref()
     }
 
     /// The daemon's answer to INIT, without flags that were not offered.
@@ -233,12 +203,6 @@ impl Session {
         self.reinit()
     }
 
-    /// Cuts the connection without DESTROY, as a guest that dies.
-    pub fn abandon(&self) {
-        self.ended.store(true, Ordering::Relaxed);
-        self.core.transport.disconnect();
-    }
-
     fn flags(&self) -> InitFlags {
         negotiate::agreed(&self.negotiated.read().0)
     }
@@ -257,6 +221,17 @@ impl Session {
             at += part.len();
         }
         Ok(buf)
+    }
+}
+
+impl fmt::Debug for Session {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Session")
+            .field("tag", &self.tag())
+            .field("is_connected", &self.is_connected())
+            .field("window", &self.window())
+            .field("negotiated", &self.negotiated())
+            .finish_non_exhaustive()
     }
 }
 
@@ -282,13 +257,13 @@ fn set_up(options: SessionOptions, tuning: Tuning) -> Result<(Core, Arc<VhostUse
         } else {
             0
         },
-        legacy_window_bytes: options.legacy_window_bytes,
+        legacy_window_bytes: tuning.legacy_window_bytes,
         control_timeout: tuning.control_timeout,
         hook: tuning.hook,
     })?);
     let transport: Arc<dyn Transport> = device.clone();
     let mut core = Core::new(transport, caller(), options.timeout, tuning.busy_poll)?;
-    core.separate_headers = options.separate_headers;
+    core.separate_headers = tuning.separate_headers;
     Ok((core, device))
 }
 

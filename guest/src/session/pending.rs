@@ -1,6 +1,7 @@
 //! Requests that are sent now and waited for later, to keep several in flight
 //! from one thread.
 
+use std::fmt;
 use std::sync::Arc;
 
 use daxwindow_shared::fuse::WriteOut;
@@ -23,6 +24,15 @@ enum Kind {
     /// So many bytes of the buffer were sent.
     Write(usize),
     Empty,
+}
+
+impl fmt::Debug for Pending {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pending")
+            .field("operation", &self.sent.operation)
+            .field("buf", &self.buf)
+            .finish_non_exhaustive()
+    }
 }
 
 impl Pending {

@@ -5,6 +5,7 @@
 //! queues full at little cost of their own: nothing is decoded that the
 //! caller does not ask for, a place's buffer is used again, and one wait serves all queues.
 
+use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -60,6 +61,15 @@ pub struct Answer<'p> {
     reply: Reply<Arc<Core>>,
     buf: Option<&'p DmaBuf>,
     fixed_bytes: usize,
+}
+
+impl fmt::Debug for Answer<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answer")
+            .field("fixed_bytes", &self.fixed_bytes)
+            .field("data_bytes", &self.data_bytes())
+            .finish_non_exhaustive()
+    }
 }
 
 impl Answer<'_> {
@@ -145,6 +155,16 @@ impl Session {
     pub fn most_bytes(&self) -> (usize, usize) {
         let limits = self.limits();
         (limits.read_bytes, limits.write_bytes)
+    }
+}
+
+impl fmt::Debug for Pipeline {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Pipeline")
+            .field("depth", &self.depth())
+            .field("queues", &self.calls.queues())
+            .field("in_flight", &self.in_flight())
+            .finish_non_exhaustive()
     }
 }
 

@@ -141,7 +141,7 @@ fn a_place_of_a_broken_queue_keeps_its_buffer_out_of_use() {
     order.room_bytes = 4096;
     pipeline.submit(0, &order).expect("sent");
     let broken = |_, answer: Result<Answer<'_>>| {
-        let error = answer.err().expect("broken");
+        let error = answer.expect_err("broken");
         assert!(matches!(error, Error::Protocol { .. }), "{error:?}");
     };
     assert_eq!(pipeline.collect(broken).expect("collected"), 1);

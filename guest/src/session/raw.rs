@@ -1,18 +1,23 @@
-//! Entry points for hostile tests: arbitrary bytes and arbitrary descriptors as
-//! requests. Nothing is checked on the way out; the laws about buffers in
-//! flight hold all the same.
+//! Requests as bytes: those of a kernel for [`Relay`](super::Relay), and, for
+//! hostile tests, arbitrary bytes and arbitrary descriptors. Nothing is checked
+//! on the way out; the laws about buffers in flight hold all the same.
 
+#[cfg(any(test, feature = "test-utils"))]
 use std::time::{Duration, Instant};
 
+#[cfg(any(test, feature = "test-utils"))]
 use super::Session;
 use super::busy_poll::PollMode;
 use super::call::Core;
 use super::request_table::{Outcome, segment};
 use crate::error::{Error, Result};
-use crate::transport::{Chain, DmaBuf, RawDescriptor, Segment};
+#[cfg(any(test, feature = "test-utils"))]
+use crate::transport::RawDescriptor;
+use crate::transport::{Chain, DmaBuf, Segment};
 
 const OPERATION: &str = "raw request";
 
+#[cfg(any(test, feature = "test-utils"))]
 impl Session {
     /// Sends `readable`, one descriptor each, on `queue` with `writable_bytes`
     /// of room; returns the bytes the device wrote, as many as it says.

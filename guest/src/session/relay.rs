@@ -1,5 +1,7 @@
 //! Requests that a kernel has made, carried to a daemon as they are.
 
+use std::fmt;
+
 use super::call::Core;
 use super::{SessionOptions, Tuning};
 use crate::error::Result;
@@ -17,8 +19,8 @@ impl Relay {
     /// # Errors
     ///
     /// When no daemon listens, or the device cannot be set up.
-    pub fn connect(options: SessionOptions, tuning: Tuning) -> Result<Relay> {
-        let (core, _) = super::set_up(options, tuning)?;
+    pub fn connect(options: SessionOptions) -> Result<Relay> {
+        let (core, _) = super::set_up(options, Tuning::default())?;
         Ok(Relay { core })
     }
 
@@ -42,6 +44,15 @@ impl Relay {
     /// Whether the daemon is still there.
     pub fn is_connected(&self) -> bool {
         self.core.transport.is_connected()
+    }
+}
+
+impl fmt::Debug for Relay {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Relay")
+            .field("request_queues", &self.request_queues())
+            .field("is_connected", &self.is_connected())
+            .finish_non_exhaustive()
     }
 }
 

@@ -23,9 +23,11 @@ use std::time::{Duration, Instant};
 use parking_lot::{Condvar, Mutex, RwLock, RwLockWriteGuard};
 
 use super::busy_poll::{BusyPoll, PollMode};
+#[cfg(any(test, feature = "test-utils"))]
+use crate::transport::RawDescriptor;
 use crate::transport::memory::Lent;
 use crate::transport::{
-    Chain, Completion, DmaBuf, GuestAddr, RawDescriptor, Segment, SubmitError, Transport, Wake,
+    Chain, Completion, DmaBuf, GuestAddr, Segment, SubmitError, Transport, Wake,
 };
 
 /// Bytes of a slot.
@@ -198,6 +200,7 @@ impl RequestTable {
     }
 
     /// Sends descriptors as they are.
+    #[cfg(any(test, feature = "test-utils"))]
     pub(super) fn send_raw(
         &self,
         transport: &dyn Transport,

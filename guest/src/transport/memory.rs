@@ -25,7 +25,7 @@ use super::buddy::{Block, Buddy, PAGE_BYTES};
 
 /// Guest physical address of the first byte of guest memory. Not zero, so
 /// that a zeroed descriptor points nowhere.
-pub const MEMORY_BASE: GuestAddr = GuestAddr(1 << 20);
+pub(crate) const MEMORY_BASE: GuestAddr = GuestAddr(1 << 20);
 
 /// A guest physical address, as descriptors carry it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -51,6 +51,14 @@ pub struct GuestMemory {
 unsafe impl Send for GuestMemory {}
 // SAFETY: as above; the allocator is behind a mutex.
 unsafe impl Sync for GuestMemory {}
+
+impl std::fmt::Debug for GuestMemory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("GuestMemory")
+            .field("bytes", &self.bytes)
+            .finish_non_exhaustive()
+    }
+}
 
 impl GuestMemory {
     /// Allocates and maps `bytes`, rounded up to whole pages. The memfd is
@@ -266,7 +274,7 @@ impl DmaBuf {
     }
 
     /// Keeps the block from being reused until the returned hold is dropped.
-    pub fn lend(&self) -> Lent {
+    pub(crate) fn lend(&self) -> Lent {
         self.region.lent.fetch_add(1, Ordering::AcqRel);
         Lent(Arc::clone(&self.region))
     }
@@ -288,7 +296,7 @@ impl std::fmt::Debug for DmaBuf {
 }
 
 /// A hold on a buffer whose request was given up before the device was done.
-pub struct Lent(Arc<Region>);
+pub(crate) struct Lent(Arc<Region>);
 
 impl Drop for Lent {
     fn drop(&mut self) {

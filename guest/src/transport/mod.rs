@@ -1,18 +1,18 @@
 //! How requests travel: chains of buffers on virtqueues, with no knowledge of
 //! what the bytes mean.
 //!
-//! [`Transport`] is what the session asks of any virtio transport;
+//! [`Transport`] is what the session needs of any virtio transport;
 //! [`vhost_user`] is the first one, a vhost-user front end in this process.
 //! Law: nothing the device writes is trusted. It can make a request fail, or
 //! a queue, but not this process.
 
 mod buddy;
-pub mod memory;
+pub(crate) mod memory;
 mod queue;
-pub mod split_queue;
+pub(crate) mod split_queue;
 #[cfg(test)]
 pub(crate) mod test_device;
-pub mod vhost_user;
+pub(crate) mod vhost_user;
 
 use std::sync::Arc;
 use std::time::Instant;
@@ -42,6 +42,7 @@ pub struct Chain<'a> {
 }
 
 /// One descriptor exactly as a test wants it in the table.
+#[cfg(any(test, feature = "test-utils"))]
 #[derive(Clone, Copy, Debug)]
 pub struct RawDescriptor {
     /// Any address.
@@ -108,6 +109,7 @@ pub trait Transport: Send + Sync {
     /// completion.
     fn submit(&self, queue: usize, chain: Chain<'_>, token: u32) -> Result<(), SubmitError>;
     /// Queues descriptors as they are, for tests of the device.
+    #[cfg(any(test, feature = "test-utils"))]
     fn submit_raw(
         &self,
         queue: usize,

@@ -13,12 +13,15 @@ use parking_lot::Mutex;
 use vmm_sys_util::epoll::{ControlOperation, Epoll, EpollEvent, EventSet};
 use vmm_sys_util::eventfd::{EFD_NONBLOCK, EventFd};
 
+#[cfg(any(test, feature = "test-utils"))]
+use super::RawDescriptor;
 use super::split_queue::{Layout, QueueFeatures, SplitQueue, UsedWatch};
-use super::{Chain, Completion, GuestMemory, RawDescriptor, SubmitError, Wake};
+use super::{Chain, Completion, GuestMemory, SubmitError, Wake};
 use crate::error::{Error, Result};
 
 /// Wakes one thread for the calls of several queues, beside the one that
 /// waits on each: every watcher sees every call.
+#[derive(Debug)]
 pub struct Calls {
     epoll: Epoll,
     queues: Box<[usize]>,
@@ -112,6 +115,7 @@ impl Queue {
         Ok(())
     }
 
+    #[cfg(any(test, feature = "test-utils"))]
     pub(super) fn submit_raw(
         &self,
         descriptors: &[RawDescriptor],

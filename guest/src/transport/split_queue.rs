@@ -26,9 +26,9 @@ use virtio_bindings::virtio_ring::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
-use super::{
-    Chain, Completion, DmaBuf, GuestAddr, GuestMemory, RawDescriptor, Segment, SubmitError,
-};
+#[cfg(any(test, feature = "test-utils"))]
+use super::RawDescriptor;
+use super::{Chain, Completion, DmaBuf, GuestAddr, GuestMemory, Segment, SubmitError};
 
 pub(super) const F_NEXT: u16 = VRING_DESC_F_NEXT as u16;
 pub(super) const F_WRITE: u16 = VRING_DESC_F_WRITE as u16;
@@ -59,13 +59,13 @@ const _: () = assert!(size_of::<UsedElement>() == 8);
 
 /// Where the parts of a queue lie in guest memory.
 #[derive(Clone, Copy, Debug)]
-pub struct Layout {
+pub(crate) struct Layout {
     /// Descriptor table, 16 bytes an entry.
-    pub descriptors: GuestAddr,
+    pub(crate) descriptors: GuestAddr,
     /// Driver area.
-    pub avail: GuestAddr,
+    pub(crate) avail: GuestAddr,
     /// Device area.
-    pub used: GuestAddr,
+    pub(crate) used: GuestAddr,
     tables: GuestAddr,
     bytes: u64,
 }
@@ -107,16 +107,16 @@ impl Layout {
 
 /// What was negotiated for the queue.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct QueueFeatures {
+pub(crate) struct QueueFeatures {
     /// `VIRTIO_F_EVENT_IDX`.
-    pub event_idx: bool,
+    pub(crate) event_idx: bool,
     /// `VIRTIO_F_INDIRECT_DESC`.
-    pub indirect: bool,
+    pub(crate) indirect: bool,
 }
 
 /// The private record of a chain in flight, kept at its head's index.
 #[derive(Clone, Copy, Default)]
-struct InFlight {
+struct QueuedChain {
     token: u32,
     /// Ring descriptors it holds; zero when the index heads no chain.
     descriptors: u16,
@@ -124,7 +124,7 @@ struct InFlight {
 }
 
 /// The driver's side of one queue.
-pub struct SplitQueue {
+pub(crate) struct SplitQueue {
     memory: Arc<GuestMemory>,
     rings: DmaBuf,
     layout: Layout,
@@ -134,7 +134,7 @@ pub struct SplitQueue {
     next: Vec<u16>,
     free_head: u16,
     free: u16,
-    flights: Vec<InFlight>,
+    flights: Vec<QueuedChain>,
     in_flight: u16,
     avail_idx: u16,
     last_used: u16,
@@ -144,7 +144,7 @@ pub struct SplitQueue {
 impl SplitQueue {
     /// Allocates a queue of `size` entries, a power of two, and zeroes it.
     /// `None` when guest memory is too small.
-    pub fn new(
+    pub(crate) fn new(
         memory: &Arc<GuestMemory>,
         size: u16,
         features: QueueFeatures,
@@ -172,11 +172,11 @@ impl SplitQueue {
 
     /// Empties the queue, in the same place; for a device that was reset and
     /// no longer looks at it.
-    pub fn reset(&mut self) {
+    pub(crate) fn reset(&mut self) {
         self.memory
             .write(self.rings.addr(), &vec![0; self.rings.len()]);
         self.next = (1..=self.size).collect();
-        self.flights = vec![InFlight::default(); usize::from(self.size)];
+        self.flights = vec![QueuedChain::default(); usize::from(self.size)];
         (self.free_head, self.free, self.in_flight) = (0, self.size, 0);
         (self.avail_idx, self.last_used) = (0, 0);
         self.broken = None;
@@ -184,22 +184,24 @@ impl SplitQueue {
     }
 
     /// Where the rings are.
-    pub fn layout(&self) -> &Layout {
+    pub(crate) fn layout(&self) -> &Layout {
         &self.layout
     }
 
     /// The memory it is in.
-    pub fn memory(&self) -> &Arc<GuestMemory> {
+    #[cfg(test)]
+    pub(crate) fn memory(&self) -> &Arc<GuestMemory> {
         &self.memory
     }
 
     /// Its number of entries.
-    pub fn size(&self) -> u16 {
+    #[cfg(test)]
+    pub(crate) fn size(&self) -> u16 {
         self.size
     }
 
     /// Queues `chain`; returns whether the device wants a kick.
-    pub fn push(&mut self, chain: Chain<'_>, token: u32) -> Result<bool, SubmitError> {
+    pub(crate) fn push(&mut self, chain: Chain<'_>, token: u32) -> Result<bool, SubmitError> {
         self.check()?;
         let count = chain.readable.len() + chain.writable.len();
         let indirect = self.features.indirect && count <= usize::from(TABLE_ENTRIES);
@@ -256,7 +258,8 @@ impl SplitQueue {
     }
 
     /// Queues descriptors as they are, for tests of the device.
-    pub fn push_raw(
+    #[cfg(any(test, feature = "test-utils"))]
+    pub(crate) fn push_raw(
         &mut self,
         descriptors: &[RawDescriptor],
         token: u32,
@@ -304,7 +307,7 @@ impl SplitQueue {
 
     /// Records the chain, publishes it, says whether to kick.
     fn take(&mut self, head: u16, after: u16, count: u16, writable: u64, token: u32) -> bool {
-        self.flights[usize::from(head)] = InFlight {
+        self.flights[usize::from(head)] = QueuedChain {
             token,
             descriptors: count,
             writable_bytes: writable,
@@ -337,7 +340,7 @@ impl SplitQueue {
 
     /// Takes the next completion, or `None` if there is none. Elements that
     /// name no chain in flight are skipped.
-    pub fn pop(&mut self) -> Result<Option<Completion>, SubmitError> {
+    pub(crate) fn pop(&mut self) -> Result<Option<Completion>, SubmitError> {
         loop {
             self.check()?;
             let index = self
@@ -386,7 +389,7 @@ impl SplitQueue {
 
     /// Asks for a signal at the next completion. Returns false if one is there
     /// already, and then the caller must not sleep.
-    pub fn arm(&mut self) -> bool {
+    pub(crate) fn arm(&mut self) -> bool {
         if self.features.event_idx {
             let event = self.memory.word(self.layout.used_event(self.size));
             event.store(self.last_used, Ordering::Relaxed);
@@ -404,7 +407,7 @@ impl SplitQueue {
     }
 
     /// Takes the wish back. With `EVENT_IDX` it lapses by itself.
-    pub fn disarm(&mut self) {
+    pub(crate) fn disarm(&mut self) {
         if !self.features.event_idx {
             let flags = VRING_AVAIL_F_NO_INTERRUPT as u16;
             self.memory
@@ -414,17 +417,18 @@ impl SplitQueue {
     }
 
     /// The used index as the device last wrote it.
-    pub fn used_idx_addr(&self) -> GuestAddr {
+    pub(crate) fn used_idx_addr(&self) -> GuestAddr {
         self.layout.used_idx()
     }
 
     /// How far completions were taken.
-    pub fn last_used(&self) -> u16 {
+    pub(crate) fn last_used(&self) -> u16 {
         self.last_used
     }
 
     /// Chains the device holds.
-    pub fn in_flight(&self) -> u16 {
+    #[cfg(test)]
+    pub(crate) fn in_flight(&self) -> u16 {
         self.in_flight
     }
 
@@ -465,7 +469,7 @@ fn descriptor(segment: Segment, write: bool, link: Option<u16>) -> Descriptor {
 }
 
 /// Where a reader without the queue's lock looks for completions.
-pub struct UsedWatch {
+pub(crate) struct UsedWatch {
     memory: Arc<GuestMemory>,
     used_idx: GuestAddr,
     seen: AtomicU16,
@@ -473,7 +477,7 @@ pub struct UsedWatch {
 
 impl UsedWatch {
     /// A watch on `queue`.
-    pub fn new(queue: &SplitQueue) -> UsedWatch {
+    pub(crate) fn new(queue: &SplitQueue) -> UsedWatch {
         UsedWatch {
             memory: Arc::clone(&queue.memory),
             used_idx: queue.used_idx_addr(),
@@ -482,12 +486,12 @@ impl UsedWatch {
     }
 
     /// Remembers how far `queue` was reaped.
-    pub fn update(&self, queue: &SplitQueue) {
+    pub(crate) fn update(&self, queue: &SplitQueue) {
         self.seen.store(queue.last_used(), Ordering::Relaxed);
     }
 
     /// Whether completions are waiting. A hint: the queue itself decides.
-    pub fn has_used(&self) -> bool {
+    pub(crate) fn has_used(&self) -> bool {
         let index = self.memory.word(self.used_idx).load(Ordering::Relaxed);
         index != self.seen.load(Ordering::Relaxed)
     }

@@ -14,10 +14,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use daxwindow_guest::file::{File as GuestFile, Guest, GuestOptions};
-use daxwindow_guest::session::{Session, SessionOptions, Tuning};
-use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
-use daxwindow_guest::{Error, Result};
+use daxwindow_guest::test_utils::{Tuning, Verdict, WindowHook};
+use daxwindow_guest::{
+    Error, File as GuestFile, Guest, GuestOptions, Result, Session, SessionOptions,
+};
 use daxwindow_shared::fuse::{EntryOut, OpenOut, ROOT_ID};
 use daxwindow_shared::shmem::MapRequest;
 use parking_lot::{Condvar, Mutex};

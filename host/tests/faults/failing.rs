@@ -3,7 +3,7 @@
 use std::process::Command;
 
 use daxwindow_bench::vm::{Kit, host_command};
-use daxwindow_guest::file::Access;
+use daxwindow_guest::Access;
 use daxwindow_shared::fuse::flags::{ReleaseFlags, SetattrValid};
 use daxwindow_shared::fuse::{EntryOut, Opcode, OpenOut, ReleaseIn, SetattrIn};
 use rustix::io::Errno;

@@ -1,6 +1,6 @@
 //! A share that is taken away: detached from the tree, or dead.
 
-use daxwindow_guest::file::Access;
+use daxwindow_guest::Access;
 use daxwindow_shared::fuse::ROOT_ID;
 use rustix::io::Errno;
 

@@ -1,6 +1,6 @@
 //! A file system that becomes read-only under the guest.
 
-use daxwindow_guest::file::Access;
+use daxwindow_guest::Access;
 use daxwindow_shared::fuse::flags::SetattrValid;
 use daxwindow_shared::fuse::{ROOT_ID, SetattrIn};
 use rustix::io::Errno;

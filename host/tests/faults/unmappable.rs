@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use daxwindow_guest::file::{Access, Guest};
+use daxwindow_guest::{Access, Guest};
 
 use crate::common::{Daemon, assert_same, guest, pattern, read_all};
 use crate::failing_fs::{FailingFs, Fault, SIZE};

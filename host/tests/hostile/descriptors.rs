@@ -3,9 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use daxwindow_guest::Error;
-use daxwindow_guest::session::{DmaBuf, RawDescriptor, Session, SessionOptions};
-use daxwindow_guest::transport::Transport;
+use daxwindow_guest::session::DmaBuf;
+use daxwindow_guest::test_utils::{RawDescriptor, Transport};
+use daxwindow_guest::{Error, Session, SessionOptions};
 use daxwindow_shared::fuse::{Opcode, OutHeader, ROOT_ID};
 use zerocopy::{FromBytes, IntoBytes};
 

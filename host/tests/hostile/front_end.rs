@@ -4,8 +4,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU8, Ordering};
 use std::time::{Duration, Instant};
 
-use daxwindow_guest::session::{Session, SessionOptions, Tuning};
-use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
+use daxwindow_guest::test_utils::{Tuning, Verdict, WindowHook};
+use daxwindow_guest::{Session, SessionOptions};
 use daxwindow_shared::fuse::RemoveMappingOne;
 use daxwindow_shared::fuse::flags::AttrFlags;
 use daxwindow_shared::shmem::MapRequest;

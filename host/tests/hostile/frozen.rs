@@ -7,9 +7,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use daxwindow_guest::file::{Access, Guest, GuestOptions};
-use daxwindow_guest::session::{Session, SessionOptions, Tuning};
-use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
+use daxwindow_guest::test_utils::{Tuning, Verdict, WindowHook};
+use daxwindow_guest::{Access, Guest, GuestOptions, Session, SessionOptions};
 use daxwindow_shared::shmem::MapRequest;
 use tempfile::TempDir;
 

@@ -8,7 +8,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 
-use daxwindow_guest::session::{RawDescriptor, Session, SessionOptions};
+use daxwindow_guest::test_utils::RawDescriptor;
+use daxwindow_guest::{Session, SessionOptions};
 use daxwindow_shared::fuse::{Opcode, ROOT_ID, RemoveMappingOne};
 use daxwindow_shared::window::{FileOffset, WindowOffset};
 use tempfile::TempDir;

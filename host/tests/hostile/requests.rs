@@ -1,8 +1,9 @@
 //! Bad requests in good descriptors.
 
 use daxwindow_guest::Error;
-use daxwindow_guest::transport::vhost_user::{VhostUser, VhostUserOptions};
-use daxwindow_guest::transport::{Chain, Completion, Segment, Transport, Wake};
+use daxwindow_guest::test_utils::{
+    Chain, Completion, Segment, Transport, VhostUser, VhostUserOptions, Wake,
+};
 use daxwindow_shared::fuse::{
     CreateIn, InHeader, LinkIn, MkdirIn, MknodIn, Opcode, ROOT_ID, ReadIn, Rename2In, RenameIn,
 };

@@ -12,7 +12,8 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use daxwindow_guest::session::{Session, Tuning};
+use daxwindow_guest::Session;
+use daxwindow_guest::test_utils::Tuning;
 use daxwindow_shared::fuse::EntryOut;
 use daxwindow_shared::fuse::flags::AttrFlags;
 use daxwindow_shared::window::{FileOffset, WindowOffset};

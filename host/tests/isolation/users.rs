@@ -10,7 +10,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
 use daxwindow_bench::vm::{Kit, package_root};
-use daxwindow_guest::session::{Session, SessionOptions, Tuning};
+use daxwindow_guest::test_utils::Tuning;
+use daxwindow_guest::{Session, SessionOptions};
 use daxwindow_shared::fuse::ROOT_ID;
 use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};

@@ -5,8 +5,7 @@
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use daxwindow_guest::fault::View;
-use daxwindow_guest::file::{Access, File, Guest};
+use daxwindow_guest::{Access, File, Guest, View};
 use daxwindow_shared::fuse::flags::SetattrValid;
 use daxwindow_shared::fuse::{ROOT_ID, SetattrIn};
 use daxwindow_shared::window::{FileOffset, WindowOffset};

@@ -5,9 +5,8 @@
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
-use daxwindow_guest::file::{Guest, GuestOptions};
-use daxwindow_guest::session::Tuning;
-use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
+use daxwindow_guest::test_utils::{Tuning, Verdict, WindowHook};
+use daxwindow_guest::{Guest, GuestOptions};
 use daxwindow_shared::shmem::MapRequest;
 use parking_lot::Mutex;
 use rustix::io::Errno;

@@ -6,8 +6,7 @@ use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::Path;
 use std::sync::Arc;
 
-use daxwindow_guest::file::{Access, Guest};
-use daxwindow_guest::session::Session;
+use daxwindow_guest::{Access, Guest, Session};
 use daxwindow_host::padding::view::PaddedView;
 use daxwindow_shared::fuse::flags::{InitFlags, SetattrValid};
 use daxwindow_shared::fuse::{

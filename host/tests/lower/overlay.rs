@@ -4,9 +4,8 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use daxwindow_guest::file::{Access, Guest, GuestOptions};
-use daxwindow_guest::session::Tuning;
-use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
+use daxwindow_guest::test_utils::{Tuning, Verdict, WindowHook};
+use daxwindow_guest::{Access, Guest, GuestOptions};
 use daxwindow_shared::shmem::MapRequest;
 use rustix::io::Errno;
 

@@ -4,9 +4,7 @@
 use std::path::Path;
 use std::sync::Arc;
 
-use daxwindow_guest::fault::View;
-use daxwindow_guest::file::{Access, File, Guest};
-use daxwindow_guest::session::Session;
+use daxwindow_guest::{Access, File, Guest, Session, View};
 use daxwindow_shared::fuse::ROOT_ID;
 
 use crate::common::{Daemon, RANGE, assert_same, guest, host_bytes, pattern, write_by_request};

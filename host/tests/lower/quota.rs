@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use daxwindow_guest::file::Access;
+use daxwindow_guest::Access;
 use daxwindow_shared::fuse::ROOT_ID;
 use rustix::io::Errno;
 

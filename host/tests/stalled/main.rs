@@ -24,9 +24,9 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::SeqCst};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use daxwindow_guest::Result;
-use daxwindow_guest::session::{Order, Pipeline, Session, SessionOptions, Tuning};
-use daxwindow_guest::transport::vhost_user::back_requests::{Verdict, WindowHook};
+use daxwindow_guest::session::{Order, Pipeline};
+use daxwindow_guest::test_utils::{Tuning, Verdict, WindowHook};
+use daxwindow_guest::{Result, Session, SessionOptions};
 use daxwindow_host::status::document::{Queue, Queues, Status};
 use daxwindow_shared::fuse::{AttrOut, GetattrIn, Opcode, ROOT_ID};
 use daxwindow_shared::shmem::MapRequest;

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 use std::thread::JoinHandle;
 
-use daxwindow_guest::Result;
-use daxwindow_guest::session::{Session, SessionOptions, Tuning};
+use daxwindow_guest::test_utils::Tuning;
+use daxwindow_guest::{Result, Session, SessionOptions};
 use daxwindow_shared::window::{FileOffset, WindowOffset};
 use rustix::process::Signal;
 use tempfile::TempDir;

@@ -32,6 +32,8 @@ mod tests;
 mod thread;
 
 pub use hook::{Verdict, WindowHook};
+#[cfg(any(test, feature = "internals"))]
+pub use options::Internal;
 pub use options::{Language, ServerOptions};
 pub use polled::{PolledServer, Progress};
 pub use stats::ServerStats;

@@ -7,25 +7,41 @@ use super::WindowHook;
 
 /// How a channel is served. The default is a channel without
 /// acknowledgements.
-#[derive(Clone, Default)]
+///
+/// ```
+/// use daxwindow_front_end::ServerOptions;
+///
+/// let options = ServerOptions {
+///     reply_ack: true,
+///     ..ServerOptions::default()
+/// };
+/// # assert!(options.reply_ack);
+/// ```
+#[derive(Clone, Debug, Default)]
 pub struct ServerOptions {
     /// Whether `VHOST_USER_PROTOCOL_F_REPLY_ACK` was agreed, so that a
     /// message that asks for a reply gets one.
     pub reply_ack: bool,
-    /// For `daxwindow-guest`.
+    /// For `daxwindow-guest`; others leave the default.
     #[doc(hidden)]
+    pub internal: Internal,
+}
+
+/// What only `daxwindow-guest` chooses.
+#[derive(Clone, Default)]
+pub struct Internal {
+    /// Which messages are taken.
     pub language: Language,
-    /// For tests; `None` serves everything.
-    #[doc(hidden)]
+    /// Decides about requests, for tests; `None` serves everything.
     pub hook: Option<Arc<dyn WindowHook>>,
 }
 
-impl fmt::Debug for ServerOptions {
+impl fmt::Debug for Internal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ServerOptions")
-            .field("reply_ack", &self.reply_ack)
+        f.debug_struct("Internal")
             .field("language", &self.language)
-            .finish_non_exhaustive()
+            .field("has_hook", &self.hook.is_some())
+            .finish()
     }
 }
 

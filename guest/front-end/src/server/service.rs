@@ -66,9 +66,9 @@ impl Service {
         Service {
             most_mappings: most_mappings(window.bytes()),
             window,
-            hook: options.hook.unwrap_or_else(|| Arc::new(ServeAll)),
+            hook: options.internal.hook.unwrap_or_else(|| Arc::new(ServeAll)),
             page_bytes: rustix::param::page_size() as u64,
-            language: options.language,
+            language: options.internal.language,
             reply_ack: options.reply_ack,
             mapped: Mapped::default(),
             epoch: 0,

@@ -55,8 +55,7 @@ impl Peer {
         let shared = Arc::clone(&window);
         let options = ServerOptions {
             reply_ack: true,
-            language,
-            hook,
+            internal: Internal { language, hook },
         };
         let server = WindowServer::start(ours, shared, options).expect("server");
         Peer {

@@ -20,6 +20,31 @@ use crate::window::Window;
 /// mapped stays mapped. A drop waits for a mapping that is under way, and so
 /// for the file system of its file.
 ///
+/// ```
+/// use std::os::unix::net::UnixStream;
+/// use std::sync::Arc;
+///
+/// use daxwindow_front_end::{ServerOptions, Window, WindowServer};
+///
+/// # fn set_backend_req_fd(_channel: UnixStream) {}
+/// # fn main() -> Result<(), Box<dyn std::error::Error>> {
+/// let window = Arc::new(Window::reserve(256 << 20)?);
+/// let (ours, theirs) = UnixStream::pair()?;
+/// let options = ServerOptions {
+///     reply_ack: true, // as agreed with the back end
+///     ..ServerOptions::default()
+/// };
+/// let server = WindowServer::start(ours, Arc::clone(&window), options)?;
+/// set_backend_req_fd(theirs); // sent to the back end, and closed here
+///
+/// // When the back end has closed its end of the channel:
+/// let totals = server.stats();
+/// println!("{} maps, {} unmaps", totals.maps, totals.unmaps);
+/// server.wait()?;
+/// # Ok(())
+/// # }
+/// ```
+///
 /// It takes the whole window for unmapped at its start. Before a
 /// second back end is served with the same window, all of it has to be unmapped.
 pub struct WindowServer {

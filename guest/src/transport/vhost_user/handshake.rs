@@ -13,6 +13,7 @@ use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use daxwindow_front_end::internal::Language;
 use daxwindow_shared::virtiofs::{Config, FIRST_REQUEST_QUEUE, SHMCAP_ID_CACHE};
 use daxwindow_shared::window::RANGE_BYTES;
 use vhost::vhost_user::message::{
@@ -25,7 +26,6 @@ use virtio_bindings::virtio_ring::{VIRTIO_RING_F_EVENT_IDX, VIRTIO_RING_F_INDIRE
 use zerocopy::FromBytes;
 
 use super::VhostUserOptions;
-use super::back_requests::Language;
 use crate::error::{Error, Result};
 use crate::transport::GuestMemory;
 use crate::transport::memory::MEMORY_BASE;
@@ -83,7 +83,7 @@ pub struct Agreed {
 
 impl Agreed {
     /// What the queues may use.
-    pub fn queue_features(&self) -> QueueFeatures {
+    pub(super) fn queue_features(&self) -> QueueFeatures {
         QueueFeatures {
             event_idx: self.features & 1 << VIRTIO_RING_F_EVENT_IDX != 0,
             indirect: self.features & 1 << VIRTIO_RING_F_INDIRECT_DESC != 0,
@@ -113,7 +113,7 @@ impl Agreed {
 }
 
 /// The control channel to the back end.
-pub struct Handshake {
+pub(super) struct Handshake {
     pub(super) front: Frontend,
     /// The same socket, for what the vhost crate cannot say.
     pub(super) socket: UnixStream,
@@ -121,7 +121,7 @@ pub struct Handshake {
 
 impl Handshake {
     /// Talks over `stream`; nothing is sent yet.
-    pub fn new(stream: UnixStream, request_queues: usize) -> io::Result<Handshake> {
+    pub(super) fn new(stream: UnixStream, request_queues: usize) -> io::Result<Handshake> {
         let queues = (FIRST_REQUEST_QUEUE + request_queues) as u64;
         Ok(Handshake {
             socket: stream.try_clone()?,
@@ -130,7 +130,7 @@ impl Handshake {
     }
 
     /// Agrees on features, queues and the size of the window.
-    pub fn negotiate(&mut self, options: &VhostUserOptions) -> Result<Agreed> {
+    pub(super) fn negotiate(&mut self, options: &VhostUserOptions) -> Result<Agreed> {
         self.front.set_owner().map_err(failed("SET_OWNER"))?;
         let offered = self.front.get_features().map_err(failed("GET_FEATURES"))?;
         let features = offered & WANTED;
@@ -242,7 +242,7 @@ impl Handshake {
     }
 
     /// Hands the back end its end of the channel for map requests.
-    pub fn offer_channel(&mut self, theirs: &UnixStream) -> Result<()> {
+    pub(super) fn offer_channel(&mut self, theirs: &UnixStream) -> Result<()> {
         let sent = self.front.set_backend_request_fd(theirs);
         sent.map_err(failed("SET_BACKEND_REQ_FD"))
     }
@@ -323,7 +323,7 @@ impl Handshake {
 
     /// Resets the device; afterwards it looks at no ring until it is started
     /// anew.
-    pub fn reset(&mut self, agreed: &Agreed) -> Result<()> {
+    pub(super) fn reset(&mut self, agreed: &Agreed) -> Result<()> {
         for index in 0..agreed.queues {
             // Stops the ring. Its base does not matter: the ring starts anew.
             let stopped = self.front.get_vring_base(index);

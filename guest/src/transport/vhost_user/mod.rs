@@ -2,37 +2,32 @@
 //! virtio-fs back end talks to, and nothing else.
 //!
 //! - [`handshake`]: negotiation, memory table, rings.
-//! - [`back_requests`]: the server that maps and unmaps the window.
 //! - `status`: the start of a back end that waits for DRIVER_OK.
 //! - `watch`: the thread that notices a dead back end.
+//!
+//! The server that maps and unmaps the window is in [`daxwindow_front_end`].
 
-pub mod handshake;
+pub(crate) mod handshake;
 mod status;
 mod watch;
 
-/// The server that maps and unmaps the window, which is in a crate of its own:
-/// [`daxwindow_front_end`].
-pub mod back_requests {
-    #[doc(inline)]
-    pub use daxwindow_front_end::internal::{Language, Verdict, WindowHook};
-    pub use daxwindow_front_end::{
-        ChannelError, PolledServer, Progress, ServerOptions, ServerStats, WindowServer,
-    };
-}
-
+use std::fmt;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use daxwindow_front_end::internal::{Internal, WindowHook};
+use daxwindow_front_end::{ServerOptions, WindowServer};
 use daxwindow_shared::window::RANGE_BYTES;
 use parking_lot::Mutex;
 
-use self::back_requests::{ServerOptions, ServerStats, WindowHook, WindowServer};
 use self::handshake::{Agreed, Handshake};
 use self::watch::Watch;
+#[cfg(any(test, feature = "test-utils"))]
+use super::RawDescriptor;
 use super::queue::Queue;
-use super::{Calls, Chain, Completion, GuestMemory, RawDescriptor, SubmitError, Transport, Wake};
+use super::{Calls, Chain, Completion, GuestMemory, SubmitError, Transport, Wake};
 use crate::error::{Error, Result};
 use crate::window::Window;
 
@@ -57,6 +52,21 @@ pub struct VhostUserOptions {
     pub control_timeout: Duration,
     /// Decides about map and unmap requests, for tests; `None` serves all.
     pub hook: Option<Arc<dyn WindowHook>>,
+}
+
+impl fmt::Debug for VhostUserOptions {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VhostUserOptions")
+            .field("socket", &self.socket)
+            .field("memory_bytes", &self.memory_bytes)
+            .field("queue_size", &self.queue_size)
+            .field("request_queues", &self.request_queues)
+            .field("window_limit_bytes", &self.window_limit_bytes)
+            .field("legacy_window_bytes", &self.legacy_window_bytes)
+            .field("control_timeout", &self.control_timeout)
+            .field("has_hook", &self.hook.is_some())
+            .finish()
+    }
 }
 
 /// A connected vhost-user device.
@@ -143,7 +153,8 @@ impl VhostUser {
     }
 
     /// Totals of the window server; zero when there is none.
-    pub fn server_stats(&self) -> ServerStats {
+    #[cfg(feature = "test-utils")]
+    pub fn server_stats(&self) -> daxwindow_front_end::ServerStats {
         self.server
             .as_ref()
             .map(WindowServer::stats)
@@ -214,8 +225,10 @@ fn open_window(
     let (ours, theirs) = UnixStream::pair().map_err(starting)?;
     let options = ServerOptions {
         reply_ack: agreed.reply_ack(),
-        language: agreed.language,
-        hook,
+        internal: Internal {
+            language: agreed.language,
+            hook,
+        },
     };
     let server = WindowServer::start(ours, Arc::clone(&window), options).map_err(starting)?;
     handshake.offer_channel(&theirs)?;
@@ -239,6 +252,7 @@ impl Transport for VhostUser {
         self.open_queue(queue)?.submit(chain, token)
     }
 
+    #[cfg(any(test, feature = "test-utils"))]
     fn submit_raw(
         &self,
         queue: usize,
@@ -309,6 +323,16 @@ impl Transport for VhostUser {
     }
 }
 
+impl fmt::Debug for VhostUser {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("VhostUser")
+            .field("agreed", &self.agreed)
+            .field("is_connected", &self.is_connected())
+            .field("server", &self.server)
+            .finish_non_exhaustive()
+    }
+}
+
 impl Drop for VhostUser {
     fn drop(&mut self) {
         // Both sockets end first, so that the threads joined by the fields'
@@ -340,7 +364,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let _listener = UnixListener::bind(dir.path().join("socket")).expect("bind");
         let began = Instant::now();
-        let error = VhostUser::connect(options(&dir)).err().expect("no answer");
+        let error = VhostUser::connect(options(&dir)).expect_err("no answer");
         assert!(matches!(error, Error::TimedOut { .. }), "{error:?}");
         assert!(began.elapsed() < Duration::from_secs(5));
     }
@@ -350,17 +374,15 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         let mut options = options(&dir);
         options.control_timeout = Duration::from_secs(30);
-        let error = VhostUser::connect(options.clone())
-            .err()
-            .expect("no socket");
+        let error = VhostUser::connect(options.clone()).expect_err("no socket");
         assert_eq!(error.errno(), rustix::io::Errno::NOENT);
         let listener = UnixListener::bind(&options.socket).expect("bind");
         let hang_up = std::thread::spawn(move || drop(listener.accept()));
-        let error = VhostUser::connect(options.clone()).err().expect("hung up");
+        let error = VhostUser::connect(options.clone()).expect_err("hung up");
         assert!(matches!(error, Error::Disconnected), "{error:?}");
         hang_up.join().expect("no panic");
         options.queue_size = 100;
-        let error = VhostUser::connect(options).err().expect("no power of two");
+        let error = VhostUser::connect(options).expect_err("no power of two");
         assert!(matches!(error, Error::Invalid(_)), "{error:?}");
     }
 }

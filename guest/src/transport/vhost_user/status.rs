@@ -57,9 +57,7 @@ mod tests {
     use super::*;
     use std::os::unix::net::UnixStream;
 
-    use daxwindow_front_end::internal::F_REPLY;
-
-    use crate::transport::vhost_user::back_requests::Language;
+    use daxwindow_front_end::internal::{F_REPLY, Language};
 
     fn agreed(protocol: u64) -> Agreed {
         Agreed {

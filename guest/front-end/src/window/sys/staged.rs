@@ -26,6 +26,7 @@ use crate::window::mappings;
 use crate::window::regular::RegularFile;
 
 /// A mapping that nothing but this value names; unmapped on drop.
+#[derive(Debug)]
 pub struct Staged {
     base: *mut c_void,
     len: usize,
