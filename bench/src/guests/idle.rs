@@ -20,10 +20,13 @@ use crate::processes::serving;
 
 /// Window of each guest.
 const WINDOW_BYTES: u64 = 64 << 20;
-/// How long guests are left alone before they count as idle.
+/// Between two looks at a daemon.
 const REST: Duration = Duration::from_millis(300);
-/// How long a daemon may take to let go of guests.
-const LEAVE_WITHIN: Duration = Duration::from_secs(20);
+/// Guests count as idle once nothing has changed for so long.
+const IDLE_AFTER: Duration = Duration::from_secs(7);
+/// How long a daemon may take to let go of guests, or of what they do not need
+/// while they are idle.
+const LEAVE_WITHIN: Duration = Duration::from_secs(120);
 /// Files that each guest looks at.
 const FILES: usize = 8;
 
@@ -45,63 +48,113 @@ pub(super) struct Cost {
     pub(super) own_bytes_after: u64,
 }
 
-/// Starts a daemon with as many sockets as guests, attaches them and lets them
-/// rest.
-pub(super) fn measure(binary: &Path, guests: usize, request_queues: usize) -> Result<Cost> {
-    let directory = Scratch::for_sockets()?;
-    let root = directory.path().join("share");
-    std::fs::create_dir(&root)?;
-    for number in 0..FILES {
-        std::fs::write(root.join(format!("f{number}")), vec![7; 1 << 20])?;
+/// A daemon and the guests that are attached to it.
+pub(super) struct Crowd {
+    sessions: Vec<Arc<Session>>,
+    daemon: Daemon,
+    before: Sample,
+    guests: usize,
+    _directory: Scratch,
+}
+
+impl Crowd {
+    /// Starts a daemon with as many sockets as guests, and attaches them.
+    pub(super) fn attach(binary: &Path, guests: usize, request_queues: usize) -> Result<Crowd> {
+        let directory = Scratch::for_sockets()?;
+        let root = directory.path().join("share");
+        std::fs::create_dir(&root)?;
+        for number in 0..FILES {
+            std::fs::write(root.join(format!("f{number}")), vec![7; 1 << 20])?;
+        }
+        let share = Share {
+            request_queues,
+            ..Share::readonly(&root, Dax::Always, WINDOW_BYTES)
+        };
+        let sockets: Vec<_> = (1..guests)
+            .map(|number| directory.path().join(format!("s{number}")))
+            .collect();
+        let daemon = Daemon::launch(binary, |socket| {
+            let more = sockets
+                .iter()
+                .flat_map(|path| [OsString::from("--socket-path"), path.clone().into()]);
+            share.arguments(socket).into_iter().chain(more).collect()
+        })?;
+        // What the daemon starts with its first guest and keeps is no guest's.
+        drop(attach(daemon.socket(), request_queues)?);
+        let mut before = Sample::of(&daemon)?;
+        // Each socket has a thread that waits for its guest.
+        eventually("all sockets are served", || {
+            std::thread::sleep(REST);
+            let now = Sample::of(&daemon);
+            let last = now.map(|now| std::mem::replace(&mut before, now));
+            last.is_ok_and(|last| last.threads == before.threads && last.threads > guests as u64)
+        })?;
+        let first = [daemon.socket().to_path_buf()];
+        let mut sessions = Vec::with_capacity(guests);
+        for socket in first.iter().chain(&sockets) {
+            let session = attach(socket, request_queues)
+                .with_context(|| format!("attach a guest{}", daemon.last_words()))?;
+            exercise(&session)?;
+            sessions.push(session);
+        }
+        Ok(Crowd {
+            sessions,
+            daemon,
+            before,
+            guests,
+            _directory: directory,
+        })
     }
-    let share = Share {
-        request_queues,
-        ..Share::readonly(&root, Dax::Always, WINDOW_BYTES)
-    };
-    let sockets: Vec<_> = (1..guests)
-        .map(|number| directory.path().join(format!("s{number}")))
-        .collect();
-    let daemon = Daemon::launch(binary, |socket| {
-        let more = sockets
-            .iter()
-            .flat_map(|path| [OsString::from("--socket-path"), path.clone().into()]);
-        share.arguments(socket).into_iter().chain(more).collect()
-    })?;
-    // What the daemon starts with its first guest and keeps is no guest's.
-    drop(attach(daemon.socket(), request_queues)?);
-    let mut before = Sample::of(&daemon)?;
-    // Each socket has a thread that waits for its guest.
-    eventually("all sockets are served", || {
+
+    /// Lets all of them rest; what they cost then.
+    pub(super) fn rest(&self) -> Result<Sample> {
+        let (mut last, mut since) = (Sample::of(&self.daemon)?, Instant::now());
+        let deadline = since + LEAVE_WITHIN;
+        while since.elapsed() < IDLE_AFTER {
+            ensure!(Instant::now() < deadline, "the daemon never rests");
+            std::thread::sleep(REST);
+            let now = Sample::of(&self.daemon)?;
+            let counts = |sample: &Sample| (sample.threads, sample.descriptors);
+            if counts(&now) != counts(&last) {
+                since = Instant::now();
+            }
+            last = now;
+        }
+        Ok(last)
+    }
+
+    /// The 99th percentile of the times that so many requests of the first guest
+    /// take, one after the other, with all others idle.
+    pub(super) fn p99_of_first(&self, requests: usize) -> Result<Duration> {
+        let session = self.sessions.first().context("there is a guest")?;
+        let mut taken = Vec::with_capacity(requests);
+        for _ in 0..requests {
+            let began = Instant::now();
+            session.getattr(ROOT_ID, None)?;
+            taken.push(began.elapsed());
+        }
+        taken.sort_unstable();
+        Ok(taken[(requests * 99 / 100).min(requests - 1)])
+    }
+
+    /// Lets the guests go; what they have cost, `idle` while they were.
+    pub(super) fn leave(self, idle: &Sample) -> Result<Cost> {
+        drop(self.sessions);
+        eventually("the guests have gone", || {
+            Sample::of(&self.daemon).is_ok_and(|now| now.threads <= self.before.threads)
+        })?;
         std::thread::sleep(REST);
-        let now = Sample::of(&daemon);
-        let last = now.map(|now| std::mem::replace(&mut before, now));
-        last.is_ok_and(|last| last.threads == before.threads && last.threads > guests as u64)
-    })?;
-    let first = [daemon.socket().to_path_buf()];
-    let mut sessions = Vec::with_capacity(guests);
-    for socket in first.iter().chain(&sockets) {
-        let session = attach(socket, request_queues)
-            .with_context(|| format!("attach a guest{}", daemon.last_words()))?;
-        exercise(&session)?;
-        sessions.push(session);
+        let after = Sample::of(&self.daemon)?;
+        Ok(Cost {
+            guests: self.guests,
+            own_bytes_before: self.before.memory.own,
+            own_bytes: idle.memory.own,
+            page_table_bytes: idle.memory.page_tables,
+            threads: idle.threads,
+            descriptors: idle.descriptors,
+            own_bytes_after: after.memory.own,
+        })
     }
-    std::thread::sleep(REST);
-    let idle = Sample::of(&daemon)?;
-    drop(sessions);
-    eventually("the guests have gone", || {
-        Sample::of(&daemon).is_ok_and(|now| now.threads <= before.threads)
-    })?;
-    std::thread::sleep(REST);
-    let after = Sample::of(&daemon)?;
-    Ok(Cost {
-        guests,
-        own_bytes_before: before.memory.own,
-        own_bytes: idle.memory.own,
-        page_table_bytes: idle.memory.page_tables,
-        threads: idle.threads,
-        descriptors: idle.descriptors,
-        own_bytes_after: after.memory.own,
-    })
 }
 
 fn attach(socket: &Path, request_queues: usize) -> Result<Arc<Session>> {
@@ -140,7 +193,7 @@ fn exercise(session: &Session) -> Result<()> {
 }
 
 /// The daemon at one moment.
-struct Sample {
+pub(super) struct Sample {
     memory: ProcessMemory,
     threads: u64,
     descriptors: u64,
