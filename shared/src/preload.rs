@@ -43,7 +43,8 @@ const _: () = assert!(size_of::<Preamble>() == 24);
 )]
 #[repr(C)]
 pub struct Notes {
-    /// Who else looks into guest memory, or has: [`OTHER_BACK_END`], [`PINNED`].
+    /// Who else looks into guest memory, or has: [`OTHER_BACK_END`], [`PINNED`];
+    /// and whether its own processors are [`KVM`]'s.
     pub others: u64,
     /// Pages behind the end of their file that a processor of the guest met,
     /// and that show zeros since.
@@ -62,6 +63,10 @@ pub const OTHER_BACK_END: u64 = 1 << 0;
 /// [`Notes::others`]: a device that pins guest memory (VFIO, IOMMUFD, vDPA),
 /// and so keeps what was in the window before.
 pub const PINNED: u64 = 1 << 1;
+/// [`Notes::others`]: the guest's processors are KVM's. Without it they are most
+/// likely an emulator's, which may run its translation of code that was mapped
+/// in the window before.
+pub const KVM: u64 = 1 << 2;
 
 /// What the memfd ends with, behind [`Notes`]: so a daemon knows a window when
 /// it is in the memory table that another daemon's VMM shares with it.

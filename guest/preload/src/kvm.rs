@@ -4,7 +4,10 @@
 //! No processor with KVM has seen this; the tests have a stand-in for the
 //! `ioctl`.
 
+use std::sync::atomic::{AtomicBool, Ordering};
+
 use daxwindow_front_end::area::SpaceGuard;
+use daxwindow_shared::preload::KVM;
 
 use crate::mend::put_run;
 use crate::notes::Note;
@@ -12,8 +15,26 @@ use crate::pages::{Access, has_page, page_bytes};
 use crate::pieces::{RANGE, Shown};
 use crate::slot::{self, Slot};
 
+/// `_IO(0xae, 0x01)` of linux/kvm.h.
+pub(crate) const KVM_CREATE_VM: u32 = 0xae01;
 /// `_IO(0xae, 0x80)` of linux/kvm.h.
 pub(crate) const KVM_RUN: u32 = 0xae80;
+
+static HAS_VM: AtomicBool = AtomicBool::new(false);
+
+/// The VMM has made a virtual machine of KVM's.
+pub(crate) fn note_vm() {
+    HAS_VM.store(true, Ordering::Relaxed);
+}
+
+/// What the daemon is told of that, as in
+/// [`Notes`](daxwindow_shared::preload::Notes).
+pub(crate) fn noted() -> u64 {
+    match HAS_VM.load(Ordering::Relaxed) {
+        true => KVM,
+        false => 0,
+    }
+}
 /// How often KVM is entered again though nothing was found: another processor
 /// may have had the page mended, or the daemon something else mapped there.
 const TRIES: usize = 3;

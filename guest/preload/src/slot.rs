@@ -19,6 +19,7 @@ use rustix::fs::Stat;
 use rustix::io::Errno;
 
 use crate::held::HeldFd;
+use crate::kvm;
 use crate::mended::Mended;
 use crate::notes::{Counts, Note};
 use crate::others::others;
@@ -185,11 +186,13 @@ impl Slot {
         }
     }
 
-    /// Tells the daemon who else was there.
+    /// Tells the daemon who else was there, and whose the processors are.
     pub(crate) fn note_others(&self, others: u64) {
         if let Some(memfd) = self.memfd.get() {
             let at = self.bytes() as u64;
-            self.book.counts.set(memfd, at, Note::Others, others);
+            self.book
+                .counts
+                .set(memfd, at, Note::Others, others | kvm::noted());
         }
     }
 

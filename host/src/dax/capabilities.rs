@@ -38,6 +38,9 @@ pub struct Capabilities {
     /// Where the window starts in the guest's physical memory, as far as the
     /// memory table has told.
     pub window_base: Option<u64>,
+    /// The guest's processors are an emulator's, which may run its translation of
+    /// code that was mapped there before; as far as that is known.
+    pub emulated: bool,
 }
 
 impl Capabilities {
@@ -50,6 +53,7 @@ impl Capabilities {
         partial_unmap: true,
         announced: false,
         window_base: None,
+        emulated: false,
     };
 
     /// Whole ranges can be mapped, wherever the file ends.
@@ -92,13 +96,14 @@ impl fmt::Display for Capabilities {
         write!(
             f,
             "past end of file: {}, padded: {}, read-only fd: {}, map over map: {}, \
-             partial unmap: {}, announced: {}",
+             partial unmap: {}, announced: {}, emulated processors: {}",
             self.past_eof,
             self.padded,
             self.readonly_fd,
             self.replace,
             self.partial_unmap,
             self.announced,
+            self.emulated,
         )?;
         match self.window_base {
             Some(base) => write!(f, ", window at {base:#x}"),
@@ -180,6 +185,7 @@ pub(crate) fn probe(
         partial_unmap,
         announced,
         window_base,
+        emulated: false,
     })
 }
 

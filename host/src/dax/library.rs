@@ -7,7 +7,7 @@ use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
 
-use daxwindow_shared::preload::Notes;
+use daxwindow_shared::preload::{KVM, Notes};
 use daxwindow_shared::window::WindowRange;
 use rustix::fs::fstat;
 
@@ -189,6 +189,7 @@ impl Dax {
             true => Ok(Capabilities {
                 window_base: Some(base),
                 announced: false,
+                emulated: library.notes().others & KVM == 0,
                 ..can
             }),
             false => Err(NotWhole::NoPlainMmap),

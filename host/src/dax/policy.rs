@@ -56,7 +56,8 @@ pub enum DaxMode {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
 pub enum Executables {
     /// Executables get DAX where the VMM maps them read-only, so that the host
-    /// can still run them.
+    /// can still run them, and the guest runs on KVM: an emulator may run code
+    /// that was in the window before.
     #[default]
     Auto,
     /// Executables get DAX. Where the VMM only maps writable, the host cannot
@@ -209,7 +210,7 @@ impl DaxOptions {
         }
         match self.mode {
             DaxMode::Never => return Err(NoDax::Off),
-            DaxMode::Inode => self.worth_it(attr, can)?,
+            DaxMode::Inode => self.worth_it(file, can)?,
             DaxMode::Always => {}
         }
         self.names.check(file.name, file.path)?;
@@ -246,16 +247,20 @@ impl DaxOptions {
         }
     }
 
-    fn worth_it(&self, attr: &Attr, can: &Capabilities) -> Result<(), NoDax> {
-        if attr.size < self.min_file_bytes {
+    fn worth_it(&self, file: &Candidate<'_>, can: &Capabilities) -> Result<(), NoDax> {
+        if file.attr.size < self.min_file_bytes {
             return Err(NoDax::Small);
         }
-        let executable = attr.mode & ANY_EXECUTE != 0;
-        match self.executables {
-            Executables::Always => Ok(()),
-            Executables::Auto if !executable || self.spares_executables(can) => Ok(()),
-            Executables::Never if !executable => Ok(()),
-            Executables::Auto | Executables::Never => Err(NoDax::Executable),
+        let executable = file.attr.mode & ANY_EXECUTE != 0;
+        let is_kept_out = match self.executables {
+            Executables::Always => false,
+            Executables::Never => executable,
+            Executables::Auto if can.emulated => executable || is_library(file.name),
+            Executables::Auto => executable && !self.spares_executables(can),
+        };
+        match is_kept_out {
+            true => Err(NoDax::Executable),
+            false => Ok(()),
         }
     }
 
@@ -336,6 +341,10 @@ impl DaxOptions {
         let spared = self.spares_executables(can);
         let text = match self.executables {
             Executables::Never => "no executables",
+            Executables::Auto if can.emulated => {
+                "no executables and no *.so: the guest is emulated (no KVM), and the emulator \
+                 may run code that was in the window before"
+            }
             Executables::Auto if !spared => {
                 "no executables: the front end maps writable only, and what is mapped \
                  writable cannot run on the host"
@@ -347,6 +356,13 @@ impl DaxOptions {
         };
         Some(text.to_owned())
     }
+}
+
+/// Whether it is called as shared libraries are, which need no permission to be
+/// executed.
+fn is_library(name: &OsStr) -> bool {
+    let name = name.as_encoded_bytes();
+    name.ends_with(b".so") || name.windows(4).any(|part| part == b".so.")
 }
 
 /// The largest that is no more.

@@ -20,6 +20,7 @@ const WRITABLE_ONLY: Capabilities = Capabilities {
     partial_unmap: false,
     announced: true,
     window_base: Some(0xc000_0000),
+    emulated: false,
 };
 
 fn file(size: u64) -> Attr {
@@ -95,6 +96,49 @@ fn executables_get_dax_where_they_stay_executable() {
         assert_eq!(decide(&readonly, &program, &no_upgrade), Ok(()));
     }
     assert_eq!(decide(&options, &file(1 << 20), &WRITABLE_ONLY), Ok(()));
+}
+
+/// An emulator runs its translation of code that was in the window before.
+#[test]
+fn code_is_kept_out_of_the_window_of_an_emulated_guest() {
+    let emulated = Capabilities {
+        emulated: true,
+        ..PLAIN
+    };
+    let decided = |options: &DaxOptions, name: &str, mode| {
+        let attr = Attr {
+            mode,
+            ..file(1 << 20)
+        };
+        let candidate = Candidate {
+            attr: &attr,
+            name: OsStr::new(name),
+            path: &|| None,
+            mappable: &|_| Ok(()),
+            has_hole: &|| false,
+        };
+        options.decide(&candidate, &emulated, 4096)
+    };
+    let (data, program) = (0o100_644, 0o100_755);
+    let auto = DaxOptions::default();
+    for (name, mode) in [("ls", program), ("libc.so.6", data), ("mod.so", data)] {
+        assert_eq!(decided(&auto, name, mode), Err(NoDax::Executable), "{name}");
+        let always = DaxOptions {
+            executables: Executables::Always,
+            ..auto.clone()
+        };
+        assert_eq!(decided(&always, name, mode), Ok(()), "{name}");
+    }
+    for name in ["data", "a.sox", "so", "x.so2.gz"] {
+        assert_eq!(decided(&auto, name, data), Ok(()), "{name}");
+    }
+    let all = DaxOptions {
+        mode: DaxMode::Always,
+        ..auto.clone()
+    };
+    assert_eq!(decided(&all, "ls", program), Ok(()), "who asks for all");
+    let lines = auto.describe(&emulated).join("; ");
+    assert!(lines.contains("emulated"), "{lines}");
 }
 
 #[test]

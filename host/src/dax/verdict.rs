@@ -279,6 +279,7 @@ mod tests {
         partial_unmap: false,
         announced: true,
         window_base: Some(1 << 40),
+        emulated: false,
     };
 
     #[test]

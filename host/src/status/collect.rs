@@ -176,6 +176,12 @@ fn capabilities(can: &Capabilities) -> Vec<Capability> {
                 false => "a mapping counts as live when it is acknowledged",
             },
         ),
+        (
+            "emulated",
+            can.emulated,
+            "the guest's processors are an emulator's: code stays out of the window",
+            "the guest's processors are KVM's, or it is not known whose",
+        ),
     ];
     table
         .map(|(name, yes, then, otherwise)| Capability {

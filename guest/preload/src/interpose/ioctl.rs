@@ -4,8 +4,8 @@ use libc::{c_int, c_ulong, c_void};
 use rustix::io::Errno;
 
 use super::own;
-use crate::kvm::{Entries, KVM_RUN};
-use crate::{real, slot, vfio};
+use crate::kvm::{Entries, KVM_CREATE_VM, KVM_RUN};
+use crate::{kvm, real, slot, vfio};
 
 /// What a request of `ioctl` comes with.
 #[derive(Clone, Copy)]
@@ -46,6 +46,9 @@ pub(crate) unsafe extern "C" fn ioctl(fd: c_int, request: c_ulong, argument: *mu
     loop {
         // SAFETY: the caller's promise.
         let result = unsafe { real::ioctl(fd, request, argument) };
+        if number == KVM_CREATE_VM && result >= 0 {
+            kvm::note_vm();
+        }
         let met_end = number == KVM_RUN && result == -1 && real::errno() == libc::EFAULT;
         if !met_end || !slot::any() || own(|| entries.again()) != Some(true) {
             return result;
