@@ -13,15 +13,14 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use daxwindow_vm::cleanup::{self, Scratch};
 use parking_lot::Mutex;
 
-use crate::cleanup::{self, Scratch};
+pub(crate) use daxwindow_vm::daemon::{KEEP_SERVING, find};
 
 const LISTENS_WITHIN: Duration = Duration::from_secs(10);
 const ENDS_WITHIN: Duration = Duration::from_secs(5);
 const KEPT_LINES: usize = 40;
-/// Stay when a client has gone. Older builds have no such flag, and do.
-pub(crate) const KEEP_SERVING: &str = "--keep-serving";
 
 /// Which inodes get DAX.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,36 +77,6 @@ impl Share {
             arguments.push("--readonly".into());
         }
         arguments
-    }
-}
-
-/// Finds the daemon: as told, else beside this executable.
-pub(crate) fn find(told: Option<&Path>) -> Result<PathBuf> {
-    if let Some(path) = told {
-        let path = path.canonicalize();
-        return path.with_context(|| {
-            format!(
-                "find the daemon {}",
-                told.unwrap_or(Path::new("")).display()
-            )
-        });
-    }
-    let own = std::env::current_exe().context("find this executable")?;
-    let beside = own.with_file_name("daxwindowd");
-    if beside.is_file() {
-        return Ok(beside);
-    }
-    // Test and example binaries sit one level deeper.
-    let above = own
-        .parent()
-        .and_then(Path::parent)
-        .map(|p| p.join("daxwindowd"));
-    match above.filter(|p| p.is_file()) {
-        Some(path) => Ok(path),
-        None => bail!(
-            "{} does not exist: build it (cargo build --release --workspace), or name it with --daemon",
-            beside.display()
-        ),
     }
 }
 
@@ -300,9 +269,7 @@ mod tests {
     }
 
     #[test]
-    fn a_missing_binary_says_how_to_get_it() {
-        let error = find(Some(Path::new("/no/daxwindowd"))).expect_err("missing");
-        assert!(format!("{error:#}").contains("/no/daxwindowd"));
+    fn a_missing_binary_is_named() {
         let error = Daemon::start(Path::new("/no/daxwindowd"), &share())
             .err()
             .expect("fails");

@@ -10,9 +10,9 @@ use std::os::unix::fs::MetadataExt;
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use daxwindow_vm::processes::family;
 use procfs::process::Process;
 
-use crate::processes::family;
 use crate::raw;
 
 /// Page cache held by these files, in bytes; unreadable ones count nothing.

@@ -13,7 +13,7 @@
 //! | `daemon` | the daemon as a process of its own |
 //! | `fio` | fio in real guests, on every way to a file of the host |
 //! | `files` | test files that can be checked |
-//! | [`vm`] | real guests: a kit that boots one without root, and its commands |
+//! | `vm` | commands for real guests, which `daxwindow-vm` boots |
 //! | `mount` | a share in a directory of the host, without a virtual machine |
 //! | `overlay` | an overlay of the host's, gone with the value |
 //! | `placement` | on which processors a measurement runs |
@@ -27,7 +27,6 @@
 
 mod attach;
 mod buffer;
-mod cleanup;
 mod compare;
 mod daemon;
 mod demo;
@@ -43,19 +42,19 @@ mod micro;
 mod mount;
 mod overlay;
 mod placement;
-mod processes;
 mod raw;
 #[cfg(test)]
 mod readme_test;
 mod report;
 mod runs;
 mod stats;
-pub mod vm;
+mod vm;
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use daxwindow_vm::cleanup;
 use tracing_subscriber::EnvFilter;
 
 /// Demonstrates and measures daxwindow. Every number is taken together with a

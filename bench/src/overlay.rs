@@ -7,9 +7,8 @@ use std::ffi::CString;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
+use daxwindow_vm::cleanup::{self, Scratch};
 use rustix::mount::{MountFlags, mount};
-
-use crate::cleanup::{self, Scratch};
 
 /// What has a meaning in the options of the mount.
 const SEPARATORS: [char; 3] = [':', ',', '\\'];

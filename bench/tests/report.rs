@@ -7,8 +7,8 @@
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use daxwindow_bench::vm::Kit;
-use daxwindow_bench::vm::browser::Browser;
+use daxwindow_vm::Kit;
+use daxwindow_vm::browser::Browser;
 use serde_json::Value;
 
 const DESKTOP: (u32, u32) = (1280, 900);

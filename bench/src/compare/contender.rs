@@ -11,12 +11,12 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail, ensure};
 use daxwindow_guest::test_utils::Tuning;
 use daxwindow_guest::{Session, SessionOptions};
+use daxwindow_vm::Kit;
+use daxwindow_vm::peers::{ALIOTH, Peer};
 
 use super::flags::flag_sets;
 use crate::attach;
 use crate::daemon::{self, Daemon, Dax, KEEP_SERVING, Share};
-use crate::vm::Kit;
-use crate::vm::peers::{ALIOTH, Peer};
 
 /// Guest memory: 16 requests of 1 MiB, each in a buffer of its own, and room.
 const MEMORY_BYTES: u64 = 128 << 20;

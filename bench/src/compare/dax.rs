@@ -16,6 +16,7 @@ use daxwindow_guest::{Access, File, Guest, GuestOptions, Session};
 use daxwindow_shared::fuse::{ROOT_ID, RemoveMappingOne};
 use daxwindow_shared::latency::Latency;
 use daxwindow_shared::window::{FileOffset, RANGE_BYTES, WindowOffset};
+use daxwindow_vm::processes::cpu_time;
 
 use super::contender::Running;
 use super::driver::Driven;
@@ -24,7 +25,6 @@ use super::operations::Operation;
 use super::share::{DAX_FILE, DAX_SEED, Files};
 use super::usage::bytes_read;
 use crate::files::is_pattern;
-use crate::processes::cpu_time;
 use crate::stats::Random;
 
 /// Bytes read at a time.

@@ -10,9 +10,8 @@ use daxwindow_guest::Error;
 use daxwindow_guest::session::{Answer, Order, Pipeline};
 use daxwindow_shared::fuse::Opcode;
 use daxwindow_shared::latency::Latency;
+use daxwindow_vm::processes::own_time;
 use zerocopy::{Immutable, IntoBytes};
-
-use crate::processes::own_time;
 
 /// The next request of an actor; cleared before each.
 pub(super) struct Wire {

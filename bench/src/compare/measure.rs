@@ -11,6 +11,7 @@ use daxwindow_guest::Error;
 use daxwindow_guest::session::Session;
 use daxwindow_shared::fuse::ROOT_ID;
 use daxwindow_shared::latency::Latency;
+use daxwindow_vm::processes::cpu_time;
 
 use super::contender::{Dialect, Running};
 use super::dax;
@@ -18,7 +19,6 @@ use super::driver::{Actor, Driven, drive};
 use super::operations::{Operation, Stage};
 use super::share::Files;
 use super::usage::bytes_read;
-use crate::processes::cpu_time;
 
 /// An operation with so many of it in flight on so many request queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -36,8 +36,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use daxwindow_vm::cleanup::{self, Scratch};
 
-use crate::cleanup::{self, Scratch};
 use crate::daemon;
 use crate::figures::Report;
 use crate::machine::{COMMIT, Machine, Versions};

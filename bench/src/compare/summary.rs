@@ -2,13 +2,14 @@
 //!
 //! Law: a figure is there only if every load it is made of was measured.
 
+use daxwindow_vm::peers::ALIOTH;
+
 use super::contest::{Better, Field, Outcome};
 use super::floor::Least;
 use super::measure::Load;
 use super::operations::Operation;
 use crate::figures::{AT_BEST, Figure, Goal, WITH_QUEUE};
 use crate::stats::Paired;
-use crate::vm::peers::ALIOTH;
 
 struct Sum {
     name: &'static str,

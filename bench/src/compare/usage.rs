@@ -2,10 +2,10 @@
 //! daemon may serve from a child in namespaces of its own).
 
 use anyhow::{Context, Result};
+use daxwindow_vm::processes::family;
 use procfs::process::Process;
 
 use crate::host_memory::bytes_read_by;
-use crate::processes::family;
 
 /// Most memory resident at a time since its start (`VmHWM`), bytes; and what
 /// is anonymous now.
@@ -28,7 +28,7 @@ pub(super) fn bytes_read(pid: i32) -> Result<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::processes::cpu_time;
+    use daxwindow_vm::processes::cpu_time;
     use std::process::Command;
     use std::time::{Duration, Instant};
 

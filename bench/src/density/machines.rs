@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, ensure};
+use daxwindow_vm::{AccelChoice, Dax, ShareOptions, Vm, VmOptions, preload_library};
 use procfs::{FromBufRead, Meminfo};
 
 use super::data::Data;
@@ -15,7 +16,6 @@ use super::pattern::{Part, Pattern};
 use super::point::{MEMMAP, mib};
 use super::reader::Told;
 use super::stage::{Stack, Stage, Wanted};
-use crate::vm::{AccelChoice, Dax, ShareOptions, Vm, VmOptions, preload_library};
 
 /// Guest memory besides what a guest may read.
 pub(super) const SPARE_MEMORY: u64 = 320 << 20;
@@ -146,7 +146,7 @@ impl Machines {
     /// QEMU's processes.
     pub(super) fn processes(&self) -> Vec<i32> {
         let pids = self.vms.iter().map(Vm::qemu_pid);
-        pids.flat_map(crate::processes::family).collect()
+        pids.flat_map(daxwindow_vm::processes::family).collect()
     }
 
     /// Powers all off; fails if a kernel has complained.

@@ -38,9 +38,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail, ensure};
 use daxwindow_shared::size::parse_bytes;
+use daxwindow_vm::AccelChoice;
 
 use crate::daemon;
-use crate::vm::AccelChoice;
 use ask::{Line, PATTERNS, Room};
 use pattern::Pattern;
 use point::{Kind, Series};

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use anyhow::{Result, ensure};
+use daxwindow_vm::AccelChoice;
 
 use super::data::Data;
 use super::machines::{Inside, Machines, Wish};
@@ -14,7 +15,6 @@ use super::point::mib;
 use super::stage::{Counters, Stack};
 use super::summary::PRICE;
 use crate::runs::{Better, Cell};
-use crate::vm::AccelChoice;
 
 /// What was found with a window of some size, or with none (0).
 pub(super) struct Price {

@@ -9,14 +9,14 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use daxwindow_vm::cleanup::Scratch;
+use daxwindow_vm::options::DEFAULT_TAG;
+use daxwindow_vm::processes::family;
+use daxwindow_vm::whole_status;
 use serde_json::Value;
 
-use crate::cleanup::Scratch;
 use crate::daemon::{Daemon, KEEP_SERVING};
 use crate::host_memory::bytes_read_by;
-use crate::processes::family;
-use crate::vm::options::DEFAULT_TAG;
-use crate::vm::whole_status;
 
 /// How long a daemon may take until all its shares are served.
 const SERVES_WITHIN: Duration = Duration::from_secs(20);

@@ -3,18 +3,19 @@
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result};
+use daxwindow_vm::cleanup::Scratch;
+use daxwindow_vm::kernel::Flavour;
+use daxwindow_vm::{AccelChoice, Kit};
 
 use super::ask::{Line, Room};
 use super::data::Data;
 use super::point::{Kind, Point};
 use super::price::{self, Market};
 use super::{Args, Plan, print, summary, userspace, vms};
-use crate::cleanup::Scratch;
 use crate::daemon;
 use crate::machine::Machine;
 use crate::runs::{Better, Cell, Header, Run, read};
-use crate::vm::kernel::Flavour;
-use crate::vm::{AccelChoice, Kit, Surroundings};
+use crate::vm::Surroundings;
 
 /// The study's name, and that of its file.
 const NAME: &str = "density";

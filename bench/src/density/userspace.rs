@@ -8,6 +8,7 @@ use std::sync::mpsc;
 use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
+use daxwindow_vm::cleanup;
 
 use super::data::Data;
 use super::memory::{Usage, memory_files};
@@ -15,7 +16,6 @@ use super::pattern::Part;
 use super::point::{AREAS, PAGE_TABLES, Point, Series, mib};
 use super::reader::Told;
 use super::stage::{Counters, Stack, Stage, Wanted};
-use crate::cleanup;
 
 /// How long one guest may read.
 const READS_WITHIN: Duration = Duration::from_secs(300);

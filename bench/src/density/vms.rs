@@ -4,6 +4,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
+use daxwindow_vm::AccelChoice;
 
 use super::data::Data;
 use super::machines::{Machines, WINDOW_BYTES, Wish};
@@ -11,7 +12,6 @@ use super::memory::{Usage, memory_files};
 use super::point::{Kind, Point, Series, mib};
 use super::stage::{Counters, Stack};
 use crate::overlay::Overlay;
-use crate::vm::AccelChoice;
 
 /// What a sweep needs.
 pub(super) struct Sweep<'a> {

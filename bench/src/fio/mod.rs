@@ -32,6 +32,11 @@ use std::path::PathBuf;
 use anyhow::{Result, ensure};
 use clap::ValueEnum;
 use daxwindow_shared::size::parse_bytes;
+use daxwindow_vm::accel::Accel;
+use daxwindow_vm::kernel::Flavour;
+use daxwindow_vm::options::parse_window;
+use daxwindow_vm::peers::Peer;
+use daxwindow_vm::{AccelChoice, Kit, package_version};
 
 use self::jobs::Job;
 use self::plan::{FileKind, Load};
@@ -40,11 +45,7 @@ use self::stacks::{Setup, Stack};
 use self::tree::Tree;
 use crate::machine::Machine;
 use crate::runs::{self, Header, Run};
-use crate::vm::accel::Accel;
-use crate::vm::kernel::Flavour;
-use crate::vm::options::parse_window;
-use crate::vm::peers::Peer;
-use crate::vm::{AccelChoice, Kit, Surroundings, package_version};
+use crate::vm::Surroundings;
 
 const STUDY: &str = "fio";
 /// Stacks that no figure needs.

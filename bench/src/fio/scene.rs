@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
+use daxwindow_vm::{Kit, Vm, daemon_status};
 use serde_json::Value;
 
 use super::output::Outcome;
@@ -15,7 +16,6 @@ use super::proof::{Facts, Window};
 use super::stacks::{Setup, Stack, guest, guests, prepare};
 use super::tree::{Tree, bytes_with, cool, warm};
 use crate::host_memory::bytes_read_by;
-use crate::vm::{Kit, Vm, daemon_status};
 
 const LIMIT: Duration = Duration::from_secs(300);
 /// How often a guest is told to drop its caches before it is not cold.

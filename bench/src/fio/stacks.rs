@@ -20,13 +20,13 @@ use std::path::{Path, PathBuf};
 use anyhow::Result;
 use clap::ValueEnum;
 use daxwindow_shared::window::RANGE_BYTES;
-
-use super::tree::Tree;
-use crate::vm::kernel::Flavour;
-use crate::vm::qemu::escaped;
-use crate::vm::{
+use daxwindow_vm::kernel::Flavour;
+use daxwindow_vm::qemu::escaped;
+use daxwindow_vm::{
     AccelChoice, Dax, Kit, ShareOptions, VmOptions, module_of, peers, preload_library,
 };
+
+use super::tree::Tree;
 
 /// One way.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, ValueEnum)]

@@ -9,11 +9,11 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
+use daxwindow_vm::cleanup::Scratch;
 use rustix::fs::{Advice, fadvise};
 
 use super::plan::FileKind;
 use super::stacks::Stack;
-use crate::cleanup::Scratch;
 use crate::files::TestFile;
 use crate::host_memory::cached_bytes;
 

@@ -9,14 +9,14 @@ use anyhow::{Context, Result, ensure};
 use daxwindow_guest::session::{Session, SessionOptions};
 use daxwindow_shared::fuse::ROOT_ID;
 use daxwindow_shared::window::{FileOffset, RANGE_BYTES, WindowOffset};
+use daxwindow_vm::cleanup::Scratch;
+use daxwindow_vm::processes::serving;
 use procfs::process::Process;
 use serde::Serialize;
 
 use crate::attach::patiently;
-use crate::cleanup::Scratch;
 use crate::daemon::{Daemon, Dax, Share};
 use crate::host_memory::ProcessMemory;
-use crate::processes::serving;
 
 /// Window of each guest.
 const WINDOW_BYTES: u64 = 64 << 20;

@@ -17,9 +17,9 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use daxwindow_vm::cleanup::Scratch;
 use rustix::process::{Resource, Rlimit, setrlimit};
 
-use crate::cleanup::Scratch;
 use crate::daemon::{self, Dax, Share};
 use crate::figures::{Figure, Goal, Report, table};
 use crate::machine::{COMMIT, Machine, Versions};

@@ -8,14 +8,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use daxwindow_guest::session::{Order, Pipeline, Session, SessionOptions};
 use daxwindow_shared::fuse::{EntryOut, Opcode};
+use daxwindow_vm::daemon_status;
+use daxwindow_vm::processes::{cpu_time, own_time, serving};
 use rustix::fs::{AtFlags, StatxFlags, statx};
 
 use super::cost::Cost;
 use super::forest::{Forest, Pick};
 use crate::daemon::{Daemon, Share};
 use crate::host_memory::ProcessMemory;
-use crate::processes::{cpu_time, own_time, serving};
-use crate::vm::daemon_status;
 
 /// How long FORGETs may take to arrive.
 const SETTLES_WITHIN: Duration = Duration::from_secs(60);

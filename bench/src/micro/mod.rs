@@ -17,8 +17,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use daxwindow_vm::cleanup::{self, Scratch};
 
-use crate::cleanup::{self, Scratch};
 use crate::daemon;
 use crate::figures::{Figure, Goal, Report, table};
 use crate::files::TestFile;

@@ -11,6 +11,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use daxwindow_guest::{Access, File, Guest, GuestOptions};
 use daxwindow_shared::window::RANGE_BYTES;
+use daxwindow_vm::processes::cpu_time;
 
 use super::{Bench, Cell, interleaved};
 use crate::attach::Attached;
@@ -18,7 +19,6 @@ use crate::daemon::{Dax, Share};
 use crate::figures::Figure;
 use crate::files::{TestFile, is_pattern};
 use crate::host_memory::mapped_below;
-use crate::processes::cpu_time;
 use crate::stats::{Paired, Random, median};
 
 const WINDOW_BYTES: u64 = 16 << 20;

@@ -10,9 +10,9 @@ use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use daxwindow_vm::cleanup;
 
 use super::studies::{KNOWN, Known, rank};
-use crate::cleanup;
 use crate::runs::{self, Study};
 
 /// How long a quick study may take: several times what it does on two busy

@@ -9,11 +9,10 @@ use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail, ensure};
+use daxwindow_vm::cleanup::Scratch;
+use daxwindow_vm::options::parse_window;
+use daxwindow_vm::{AccelChoice, Dax, ShareOptions, Vm, VmOptions, preload_library};
 
-use super::guest::Vm;
-use super::options::{AccelChoice, Dax, ShareOptions, VmOptions, parse_window};
-use super::program::preload_library;
-use crate::cleanup::Scratch;
 use crate::figures::table;
 use crate::stats::{Paired, Random};
 

@@ -7,18 +7,15 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Subcommand;
+use daxwindow_vm::options::{parse_file, parse_window};
+use daxwindow_vm::{
+    AccelChoice, Dax, Debian, DeviceChoice, Kit, ShareOptions, Vm, VmFailure, VmOptions,
+    preload_library, script, terminal,
+};
 
-use super::debian::Debian;
-use super::guest::Vm;
-use super::kit::Kit;
-use super::machine::VmFailure;
-use super::program::preload_library;
 use daxwindow_shared::size::parse_bytes;
 
-use super::options::{
-    AccelChoice, Dax, DeviceChoice, ShareOptions, VmOptions, parse_file, parse_window,
-};
-use super::{TOOK_TOO_LONG, VM_FAILED, break_even, doctor, mapping_cost, script, terminal};
+use super::{TOOK_TOO_LONG, VM_FAILED, break_even, doctor, mapping_cost};
 
 /// Boots a real Linux guest on a stock QEMU with a share, without root.
 /// Missing parts are fetched as Debian packages into the build's target folder.

@@ -1,12 +1,11 @@
 //! What guests will run on and with, known before one is booted.
 
 use anyhow::Result;
+use daxwindow_vm::accel::{self, Accel};
+use daxwindow_vm::kernel::{Flavour, Kernel};
+use daxwindow_vm::qemu::Qemu;
+use daxwindow_vm::{AccelChoice, Kit};
 
-use super::accel::{self, Accel};
-use super::kernel::{Flavour, Kernel};
-use super::kit::Kit;
-use super::options::AccelChoice;
-use super::qemu::Qemu;
 use crate::runs::Header;
 
 /// For the head of results.

@@ -6,8 +6,8 @@ use std::path::PathBuf;
 use std::process::{Child, ExitStatus};
 use std::time::{Duration, Instant};
 
-use daxwindow_bench::vm::kernel::Kernel;
-use daxwindow_bench::vm::{Container, Debian, Inmate, Kit, daemon_program};
+use daxwindow_vm::kernel::Kernel;
+use daxwindow_vm::{Container, Debian, Inmate, Kit, daemon_program};
 
 /// Whatever is waited for takes seconds; this is for machines with other work.
 const LIMIT: Duration = Duration::from_secs(300);

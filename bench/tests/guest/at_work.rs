@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use daxwindow_bench::vm::Vm;
+use daxwindow_vm::Vm;
 
 use crate::counted::Counted;
 use crate::stress::{arguments, passed_and_skipped};

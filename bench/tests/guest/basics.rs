@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions, example};
 
 fn share(folder: &Path, name: &str, dax: Dax) -> ShareOptions {
     let mut share = ShareOptions::new(folder, dax);

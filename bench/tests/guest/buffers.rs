@@ -5,7 +5,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Duration;
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions, example};
 use tempfile::TempDir;
 
 const SOURCE_BYTES: usize = 512 << 10;

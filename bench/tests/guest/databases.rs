@@ -13,7 +13,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use daxwindow_bench::vm::Vm;
+use daxwindow_vm::Vm;
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::counted::Counted;

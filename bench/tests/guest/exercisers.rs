@@ -14,7 +14,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use daxwindow_bench::vm::{Dax, Kit, ShareOptions, Vm, VmOptions, peers};
+use daxwindow_vm::{Dax, Kit, ShareOptions, Vm, VmOptions, peers};
 
 use crate::counted::Counted;
 use crate::fsx::{self, FSX};

@@ -7,7 +7,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use daxwindow_bench::vm::Kit;
+use daxwindow_vm::Kit;
 
 const PAGE: u64 = 4096;
 const RANGE: u64 = 2 << 20;

@@ -5,7 +5,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::process::ExitStatusExt;
 use std::time::Duration;
 
-use daxwindow_bench::vm::{Dax, Output, ShareOptions, Vm, VmOptions, example};
+use daxwindow_vm::{Dax, Output, ShareOptions, Vm, VmOptions, example};
 
 use crate::mounted::Mounted;
 

@@ -4,7 +4,7 @@
 use std::process::Command;
 use std::time::Duration;
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example, preload_library};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions, example, preload_library};
 use procfs::process::{MMapPath, Process};
 
 use crate::mounted::Mounted;

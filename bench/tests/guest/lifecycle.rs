@@ -8,7 +8,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions, example};
 
 const LIMIT: Duration = Duration::from_secs(300);
 const SIGSEGV: i32 = 11;

@@ -8,7 +8,7 @@
 use std::fs;
 use std::path::Path;
 
-use daxwindow_bench::vm::{Dax, Debian, Kit, ShareOptions, Vm, VmOptions};
+use daxwindow_vm::{Dax, Debian, Kit, ShareOptions, Vm, VmOptions};
 use rustix::fs::{IFlags, ioctl_setflags};
 
 use crate::counted::Counted;

@@ -13,9 +13,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::time::Duration;
 
-use daxwindow_bench::vm::{
-    Dax, Kit, Output, ShareOptions, Uml, Vm, VmOptions, crate_program, peers,
-};
+use daxwindow_vm::{Dax, Kit, Output, ShareOptions, Uml, Vm, VmOptions, crate_program, peers};
 
 use crate::counted::Counted;
 use crate::suite::{Results, SUITE, config, run_here};

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
 use std::time::{Duration, Instant, SystemTime};
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions, example};
 
 const MIB: usize = 1 << 20;
 /// For what takes a moment, on a machine with other work.

@@ -2,7 +2,7 @@
 
 use std::process::Command;
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, daemon_status};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions, daemon_status};
 use serde_json::Value;
 
 fn word<'v>(status: &'v Value, pointer: &str) -> &'v str {

@@ -14,8 +14,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use daxwindow_bench::vm::accel::Accel;
-use daxwindow_bench::vm::{Dax, Debian, Kit, ShareOptions, Vm, VmOptions};
+use daxwindow_vm::accel::Accel;
+use daxwindow_vm::{Dax, Debian, Kit, ShareOptions, Vm, VmOptions};
 
 /// A copy of the kit's Debian, gone with the folder.
 fn debian() -> (tempfile::TempDir, PathBuf) {

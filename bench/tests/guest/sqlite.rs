@@ -10,7 +10,7 @@
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions};
 
 use crate::counted::Counted;
 

@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::time::Instant;
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions, example};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions, example};
 
 use crate::counted::Counted;
 

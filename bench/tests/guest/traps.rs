@@ -12,7 +12,7 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 
-use daxwindow_bench::vm::{Dax, Output, ShareOptions, Vm, VmOptions, example};
+use daxwindow_vm::{Dax, Output, ShareOptions, Vm, VmOptions, example};
 
 const LIMIT: Duration = Duration::from_secs(120);
 const SIGABRT: i32 = 6;

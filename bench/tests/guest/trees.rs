@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Vm, VmOptions};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions};
 
 use crate::counted::Counted;
 use crate::forest::{self, Forest};

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use daxwindow_bench::vm::{Dax, ShareOptions, Uml, VmOptions, example};
+use daxwindow_vm::{Dax, ShareOptions, Uml, VmOptions, example};
 use rustix::mount::{
     MountFlags, MountPropagationFlags, UnmountFlags, mount, mount_bind, mount_change, unmount,
 };

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use daxwindow_bench::vm::{Dax, Debian, Kit, ShareOptions, Vm, VmOptions, package_root};
+use daxwindow_vm::{Dax, Debian, Kit, ShareOptions, Vm, VmOptions, package_root};
 
 use crate::mounted::Mounted;
 

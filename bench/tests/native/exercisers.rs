@@ -5,7 +5,7 @@ use std::path::Path;
 use std::process::Command;
 use std::time::Instant;
 
-use daxwindow_bench::vm::{Kit, crate_program, host_command};
+use daxwindow_vm::{Kit, crate_program, host_command};
 
 use crate::fsx::{FSX, config};
 use crate::share::Share;

@@ -1,7 +1,7 @@
 //! pjdfstest, the whole of it; the law is that of the guests' run: what does
 //! not pass is a row of docs/pjdfstest.md.
 
-use daxwindow_bench::vm::{Kit, crate_program};
+use daxwindow_vm::{Kit, crate_program};
 
 use crate::share::Share;
 use crate::suite::{Results, SUITE, run_here};

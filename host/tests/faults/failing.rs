@@ -2,10 +2,10 @@
 
 use std::process::Command;
 
-use daxwindow_bench::vm::{Kit, host_command};
 use daxwindow_guest::Access;
 use daxwindow_shared::fuse::flags::{ReleaseFlags, SetattrValid};
 use daxwindow_shared::fuse::{EntryOut, Opcode, OpenOut, ReleaseIn, SetattrIn};
+use daxwindow_vm::{Kit, host_command};
 use rustix::io::Errno;
 use rustix::mount::{MountPropagationFlags, UnmountFlags, mount_change, unmount};
 

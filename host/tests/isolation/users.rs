@@ -9,11 +9,11 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use daxwindow_bench::vm::{Kit, package_root};
 use daxwindow_guest::test_utils::Tuning;
 use daxwindow_guest::{Session, SessionOptions};
 use daxwindow_shared::fuse::ROOT_ID;
 use daxwindow_shared::window::{FileOffset, WindowOffset};
+use daxwindow_vm::{Kit, package_root};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use rustix::process::Signal;
 use tempfile::TempDir;

@@ -4,7 +4,7 @@ use std::ffi::{CString, OsStr};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use daxwindow_bench::vm::{Kit, host_command};
+use daxwindow_vm::{Kit, host_command};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 use tempfile::TempDir;
 

@@ -14,10 +14,10 @@ mod calls;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result};
+use daxwindow_vm::processes::own_time;
 
 use super::measure::{Load, Times};
 use super::share::Files;
-use crate::processes::own_time;
 
 /// Units between looks at the clock, so that these do not count.
 const UNNOTICED: u64 = 64;

@@ -3,12 +3,13 @@
 use std::path::Path;
 
 use anyhow::Result;
+use daxwindow_vm::kernel::Flavour;
+use daxwindow_vm::{AccelChoice, Kit};
 
 use super::{Point, Pressure, Unmount, Way};
 use crate::machine::Machine;
 use crate::runs::{Better, Cell, Header};
-use crate::vm::kernel::Flavour;
-use crate::vm::{AccelChoice, Kit, Surroundings};
+use crate::vm::Surroundings;
 
 /// Name of the study.
 const STUDY: &str = "mapping-cost";

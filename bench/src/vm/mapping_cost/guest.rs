@@ -5,12 +5,10 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
 use daxwindow_shared::window::RANGE_BYTES;
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions, daemon_status, example, preload_library};
 use serde_json::Value;
 
 use super::{Args, Point, Pressure, Unmount, Way};
-use crate::vm::options::{Dax, ShareOptions, VmOptions};
-use crate::vm::program::{example, preload_library};
-use crate::vm::{Vm, daemon_status};
 
 const FILE_BYTES: u64 = 1 << 30;
 /// A setup may be slow where hundreds live.

@@ -18,9 +18,10 @@ use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::Result;
+use daxwindow_vm::AccelChoice;
+use daxwindow_vm::options::parse_window;
 use serde::Serialize;
 
-use super::options::{AccelChoice, parse_window};
 use crate::figures::table::{bytes, short, table};
 use crate::machine::Machine;
 use crate::runs::{Cell, Run};

@@ -10,7 +10,7 @@ use std::fs::{self, Permissions};
 use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
-use daxwindow_bench::vm::{Dax, DeviceChoice, ShareOptions, Vm, VmOptions, daemon_program};
+use daxwindow_vm::{Dax, DeviceChoice, ShareOptions, Vm, VmOptions, daemon_program};
 
 use promises::Promise;
 use started::Started;

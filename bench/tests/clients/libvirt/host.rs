@@ -6,8 +6,8 @@ use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use daxwindow_bench::vm::kernel::Kernel;
-use daxwindow_bench::vm::{Container, Debian, Inmate, Kit, daemon_program, initramfs_with_busybox};
+use daxwindow_vm::kernel::Kernel;
+use daxwindow_vm::{Container, Debian, Inmate, Kit, daemon_program, initramfs_with_busybox};
 
 use super::domain::{Domain, INIT, INITRAMFS, KERNEL, PLUGGED, SHARE};
 

@@ -4,7 +4,7 @@
 
 use std::fs;
 
-use daxwindow_bench::vm::Inmate;
+use daxwindow_vm::Inmate;
 
 use super::domain::{Domain, SHARE};
 use super::host::Host;

@@ -3,7 +3,7 @@
 use std::fs;
 use std::os::unix::fs::MetadataExt;
 
-use daxwindow_bench::vm::Inmate;
+use daxwindow_vm::Inmate;
 
 use super::domain::{Domain, SHARE};
 use super::host::{HOME, Host};

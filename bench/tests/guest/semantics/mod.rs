@@ -8,7 +8,7 @@ mod mounts;
 
 use std::path::{Path, PathBuf};
 
-use daxwindow_bench::vm::{Dax, Kit, ShareOptions, Vm, VmOptions, example, kernel_module};
+use daxwindow_vm::{Dax, Kit, ShareOptions, Vm, VmOptions, example, kernel_module};
 use rustix::mount::{MountFlags, UnmountFlags, mount, unmount};
 
 use crate::counted::Counted;

@@ -4,7 +4,7 @@
 
 use std::process::Command;
 
-use daxwindow_bench::vm::Vm;
+use daxwindow_vm::Vm;
 
 use super::{
     LIMIT, MIB, Share, assert_quiet, assert_sums, complaints, ends, eventually, expect_regions,

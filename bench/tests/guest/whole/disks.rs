@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Stdio};
 
-use daxwindow_bench::vm::{Dax, Kit, Vm, VmOptions, host_command, kernel_module};
+use daxwindow_vm::{Dax, Kit, Vm, VmOptions, host_command, kernel_module};
 use tempfile::TempDir;
 
 use super::{LIMIT, MIB, Share, assert_quiet, dir, eventually, options, run};

@@ -2,7 +2,7 @@
 
 use std::os::unix::process::ExitStatusExt;
 
-use daxwindow_bench::vm::Vm;
+use daxwindow_vm::Vm;
 
 use super::{LIMIT, MIB, Share, eventually, run};
 

@@ -4,7 +4,7 @@
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 
-use daxwindow_bench::vm::{Vm, daemon_program};
+use daxwindow_vm::{Vm, daemon_program};
 
 use super::{
     LIMIT, MIB, Share, assert_quiet, assert_sums, eventually, expect_regions, options, pattern, run,

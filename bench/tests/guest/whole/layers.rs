@@ -3,7 +3,7 @@
 
 use std::path::PathBuf;
 
-use daxwindow_bench::vm::{Dax, Vm};
+use daxwindow_vm::{Dax, Vm};
 use tempfile::TempDir;
 
 use super::{MIB, Share, dir, expect_regions, pattern, run};

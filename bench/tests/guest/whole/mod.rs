@@ -16,9 +16,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
 
-use daxwindow_bench::vm::{
-    Dax, ShareOptions, Vm, VmOptions, daemon_status, example, preload_library,
-};
+use daxwindow_vm::{Dax, ShareOptions, Vm, VmOptions, daemon_status, example, preload_library};
 use serde_json::Value;
 use tempfile::TempDir;
 

@@ -4,7 +4,7 @@
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 
-use daxwindow_bench::vm::Vm;
+use daxwindow_vm::Vm;
 
 use super::{Share, assert_sums, eventually, run};
 

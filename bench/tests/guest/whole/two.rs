@@ -4,7 +4,7 @@
 
 use std::os::unix::fs::PermissionsExt;
 
-use daxwindow_bench::vm::{Dax, Vm};
+use daxwindow_vm::{Dax, Vm};
 
 use super::disks::{Disk, FIND_DISK, LEN, assert_carried, assert_ranges, read, with_disk_driver};
 use super::layers::{Image, ranges_show_the_copy};

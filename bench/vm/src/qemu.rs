@@ -186,7 +186,7 @@ fn parse_version(text: &str) -> Option<(u32, u32)> {
 }
 
 /// A value inside a QEMU option: commas are doubled.
-pub(crate) fn escaped(path: &Path) -> String {
+pub fn escaped(path: &Path) -> String {
     path.to_string_lossy().replace(',', ",,")
 }
 

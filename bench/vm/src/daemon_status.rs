@@ -24,7 +24,11 @@ pub fn daemon_status(path: &Path) -> Result<Value> {
 }
 
 /// The whole document.
-pub(crate) fn whole_status(path: &Path) -> Result<Value> {
+///
+/// # Errors
+///
+/// When none listens, or what answers sends no JSON.
+pub fn whole_status(path: &Path) -> Result<Value> {
     let what = || format!("ask the daemon at {}", path.display());
     let socket = UnixStream::connect(path).with_context(what)?;
     socket.set_read_timeout(Some(LIMIT)).with_context(what)?;

@@ -290,7 +290,7 @@ fn kernel_line(options: &VmOptions, purpose: &Purpose) -> String {
 /// A guest failed, with everything that helps to understand it.
 #[derive(Debug, thiserror::Error)]
 #[error("{text}")]
-pub(crate) struct VmFailure {
+pub struct VmFailure {
     text: String,
     /// It was only too slow.
     pub timed_out: bool,

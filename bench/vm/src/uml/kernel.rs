@@ -13,10 +13,10 @@ use std::process::Command;
 
 use anyhow::{Context, Result};
 
-use crate::vm::apt::Release;
-use crate::vm::kit::{Kit, Recipe};
-use crate::vm::modules;
-use crate::vm::program::with_interpreter;
+use crate::apt::Release;
+use crate::kit::{Kit, Recipe};
+use crate::modules;
+use crate::program::with_interpreter;
 
 const PACKAGE: &str = "user-mode-linux";
 const C_LIBRARY: &str = "libc6";

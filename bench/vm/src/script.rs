@@ -215,7 +215,7 @@ pub(crate) fn quote(word: &str) -> String {
 }
 
 /// A command given as words.
-pub(crate) fn command(words: &[String], place: &str) -> String {
+pub fn command(words: &[String], place: &str) -> String {
     let words: Vec<String> = words.iter().map(|word| quote(word)).collect();
     format!("cd {} && exec {}\n", quote(place), words.join(" "))
 }

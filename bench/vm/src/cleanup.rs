@@ -19,7 +19,11 @@ static MOUNTS: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 static DIRECTORIES: Mutex<BTreeSet<PathBuf>> = Mutex::new(BTreeSet::new());
 
 /// Watches for SIGINT and SIGTERM on a thread of its own.
-pub(crate) fn watch_signals() -> Result<()> {
+///
+/// # Errors
+///
+/// When handlers or thread are refused.
+pub fn watch_signals() -> Result<()> {
     let mut signals = signal_hook::iterator::Signals::new([SIGINT, SIGTERM])
         .context("install signal handlers")?;
     std::thread::Builder::new()
@@ -36,7 +40,7 @@ pub(crate) fn watch_signals() -> Result<()> {
 
 /// Ends every registered daemon, unmounts what is mounted and removes every
 /// registered directory.
-pub(crate) fn end_everything() {
+pub fn end_everything() {
     end_daemons();
     for root in MOUNTS.lock().clone() {
         unmount(&root);
@@ -47,48 +51,52 @@ pub(crate) fn end_everything() {
 }
 
 /// Ends every registered daemon; their guests see the connection close.
-pub(crate) fn end_daemons() {
+pub fn end_daemons() {
     for pid in std::mem::take(&mut *DAEMONS.lock()) {
         terminate(pid);
     }
 }
 
 /// A daemon now runs.
-pub(crate) fn daemon_started(pid: i32) {
+pub fn daemon_started(pid: i32) {
     DAEMONS.lock().insert(pid);
 }
 
 /// A daemon has been waited for: its pid means nothing any more.
-pub(crate) fn daemon_ended(pid: i32) {
+pub fn daemon_ended(pid: i32) {
     DAEMONS.lock().remove(&pid);
 }
 
 /// Sends SIGTERM.
-pub(crate) fn terminate(pid: i32) {
+pub fn terminate(pid: i32) {
     if let Some(pid) = Pid::from_raw(pid) {
         let _ = kill_process(pid, Signal::TERM);
     }
 }
 
 /// Something is mounted there.
-pub(crate) fn mounted(root: &Path) {
+pub fn mounted(root: &Path) {
     MOUNTS.lock().insert(root.to_path_buf());
 }
 
 /// Takes it out of the directory tree; who has files open there keeps them.
-pub(crate) fn unmount(root: &Path) {
+pub fn unmount(root: &Path) {
     MOUNTS.lock().remove(root);
     let _ = rustix::mount::unmount(root, UnmountFlags::DETACH);
 }
 
 /// A directory that is removed on drop, and by [`end_everything`].
-pub(crate) struct Scratch {
+pub struct Scratch {
     directory: tempfile::TempDir,
 }
 
 impl Scratch {
     /// Makes one below `parent`, which is made too if need be.
-    pub(crate) fn below(parent: &Path) -> Result<Scratch> {
+    ///
+    /// # Errors
+    ///
+    /// When it cannot be made.
+    pub fn below(parent: &Path) -> Result<Scratch> {
         let what = || format!("make a directory for files below {}", parent.display());
         std::fs::create_dir_all(parent).with_context(what)?;
         let directory = tempfile::Builder::new()
@@ -100,11 +108,16 @@ impl Scratch {
     }
 
     /// A small one where sockets may be long-named enough: the system's.
-    pub(crate) fn for_sockets() -> Result<Scratch> {
+    ///
+    /// # Errors
+    ///
+    /// As [`Scratch::below`].
+    pub fn for_sockets() -> Result<Scratch> {
         Scratch::below(&std::env::temp_dir())
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where it is.
+    pub fn path(&self) -> &Path {
         self.directory.path()
     }
 }
@@ -117,7 +130,11 @@ impl Drop for Scratch {
 
 /// Runs `work` on a thread and waits no longer than `limit`. A hung thread is
 /// left behind; it ends with the process.
-pub(crate) fn bounded<T: Send + 'static>(
+///
+/// # Errors
+///
+/// Those of `work`; and when it panics or the time is up.
+pub fn bounded<T: Send + 'static>(
     limit: Duration,
     work: impl FnOnce() -> Result<T> + Send + 'static,
 ) -> Result<T> {

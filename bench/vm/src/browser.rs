@@ -1,5 +1,5 @@
 //! A browser without a screen, from Debian's packages, for looking at pages
-//! that this program writes.
+//! that daxwindow-bench writes.
 //!
 //! It is run by the loader and with the libraries of its own packages, as the
 //! other programs of the kit are. It starts itself again for its parts, so it

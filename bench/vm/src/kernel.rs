@@ -72,7 +72,11 @@ impl Kernel {
     }
 
     /// The same of that flavour.
-    pub(crate) fn of_flavour(kit: &Kit, flavour: Flavour) -> Result<Kernel> {
+    ///
+    /// # Errors
+    ///
+    /// As [`Kernel::find`].
+    pub fn of_flavour(kit: &Kit, flavour: Flavour) -> Result<Kernel> {
         let recipe = Recipe {
             name: flavour.set(),
             wanted: &[flavour.package()],

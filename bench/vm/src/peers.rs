@@ -17,7 +17,7 @@ use super::kit::{Kit, Recipe, Set};
 /// The name of the one peer that takes our flags.
 pub const VIRTIOFSD: &str = "virtiofsd";
 /// The other daemon with a DAX window, of the crates registry.
-pub(crate) const ALIOTH: &str = "alioth";
+pub const ALIOTH: &str = "alioth";
 const ALIOTH_CRATE: &str = "alioth-cli";
 const ALIOTH_VERSION: &str = "0.12.0";
 /// Older ones differ in what they answer.
@@ -79,7 +79,11 @@ impl Peer {
     /// alioth's, built from the crates registry if need be. It speaks other
     /// flags and another protocol, so no name of [`Peer::named`] stands for
     /// it.
-    pub(crate) fn alioth(kit: &Kit) -> Result<Peer> {
+    ///
+    /// # Errors
+    ///
+    /// When it is not there and may not be fetched, or does not build.
+    pub fn alioth(kit: &Kit) -> Result<Peer> {
         let spec = format!("{ALIOTH_CRATE}@{ALIOTH_VERSION}");
         Ok(Peer {
             program: program_of_crate(kit, &spec, ALIOTH)?,

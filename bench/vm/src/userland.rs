@@ -170,7 +170,11 @@ fn tool_set(kit: &Kit, package: &str) -> Result<Set> {
 }
 
 /// The version of a package that guests get as a tool; fetched if need be.
-pub(crate) fn package_version(kit: &Kit, package: &str) -> Result<String> {
+///
+/// # Errors
+///
+/// When it cannot be fetched.
+pub fn package_version(kit: &Kit, package: &str) -> Result<String> {
     let set = tool_set(kit, package)?;
     let version = set.version(package);
     Ok(version.context("the package has no version")?.to_owned())

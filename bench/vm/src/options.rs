@@ -10,7 +10,7 @@ use daxwindow_shared::window::RANGE_BYTES;
 use super::kernel::Flavour;
 
 /// The name that a share has if it is given none.
-pub(crate) const DEFAULT_TAG: &str = "daxwindow";
+pub const DEFAULT_TAG: &str = "daxwindow";
 
 /// The guest's mount option, and the daemon's policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -176,15 +176,23 @@ impl VmOptions {
 }
 
 /// A size that is whole ranges.
-pub(crate) fn parse_window(text: &str) -> Result<u64, String> {
+///
+/// # Errors
+///
+/// Says what a window's size has to be.
+pub fn parse_window(text: &str) -> Result<u64, String> {
     match parse_bytes(text)? {
         bytes if bytes % RANGE_BYTES == 0 => Ok(bytes),
         _ => Err("the window must be a multiple of 2M".into()),
     }
 }
 
-/// `HOST:GUEST`.
-pub(crate) fn parse_file(text: &str) -> Result<(String, PathBuf), String> {
+/// `HOST:/GUEST`, as path in the guest and path on the host.
+///
+/// # Errors
+///
+/// Says what was expected.
+pub fn parse_file(text: &str) -> Result<(String, PathBuf), String> {
     match text.rsplit_once(':') {
         Some((host, guest)) if !host.is_empty() && guest.starts_with('/') => {
             Ok((guest.to_owned(), host.into()))

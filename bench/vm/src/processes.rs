@@ -9,7 +9,7 @@ use nix::time::ClockId;
 use nix::unistd::Pid;
 
 /// A process and all that came of it.
-pub(crate) fn family(pid: i32) -> Vec<i32> {
+pub fn family(pid: i32) -> Vec<i32> {
     let mut all = vec![pid];
     let mut next = 0;
     while let Some(pid) = all.get(next) {
@@ -21,7 +21,7 @@ pub(crate) fn family(pid: i32) -> Vec<i32> {
 
 /// The one of them that serves: a child that goes by the same name, if there
 /// is one.
-pub(crate) fn serving(pid: i32) -> i32 {
+pub fn serving(pid: i32) -> i32 {
     let name = |pid: i32| read_to_string(format!("/proc/{pid}/comm")).ok();
     let own = name(pid);
     let same = |child: &i32| own.is_some() && name(*child) == own;
@@ -30,7 +30,11 @@ pub(crate) fn serving(pid: i32) -> i32 {
 
 /// Processor time used so far by all threads of a process and all that came
 /// of it, those that have ended included.
-pub(crate) fn cpu_time(pid: i32) -> Result<Duration> {
+///
+/// # Errors
+///
+/// When one of them has gone meanwhile.
+pub fn cpu_time(pid: i32) -> Result<Duration> {
     let clocks = family(pid).into_iter().map(|pid| {
         let clock = ClockId::pid_cpu_clock_id(Pid::from_raw(pid));
         let time = clock.and_then(|clock| clock.now());
@@ -41,7 +45,7 @@ pub(crate) fn cpu_time(pid: i32) -> Result<Duration> {
 }
 
 /// Processor time of this thread so far.
-pub(crate) fn own_time() -> Duration {
+pub fn own_time() -> Duration {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::ThreadCPUTime);
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }

@@ -16,7 +16,7 @@ use super::apt::{Apt, Package, Release};
 use super::crates;
 
 /// Names another folder for the kit.
-pub(crate) const HOME_VARIABLE: &str = "DAXWINDOW_VM_KIT";
+pub const HOME_VARIABLE: &str = "DAXWINDOW_VM_KIT";
 
 /// What a set is made of.
 #[derive(Clone, Copy)]

@@ -21,7 +21,11 @@ pub fn kernel_module(kit: &Kit, name: &str) -> Result<PathBuf> {
 }
 
 /// The same of another kernel: 110 MB for the generic one.
-pub(crate) fn module_of(kit: &Kit, flavour: Flavour, name: &str) -> Result<PathBuf> {
+///
+/// # Errors
+///
+/// As [`kernel_module`].
+pub fn module_of(kit: &Kit, flavour: Flavour, name: &str) -> Result<PathBuf> {
     let release = Kernel::of_flavour(kit, flavour)?.release()?;
     let package = format!("linux-modules-{release}");
     let recipe = Recipe {

@@ -15,17 +15,17 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, anyhow, bail, ensure};
 
 use super::kernel::UmlKernel;
+use crate::agent::{Output, read_line, release};
 use crate::cleanup::Scratch;
+use crate::console::{self, Console};
+use crate::guard::Guard;
+use crate::guest::SCRIPT_LIMIT;
+use crate::kit::Kit;
+use crate::machine::{initramfs, socket_of, start_daemons};
+use crate::options::{Dax, ShareOptions, VmOptions};
+use crate::process::Process;
 use crate::processes::serving;
-use crate::vm::agent::{Output, read_line, release};
-use crate::vm::console::{self, Console};
-use crate::vm::guard::Guard;
-use crate::vm::guest::SCRIPT_LIMIT;
-use crate::vm::kit::Kit;
-use crate::vm::machine::{initramfs, socket_of, start_daemons};
-use crate::vm::options::{Dax, ShareOptions, VmOptions};
-use crate::vm::process::Process;
-use crate::vm::script;
+use crate::script;
 use daxwindow_shared::virtiofs::DEVICE_ID;
 
 /// What a mount of a share takes, in the order in which it is loaded.

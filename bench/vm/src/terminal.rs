@@ -26,7 +26,11 @@ const CODE_WARNING: &str = "without KVM, programs that run from the window go wr
      has used all of it: --dax inode keeps them out of it";
 
 /// An interactive shell in a guest.
-pub(crate) fn shell(options: &VmOptions) -> Result<ExitCode> {
+///
+/// # Errors
+///
+/// When the guest does not start or ends badly.
+pub fn shell(options: &VmOptions) -> Result<ExitCode> {
     let (rows, columns) = size().unwrap_or((24, 80));
     eprintln!("booting; leave with exit or Ctrl-]");
     let purpose = Purpose::Initramfs(Then::Shell { rows, columns });
@@ -34,7 +38,11 @@ pub(crate) fn shell(options: &VmOptions) -> Result<ExitCode> {
 }
 
 /// A guest whose root file system is the share.
-pub(crate) fn boot(options: &VmOptions, init: Option<String>) -> Result<ExitCode> {
+///
+/// # Errors
+///
+/// As [`shell`].
+pub fn boot(options: &VmOptions, init: Option<String>) -> Result<ExitCode> {
     eprintln!(
         "booting from {}; Ctrl-] ends the guest",
         options.shares[0].directory.display()

@@ -60,12 +60,11 @@ pub(crate) struct Verdict {
 }
 
 /// Decides, trying out what is not known yet.
-pub(crate) fn choose(
-    kit: &Kit,
-    choice: AccelChoice,
-    qemu: &Qemu,
-    kernel: &Kernel,
-) -> Result<Accel> {
+///
+/// # Errors
+///
+/// When the answer cannot be kept; no accelerator failing is one.
+pub fn choose(kit: &Kit, choice: AccelChoice, qemu: &Qemu, kernel: &Kernel) -> Result<Accel> {
     match choice {
         AccelChoice::Kvm => Ok(Accel::Kvm),
         AccelChoice::Tcg => Ok(Accel::Tcg),
