@@ -220,7 +220,7 @@ impl Flags {
     fn config(self, activated: Vec<RawFd>) -> Result<Config, FlagError> {
         let mut dax = self.window.options(self.readonly)?;
         dax.max_maps = self.inodes.max_maps(dax.max_maps);
-        dax.max_pieces = self.inodes.max_maps(None).unwrap_or(dax.max_pieces);
+        dax.max_extents = self.inodes.max_maps(None).unwrap_or(dax.max_extents);
         let ids = self.attributes.ids()?;
         let (acls, labels) = (self.semantics.posix_acl, self.semantics.security_label);
         if acls != When::Never {
@@ -364,7 +364,7 @@ pub(crate) mod tests {
     #[test]
     fn mappings_are_bounded_in_both_ways() {
         let few = config(&["--max-mappings", "7"]).expect("valid").dax;
-        assert_eq!((few.max_maps, few.max_pieces), (Some(7), 7));
+        assert_eq!((few.max_maps, few.max_extents), (Some(7), 7));
     }
 
     #[test]

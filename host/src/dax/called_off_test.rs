@@ -139,7 +139,7 @@ impl Scene {
 }
 
 #[test]
-fn a_map_without_an_answer_is_entered_as_uncertain_and_frees_its_range() {
+fn a_map_without_an_answer_is_entered_as_unconfirmed_and_frees_its_range() {
     let scene = Scene::new();
     assert_eq!(scene.setup(0), Ok(()));
     scene.call_off_next();

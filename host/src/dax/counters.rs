@@ -12,11 +12,11 @@ use super::no_dax::NoDax;
 /// Totals since the guest connected, and what is live now.
 #[derive(Clone, Debug, Default)]
 pub struct DaxStats {
-    /// Pieces mapped now.
+    /// Extents mapped now.
     pub live_ranges: u64,
     /// Bytes mapped now.
     pub live_bytes: u64,
-    /// Inodes with mapped pieces now.
+    /// Inodes with mapped extents now.
     pub live_inodes: u64,
     /// SETUPMAPPING requests that succeeded.
     pub setups: u64,

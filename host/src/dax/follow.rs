@@ -13,7 +13,7 @@ use std::sync::Arc;
 use rustix::io::Errno;
 
 use super::counters::count;
-use super::ledger::Piece;
+use super::ledger::Extent;
 use super::map_error::MapError;
 use super::{Capabilities, Connected, Dax, Generation, MapSource};
 
@@ -139,25 +139,25 @@ impl Dax {
         connected: &Arc<Connected>,
         source: &dyn MapSource,
         file: (u64, Generation),
-        ranges: &[Piece],
+        ranges: &[Extent],
     ) -> Result<(), MapError> {
         let (_, generation) = file;
-        let is_due = |piece: &Piece| piece.is_stale(generation);
+        let is_due = |extent: &Extent| extent.is_stale(generation);
         self.map_each_again(connected, source, file, ranges, is_due)
     }
 
-    /// The same for those pieces in the ranges for which it `is_due`.
+    /// The same for those extents in the ranges for which it `is_due`.
     fn map_each_again(
         &self,
         connected: &Arc<Connected>,
         source: &dyn MapSource,
         file: (u64, Generation),
-        ranges: &[Piece],
-        is_due: impl Fn(&Piece) -> bool,
+        ranges: &[Extent],
+        is_due: impl Fn(&Extent) -> bool,
     ) -> Result<(), MapError> {
         let (nodeid, generation) = file;
         let (fd, writable) = self.open(connected, source, file, false)?;
-        for Piece { range, .. } in ranges {
+        for Extent { range, .. } in ranges {
             let _reserved = self.reserve(*range);
             if !self.is_current(connected) {
                 return Err(MapError::NoWindow);
@@ -167,18 +167,18 @@ impl Dax {
             }
             // As it is now: some of it may be unmapped, or another's.
             let there = self.state.lock().ledger.overlapping(range);
-            let due = there.into_iter().filter(|piece| {
-                let inside = range.contains(&piece.range) && piece.nodeid == nodeid;
-                inside && is_due(piece)
+            let due = there.into_iter().filter(|extent| {
+                let inside = range.contains(&extent.range) && extent.nodeid == nodeid;
+                inside && is_due(extent)
             });
-            for piece in due {
-                let renewed = Piece {
+            for extent in due {
+                let renewed = Extent {
                     writable,
                     generation,
-                    certain: true,
-                    ..piece
+                    confirmed: true,
+                    ..extent
                 };
-                self.map_piece(connected, renewed, &fd)?;
+                self.map_extent(connected, renewed, &fd)?;
                 count(&self.counters.renewals);
             }
         }

@@ -218,7 +218,7 @@ fn every_piece_is_replaced_exactly_once() {
     scene.copies.copy();
     scene.follow().expect("mapped again");
     scene.assert_shows(1, 3 * PAGES - 2);
-    assert_eq!(scene.maps() - before, 4, "one for each piece");
+    assert_eq!(scene.maps() - before, 4, "one for each extent");
     scene.follow().expect("nothing to do");
     assert_eq!(scene.maps() - before, 4);
     assert_eq!(scene.dax.stats().renewals, 4);

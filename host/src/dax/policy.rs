@@ -96,7 +96,7 @@ pub const DEFAULT_SLOT_RESERVE: u16 = 64;
 
 /// Half of the mappings that the kernel lets a process have by default, 65,530
 /// (`vm.max_map_count`): as many ranges as a window of 64 GiB has.
-pub const DEFAULT_MAX_PIECES: usize = 1 << 15;
+pub const DEFAULT_MAX_EXTENTS: usize = 1 << 15;
 
 /// What the operator decided.
 #[derive(Clone, Debug)]
@@ -126,9 +126,9 @@ pub struct DaxOptions {
     /// of its own. The window offered has room for no more. None for one
     /// that maps with a plain mmap, which is offered the window as it is.
     pub max_maps: Option<usize>,
-    /// Pieces that may be mapped at once where the front end maps with a plain
+    /// Extents that may be mapped at once where the front end maps with a plain
     /// mmap, which makes each a mapping of its process.
-    pub max_pieces: usize,
+    pub max_extents: usize,
     /// Files that are kept open for further maps while they are mapped.
     pub max_files: usize,
     /// How long the front end may take over one request before the log tells of
@@ -152,7 +152,7 @@ impl Default for DaxOptions {
             mapping: Mapping::default(),
             memory_slots: MemorySlots::default(),
             max_maps: Some(VMM_SLOTS - usize::from(DEFAULT_SLOT_RESERVE)),
-            max_pieces: DEFAULT_MAX_PIECES,
+            max_extents: DEFAULT_MAX_EXTENTS,
             max_files: 1 << 10,
             front_end_timeout: super::channel::DEFAULT_PATIENCE,
             test_faults: TestFaults::default(),

@@ -8,7 +8,7 @@ use daxwindow_shared::window::WindowRange;
 
 use super::counters::count;
 use super::front_end::{FrontEnd, FrontEndError, ShmemRequest};
-use super::ledger::{Ledger, Piece};
+use super::ledger::{Extent, Ledger};
 use super::map_error::MapError;
 use super::test_faults::TestFaults;
 use super::{Connected, Dax};
@@ -16,31 +16,31 @@ use super::{Connected, Dax};
 impl Dax {
     /// Unmaps one map exactly and takes it out of the ledger. A refusal
     /// leaves it there, unless it was not sure to be mapped.
-    pub(super) fn unmap_piece(
+    pub(super) fn unmap_extent(
         &self,
         connected: &Arc<Connected>,
         range: WindowRange,
     ) -> Result<(), FrontEndError> {
-        let certain = self
+        let confirmed = self
             .state
             .lock()
             .ledger
             .overlapping(&range)
             .iter()
-            .all(|p| p.certain);
+            .all(|p| p.confirmed);
         let request = ShmemRequest::Unmap(range);
         let held = self.hold_table();
         let asked = connected.front_end.request(&request);
         drop(held);
         let result = asked.and_then(|()| self.wait_announced(connected, &request));
-        let forget = !certain || self.options.test_faults.injects(TestFaults::EXACT_UNMAP);
+        let forget = !confirmed || self.options.test_faults.injects(TestFaults::EXACT_UNMAP);
         match result {
             Err(FrontEndError::Refused) if !forget => count(&self.counters.failed_removals),
             Ok(()) | Err(FrontEndError::Refused) => {
-                self.change(|ledger| ledger.carve(&range));
+                self.change(|ledger| ledger.remove(&range));
                 return Ok(());
             }
-            Err(_) => self.doubt(connected, &range),
+            Err(_) => self.note_unconfirmed(connected, &range),
         }
         result
     }
@@ -80,7 +80,9 @@ impl Dax {
         }
         let granular = connected.can.is_byte_granular()
             || self.options.test_faults.injects(TestFaults::EXACT_UNMAP);
-        let whole = overlapping.iter().all(|piece| range.contains(&piece.range));
+        let whole = overlapping
+            .iter()
+            .all(|extent| range.contains(&extent.range));
         if !whole && !granular {
             return Err(MapError::PartialOverlap);
         }
@@ -89,12 +91,12 @@ impl Dax {
             let Some(part) = unmapped.intersection(&range) else {
                 continue;
             };
-            // What remains of a piece on both sides is one more.
-            let splits = |piece: &Piece| matches!(piece.range.around(&part), (Some(_), Some(_)));
+            // What remains of an extent on both sides is one more.
+            let splits = |extent: &Extent| matches!(extent.range.around(&part), (Some(_), Some(_)));
             if overlapping.iter().any(splits) {
                 self.check_budget(connected, &part)?;
             }
-            match self.unmap_piece(connected, part) {
+            match self.unmap_extent(connected, part) {
                 Ok(()) => count(&self.counters.removals),
                 Err(error) => result = result.and(Err(error.into())),
             }
@@ -114,7 +116,7 @@ impl Dax {
         let _reserved = self.reserve(whole);
         let connected = self.connected.swap(None);
         drop(called_off);
-        let pieces = self.change(Ledger::take);
+        let extents = self.change(Ledger::take);
         self.state.lock().reuse.clear();
         let library = self.library().filter(|library| library.is_in_force());
         let front_end = match &library {
@@ -126,20 +128,20 @@ impl Dax {
             return;
         }
         let granular = connected.is_some_and(|connected| connected.can.is_byte_granular());
-        self.unmap_all(&*front_end, &pieces, granular || library.is_some());
+        self.unmap_all(&*front_end, &extents, granular || library.is_some());
         if let Some(library) = library {
             self.end_whole(&library, whole);
         }
     }
 
-    fn unmap_all(&self, front_end: &dyn FrontEnd, pieces: &[Piece], granular: bool) {
+    fn unmap_all(&self, front_end: &dyn FrontEnd, extents: &[Extent], granular: bool) {
         // From the end, which is newest first where a guest has filled an empty
         // window: QEMU walks its list of mapped blocks from the oldest on, and
         // drops those that are gone only later.
-        for range in runs(pieces, granular).into_iter().rev() {
+        for range in runs(extents, granular).into_iter().rev() {
             match front_end.request(&ShmemRequest::Unmap(range)) {
                 Err(FrontEndError::Gone) => return,
-                Err(FrontEndError::Cancelled) => self.leave_to_next(pieces, &range),
+                Err(FrontEndError::Cancelled) => self.leave_to_next(extents, &range),
                 _ => {}
             }
         }
@@ -147,12 +149,12 @@ impl Dax {
 
     /// What was not unmapped because a queue stops is unmapped before the next
     /// session begins.
-    fn leave_to_next(&self, pieces: &[Piece], range: &WindowRange) {
+    fn leave_to_next(&self, extents: &[Extent], range: &WindowRange) {
         let mut state = self.state.lock();
-        for piece in pieces.iter().filter(|piece| piece.range.overlaps(range)) {
-            state.ledger.insert(Piece {
-                certain: false,
-                ..*piece
+        for extent in extents.iter().filter(|extent| extent.range.overlaps(range)) {
+            state.ledger.insert(Extent {
+                confirmed: false,
+                ..*extent
             });
         }
     }
@@ -160,9 +162,9 @@ impl Dax {
 
 /// The ranges to unmap: neighbours as one where the front end allows, and
 /// apart from them what is not sure to be mapped.
-fn runs(pieces: &[Piece], granular: bool) -> Vec<WindowRange> {
-    let ranges = pieces.iter().map(|piece| piece.range).collect();
-    if granular && pieces.iter().all(|piece| piece.certain) {
+fn runs(extents: &[Extent], granular: bool) -> Vec<WindowRange> {
+    let ranges = extents.iter().map(|extent| extent.range).collect();
+    if granular && extents.iter().all(|extent| extent.confirmed) {
         return joined(ranges);
     }
     ranges

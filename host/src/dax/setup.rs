@@ -18,7 +18,7 @@ use rustix::io::Errno;
 use super::counters::count;
 use super::follow::MOST_CHANGES;
 use super::front_end::{FrontEndError, ShmemRequest, Source};
-use super::ledger::Piece;
+use super::ledger::Extent;
 use super::map_error::MapError;
 use super::policy::VMM_SLOTS;
 use super::test_faults::TestFaults;
@@ -152,10 +152,10 @@ impl Dax {
             let there = state.ledger.overlapping(&range);
             match there
                 .iter()
-                .find(|piece| piece.shows(&range, setup.nodeid, offset))
+                .find(|extent| extent.shows(&range, setup.nodeid, offset))
             {
                 None => return Some(Lack::Bytes),
-                Some(piece) if setup.write && !piece.writable => lack = Some(Lack::Stores),
+                Some(extent) if setup.write && !extent.writable => lack = Some(Lack::Stores),
                 Some(_) => {}
             }
         }
@@ -199,7 +199,7 @@ impl Dax {
         if result.is_err() {
             // Half a range would show its reader a hole.
             for range in fresh {
-                let _ = self.unmap_piece(connected, range);
+                let _ = self.unmap_extent(connected, range);
             }
         }
         result
@@ -227,7 +227,7 @@ impl Dax {
         Ok(())
     }
 
-    /// Maps one piece; true if nothing was mapped there before.
+    /// Maps one extent; true if nothing was mapped there before.
     fn map_one(
         &self,
         connected: &Arc<Connected>,
@@ -237,9 +237,9 @@ impl Dax {
         let overlapping = self.state.lock().ledger.overlapping(&setup.range);
         let shown = overlapping
             .iter()
-            .find(|piece| piece.shows(&setup.range, setup.nodeid, setup.file_offset));
-        if let Some(piece) = shown {
-            return self.upgrade(connected, file, setup, piece).map(|()| false);
+            .find(|extent| extent.shows(&setup.range, setup.nodeid, setup.file_offset));
+        if let Some(extent) = shown {
+            return self.upgrade(connected, file, setup, extent).map(|()| false);
         }
         let file = file.ok_or(MapError::NoWindow)?;
         let range = self.within_file(connected, setup, file.size)?;
@@ -247,15 +247,15 @@ impl Dax {
             self.make_way(connected, &range, &overlapping)?;
         }
         self.check_budget(connected, &range)?;
-        let piece = Piece {
+        let extent = Extent {
             range,
             nodeid: setup.nodeid,
             file_offset: setup.file_offset,
             writable: file.writable,
             generation: file.generation,
-            certain: true,
+            confirmed: true,
         };
-        self.map_piece(connected, piece, &file.fd)?;
+        self.map_extent(connected, extent, &file.fd)?;
         self.state.lock().ledger.note_bytes(setup.nodeid, file.size);
         Ok(overlapping.is_empty())
     }
@@ -317,30 +317,30 @@ impl Dax {
         connected: &Arc<Connected>,
         file: Option<&Opened>,
         setup: &Setup,
-        piece: &Piece,
+        extent: &Extent,
     ) -> Result<(), MapError> {
-        if piece.writable || !setup.write {
+        if extent.writable || !setup.write {
             count(&self.counters.setup_hits);
             return Ok(());
         }
         let file = file.ok_or(MapError::NoWindow)?;
         if self.options.test_faults.injects(TestFaults::WRITABLE_FIRST) {
-            return self.remap(connected, file, piece);
+            return self.remap(connected, file, extent);
         }
         let can = &connected.can;
-        if !can.replace || (piece.range != setup.range && !can.partial_unmap) {
+        if !can.replace || (extent.range != setup.range && !can.partial_unmap) {
             return Err(MapError::Upgrade);
         }
         // MAP_FIXED over the live range: readers see the old or the new
         // mapping, and a refusal leaves the old one.
-        let upgraded = Piece {
+        let upgraded = Extent {
             range: setup.range,
             file_offset: setup.file_offset,
             writable: true,
             generation: file.generation,
-            ..*piece
+            ..*extent
         };
-        self.map_piece(connected, upgraded, &file.fd)?;
+        self.map_extent(connected, upgraded, &file.fd)?;
         count(&self.counters.upgrades);
         Ok(())
     }
@@ -351,11 +351,18 @@ impl Dax {
         &self,
         connected: &Arc<Connected>,
         file: &Opened,
-        piece: &Piece,
+        extent: &Extent,
     ) -> Result<(), MapError> {
-        self.unmap_piece(connected, piece.range)?;
+        self.unmap_extent(connected, extent.range)?;
         let writable = true;
-        self.map_piece(connected, Piece { writable, ..*piece }, &file.fd)
+        self.map_extent(
+            connected,
+            Extent {
+                writable,
+                ..*extent
+            },
+            &file.fd,
+        )
     }
 
     /// The part of the range that may be mapped of this file.
@@ -387,22 +394,25 @@ impl Dax {
         &self,
         connected: &Arc<Connected>,
         range: &WindowRange,
-        overlapping: &[Piece],
+        overlapping: &[Extent],
     ) -> Result<(), MapError> {
         count(&self.counters.replacements);
         if connected.can.is_byte_granular() {
             return Ok(());
         }
-        if !overlapping.iter().all(|piece| range.contains(&piece.range)) {
+        if !overlapping
+            .iter()
+            .all(|extent| range.contains(&extent.range))
+        {
             return Err(MapError::PartialOverlap);
         }
-        for piece in overlapping {
-            self.unmap_piece(connected, piece.range)?;
+        for extent in overlapping {
+            self.unmap_extent(connected, extent.range)?;
         }
         Ok(())
     }
 
-    /// Whether there may be one more piece, in `range`, where it takes the place
+    /// Whether there may be one more extent, in `range`, where it takes the place
     /// of those that it covers.
     pub(super) fn check_budget(
         &self,
@@ -412,12 +422,14 @@ impl Dax {
         if self.options.test_faults.injects(TestFaults::SLOT_LIMIT) {
             return Ok(());
         }
-        let most = self.most_pieces(&connected.can);
+        let most = self.most_extents(&connected.can);
         let (full, under_way) = {
             let state = self.state.lock();
             let covers = || {
                 let overlapping = state.ledger.overlapping(range);
-                overlapping.iter().any(|piece| range.contains(&piece.range))
+                overlapping
+                    .iter()
+                    .any(|extent| range.contains(&extent.range))
             };
             (state.ledger.len() >= most && !covers(), state.busy.len())
         };
@@ -430,35 +442,42 @@ impl Dax {
         Ok(())
     }
 
-    /// Pieces that the guest may have.
-    fn most_pieces(&self, can: &Capabilities) -> usize {
+    /// Extents that the guest may have.
+    fn most_extents(&self, can: &Capabilities) -> usize {
         match can.is_byte_granular() {
-            true => self.options.max_pieces,
+            true => self.options.max_extents,
             false => self.options.max_maps.unwrap_or(usize::MAX),
         }
     }
 
     /// Maps and enters. What the front end surely refused changes nothing;
-    /// what it gave no answer to is entered as uncertain.
-    pub(super) fn map_piece(
+    /// what it gave no answer to is entered as unconfirmed.
+    pub(super) fn map_extent(
         &self,
         connected: &Arc<Connected>,
-        piece: Piece,
+        extent: Extent,
         fd: &Arc<OwnedFd>,
     ) -> Result<(), MapError> {
         let source = Source {
             fd,
-            fd_offset: piece.file_offset,
-            writable: piece.writable,
+            fd_offset: extent.file_offset,
+            writable: extent.writable,
         };
-        let result = self.map_live(connected, &ShmemRequest::Map(piece.range, source));
+        let result = self.map_live(connected, &ShmemRequest::Map(extent.range, source));
         if let Err(error) = result
-            && error.is_certain()
+            && error.leaves_window_unchanged()
         {
             return Err(error.into());
         }
-        let certain = result.is_ok();
-        self.enter(connected, Piece { certain, ..piece }, fd)?;
+        let confirmed = result.is_ok();
+        self.enter(
+            connected,
+            Extent {
+                confirmed,
+                ..extent
+            },
+            fd,
+        )?;
         result.map_err(MapError::from)
     }
 

@@ -35,7 +35,7 @@ use super::handler::RequestHandler;
 use super::kicks::Kicks;
 use super::lane::{DeviceContext, Lane};
 use super::messages::Negotiated;
-use super::minding::Minding;
+use super::multi_queue::MultiQueue;
 use super::parking::Parking;
 use super::ring::{Memory, Ring};
 use super::withdrawal::withdraw;
@@ -98,7 +98,7 @@ impl Device {
             defects,
             handler,
             workers: Workers::new(Arc::clone(&kicks), limits.stand_ins),
-            minding: Minding::default(),
+            multi_queue: MultiQueue::default(),
             lanes: OnceLock::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
             span: Span::current(),

@@ -24,8 +24,8 @@ use crate::metrics::queues::QueueTally;
 use super::busy_poll::BusyPoll;
 use super::defect::Defects;
 use super::handler::RequestHandler;
-use super::lead::{Lead, Sight};
-use super::minding::{Minding, Queues};
+use super::leadership::{Leadership, Observed};
+use super::multi_queue::{MultiQueue, Queues};
 use super::parking::Parking;
 use super::processors::Counted;
 use super::ring::Ring;
@@ -39,7 +39,7 @@ pub(super) struct DeviceContext {
     pub(super) parking: Parking,
     pub(super) workers: Workers,
     pub(super) defects: Arc<Defects>,
-    pub(super) minding: Minding,
+    pub(super) multi_queue: MultiQueue,
     /// The queues by number, once they are known.
     pub(super) lanes: OnceLock<Vec<Weak<Lane>>>,
     pub(super) complaints: Throttle,
@@ -66,7 +66,7 @@ pub(super) struct Lane {
     ring: Ring,
     pub(super) context: Arc<DeviceContext>,
     pub(super) tally: Arc<QueueTally>,
-    pub(super) lead: Lead,
+    pub(super) leadership: Leadership,
     watch: Watch,
     /// Of the thread whose own queue it is, while it serves.
     pub(super) counted: Counted,
@@ -89,7 +89,7 @@ impl Lane {
             ring,
             context,
             tally,
-            lead: Lead::default(),
+            leadership: Leadership::default(),
             watch: Watch::default(),
             counted: Counted::default(),
             busy_poll: BusyPoll::default(),
@@ -131,8 +131,8 @@ impl Lane {
         // `listen`. A ring that claims more and yields nothing again is broken.
         while idle_rounds < 2 && !self.is_closing() {
             // Who has the lead will find what we were called for, and so will
-            // who minds the queue.
-            if self.lead.look().is_led() || self.context.minding.entrust(self.index) {
+            // the thread to which the queue is assigned.
+            if self.leadership.look().is_led() || self.context.multi_queue.assign(self.index) {
                 return;
             }
             let Some(mut round) = Round::of(self) else {
@@ -174,21 +174,21 @@ impl Lane {
 }
 
 impl Watched for Lane {
-    fn lead(&self) -> &Lead {
-        &self.lead
+    fn leadership(&self) -> &Leadership {
+        &self.leadership
     }
 
     fn watch(&self) -> &Watch {
         &self.watch
     }
 
-    fn relieve(self: Arc<Self>, seen: Sight) -> bool {
-        // Whoever it is that minds: those it minds for had better look.
-        self.context.wake(self.context.minding.depose());
+    fn relieve(self: Arc<Self>, seen: Observed) -> bool {
+        // If it has a shift, others had better look after its queues.
+        self.context.wake(self.context.multi_queue.depose());
         if !self.context.stand_in(&self) {
             return false;
         }
-        if self.lead.depose(seen) {
+        if self.leadership.depose(seen) {
             self.counted.end();
             self.tally.found_stuck();
             self.ring.changed();

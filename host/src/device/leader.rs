@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use super::lane::Lane;
-use super::lead::Turn;
+use super::leadership::Term;
 use super::stall;
 
 /// Whose queue it is that a thread leads.
@@ -15,14 +15,14 @@ pub(super) enum Whose {
     /// The thread's own.
     Own,
     /// Another's, whose thread sleeps.
-    Minded,
+    Assigned,
 }
 
 /// The lead of a queue, in the hands of a thread.
 pub(super) struct Leader {
     pub(super) lane: Arc<Lane>,
     whose: Whose,
-    turn: Cell<Option<Turn>>,
+    term: Cell<Option<Term>>,
     /// The request under way gave up the lead by itself.
     gave_up: Cell<bool>,
 }
@@ -33,37 +33,37 @@ impl Leader {
         let leader = Leader {
             lane: Arc::clone(lane),
             whose,
-            turn: Cell::new(None),
+            term: Cell::new(None),
             gave_up: Cell::new(false),
         };
         leader.take().then_some(leader)
     }
 
     fn take(&self) -> bool {
-        let Some(turn) = self.lane.lead.take() else {
+        let Some(term) = self.lane.leadership.take() else {
             return false;
         };
         if self.whose == Whose::Own {
             self.lane.counted.begin();
         }
         stall::report(&self.lane);
-        self.turn.set(Some(turn));
+        self.term.set(Some(term));
         true
     }
 
     pub(super) fn is_leading(&self) -> bool {
-        let turn = self.turn.take();
-        let leading = turn.is_some();
-        self.turn.set(turn);
+        let term = self.term.take();
+        let leading = term.is_some();
+        self.term.set(term);
         leading
     }
 
     /// Gives the lead up; false if it was lost before.
     pub(super) fn resign(&self) -> bool {
-        let Some(turn) = self.turn.take() else {
+        let Some(term) = self.term.take() else {
             return false;
         };
-        let resigned = self.lane.lead.resign(turn);
+        let resigned = self.lane.leadership.resign(term);
         match resigned {
             true => self.lane.counted.end(),
             // Between two requests, for want of a processor.
@@ -92,9 +92,9 @@ impl Leader {
             return;
         }
         let resigned = self
-            .turn
+            .term
             .take()
-            .is_some_and(|turn| self.lane.lead.resign(turn));
+            .is_some_and(|term| self.lane.leadership.resign(term));
         self.gave_up.set(resigned);
         if !resigned {
             // The detector was first, and has counted it.
@@ -111,23 +111,26 @@ impl Leader {
 
     /// Shows the detector that nobody is stuck; false if the lead was lost.
     pub(super) fn show(&self) -> bool {
-        let Some(turn) = self.turn.take() else {
+        let Some(term) = self.term.take() else {
             return false;
         };
-        let kept = self.lane.lead.step(turn);
+        let kept = self.lane.leadership.step(term);
         if kept.is_none() {
             self.lane.came_back(Duration::ZERO);
         }
         let keeps = kept.is_some();
-        self.turn.set(kept);
+        self.term.set(kept);
         keeps
     }
 
     /// Whether this thread goes on after a request, which began at `began`.
     pub(super) fn goes_on(&self, began: Instant) -> bool {
-        let kept = self.turn.take().and_then(|turn| self.lane.lead.step(turn));
+        let kept = self
+            .term
+            .take()
+            .and_then(|term| self.lane.leadership.step(term));
         if kept.is_some() {
-            self.turn.set(kept);
+            self.term.set(kept);
             return true;
         }
         self.lane.came_back(began.elapsed());

@@ -3,10 +3,10 @@
 //! - [`backend`]: features, configuration space, memory table, reset.
 //! - `workers`: the threads that serve the queues.
 //! - `lane`: one queue, and how a thread serves it.
-//! - `lead`: which of them does just now.
+//! - `leadership`: which of them does just now.
 //! - `leader`: how it takes and leaves the lead.
 //! - `round`: what it does meanwhile.
-//! - `minding`: whether it serves other queues as well.
+//! - `multi_queue`: whether it serves other queues as well.
 //! - `processors`: how many threads serve, and on how many processors.
 //! - `stall`: who notices that it is stuck.
 //! - `kicks`: what they sleep on.
@@ -45,10 +45,10 @@ mod handler;
 mod heap;
 mod kicks;
 mod lane;
-mod lead;
 mod leader;
+mod leadership;
 mod messages;
-mod minding;
+mod multi_queue;
 mod parking;
 mod processors;
 mod regions;

@@ -1,6 +1,6 @@
 //! What a thread does from when it takes the lead of its queue until it leaves
 //! it: it empties the ring again and again while the guest comes at once, and
-//! the rings of queues that it minds in turn with it.
+//! the rings of queues that are assigned to it in turn with it.
 //!
 //! Laws: whoever ends a round or is stuck in one leaves no queue without
 //! somebody who serves it or will be woken; each ring has its turn after a
@@ -19,7 +19,7 @@ use crate::server::{BlockedLock, Outcome, ReplyPort, RequestQueue};
 use super::handler::DeferredReply;
 use super::lane::{DeviceContext, Lane};
 use super::leader::{Leader, Whose};
-use super::minding::Stint;
+use super::multi_queue::Shift;
 use super::parking::Waiting;
 use super::processors;
 use super::ring::{Done, Taken, Ticket};
@@ -32,7 +32,7 @@ pub(super) struct Round {
     context: Arc<DeviceContext>,
     /// Its own queue first.
     leaders: Vec<Leader>,
-    stint: Cell<Option<Stint>>,
+    shift: Cell<Option<Shift>>,
 }
 
 impl Round {
@@ -42,7 +42,7 @@ impl Round {
         Some(Round {
             context: Arc::clone(&lane.context),
             leaders: vec![leader],
-            stint: Cell::new(None),
+            shift: Cell::new(None),
         })
     }
 
@@ -63,7 +63,7 @@ impl Round {
     /// queue was lost before.
     pub(super) fn end(mut self) -> bool {
         self.leaders.truncate(1);
-        self.end_stint();
+        self.end_shift();
         self.leaders[0].resign()
     }
 
@@ -74,7 +74,7 @@ impl Round {
     /// Whether there is something to do.
     fn is_wanted(&self) -> bool {
         let is_waiting = |leader: &Leader| leader.is_leading() && leader.lane.ring().is_waiting();
-        self.leaders.iter().any(is_waiting) || self.context.minding.has_entrusted()
+        self.leaders.iter().any(is_waiting) || self.context.multi_queue.has_assigned()
     }
 
     fn watch(&self) -> bool {
@@ -83,21 +83,21 @@ impl Round {
     }
 
     fn visit_all(&mut self) -> Result<u64, Error> {
-        self.mind();
+        self.take_over();
         let mut taken = self.visit(0)?;
         for at in 1..self.leaders.len() {
             if !self.leads_its_own() {
                 break;
             }
-            let minded = &self.leaders[at];
-            if !minded.show() || !minded.lane.ring().is_waiting() {
+            let assigned = &self.leaders[at];
+            if !assigned.show() || !assigned.lane.ring().is_waiting() {
                 continue;
             }
             match self.visit(at) {
                 Ok(more) => taken += more,
                 Err(error) => {
-                    minded.lane.complain(&error);
-                    minded.resign();
+                    assigned.lane.complain(&error);
+                    assigned.resign();
                 }
             }
         }
@@ -105,25 +105,25 @@ impl Round {
         Ok(taken)
     }
 
-    /// Takes over what was entrusted, or gives back what is minded, whichever
+    /// Takes over what was assigned, or gives back what is assigned, whichever
     /// pays.
-    fn mind(&mut self) {
-        let minding = &self.context.minding;
-        if !minding.pays() {
+    fn take_over(&mut self) {
+        let multi_queue = &self.context.multi_queue;
+        if !multi_queue.are_requests_short() {
             self.leaders.truncate(1);
-            self.end_stint();
+            self.end_shift();
             return;
         }
-        self.stint.set(minding.renew(self.stint.take()));
+        self.shift.set(multi_queue.renew(self.shift.take()));
         let mut own = true;
         self.leaders
             .retain(|leader| std::mem::take(&mut own) || leader.is_leading());
-        for queue in minding.take() {
+        for queue in multi_queue.take() {
             let Some(lane) = self.context.lane(queue) else {
                 continue;
             };
             // Led: by ourselves, or by somebody who will find what there is.
-            let Some(leader) = Leader::of(&lane, Whose::Minded) else {
+            let Some(leader) = Leader::of(&lane, Whose::Assigned) else {
                 continue;
             };
             match lane.ring().hush() {
@@ -136,9 +136,9 @@ impl Round {
         }
     }
 
-    fn end_stint(&self) {
-        if let Some(stint) = self.stint.take() {
-            self.context.wake(self.context.minding.end(stint));
+    fn end_shift(&self) {
+        if let Some(shift) = self.shift.take() {
+            self.context.wake(self.context.multi_queue.end(shift));
         }
     }
 
@@ -174,7 +174,9 @@ impl Round {
             let outcome = handler.handle(&memory, chain, &visit, &mut clock);
             done = visit.done(outcome);
             handler.settle();
-            context.minding.note(clock.saturating_duration_since(began));
+            context
+                .multi_queue
+                .note(clock.saturating_duration_since(began));
             if !leader.goes_on(began) {
                 break Ok(());
             }
@@ -186,13 +188,13 @@ impl Round {
         drop(handler.memory_after(&mut last));
         lane.tally.served(taken);
         if at > 0 {
-            lane.tally.minded(taken);
+            lane.tally.served_beside(taken);
         }
         result.map(|()| taken)
     }
 
     fn others_wait(&self) -> bool {
-        self.leaders.len() > 1 || self.context.minding.has_entrusted()
+        self.leaders.len() > 1 || self.context.multi_queue.has_assigned()
     }
 }
 
@@ -225,7 +227,7 @@ impl RequestQueue for Visit<'_> {
     /// Gives up all leads, where there is anybody to take them.
     fn takes_long(&self) {
         let leaders = &self.round.leaders;
-        self.round.end_stint();
+        self.round.end_shift();
         for (at, leader) in leaders.iter().enumerate() {
             if at == self.at {
                 leader.give_way();

@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use parking_lot::{Condvar, Mutex};
 
-use super::lead::{Lead, Sight};
+use super::leadership::{Leadership, Observed};
 
 /// Between two looks. Who is seen at the same request twice is stuck, after
 /// one to two of these.
@@ -28,26 +28,26 @@ const LONGEST_WAIT: u32 = 16;
 /// A queue as the detector sees it.
 pub(super) trait Watched: Send + Sync {
     /// Who leads it.
-    fn lead(&self) -> &Lead;
+    fn leadership(&self) -> &Leadership;
     /// Whether the detector looks at it.
     fn watch(&self) -> &Watch;
     /// The leader was still there at `seen` when it was looked at again. False
     /// if it remains in the lead because there is nobody else.
-    fn relieve(self: Arc<Self>, seen: Sight) -> bool;
+    fn relieve(self: Arc<Self>, seen: Observed) -> bool;
     /// It is looked at no more, whatever happens in it.
     fn is_over(&self) -> bool;
 }
 
 /// Whether the detector looks at a queue.
 ///
-/// SeqCst here and in [`Lead`]: a leader changes the lead and then finds
+/// SeqCst here and in [`Leadership`]: a leader changes the lead and then finds
 /// itself watched, or the detector, having cleared this, sees the change.
 #[derive(Debug, Default)]
 pub(super) struct Watch(AtomicBool);
 
 struct WatchedQueue {
     queue: Arc<dyn Watched>,
-    seen: Sight,
+    seen: Observed,
     idle: u32,
     /// Ticks until the next look, and how many those were last time.
     pause: (u32, u32),
@@ -108,7 +108,7 @@ impl StallDetector {
 impl WatchedQueue {
     fn new(queue: Arc<dyn Watched>) -> WatchedQueue {
         WatchedQueue {
-            seen: queue.lead().look(),
+            seen: queue.leadership().look(),
             idle: 0,
             pause: (0, 0),
             queue,
@@ -120,7 +120,7 @@ impl WatchedQueue {
         if self.queue.is_over() {
             return false;
         }
-        let now = self.queue.lead().look();
+        let now = self.queue.leadership().look();
         if now != self.seen {
             self.seen = now;
             self.idle = 0;
@@ -137,7 +137,7 @@ impl WatchedQueue {
         }
         self.queue.watch().0.store(false, SeqCst);
         // A leader that came meanwhile may have found itself watched.
-        self.queue.lead().look() != now && !self.queue.watch().0.swap(true, SeqCst)
+        self.queue.leadership().look() != now && !self.queue.watch().0.swap(true, SeqCst)
     }
 
     /// Tries less and less often where nobody is left to lead: whoever comes

@@ -22,7 +22,7 @@ pub struct QueueTallies {
 #[derive(Debug, Default)]
 pub struct QueueTally {
     requests: AtomicU64,
-    minded: AtomicU64,
+    served_beside: AtomicU64,
     gave_way: AtomicU64,
     stuck: AtomicU64,
     came_back: AtomicU64,
@@ -38,8 +38,8 @@ impl QueueTally {
     }
 
     /// Of these so many by a thread of another queue.
-    pub fn minded(&self, requests: u64) {
-        self.minded.fetch_add(requests, Relaxed);
+    pub fn served_beside(&self, requests: u64) {
+        self.served_beside.fetch_add(requests, Relaxed);
     }
 
     /// A request that was known to take long gave up the lead.
@@ -73,10 +73,10 @@ impl QueueTally {
         // Before those that it is taken from: never more than those.
         let came_back = self.came_back.load(Relaxed);
         let (gave_way, stuck) = (self.gave_way.load(Relaxed), self.stuck.load(Relaxed));
-        let minded = self.minded.load(Relaxed);
+        let served_beside = self.served_beside.load(Relaxed);
         QueueReport {
             requests: self.requests.load(Relaxed),
-            minded,
+            served_beside,
             gave_way,
             stuck,
             away: (gave_way + stuck).saturating_sub(came_back),
@@ -134,7 +134,7 @@ pub struct QueueReport {
     /// Requests taken.
     pub requests: u64,
     /// Of these, by a thread of another queue.
-    pub minded: u64,
+    pub served_beside: u64,
     /// Of these, known to take long: others went on meanwhile.
     pub gave_way: u64,
     /// Of these, found to take long.
@@ -173,10 +173,10 @@ impl fmt::Display for QueuesReport {
         for (index, queue) in self.queues.iter().enumerate() {
             write!(
                 f,
-                "\n  queue {index}: {} requests, {} of them minded, {} gave way, {} found stuck, {} of both under way, \
+                "\n  queue {index}: {} requests, {} of them beside another queue's, {} gave way, {} found stuck, {} of both under way, \
                  longest {:.1} ms, {} stand-ins started, short of one {} times",
                 queue.requests,
-                queue.minded,
+                queue.served_beside,
                 queue.gave_way,
                 queue.stuck,
                 queue.away,
@@ -200,7 +200,7 @@ mod tests {
             panic!("two were asked for");
         };
         queue.served(5);
-        queue.minded(2);
+        queue.served_beside(2);
         queue.gave_way();
         queue.found_stuck();
         queue.came_back(Duration::from_millis(3));
@@ -210,7 +210,7 @@ mod tests {
         let report = tallies.report();
         assert_eq!(report.queues.len(), 2);
         let queue = report.queues[1];
-        assert_eq!((queue.requests, queue.minded, queue.away), (6, 2, 1));
+        assert_eq!((queue.requests, queue.served_beside, queue.away), (6, 2, 1));
         assert_eq!(queue.longest_ns, 3_000_000);
         assert!(
             report.to_string().contains("queue 1: 6 requests"),

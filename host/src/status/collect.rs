@@ -258,7 +258,7 @@ fn queues(server: &Server) -> Queues {
     let report = server.queues().report();
     let queue = |queue: &QueueReport| Queue {
         requests: queue.requests,
-        minded: queue.minded,
+        served_beside: queue.served_beside,
         gave_way: queue.gave_way,
         found_stuck: queue.stuck,
         under_way: queue.away,

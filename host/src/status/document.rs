@@ -334,7 +334,7 @@ pub struct Queue {
     /// Requests taken from it.
     pub requests: u64,
     /// Of these, by a thread of another queue: processors are few.
-    pub minded: u64,
+    pub served_beside: u64,
     /// Of these, known to take long: others went on meanwhile.
     pub gave_way: u64,
     /// Of these, found to take long, after a millisecond or so.

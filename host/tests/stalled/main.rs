@@ -221,7 +221,14 @@ fn stalled_attributes_and_fsyncs_hold_up_nobody() {
 #[test]
 fn queues_that_one_thread_minds_are_not_held_up() {
     let scene = on_one_processor(|| Scene::with_queues(2, &["--num-request-queues", "2"]));
-    let minded = || -> u64 { scene.queues().by_number.iter().map(|q| q.minded).sum() };
+    let served_beside = || -> u64 {
+        scene
+            .queues()
+            .by_number
+            .iter()
+            .map(|q| q.served_beside)
+            .sum()
+    };
     let mut pipeline = scene.session().pipeline(2, 16, 0).expect("a pipeline");
     for held in 0..3 {
         let reads = match held {
@@ -233,10 +240,10 @@ fn queues_that_one_thread_minds_are_not_held_up() {
                 reads
             }
         };
-        let before = minded();
+        let before = served_beside();
         let began = Instant::now();
         // A few rounds may pass before the two threads meet.
-        while minded() == before {
+        while served_beside() == before {
             assert!(began.elapsed() < PATIENCE, "{:?}", scene.queues());
             get_attributes(&mut pipeline, 2000);
         }

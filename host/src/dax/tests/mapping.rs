@@ -171,7 +171,7 @@ fn maps_of_a_front_end_that_thinks_in_bytes_are_counted() {
         Kind::Plain,
         2,
         DaxOptions {
-            max_pieces: 3,
+            max_extents: 3,
             ..DaxOptions::default()
         },
     );

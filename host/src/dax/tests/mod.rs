@@ -237,14 +237,14 @@ fn remove_one(offset: u64, len: u64) -> [RemoveMappingOne; 1] {
 /// What the ledger says each page shows.
 fn entered(dax: &Dax, files: &Files) -> BTreeMap<u64, Shown> {
     let mut pages = BTreeMap::new();
-    for piece in dax.state.lock().ledger.pieces() {
-        for i in 0..piece.range.len() / PAGE {
+    for extent in dax.state.lock().ledger.extents() {
+        for i in 0..extent.range.len() / PAGE {
             let shown = Shown {
-                inode: files.inode(piece.nodeid),
-                file_page: piece.file_offset / PAGE + i,
-                writable: piece.writable,
+                inode: files.inode(extent.nodeid),
+                file_page: extent.file_offset / PAGE + i,
+                writable: extent.writable,
             };
-            pages.insert(piece.range.start().0 / PAGE + i, shown);
+            pages.insert(extent.range.start().0 / PAGE + i, shown);
         }
     }
     pages

@@ -16,51 +16,51 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 /// with each request.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(super) struct Lead(AtomicU64);
+pub(super) struct Leadership(AtomicU64);
 
 /// What the leader holds: the value that the word has if it still leads.
 #[derive(Debug)]
-pub(super) struct Turn(u64);
+pub(super) struct Term(u64);
 
 /// What somebody else saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Sight(u64);
+pub(super) struct Observed(u64);
 
-impl Sight {
+impl Observed {
     /// Somebody is leading.
     pub(super) fn is_led(self) -> bool {
         self.0 % 2 == 1
     }
 }
 
-impl Lead {
+impl Leadership {
     /// Takes the lead if nobody has it.
-    pub(super) fn take(&self) -> Option<Turn> {
+    pub(super) fn take(&self) -> Option<Term> {
         let now = self.look();
         if now.is_led() {
             return None;
         }
-        self.change(now.0, now.0 + 1).then_some(Turn(now.0 + 1))
+        self.change(now.0, now.0 + 1).then_some(Term(now.0 + 1))
     }
 
     /// The leader's request is done and it would go on. Nothing if it was
     /// deposed meanwhile.
-    pub(super) fn step(&self, turn: Turn) -> Option<Turn> {
-        self.change(turn.0, turn.0 + 2).then_some(Turn(turn.0 + 2))
+    pub(super) fn step(&self, term: Term) -> Option<Term> {
+        self.change(term.0, term.0 + 2).then_some(Term(term.0 + 2))
     }
 
     /// The leader leads no more. False if it was deposed before.
-    pub(super) fn resign(&self, turn: Turn) -> bool {
-        self.change(turn.0, turn.0 + 1)
+    pub(super) fn resign(&self, term: Term) -> bool {
+        self.change(term.0, term.0 + 1)
     }
 
     /// What the word says.
-    pub(super) fn look(&self) -> Sight {
-        Sight(self.0.load(SeqCst))
+    pub(super) fn look(&self) -> Observed {
+        Observed(self.0.load(SeqCst))
     }
 
     /// Takes the lead from the leader if it is still at what was seen.
-    pub(super) fn depose(&self, seen: Sight) -> bool {
+    pub(super) fn depose(&self, seen: Observed) -> bool {
         seen.is_led() && self.change(seen.0, seen.0 + 1)
     }
 
@@ -104,30 +104,30 @@ mod tests {
         /// since it was looked at.
         #[test]
         fn there_is_one_leader_and_only_an_idle_look_deposes(acts in acts()) {
-            let lead = Lead::default();
-            let mut turns: [Option<Turn>; 3] = Default::default();
+            let lead = Leadership::default();
+            let mut terms: [Option<Term>; 3] = Default::default();
             let mut leader: Option<usize> = None;
-            let mut seen: Option<Sight> = None;
+            let mut seen: Option<Observed> = None;
             let mut fresh = false;
             for act in acts {
                 match act {
-                    Act::Take(who) if turns[who].is_none() => {
-                        turns[who] = lead.take();
-                        prop_assert_eq!(turns[who].is_some(), leader.is_none());
+                    Act::Take(who) if terms[who].is_none() => {
+                        terms[who] = lead.take();
+                        prop_assert_eq!(terms[who].is_some(), leader.is_none());
                         if leader.is_none() {
                             leader = Some(who);
                             fresh = false;
                         }
                     }
-                    Act::Step(who) => if let Some(turn) = turns[who].take() {
-                        turns[who] = lead.step(turn);
-                        prop_assert_eq!(turns[who].is_some(), leader == Some(who));
+                    Act::Step(who) => if let Some(term) = terms[who].take() {
+                        terms[who] = lead.step(term);
+                        prop_assert_eq!(terms[who].is_some(), leader == Some(who));
                         if leader == Some(who) {
                             fresh = false;
                         }
                     },
-                    Act::Resign(who) => if let Some(turn) = turns[who].take() {
-                        prop_assert_eq!(lead.resign(turn), leader == Some(who));
+                    Act::Resign(who) => if let Some(term) = terms[who].take() {
+                        prop_assert_eq!(lead.resign(term), leader == Some(who));
                         if leader == Some(who) {
                             leader = None;
                             fresh = false;
@@ -153,7 +153,7 @@ mod tests {
 
     #[test]
     fn every_change_counts_once() {
-        let lead = Lead::default();
+        let lead = Leadership::default();
         let [takes, steps, resigns, deposes] = [const { AtomicU64::new(0) }; 4];
         std::thread::scope(|scope| {
             for _ in 0..3 {
@@ -163,13 +163,13 @@ mod tests {
                             let deposed = lead.depose(lead.look());
                             deposes.fetch_add(u64::from(deposed), Relaxed);
                         }
-                        let Some(turn) = lead.take() else { continue };
+                        let Some(term) = lead.take() else { continue };
                         takes.fetch_add(1, Relaxed);
-                        let Some(turn) = lead.step(turn) else {
+                        let Some(term) = lead.step(term) else {
                             continue;
                         };
                         steps.fetch_add(1, Relaxed);
-                        resigns.fetch_add(u64::from(lead.resign(turn)), Relaxed);
+                        resigns.fetch_add(u64::from(lead.resign(term)), Relaxed);
                     }
                 });
             }
@@ -177,7 +177,7 @@ mod tests {
         let [takes, steps, resigns, deposes] =
             [takes, steps, resigns, deposes].map(|count| count.load(Relaxed));
         assert!(takes > 0 && steps > 0);
-        assert_eq!(lead.look(), Sight(takes + 2 * steps + resigns + deposes));
+        assert_eq!(lead.look(), Observed(takes + 2 * steps + resigns + deposes));
         assert_eq!(takes, resigns + deposes, "each lead ended in one way");
     }
 }
