@@ -45,6 +45,14 @@ impl Latency {
         Latency { histogram }
     }
 
+    /// An empty histogram of two significant digits, for those of which there are
+    /// many: 2 KiB, and 1 KiB more for each power of two.
+    pub fn coarse() -> Self {
+        let histogram =
+            Histogram::new(2).unwrap_or_else(|e| unreachable!("two digits are valid: {e}"));
+        Latency { histogram }
+    }
+
     /// Records one sample; longer than an hour counts as an hour.
     pub fn record(&mut self, sample: Duration) {
         let ns = u64::try_from(sample.as_nanos()).unwrap_or(HIGHEST_NS);

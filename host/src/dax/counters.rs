@@ -68,7 +68,7 @@ pub(super) struct Counters {
     removal_latency: Lazy,
 }
 
-/// A histogram that takes no memory, a quarter of a megabyte, before there is
+/// A histogram of two digits, some 10 KiB, that takes no memory before there is
 /// something to record: most shares of a process may never map anything.
 #[derive(Default)]
 struct Lazy(Mutex<Option<Box<Latency>>>);
@@ -76,7 +76,8 @@ struct Lazy(Mutex<Option<Box<Latency>>>);
 impl Lazy {
     fn record(&self, took: Duration) {
         let mut histogram = self.0.lock();
-        histogram.get_or_insert_default().record(took);
+        let histogram = histogram.get_or_insert_with(|| Box::new(Latency::coarse()));
+        histogram.record(took);
     }
 
     fn read(&self) -> (Summary, Vec<(u64, u64)>) {

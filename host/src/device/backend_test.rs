@@ -353,6 +353,24 @@ fn shmem_is_offered_only_with_a_window() {
     assert_eq!(without.protocol_features().bits() & (1 << 21), 0);
 }
 
+/// user-mode-linux stands still when it ends.
+#[test]
+fn a_channel_over_which_nothing_is_asked_for_stays_open() {
+    use std::io::Read;
+    use vhost::vhost_user::{Backend, VhostUserBackendReqHandler};
+
+    let machine = Machine::new(true, DaxMode::Never);
+    let (ours, mut theirs) = UnixStream::pair().expect("pair");
+    machine
+        .device
+        .set_backend_req_fd(Backend::from_stream(ours));
+    theirs.set_nonblocking(true).expect("set");
+    let open = theirs.read(&mut [0]).expect_err("nothing to read");
+    assert_eq!(open.kind(), std::io::ErrorKind::WouldBlock);
+    drop(machine);
+    assert_eq!(theirs.read(&mut [0]).expect("the end"), 0);
+}
+
 /// Some front ends have a configuration space, and warn of a second one.
 #[test]
 fn a_configuration_space_is_offered_only_for_its_tag() {

@@ -26,7 +26,7 @@ const MAX_MEM_SLOTS: u64 = 509;
 const UNSUPPORTED: Error = Error::InvalidOperation("not offered by this device");
 
 /// What the two ends have agreed on.
-#[derive(Debug, Default)]
+#[derive(Default)]
 pub(super) struct Negotiated {
     is_owned: bool,
     features: u64,
@@ -34,6 +34,9 @@ pub(super) struct Negotiated {
     regions: Regions,
     /// The descriptor of the message under way, if it hands over a channel.
     pub(super) channel: Option<UnixStream>,
+    /// A channel over which nothing is asked for. It stays open: front ends, UML
+    /// for one, do not expect its end.
+    idle_channel: Option<Backend>,
 }
 
 impl Device {
@@ -217,16 +220,12 @@ impl VhostUserBackendReqHandler for Device {
     /// The library keeps the descriptor to itself; that of the message under way
     /// is the same socket.
     fn set_backend_req_fd(&self, backend: Backend) {
-        drop(backend);
         let socket = self.negotiated.lock().channel.take();
         let replies = self.has_negotiated(VhostUserProtocolFeatures::REPLY_ACK);
         let maps = self.has_negotiated(VhostUserProtocolFeatures::SHMEM);
         match socket {
             Some(socket) if replies && maps => self.set_channel(socket),
-            Some(_) if maps => tracing::warn!(
-                "dax: the VMM has opened a channel and does not acknowledge (REPLY_ACK), so no DAX"
-            ),
-            _ => {}
+            _ => self.negotiated.lock().idle_channel = Some(backend),
         }
     }
 

@@ -28,6 +28,7 @@ use super::backend::{Device, END_PATIENCE, Limits};
 use super::client_slot::{ClientSlot, Next};
 use super::connection::Connection;
 use super::heap;
+use super::workers::STACK_BYTES;
 
 /// What the device tells the guest, and how much it may have under way.
 #[derive(Clone, Copy, Debug)]
@@ -172,6 +173,7 @@ fn attend(
     let span = tracing::Span::current();
     let messages = thread::Builder::new()
         .name("messages".into())
+        .stack_size(STACK_BYTES)
         .spawn(move || {
             let _in_span = span.enter();
             let served = catch_unwind(AssertUnwindSafe(|| connection.serve()));

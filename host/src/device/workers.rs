@@ -22,11 +22,14 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::heap;
 use super::kicks::{Heard, Kicks};
 use super::lane::{DeviceContext, Lane};
 
 /// A spare thread that is not needed for so long ends.
 const IDLE: Duration = Duration::from_secs(5);
+/// Of a thread that serves one guest: small ones share a page of page tables.
+pub(super) const STACK_BYTES: usize = 512 << 10;
 /// Between two looks at threads that are waited for.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -120,7 +123,7 @@ impl DeviceContext {
     fn spawn(self: &Arc<Self>, crew: &mut Crew) -> io::Result<()> {
         let context = Arc::clone(self);
         let builder = std::thread::Builder::new().name("worker".into());
-        builder.spawn(move || {
+        builder.stack_size(STACK_BYTES).spawn(move || {
             let _in_span = context.span.enter();
             context.defects.survive("a worker", || {
                 while let Some(queue) = context.sleep() {
@@ -178,6 +181,7 @@ impl DeviceContext {
                 Heard::Nothing if crew.asleep > 0 && crew.woken == woken => {
                     drop(crew);
                     self.handler.server.release_caches();
+                    heap::rest();
                     return None;
                 }
                 Heard::Nothing => {}

@@ -19,8 +19,9 @@ const SLOTS: usize = 64;
 /// A power of two of nanoseconds is split in this many steps.
 const STEPS: usize = 1 << STEP_BITS;
 const STEP_BITS: u32 = 2;
-/// Up to 2^40 ns, 18 minutes; longer counts as that.
-const BUCKETS: usize = 40 * STEPS;
+/// From 2^8 ns up to 2^36, a minute; what is shorter or longer counts as that.
+const BUCKETS: usize = (36 - FIRST_POWER) * STEPS;
+const FIRST_POWER: usize = 8;
 
 /// Counters of all request kinds.
 #[derive(Debug)]
@@ -189,19 +190,15 @@ fn shard_of_thread() -> usize {
 
 /// Bucket of a duration: its highest bit and the two bits below that.
 fn bucket(ns: u64) -> usize {
-    let ns = ns.max(1);
+    let ns = ns.max(1 << FIRST_POWER);
     let power = ns.ilog2();
-    let step = if power >= STEP_BITS {
-        (ns >> (power - STEP_BITS)) as usize % STEPS
-    } else {
-        0
-    };
-    (power as usize * STEPS + step).min(BUCKETS - 1)
+    let step = (ns >> (power - STEP_BITS)) as usize % STEPS;
+    ((power as usize - FIRST_POWER) * STEPS + step).min(BUCKETS - 1)
 }
 
 /// Upper end of a bucket.
 fn bucket_end_ns(bucket: usize) -> u64 {
-    let (power, step) = (bucket / STEPS, (bucket % STEPS) as u64);
+    let (power, step) = (FIRST_POWER + bucket / STEPS, (bucket % STEPS) as u64);
     let base = 1u64 << power;
     base + base * (step + 1) / STEPS as u64
 }
@@ -256,7 +253,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_duration_lies_below_the_end_of_its_bucket(ns in 4u64..1 << 39) {
+        fn a_duration_lies_below_the_end_of_its_bucket(ns in 1u64 << 8..1 << 35) {
             let end = bucket_end_ns(bucket(ns));
             prop_assert!(ns <= end && end <= ns + ns / 3, "{ns} {end}");
         }
