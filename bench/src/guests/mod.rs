@@ -35,7 +35,7 @@ const ROUNDS: usize = 15;
 /// Measures what each further idle guest costs one daemon.
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// Numbers of guests, the least first
+    /// Numbers of guests, the least first; one number is compared with one guest
     #[arg(long, value_delimiter = ',', default_values_t = [1, 16, 64])]
     counts: Vec<usize>,
 
@@ -78,12 +78,15 @@ struct Report {
 /// Runs it; true if the goal is met.
 pub(crate) fn run(args: &Args) -> Result<bool> {
     let binary = daemon::find(args.daemon.as_deref())?;
-    let ascending = args.counts.windows(2).all(|pair| pair[0] < pair[1]);
+    let mut counts = args.counts.clone();
+    if counts.len() == 1 {
+        counts.insert(0, 1);
+    }
     ensure!(
-        args.counts.len() >= 2 && args.counts[0] > 0 && ascending,
-        "--counts takes two numbers of guests at least, in ascending order"
+        counts[0] > 0 && counts.windows(2).all(|pair| pair[0] < pair[1]),
+        "--counts takes numbers of guests in ascending order; one alone is of two at least"
     );
-    let (costs, busy) = measure(&binary, &args.counts, args.request_queues)?;
+    let (costs, busy) = measure(&binary, &counts, args.request_queues)?;
     let report = Report::of(args.request_queues, costs, busy);
     match args.json {
         true => println!("{}", serde_json::to_string(&report)?),

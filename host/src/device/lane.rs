@@ -138,6 +138,9 @@ impl Lane {
             let Some(mut round) = Round::of(self) else {
                 return;
             };
+            // Without one, this thread hears the next kick of another queue only
+            // when it is done.
+            self.context.ensure_sleeper(self);
             let result = round.serve();
             let led_to_the_end = round.end();
             match result {

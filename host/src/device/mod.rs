@@ -61,6 +61,8 @@ mod stall;
 mod withdrawal;
 mod workers;
 
+pub(crate) use workers::STACK_BYTES;
+
 #[cfg(test)]
 #[path = "../../tests/driver/mod.rs"]
 mod driver;

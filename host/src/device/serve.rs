@@ -24,11 +24,11 @@ use crate::listen::stop::{event, is_rung_within, ring, wait};
 use crate::listen::{Stop, Wake};
 use crate::server::Server;
 
+use super::STACK_BYTES;
 use super::backend::{Device, END_PATIENCE, Limits};
 use super::client_slot::{ClientSlot, Next};
 use super::connection::Connection;
 use super::heap;
-use super::workers::STACK_BYTES;
 
 /// What the device tells the guest, and how much it may have under way.
 #[derive(Clone, Copy, Debug)]

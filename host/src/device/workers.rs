@@ -29,7 +29,7 @@ use super::lane::{DeviceContext, Lane};
 /// A spare thread that is not needed for so long ends.
 const IDLE: Duration = Duration::from_secs(5);
 /// Of a thread that serves one guest: small ones share a page of page tables.
-pub(super) const STACK_BYTES: usize = 512 << 10;
+pub(crate) const STACK_BYTES: usize = 512 << 10;
 /// Between two looks at threads that are waited for.
 const LOOK: Duration = Duration::from_millis(100);
 
@@ -173,9 +173,6 @@ impl DeviceContext {
             match heard {
                 Heard::Queue(queue) => {
                     crew.woken += 1;
-                    if crew.asleep == 0 {
-                        self.add(&mut crew, queue);
-                    }
                     return Some(queue);
                 }
                 Heard::Nothing if crew.asleep > 0 && crew.woken == woken => {

@@ -26,7 +26,7 @@ const FIRST_POWER: usize = 8;
 /// Counters of all request kinds.
 #[derive(Debug)]
 pub struct Counters {
-    shards: [Shard; SHARDS],
+    shards: [OnceLock<Box<Shard>>; SHARDS],
     malformed: AtomicU64,
     unanswerable: AtomicU64,
     unresolved: AtomicU64,
@@ -38,6 +38,14 @@ pub struct Counters {
 #[repr(align(128))]
 struct Shard {
     slots: [OnceLock<Box<Slot>>; SLOTS],
+}
+
+impl Shard {
+    fn new() -> Box<Shard> {
+        Box::new(Shard {
+            slots: [const { OnceLock::new() }; SLOTS],
+        })
+    }
 }
 
 #[derive(Debug)]
@@ -99,11 +107,7 @@ impl Counters {
     /// All zero.
     pub fn new() -> Self {
         Counters {
-            shards: [const {
-                Shard {
-                    slots: [const { OnceLock::new() }; SLOTS],
-                }
-            }; SHARDS],
+            shards: [const { OnceLock::new() }; SHARDS],
             malformed: AtomicU64::new(0),
             unanswerable: AtomicU64::new(0),
             unresolved: AtomicU64::new(0),
@@ -114,7 +118,8 @@ impl Counters {
     /// Counts one request.
     pub fn record(&self, opcode: Option<Opcode>, taken: Duration, failed: bool) {
         let index = opcode.map_or(0, |opcode| opcode as usize).min(SLOTS - 1);
-        let slot = self.shards[shard_of_thread()].slots[index].get_or_init(Slot::new);
+        let shard = self.shards[shard_of_thread()].get_or_init(Shard::new);
+        let slot = shard.slots[index].get_or_init(Slot::new);
         let ns = u64::try_from(taken.as_nanos()).unwrap_or(u64::MAX);
         slot.buckets[bucket(ns)].fetch_add(1, Relaxed);
         slot.total_ns.fetch_add(ns, Relaxed);
@@ -162,7 +167,8 @@ impl Counters {
     fn op(&self, opcode: Option<Opcode>) -> Option<OpReport> {
         let index = opcode.map_or(0, |opcode| opcode as usize);
         let (mut errors, mut total_ns, mut buckets) = (0u64, 0u64, [0u64; BUCKETS]);
-        for slot in self.shards.iter().filter_map(|s| s.slots[index].get()) {
+        let shards = self.shards.iter().filter_map(OnceLock::get);
+        for slot in shards.filter_map(|shard| shard.slots[index].get()) {
             errors += slot.errors.load(Relaxed);
             total_ns = total_ns.wrapping_add(slot.total_ns.load(Relaxed));
             for (sum, bucket) in buckets.iter_mut().zip(&slot.buckets) {

@@ -10,6 +10,7 @@ use rustix::fs::{CWD, Mode, OFlags};
 use tracing::Span;
 
 use crate::config::Config;
+use crate::device::STACK_BYTES;
 use crate::device::client_slot::Next;
 
 use super::name::ShareName;
@@ -110,7 +111,7 @@ impl Shares {
             true => tracing::error_span!("share", name = %name),
             false => Span::none(),
         };
-        let (share, config, socket) = Share::open(&self.config, new, span).map_err(failed)?;
+        let (share, device, socket) = Share::open(&self.config, new, span).map_err(failed)?;
         let share = Arc::new(share);
         let shares = Arc::downgrade(self);
         share.observe(move || {
@@ -124,8 +125,9 @@ impl Shares {
         );
         let thread = std::thread::Builder::new()
             .name(format!("share {name}"))
+            .stack_size(STACK_BYTES)
             .spawn(move || {
-                served.run(&config, &socket);
+                served.run(device, &socket);
                 // The file goes before the name is free again.
                 drop(socket);
                 drop(leave);

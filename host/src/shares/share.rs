@@ -14,7 +14,7 @@ use tracing::Span;
 use crate::config::Config;
 use crate::dax::{Dax, DaxMode};
 use crate::device::client_slot::{ClientSlot, Next};
-use crate::device::serve::{ServeError, serve};
+use crate::device::serve::{DeviceOptions, ServeError, serve};
 use crate::fs::SharedDir;
 use crate::listen::Stop;
 use crate::listen::socket::Socket;
@@ -111,7 +111,7 @@ impl Share {
         config: &Config,
         new: NewShare,
         span: Span,
-    ) -> Result<(Share, Config, Socket), ShareError> {
+    ) -> Result<(Share, DeviceOptions, Socket), ShareError> {
         let config = new.changes.apply(config)?;
         let fs = SharedDir::of(new.root, config.share.clone());
         let fs = fs.map_err(|cause| ShareError::Directory {
@@ -138,7 +138,7 @@ impl Share {
             span,
             thread: Mutex::default(),
         };
-        Ok((share, config, new.socket))
+        Ok((share, config.device, new.socket))
     }
 
     /// What it is.
@@ -182,9 +182,9 @@ impl Share {
     /// Serves one client after the other until it is closed. What fails
     /// meanwhile, this daemon's own internal errors among it, costs the guest its
     /// session, and is tried again.
-    pub(super) fn run(&self, config: &Config, socket: &Socket) {
+    pub(super) fn run(&self, device: DeviceOptions, socket: &Socket) {
         let _in_span = self.span.enter();
-        self.keep_on(|| serve(&self.server, config.device, socket, &self.stop, &self.slot));
+        self.keep_on(|| serve(&self.server, device, socket, &self.stop, &self.slot));
     }
 
     fn keep_on(&self, mut serve: impl FnMut() -> Result<(), ServeError>) {
