@@ -93,17 +93,17 @@ impl Device {
         let handler = Arc::new(RequestHandler::new(server.clone(), memory.clone()));
         let defects = Arc::new(Defects::default());
         let kicks = Arc::new(Kicks::new()?);
+        let queues = 1 + config.num_request_queues.get() as usize;
         let context = Arc::new(DeviceContext {
             parking: Parking::new(handler.clone(), defects.clone(), limits.parked),
             defects,
             handler,
-            workers: Workers::new(Arc::clone(&kicks), limits.stand_ins),
+            workers: Workers::new(Arc::clone(&kicks), queues, limits.stand_ins),
             multi_queue: MultiQueue::default(),
             lanes: OnceLock::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
             span: Span::current(),
         });
-        let queues = 1 + config.num_request_queues.get() as usize;
         let tallies = server.queues().tallies(queues).into_iter().enumerate();
         let lanes = tallies.map(|(index, tally)| {
             let ring = Ring::new(index, Arc::clone(&kicks), memory.clone(), MAX_QUEUE_SIZE)?;

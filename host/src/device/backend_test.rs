@@ -39,6 +39,7 @@ impl Machine {
         let fs = SharedDir::open(dir.path(), options).expect("a directory");
         let dax = Dax::new(DaxOptions {
             mode,
+            window_bytes: 1 << 30,
             ..Default::default()
         });
         let server = Arc::new(Server::new(fs, dax, ServerOptions::default()));

@@ -42,6 +42,8 @@ pub(super) struct Workers {
     /// Threads in a request that takes long, and how many those may be.
     away: AtomicUsize,
     most_away: usize,
+    /// One that leads each queue, those that are away, and a spare.
+    most: usize,
     closing: AtomicBool,
 }
 
@@ -55,15 +57,16 @@ struct Crew {
 }
 
 impl Workers {
-    /// None yet, to be woken by `kicks`; `most_away` of them may be in requests
-    /// that take long.
-    pub(super) fn new(kicks: Arc<Kicks>, most_away: usize) -> Workers {
+    /// None yet, to be woken by `kicks` for so many `queues`; `most_away` of them
+    /// may be in requests that take long.
+    pub(super) fn new(kicks: Arc<Kicks>, queues: usize, most_away: usize) -> Workers {
         Workers {
             kicks,
             crew: Mutex::default(),
             ended: Condvar::new(),
             away: AtomicUsize::new(0),
             most_away,
+            most: queues.saturating_add(most_away).saturating_add(1),
             closing: AtomicBool::new(false),
         }
     }
@@ -186,8 +189,12 @@ impl DeviceContext {
         }
     }
 
-    /// Starts one more thread, for the sake of a queue.
+    /// Starts one more thread, for the sake of a queue; not if one that is awake
+    /// has nothing to do but to sleep.
     fn add(self: &Arc<Self>, crew: &mut Crew, queue: usize) -> bool {
+        if crew.threads >= self.workers.most {
+            return false;
+        }
         let spawned = self.spawn(crew);
         let Some(lane) = self.lane(queue) else {
             return spawned.is_ok();
@@ -236,7 +243,7 @@ mod tests {
 
     #[test]
     fn those_that_are_away_are_counted() {
-        let with = |most| Workers::new(Arc::new(Kicks::new().expect("made")), most);
+        let with = |most| Workers::new(Arc::new(Kicks::new().expect("made")), 2, most);
         let workers = with(2);
         assert!(workers.try_leave() && workers.may_leave() && workers.try_leave());
         assert!(!workers.may_leave() && !workers.try_leave());

@@ -398,7 +398,9 @@ fn a_guest_that_stalls_all_its_threads_waits_for_itself() {
     scene.lower.release();
     finish(reads);
     other.join().expect("served");
-    assert_eq!(scene.queue().stand_ins_started, 3);
+    // One for each that is away, and at most a spare beside the first two.
+    let started = scene.queue().stand_ins_started;
+    assert!((3..=4).contains(&started), "{started}");
     scene.others_go_on(20);
 }
 
