@@ -179,6 +179,15 @@ fn what_a_guest_knows_of_a_mount_is_the_same_after_it_was_idle() {
     assert_eq!(found.nodeid, made.nodeid);
 }
 
+/// Unmounts a disk whose image is whole then, though other namespaces may have it
+/// mounted for a moment longer.
+fn unmount_synced(at: &Path) {
+    let top = std::fs::File::open(at).expect("mounted");
+    rustix::fs::syncfs(&top).expect("synced");
+    drop(top);
+    unmount(at, UnmountFlags::empty()).expect("unmounted");
+}
+
 /// Two disks of which one is a copy, so that handles of one open files of the
 /// other.
 #[test]
@@ -186,12 +195,12 @@ fn an_idle_mount_that_another_hides_is_not_taken_for_that() {
     let disk = ext4("rw");
     let at = disk.path();
     std::fs::write(at.join("f"), "one").expect("written");
-    unmount(at, UnmountFlags::empty()).expect("unmounted");
+    unmount_synced(at);
     let copy = disk.image().with_file_name("copy");
     std::fs::copy(disk.image(), &copy).expect("copied");
     mount_image(&copy, at, "rw");
     std::fs::write(at.join("f"), "above").expect("written");
-    unmount(at, UnmountFlags::empty()).expect("unmounted");
+    unmount_synced(at);
 
     let share = share();
     let at = share.path().join("sub");
