@@ -9,7 +9,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, LazyLock};
 
 use arbitrary::Arbitrary;
-use daxwindow_host::dax::front_end::Ask;
+use daxwindow_host::dax::front_end::ShmemRequest;
 use daxwindow_host::dax::{Dax, DaxMode, DaxOptions, FrontEnd, FrontEndError, MapFile, MapSource};
 use daxwindow_shared::fuse::{NO_HANDLE, RemoveMappingOne, SetupMappingIn};
 use daxwindow_shared::window::WindowRange;
@@ -61,10 +61,10 @@ impl Window {
 }
 
 impl FrontEnd for Window {
-    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
-        let (range, source) = match *ask {
-            Ask::Unmap(range) => return self.change(range, false),
-            Ask::Map(range, source) => (range, source),
+    fn request(&self, request: &ShmemRequest<'_>) -> Result<(), FrontEndError> {
+        let (range, source) = match *request {
+            ShmemRequest::Unmap(range) => return self.change(range, false),
+            ShmemRequest::Map(range, source) => (range, source),
         };
         let end = source.fd_offset.checked_add(range.len());
         assert!(end.is_some_and(|end| end <= i64::MAX as u64));

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use arbitrary::Arbitrary;
-use daxwindow_host::dax::front_end::Ask;
+use daxwindow_host::dax::front_end::ShmemRequest;
 use daxwindow_host::dax::{Dax, DaxMode, DaxOptions, FrontEnd, FrontEndError};
 use daxwindow_host::fs::{ShareOptions, SharedDir};
 use daxwindow_host::server::{Server, ServerOptions};
@@ -103,10 +103,10 @@ fn request(header: InHeader, body: &[u8]) -> Vec<u8> {
 struct Window;
 
 impl FrontEnd for Window {
-    fn ask(&self, ask: &Ask<'_>) -> Result<(), FrontEndError> {
-        let (Ask::Unmap(range) | Ask::Map(range, _)) = *ask;
+    fn request(&self, request: &ShmemRequest<'_>) -> Result<(), FrontEndError> {
+        let (ShmemRequest::Unmap(range) | ShmemRequest::Map(range, _)) = *request;
         assert!(range.end().0 <= WINDOW, "outside the window");
-        let Ask::Map(_, source) = *ask else {
+        let ShmemRequest::Map(_, source) = *request else {
             return Ok(());
         };
         let end = source.fd_offset.checked_add(range.len());
