@@ -82,6 +82,18 @@ fn print_session(path: &Path, extra: &[&str]) -> Output {
         .expect("the daemon starts")
 }
 
+fn map_range(session: &Session, nodeid: u64, offset: u64) {
+    session
+        .setup_mapping(
+            nodeid,
+            FileOffset(offset),
+            WindowOffset(offset),
+            RANGE,
+            true,
+        )
+        .expect("mapped");
+}
+
 fn verdict(status: &ShareStatus) -> (&str, &str) {
     (&status.dax.verdict, &status.dax.reason)
 }
@@ -93,15 +105,7 @@ fn a_guest_with_a_window_is_reported_with_what_it_did() {
     let session = attach(&scene.daemon);
     let file = walk(&session, "file").expect("found");
     for offset in [0, RANGE, 0] {
-        session
-            .setup_mapping(
-                file.nodeid,
-                FileOffset(offset),
-                WindowOffset(offset),
-                RANGE,
-                true,
-            )
-            .expect("mapped");
+        map_range(&session, file.nodeid, offset);
     }
     let error = session.setup_mapping(file.nodeid, FileOffset(0), WindowOffset(1), RANGE, true);
     error.expect_err("unaligned");
@@ -260,15 +264,7 @@ fn askers_who_do_not_read_hold_nothing_up() {
     }
     for turn in 0..20 {
         let offset = turn % 2 * RANGE;
-        session
-            .setup_mapping(
-                file.nodeid,
-                FileOffset(offset),
-                WindowOffset(offset),
-                RANGE,
-                true,
-            )
-            .expect("mapped");
+        map_range(&session, file.nodeid, offset);
         assert_serves(&session);
     }
     assert_eq!(scene.status().mappings.setups, 20);

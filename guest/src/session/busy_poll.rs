@@ -5,7 +5,10 @@
 //! take, above all in a virtual machine. So a thread that is the only one to
 //! wait on its queue polls for the completion, for twice the time that requests
 //! have lately taken, those slept for included. If they take longer than the
-//! limit, it does not poll at all.
+//! limit, it does not poll at all. Where the daemon gets no processor as long as
+//! the poll has it, because the two share one and the kernel runs who yields
+//! again, requests take what the poll takes: so each poll in vain is followed by
+//! twice as many requests that sleep at once.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -13,6 +16,9 @@ use std::time::{Duration, Instant};
 /// How long a polling thread spins before it yields between two polls: the
 /// daemon may be waiting for this very processor.
 const SPIN_ONLY: Duration = Duration::from_micros(5);
+
+/// At most `2^MOST_IN_VAIN - 1` requests sleep at once between two polls.
+const MOST_IN_VAIN: u32 = 6;
 
 /// [`SPIN_ONLY`], or zero if there is only one processor.
 fn spin_only() -> Duration {
@@ -39,6 +45,10 @@ pub(super) struct BusyPoll {
     spin_only: Duration,
     /// Moving average of what requests took.
     typical_ns: AtomicU32,
+    /// Polls in vain, one after the other.
+    in_vain: AtomicU32,
+    /// Requests that sleep at once before the next poll.
+    asleep: AtomicU32,
 }
 
 impl BusyPoll {
@@ -49,22 +59,28 @@ impl BusyPoll {
             max_ns,
             spin_only: spin_only(),
             typical_ns: AtomicU32::new(max_ns / 2),
+            in_vain: AtomicU32::new(0),
+            asleep: AtomicU32::new(0),
         }
     }
 
     /// Polls `ready` for as long as that is likely to pay; whether it was.
     pub(super) fn poll_until(&self, mode: PollMode, ready: impl Fn() -> bool) -> bool {
         let limit = self.limit(mode);
-        if limit.is_zero() {
+        if limit.is_zero() || self.sleeps_at_once() {
             return false;
         }
         let began = Instant::now();
         loop {
             if ready() {
+                self.in_vain.store(0, Ordering::Relaxed);
                 return true;
             }
             let elapsed = began.elapsed();
             if elapsed >= limit {
+                let in_vain = self.in_vain.load(Ordering::Relaxed).min(MOST_IN_VAIN);
+                self.asleep.store((1 << in_vain) - 1, Ordering::Relaxed);
+                self.in_vain.store(in_vain + 1, Ordering::Relaxed);
                 return false;
             }
             if mode == PollMode::Yield || elapsed >= self.spin_only {
@@ -73,6 +89,15 @@ impl BusyPoll {
                 std::hint::spin_loop();
             }
         }
+    }
+
+    /// Whether the last polls were in vain, so that this request does not poll.
+    fn sleeps_at_once(&self) -> bool {
+        let asleep = self.asleep.load(Ordering::Relaxed);
+        // Losing the update of another thread does no harm.
+        self.asleep
+            .store(asleep.saturating_sub(1), Ordering::Relaxed);
+        asleep > 0
     }
 
     fn limit(&self, mode: PollMode) -> Duration {
@@ -102,6 +127,25 @@ impl BusyPoll {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_poll_that_keeps_the_daemon_from_its_processor_is_given_up() {
+        let poll = BusyPoll::new(Duration::from_micros(200));
+        let mut polled = 0;
+        for _ in 0..640 {
+            let asked = std::cell::Cell::new(false);
+            let ready = || {
+                asked.set(true);
+                false
+            };
+            assert!(!poll.poll_until(PollMode::Yield, ready));
+            polled += usize::from(asked.get());
+        }
+        assert!((8..=20).contains(&polled), "{polled} of 640");
+        // The poll that finds a reply is followed by others.
+        while !poll.poll_until(PollMode::Yield, || true) {}
+        assert!((0..100).all(|_| poll.poll_until(PollMode::Yield, || true)));
+    }
 
     #[test]
     fn the_limit_follows_what_requests_take() {
