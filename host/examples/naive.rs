@@ -6,7 +6,7 @@
 use std::process::ExitCode;
 
 use clap::Parser;
-use daxwindow_host::cli::Flags;
+use daxwindow_host::cli::{Flags, Task};
 use daxwindow_host::daemon;
 use daxwindow_host::dax::TestFaults;
 
@@ -25,8 +25,11 @@ fn main() -> ExitCode {
     let naive = leave_out
         .into_iter()
         .fold(TestFaults::default(), TestFaults::and);
-    let task = flags.task().unwrap_or_else(|error| error.exit());
-    match daemon::run(task, naive) {
+    let mut task = flags.task().unwrap_or_else(|error| error.exit());
+    if let Task::Serve(config) = &mut task {
+        config.dax.test_faults = naive;
+    }
+    match daemon::run(task) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("naive: {error}");

@@ -13,7 +13,7 @@ use signal_hook::iterator::Signals;
 
 use crate::cli::{Task, ctl};
 use crate::config::{Config, Listen};
-use crate::dax::{DaxMode, TestFaults};
+use crate::dax::DaxMode;
 use crate::device::client_slot::Next;
 use crate::fs::{InodeFileHandles, SharedDir, SoleIds};
 use crate::isolation::root::{Root, Tree};
@@ -30,14 +30,14 @@ use crate::status::ask::print_session;
 use crate::status::capabilities::Capabilities;
 use crate::status::socket as status_socket;
 
-/// Serves until a signal ends it, or asks a daemon that does. `test_faults` is empty but in tests.
+/// Serves until a signal ends it, or asks a daemon that does.
 ///
 /// # Errors
 ///
 /// What keeps the daemon from starting, or broke its socket, with its cause.
-pub fn run(task: Task, test_faults: TestFaults) -> Result<(), Box<dyn Error>> {
+pub fn run(task: Task) -> Result<(), Box<dyn Error>> {
     match task {
-        Task::Serve(config) => start(*config, test_faults)?,
+        Task::Serve(config) => start(*config)?,
         Task::Ctl(ctl) => print!("{}", ctl::client::run(&ctl)?),
         Task::PrintSession { socket, json } => print_session(&socket, json)?,
         Task::PrintCapabilities => println!("{}", Capabilities::ours().to_json()),
@@ -46,11 +46,10 @@ pub fn run(task: Task, test_faults: TestFaults) -> Result<(), Box<dyn Error>> {
 }
 
 /// Makes what can only be made with all of the host to be seen, and serves.
-fn start(mut config: Config, test_faults: TestFaults) -> Result<(), Box<dyn Error>> {
+fn start(mut config: Config) -> Result<(), Box<dyn Error>> {
     config.divide(isolation::set_nofile(config.rlimit_nofile)?)?;
     isolation::ignore_file_size_signal();
     let strays = isolation::inherited(&config.listeners.descriptors())?;
-    config.dax.test_faults = test_faults;
     config.share.ids.sole = sole_ids(&config);
     let logs = isolation::opened_by(|| logs::init(&config.log_level, config.syslog))?;
     panics::to_log();

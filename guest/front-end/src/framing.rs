@@ -67,15 +67,6 @@ impl Message {
     }
 }
 
-/// Whether a call may wait for the peer.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Wait {
-    /// Until something can be done.
-    Forever,
-    /// Not at all, whatever the socket's own mode.
-    Never,
-}
-
 /// What one call of [`Inbox::receive`] brought.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Received {
@@ -98,19 +89,19 @@ pub(crate) struct Inbox {
 }
 
 impl Inbox {
-    /// Takes what one `recvmsg` gives. After a whole message, and before the
-    /// next call: [`clear`](Self::clear).
+    /// Takes what one `recvmsg` with `flags` gives. After a whole message, and
+    /// before the next call: [`clear`](Self::clear).
     pub(crate) fn receive(
         &mut self,
         socket: &UnixStream,
-        wait: Wait,
+        flags: RecvFlags,
     ) -> Result<Received, ChannelError> {
         let Message { header, body, fds } = &mut self.message;
         let rest = match self.filled.checked_sub(HEADER_BYTES) {
             None => header.as_mut_bytes().get_mut(self.filled..),
             Some(filled) => body.get_mut(filled..),
         };
-        match receive_part(socket, rest.unwrap_or_default(), fds, wait) {
+        match receive_part(socket, rest.unwrap_or_default(), fds, flags) {
             Ok(0) if self.filled == 0 => return Ok(Received::End),
             Ok(0) => return Err(ChannelError::Incomplete),
             Ok(received) => self.filled += received,
@@ -156,13 +147,12 @@ fn receive_part(
     socket: &UnixStream,
     out: &mut [u8],
     fds: &mut Vec<OwnedFd>,
-    wait: Wait,
+    flags: RecvFlags,
 ) -> rustix::io::Result<usize> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(KEPT_FDS))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
-    let mut flags = RecvFlags::CMSG_CLOEXEC;
-    flags.set(RecvFlags::DONTWAIT, wait == Wait::Never);
     let mut iov = [IoSliceMut::new(out)];
+    let flags = flags | RecvFlags::CMSG_CLOEXEC;
     let received = rustix::net::recvmsg(socket, &mut iov, &mut control, flags)?;
     for message in control.drain() {
         if let RecvAncillaryMessage::ScmRights(rights) = message {
@@ -198,10 +188,9 @@ impl Outbox {
         self.left = NUMBER_BYTES;
     }
 
-    /// Sends what the socket takes; whether that was all.
-    pub(crate) fn flush(&mut self, socket: &UnixStream, wait: Wait) -> io::Result<bool> {
-        let mut flags = SendFlags::NOSIGNAL;
-        flags.set(SendFlags::DONTWAIT, wait == Wait::Never);
+    /// Sends, with `flags`, what the socket takes; whether that was all.
+    pub(crate) fn flush(&mut self, socket: &UnixStream, flags: SendFlags) -> io::Result<bool> {
+        let flags = flags | SendFlags::NOSIGNAL;
         while self.left > 0 {
             let rest = self.bytes.get(NUMBER_BYTES - self.left..);
             match rustix::net::send(socket, rest.unwrap_or_default(), flags) {
@@ -224,7 +213,7 @@ impl Outbox {
 pub fn receive(socket: &UnixStream) -> io::Result<Option<Message>> {
     let mut inbox = Inbox::default();
     loop {
-        match inbox.receive(socket, Wait::Forever) {
+        match inbox.receive(socket, RecvFlags::empty()) {
             Ok(Received::Message) => return Ok(Some(inbox.message)),
             Ok(Received::Part) => {}
             // Only a socket that does not wait by its own mode has nothing.
@@ -244,7 +233,7 @@ pub fn receive(socket: &UnixStream) -> io::Result<Option<Message>> {
 pub fn send_number(socket: &UnixStream, request: u32, flags: u32, value: u64) -> io::Result<()> {
     let mut outbox = Outbox::default();
     outbox.put(request, flags, value);
-    match outbox.flush(socket, Wait::Forever)? {
+    match outbox.flush(socket, SendFlags::empty())? {
         true => Ok(()),
         false => Err(Errno::AGAIN.into()),
     }

@@ -1,8 +1,10 @@
 //! Handling that can be left out, so that tests can show what it prevents.
 //!
-//! No command line of the daemon reaches this: `host/examples/naive.rs` is
-//! the daemon that is built with it.
+//! Nothing is ever left out of a daemon that is built without the feature
+//! `test-faults`, and no command line of `daxwindowd` reaches this with it:
+//! `host/examples/naive.rs` is the daemon whose command line does.
 
+#[cfg(feature = "test-faults")]
 use std::str::FromStr;
 
 /// What to leave out. Empty is the daemon as it is meant.
@@ -33,6 +35,7 @@ impl TestFaults {
     /// Believe the memory table, however old it may be.
     pub const DOUBT_TABLE: TestFaults = TestFaults(1 << 10);
 
+    #[cfg(feature = "test-faults")]
     const NAMES: [(&'static str, TestFaults); 11] = [
         ("learn", TestFaults::LEARN),
         ("wait-until-live", TestFaults::WAIT_UNTIL_LIVE),
@@ -48,16 +51,18 @@ impl TestFaults {
     ];
 
     /// Whether all of `handling` is left out.
-    pub fn injects(self, handling: TestFaults) -> bool {
-        self.0 & handling.0 == handling.0
+    pub const fn injects(self, handling: TestFaults) -> bool {
+        cfg!(feature = "test-faults") && self.0 & handling.0 == handling.0
     }
 
     /// Both.
+    #[cfg(feature = "test-faults")]
     pub fn and(self, other: TestFaults) -> TestFaults {
         TestFaults(self.0 | other.0)
     }
 }
 
+#[cfg(feature = "test-faults")]
 impl FromStr for TestFaults {
     type Err = String;
 
@@ -70,7 +75,7 @@ impl FromStr for TestFaults {
     }
 }
 
-#[cfg(test)]
+#[cfg(all(test, feature = "test-faults"))]
 mod tests {
     use super::*;
 

@@ -99,6 +99,30 @@ fn requests_come_back_in_order_with_their_lengths() {
 }
 
 #[test]
+fn a_guest_kicks_only_while_nobody_looks_at_its_ring() {
+    for event_idx in [false, true] {
+        let mut machine = Machine::new(event_idx, DaxMode::Never);
+        let mut is_kick_wanted = |machine: &mut Machine| {
+            machine.driver.send(&init(), 200);
+            machine.driver.is_kick_wanted(event_idx)
+        };
+        assert!(is_kick_wanted(&mut machine), "before anybody has looked");
+        machine.vring.hush().expect("a ring");
+        assert!(!is_kick_wanted(&mut machine));
+        machine.kick();
+        assert!(is_kick_wanted(&mut machine), "nobody looks any more");
+        // Somebody took the lead who was not kicked.
+        machine.kick();
+        machine.vring.hush().expect("a ring");
+        assert!(!is_kick_wanted(&mut machine));
+        assert!(!is_kick_wanted(&mut machine));
+        assert!(machine.vring.listen().expect("a ring"), "they are there");
+        machine.kick();
+        assert_eq!(machine.driver.used(), 5);
+    }
+}
+
+#[test]
 fn a_bad_chain_fails_alone() {
     let mut machine = Machine::new(true, DaxMode::Never);
     machine.driver.send(&init(), 200);

@@ -7,7 +7,9 @@
 //! pays; where it does not, it is tried only now and then. After the first
 //! moments it lets other threads run between two looks: a guest on the same
 //! processors needs them to get to its next request. If these keep the
-//! processor for longer than a look, it does not pay either.
+//! processor for longer than a look, it does not pay either. With but one
+//! processor it is watched for a few yields at most: the guest cannot
+//! come while the worker has it.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -17,6 +19,9 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_micros(200);
 /// How long it takes the processor for itself.
 const SPIN: Duration = Duration::from_micros(5);
+/// Yields, with but one processor. It goes to a guest that comes at once with the
+/// first; the kernel lets some twenty of them pass before it goes to others.
+const YIELDS: u32 = 4;
 /// A success is worth this many failures.
 const REWARD: u32 = 3;
 const HIGHEST: u32 = 16;
@@ -27,19 +32,20 @@ const PROBE_EVERY: u32 = 64;
 #[derive(Debug)]
 pub(super) struct BusyPoll {
     spin: Duration,
+    most_yields: u32,
     score: AtomicU32,
     emptied: AtomicU32,
 }
 
 impl Default for BusyPoll {
     fn default() -> Self {
-        // With but one processor the guest cannot go on before it is yielded.
-        let spin = match std::thread::available_parallelism() {
-            Ok(processors) if processors.get() > 1 => SPIN,
-            _ => Duration::ZERO,
+        let (spin, most_yields) = match std::thread::available_parallelism() {
+            Ok(processors) if processors.get() > 1 => (SPIN, u32::MAX),
+            _ => (Duration::ZERO, YIELDS),
         };
         BusyPoll {
             spin,
+            most_yields,
             score: AtomicU32::new(0),
             emptied: AtomicU32::new(0),
         }
@@ -56,7 +62,7 @@ impl BusyPoll {
         if score == 0 && !emptied.is_multiple_of(PROBE_EVERY) {
             return false;
         }
-        let began = Instant::now();
+        let (began, mut yields) = (Instant::now(), 0);
         loop {
             let (ready, looked) = (is_ready(), began.elapsed());
             if ready {
@@ -69,11 +75,12 @@ impl BusyPoll {
                 self.score.store(score, Relaxed);
                 return true;
             }
-            if looked >= POLL {
+            if looked >= POLL || yields >= self.most_yields {
                 self.score.store(score.saturating_sub(1), Relaxed);
                 return false;
             }
             if looked >= self.spin {
+                yields += 1;
                 std::thread::yield_now();
             } else {
                 std::hint::spin_loop();

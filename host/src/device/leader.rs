@@ -134,8 +134,13 @@ impl Leader {
             return true;
         }
         self.lane.came_back(began.elapsed());
-        // Who gave it up takes it again if it is free.
-        self.gave_up.take() && self.take()
+        // Who gave it up takes it again if it is free, and the guest, which was
+        // to kick meanwhile, need not any more.
+        let takes_again = self.gave_up.take() && self.take();
+        if takes_again && let Err(error) = self.lane.ring().hush() {
+            self.lane.complain(&error);
+        }
+        takes_again
     }
 }
 

@@ -26,7 +26,9 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwapOption;
 use parking_lot::{Mutex, MutexGuard};
 use virtio_queue::{DescriptorChain, Error, Queue, QueueOwnedT, QueueT};
-use vm_memory::{GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap};
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestAddressSpace, GuestMemoryAtomic, GuestMemoryMmap,
+};
 
 use super::call::Call;
 use super::flight::Flight;
@@ -128,6 +130,17 @@ pub(super) enum Taken<'m> {
 /// A signal that was decided on, of this epoch.
 #[must_use = "the guest waits for it"]
 struct Signal(u32);
+
+/// Asks for a kick at an index that the guest has just passed and comes to
+/// again after 65,535 requests (virtio 1.3, 2.7.10).
+fn put_off_kicks(queue: &Queue, memory: &GuestMemoryMmap) -> Result<(), Error> {
+    let passed = queue.next_avail().wrapping_sub(1);
+    let avail_event = 4 + 8 * u64::from(queue.size());
+    let address = GuestAddress(queue.used_ring()).checked_add(avail_event);
+    let address = address.ok_or(Error::AddressOverflow)?;
+    let stored = memory.store(passed.to_le(), address, Ordering::Relaxed);
+    stored.map_err(Error::GuestMemory)
+}
 
 impl Ring {
     /// The ring of the queue `index`, of at most `max_size` descriptors in
@@ -383,9 +396,14 @@ impl Ring {
     /// Asks the guest not to kick while its ring is being emptied.
     pub(super) fn hush(&self) -> Result<(), Error> {
         let mut queue = self.locked();
-        match self.is_running() {
-            true => queue.disable_notification(&*self.0.memory.memory()),
-            false => Ok(()),
+        if !self.is_running() {
+            return Ok(());
+        }
+        let memory = self.0.memory.memory();
+        match queue.state().event_idx_enabled {
+            // This one only stays away from the next kick that was asked for.
+            true => put_off_kicks(&queue, &memory),
+            false => queue.disable_notification(&*memory),
         }
     }
 

@@ -88,6 +88,23 @@ impl Driver {
         self.store(at, &value.to_le_bytes());
     }
 
+    /// Whether the device wants a kick for the last chain made available
+    /// (virtio 1.3, 2.7.10): a driver that has agreed on `event_idx` looks at
+    /// an index, any other at a flag.
+    pub fn is_kick_wanted(&self, event_idx: bool) -> bool {
+        let load = |at| {
+            u16::from_le(
+                self.mem
+                    .load(GuestAddress(at), Ordering::SeqCst)
+                    .expect("inside"),
+            )
+        };
+        match event_idx {
+            true => load(self.base + USED + 4 + 8 * u64::from(SIZE)) == self.avail.wrapping_sub(1),
+            false => load(self.base + USED) == 0,
+        }
+    }
+
     /// Requests handed back so far.
     pub fn used(&self) -> u16 {
         let at = GuestAddress(self.base + USED + 2);

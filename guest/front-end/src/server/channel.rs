@@ -9,11 +9,13 @@ use std::net::Shutdown;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
+use rustix::net::{RecvFlags, SendFlags};
+
 use super::ServerOptions;
 use super::service::{Answer, Service};
 use super::stats::Counters;
 use crate::error::ChannelError;
-use crate::framing::{F_REPLY, Inbox, Outbox, Received, Wait};
+use crate::framing::{F_REPLY, Inbox, Outbox, Received};
 use crate::window::Window;
 
 pub(super) struct Channel {
@@ -54,11 +56,11 @@ impl Channel {
 
     /// Sends a reply that waits, or receives a part of a message and serves
     /// the message if that was the last one.
-    pub(super) fn step(&mut self, wait: Wait) -> Result<Step, ChannelError> {
+    pub(super) fn step(&mut self) -> Result<Step, ChannelError> {
         if self.is_closed {
             return Ok(Step::Closed);
         }
-        let step = self.take_step(wait);
+        let step = self.take_step();
         if matches!(step, Ok(Step::Closed) | Err(_)) {
             self.is_closed = true;
             self.inbox.clear();
@@ -67,19 +69,19 @@ impl Channel {
         step
     }
 
-    fn take_step(&mut self, wait: Wait) -> Result<Step, ChannelError> {
-        if !self.outbox.flush(&self.socket, wait)? {
+    fn take_step(&mut self) -> Result<Step, ChannelError> {
+        if !self.outbox.flush(&self.socket, SendFlags::DONTWAIT)? {
             return Ok(Step::WouldWrite);
         }
-        match self.inbox.receive(&self.socket, wait)? {
+        match self.inbox.receive(&self.socket, RecvFlags::DONTWAIT)? {
             Received::Part => Ok(Step::Done),
             Received::Nothing => Ok(Step::WouldRead),
             Received::End => Ok(Step::Closed),
-            Received::Message => self.serve(wait),
+            Received::Message => self.serve(),
         }
     }
 
-    fn serve(&mut self, wait: Wait) -> Result<Step, ChannelError> {
+    fn serve(&mut self) -> Result<Step, ChannelError> {
         let message = self.inbox.message();
         let request = message.header.request;
         let answer = self.service.answer(message);
@@ -90,7 +92,7 @@ impl Channel {
             Answer::HangUp => return Ok(Step::Closed),
             Answer::Lost => return Err(ChannelError::WindowLost),
         }
-        match self.outbox.flush(&self.socket, wait)? {
+        match self.outbox.flush(&self.socket, SendFlags::DONTWAIT)? {
             true => Ok(Step::Done),
             false => Ok(Step::WouldWrite),
         }

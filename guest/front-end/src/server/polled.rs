@@ -9,7 +9,6 @@ use super::ServerOptions;
 use super::channel::{Channel, Step};
 use super::stats::ServerStats;
 use crate::error::ChannelError;
-use crate::framing::Wait;
 use crate::window::Window;
 
 /// Steps of one [`serve_ready`](PolledServer::serve_ready): some thirty
@@ -67,7 +66,7 @@ impl PolledServer {
     /// [`Progress::Closed`].
     pub fn serve_ready(&mut self) -> Result<Progress, ChannelError> {
         for _ in 0..TURN {
-            match self.channel.step(Wait::Never)? {
+            match self.channel.step()? {
                 Step::Done => {}
                 Step::WouldRead => return Ok(Progress::WaitReadable),
                 Step::WouldWrite => return Ok(Progress::WaitWritable),

@@ -13,7 +13,6 @@ use super::ServerOptions;
 use super::channel::{Channel, Step};
 use super::stats::{Counters, ServerStats};
 use crate::error::ChannelError;
-use crate::framing::Wait;
 use crate::window::Window;
 
 /// The server on a thread of its own; stopped and joined on drop. What is
@@ -122,12 +121,13 @@ impl fmt::Debug for WindowServer {
     }
 }
 
+/// Sleeps in `poll` and never in `recvmsg`, which the kernel wakes once more
+/// whenever the back end has read a reply.
 fn run(channel: &mut Channel) -> Result<(), ChannelError> {
     loop {
-        match channel.step(Wait::Forever) {
+        match channel.step() {
             Ok(Step::Closed) => return Ok(()),
             Ok(Step::Done) => {}
-            // Only where the socket's own mode is not to wait.
             Ok(Step::WouldRead) => wait_for(&channel.socket, PollFlags::IN),
             Ok(Step::WouldWrite) => wait_for(&channel.socket, PollFlags::OUT),
             Err(error) if error.is_hang_up() => {
