@@ -12,7 +12,7 @@ use arbitrary::Arbitrary;
 use daxwindow_host::dax::front_end::ShmemRequest;
 use daxwindow_host::dax::{Dax, DaxMode, DaxOptions, FrontEnd, FrontEndError};
 use daxwindow_host::fs::{ShareOptions, SharedDir};
-use daxwindow_host::server::{Server, ServerOptions};
+use daxwindow_host::fuse::{Server, ServerOptions};
 use daxwindow_shared::fuse::ioctl::{FSSETXATTR, SETFLAGS};
 use daxwindow_shared::fuse::{EXT_GROUPS, ExtHeader, InHeader, InitIn, Opcode, OutHeader, ROOT_ID};
 use libfuzzer_sys::fuzz_target;

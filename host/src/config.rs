@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use rustix::fs::Gid;
 
 use crate::dax::DaxOptions;
-use crate::device::serve::DeviceOptions;
 use crate::fs::{InodeFileHandles, ShareOptions};
+use crate::fuse::ServerOptions;
 use crate::isolation;
-use crate::server::ServerOptions;
+use crate::vhost::serve::DeviceOptions;
 
 /// Descriptors kept for inodes known by handle, at most.
 const MOST_CACHED: usize = 1 << 14;

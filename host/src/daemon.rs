@@ -14,7 +14,6 @@ use signal_hook::iterator::Signals;
 use crate::cli::{Task, ctl};
 use crate::config::{Config, Listen};
 use crate::dax::DaxMode;
-use crate::device::client_slot::Next;
 use crate::fs::{InodeFileHandles, SharedDir, SoleIds};
 use crate::isolation::root::{Root, Tree};
 use crate::isolation::{self, Inside, Plan};
@@ -29,6 +28,7 @@ use crate::shares::{NewShare, ShareName, Shares};
 use crate::status::ask::print_session;
 use crate::status::capabilities::Capabilities;
 use crate::status::socket as status_socket;
+use crate::vhost::client_slot::Next;
 
 /// Serves until a signal ends it, or asks a daemon that does.
 ///

@@ -4,8 +4,9 @@
 //! | room | owns |
 //! | --- | --- |
 //! | [`listen`] | Unix sockets that listen, their files, and who waits there |
-//! | [`device`] | the vhost-user back end: features, configuration, queues, memory table, reset |
-//! | [`server`] | one FUSE request: decode, call, encode |
+//! | [`vhost`] | the vhost-user back end: clients, messages, configuration, memory table, reset |
+//! | [`queue`] | the queues of a device and the threads that serve them |
+//! | [`fuse`] | one FUSE request: decode, call, encode |
 //! | [`fs`] | the shared directory: inodes, handles, names, attributes |
 //! | [`dax`] | the window: ledger, front-end capabilities, policy |
 //! | [`padding`] | files that look longer than they are, and the process that makes them |
@@ -32,18 +33,19 @@ pub mod cli;
 pub mod config;
 pub mod daemon;
 pub mod dax;
-pub mod device;
 pub mod fs;
+pub mod fuse;
 pub mod isolation;
 pub mod listen;
 pub mod logs;
 pub mod metrics;
 pub mod padding;
 mod procfd;
-pub mod server;
+pub mod queue;
 pub mod shares;
 pub mod sigbus;
 pub mod status;
+pub mod vhost;
 
 #[cfg(test)]
 mod rooms_test;

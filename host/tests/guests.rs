@@ -146,7 +146,7 @@ fn each_socket_serves_a_guest_of_its_own() {
     }
     daemon.signal(rustix::process::Signal::USR1);
     for name in ["s", "second", "s-3"] {
-        let line = format!("share{{name={name}}}: daxwindow_host::server: live inodes=");
+        let line = format!("share{{name={name}}}: daxwindow_host::fuse: live inodes=");
         eventually("its counters are logged", || daemon.log().contains(&line));
     }
     // One goes, the others do not care.

@@ -2,7 +2,7 @@
 
 use clap::Args;
 
-use crate::server::{CacheMode, Caching};
+use crate::fuse::{CacheMode, Caching};
 
 /// See `--help`.
 #[derive(Clone, Debug, Args)]

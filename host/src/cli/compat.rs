@@ -8,8 +8,8 @@ use std::path::PathBuf;
 use clap::Args;
 
 use super::{Flags, When};
+use crate::fuse::CacheMode;
 use crate::isolation::Sandbox;
-use crate::server::CacheMode;
 
 /// See `--help`.
 #[derive(Clone, Debug, Args)]

@@ -31,9 +31,9 @@ use daxwindow_shared::virtiofs;
 
 use crate::config::Config;
 use crate::dax::DaxMode;
-use crate::device::serve::DeviceOptions;
 use crate::fs::{IdMapError, ShareOptions};
-use crate::server::ServerOptions;
+use crate::fuse::ServerOptions;
+use crate::vhost::serve::DeviceOptions;
 
 pub use activation::{ActivationFlags, Group};
 pub use attributes::AttributeFlags;

@@ -1,7 +1,7 @@
 //! Flags about queues and the threads that serve them.
 
 use super::size::count;
-use crate::device::backend::MAX_REQUEST_QUEUES;
+use crate::vhost::backend::MAX_REQUEST_QUEUES;
 
 /// Stand-ins of one guest, if nothing else is said: as many requests as Linux
 /// keeps in flight for read-ahead and write-back.

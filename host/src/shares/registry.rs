@@ -10,8 +10,8 @@ use rustix::fs::{CWD, Mode, OFlags};
 use tracing::Span;
 
 use crate::config::Config;
-use crate::device::STACK_BYTES;
-use crate::device::client_slot::Next;
+use crate::queue::STACK_BYTES;
+use crate::vhost::client_slot::Next;
 
 use super::name::ShareName;
 use super::share::{NewShare, Share, ShareError};

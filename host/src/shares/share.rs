@@ -13,12 +13,12 @@ use tracing::Span;
 
 use crate::config::Config;
 use crate::dax::{Dax, DaxMode};
-use crate::device::client_slot::{ClientSlot, Next};
-use crate::device::serve::{DeviceOptions, ServeError, serve};
 use crate::fs::SharedDir;
+use crate::fuse::Server;
 use crate::listen::Stop;
 use crate::listen::socket::Socket;
-use crate::server::Server;
+use crate::vhost::client_slot::{ClientSlot, Next};
+use crate::vhost::serve::{DeviceOptions, ServeError, serve};
 
 use super::name::ShareName;
 

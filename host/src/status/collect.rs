@@ -14,10 +14,10 @@ use super::document::{
 use crate::dax::library::Way;
 use crate::dax::{Capabilities, Dax, DaxStats, DaxVerdict, MapError};
 use crate::fs::InodeUsage;
+use crate::fuse::{DaxWish, Server};
 use crate::listen::main_pid;
 use crate::metrics::counters::OpReport;
 use crate::metrics::queues::QueueReport;
-use crate::server::{DaxWish, Server};
 use crate::shares::{About, Share, Shares};
 
 /// How things are now.

@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::document::{Common, CommonFile, TOP_FILES};
 use crate::fs::HostInode;
-use crate::server::Server;
+use crate::fuse::Server;
 
 use crate::shares::Share;
 

@@ -33,19 +33,19 @@ impl Ring {
     }
 
     /// Whether requests may be taken from it, as far as SET_VRING_ENABLE goes.
-    pub(super) fn set_enabled(&self, enabled: bool) {
+    pub(crate) fn set_enabled(&self, enabled: bool) {
         self.0.enabled.store(enabled, Ordering::SeqCst);
         self.changed();
     }
 
     /// Whether it is between SET_VRING_KICK and GET_VRING_BASE.
-    pub(super) fn set_started(&self, started: bool) {
+    pub(crate) fn set_started(&self, started: bool) {
         self.0.started.store(started, Ordering::SeqCst);
         self.changed();
     }
 
     /// Starts it, if it has a kick descriptor and is not started.
-    pub(super) fn start_if_kicked(&self) {
+    pub(crate) fn start_if_kicked(&self) {
         if self.0.kick.lock().is_some() && !self.0.started.load(Ordering::SeqCst) {
             self.set_started(true);
         }
@@ -57,7 +57,7 @@ impl Ring {
     /// # Errors
     ///
     /// An address that is not aligned, or cannot be read.
-    pub(super) fn set_addresses(&self, table: u64, avail: u64, used: u64) -> Result<(), Error> {
+    pub(crate) fn set_addresses(&self, table: u64, avail: u64, used: u64) -> Result<(), Error> {
         let set = self.set_up(|queue| {
             queue.try_set_desc_table_address(GuestAddress(table))?;
             queue.try_set_avail_ring_address(GuestAddress(avail))?;
@@ -72,7 +72,7 @@ impl Ring {
     /// # Errors
     ///
     /// When that cannot be read.
-    pub(super) fn follow_used_index(&self) -> Result<(), Error> {
+    pub(crate) fn follow_used_index(&self) -> Result<(), Error> {
         let index = self.used_index()?;
         self.set_up(|queue| queue.set_next_used(index));
         Ok(())
@@ -92,26 +92,26 @@ impl Ring {
     }
 
     /// Which request is taken next.
-    pub(super) fn next_avail(&self) -> u16 {
+    pub(crate) fn next_avail(&self) -> u16 {
         self.set_up(|queue| queue.next_avail()).unwrap_or(0)
     }
 
-    pub(super) fn set_next_avail(&self, base: u16) {
+    pub(crate) fn set_next_avail(&self, base: u16) {
         self.set_up(|queue| queue.set_next_avail(base));
     }
 
     /// As many descriptors.
-    pub(super) fn set_size(&self, descriptors: u16) {
+    pub(crate) fn set_size(&self, descriptors: u16) {
         self.set_up(|queue| queue.set_size(descriptors));
     }
 
     /// `VIRTIO_RING_F_EVENT_IDX`.
-    pub(super) fn set_event_idx(&self, enabled: bool) {
+    pub(crate) fn set_event_idx(&self, enabled: bool) {
         self.set_up(|queue| queue.set_event_idx(enabled));
     }
 
     /// From now on this kick descriptor is watched, and no other.
-    pub(super) fn set_kick(&self, kick: Option<File>) {
+    pub(crate) fn set_kick(&self, kick: Option<File>) {
         self.watch_kick(kick);
         self.changed();
     }

@@ -8,7 +8,7 @@ use crate::sigbus::{self, GuestId};
 
 /// What `work` answers within `patience`. It is done in a thread of its own,
 /// which goes on after that; nothing as well if there is none to be had.
-pub(super) fn within<T: Send + 'static>(
+pub(crate) fn within<T: Send + 'static>(
     patience: Duration,
     name: &str,
     work: impl FnOnce() -> T + Send + 'static,

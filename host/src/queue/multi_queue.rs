@@ -22,7 +22,7 @@ const LONG_NS: u32 = 9_000;
 
 /// Which thread serves more than one queue of a device.
 #[derive(Debug, Default)]
-pub(super) struct MultiQueue {
+pub(crate) struct MultiQueue {
     /// The shift under way; 0 for none.
     shift: AtomicU64,
     shifts: AtomicU64,

@@ -17,7 +17,7 @@ use std::time::Duration;
 use parking_lot::Mutex;
 use rustix::io::Errno;
 
-use crate::server::BlockedLock;
+use crate::fuse::BlockedLock;
 
 use super::defect::Defects;
 use super::handler::RequestHandler;
@@ -43,7 +43,7 @@ pub(super) struct Waiting {
 }
 
 /// The requests of one device that wait.
-pub(super) struct Parking {
+pub(crate) struct Parking {
     state: Arc<Mutex<State>>,
     handler: Arc<RequestHandler>,
     defects: Arc<Defects>,
@@ -91,7 +91,7 @@ fn is_among(queues: &[Option<usize>], queue: usize) -> bool {
 
 impl Parking {
     /// Nobody waits yet, and never more than `most`.
-    pub(super) fn new(handler: Arc<RequestHandler>, defects: Arc<Defects>, most: usize) -> Parking {
+    pub(crate) fn new(handler: Arc<RequestHandler>, defects: Arc<Defects>, most: usize) -> Parking {
         Parking {
             state: Arc::default(),
             handler,
@@ -144,12 +144,12 @@ impl Parking {
 
     /// One queue, or all, is being stopped: nothing of it waits until
     /// [`Parking::admit`].
-    pub(super) fn refuse(&self, queue: Option<usize>) {
+    pub(crate) fn refuse(&self, queue: Option<usize>) {
         self.state.lock().stopping.push(queue);
     }
 
     /// Takes back one [`Parking::refuse`].
-    pub(super) fn admit(&self, queue: Option<usize>) {
+    pub(crate) fn admit(&self, queue: Option<usize>) {
         let mut state = self.state.lock();
         if let Some(at) = state.stopping.iter().position(|of| *of == queue) {
             state.stopping.swap_remove(at);
@@ -157,7 +157,7 @@ impl Parking {
     }
 
     /// Ends the waits of one queue, or of all, with an error.
-    pub(super) fn cancel(&self, queue: Option<usize>) {
+    pub(crate) fn cancel(&self, queue: Option<usize>) {
         let mut state = self.state.lock();
         if !state.asking.is_empty() {
             state.cancelled.push(queue);
@@ -172,7 +172,7 @@ impl Parking {
 
     /// Ends everything that waits, and the thread, unless a file system or the
     /// guest's memory keeps it for longer than `patience`.
-    pub(super) fn close(&self, patience: Duration) {
+    pub(crate) fn close(&self, patience: Duration) {
         self.state.lock().closed = true;
         self.cancel(None);
         self.handler.bell().ring();

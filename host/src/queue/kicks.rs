@@ -18,7 +18,7 @@ use rustix::io::Errno;
 
 /// One device's.
 #[derive(Debug)]
-pub(super) struct Kicks {
+pub(crate) struct Kicks {
     epoll: OwnedFd,
     /// Rung by this process.
     bell: OwnedFd,
@@ -39,7 +39,7 @@ pub(super) enum Heard {
 const BELL: u64 = u64::MAX;
 
 impl Kicks {
-    pub(super) fn new() -> io::Result<Kicks> {
+    pub(crate) fn new() -> io::Result<Kicks> {
         let bell = eventfd(0, EventfdFlags::CLOEXEC | EventfdFlags::NONBLOCK)?;
         let epoll = epoll::create(CreateFlags::CLOEXEC)?;
         let data = EventData::new_u64(BELL);

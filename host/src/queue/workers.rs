@@ -1,7 +1,7 @@
 //! The threads that serve the queues of one device.
 //!
 //! They sleep on the kicks of all queues, and one that is woken serves the
-//! queue for which it was, see `lane`. The last to fall asleep is the first to
+//! queue for which it was, see `device_queue`. The last to fall asleep is the first to
 //! be woken. A guest that does nothing has one thread; one that does something
 //! has a spare, which sleeps while the other serves; the spare ends when the
 //! guest rests, and closes what is only kept open for its next request. A
@@ -22,9 +22,9 @@ use std::time::{Duration, Instant};
 
 use parking_lot::{Condvar, Mutex};
 
+use super::device_queue::{DeviceContext, DeviceQueue};
 use super::heap;
 use super::kicks::{Heard, Kicks};
-use super::lane::{DeviceContext, Lane};
 
 /// A spare thread that is not needed for so long ends.
 const IDLE: Duration = Duration::from_secs(5);
@@ -34,7 +34,7 @@ pub(crate) const STACK_BYTES: usize = 512 << 10;
 const LOOK: Duration = Duration::from_millis(100);
 
 /// The threads of one device.
-pub(super) struct Workers {
+pub(crate) struct Workers {
     kicks: Arc<Kicks>,
     crew: Mutex<Crew>,
     /// A thread has ended.
@@ -59,7 +59,7 @@ struct Crew {
 impl Workers {
     /// None yet, to be woken by `kicks` for so many `queues`; `most_away` of them
     /// may be in requests that take long.
-    pub(super) fn new(kicks: Arc<Kicks>, queues: usize, most_away: usize) -> Workers {
+    pub(crate) fn new(kicks: Arc<Kicks>, queues: usize, most_away: usize) -> Workers {
         Workers {
             kicks,
             crew: Mutex::default(),
@@ -89,7 +89,7 @@ impl Workers {
     }
 
     /// Threads end as they come back.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         // Release pairs with the Acquire in `is_closing`.
         self.closing.store(true, Ordering::Release);
         self.kicks.ring_nobody();
@@ -101,7 +101,7 @@ impl Workers {
 
     /// After [`close`](Self::close): waits until `deadline` for the threads to
     /// end, and returns how many did not. Now and then calls `look`.
-    pub(super) fn join(&self, deadline: Instant, look: impl Fn()) -> usize {
+    pub(crate) fn join(&self, deadline: Instant, look: impl Fn()) -> usize {
         let mut crew = self.crew.lock();
         while crew.threads > 0 && Instant::now() < deadline {
             let next = (Instant::now() + LOOK).min(deadline);
@@ -119,7 +119,7 @@ impl DeviceContext {
     /// # Errors
     ///
     /// When the process can have no more.
-    pub(super) fn start(self: &Arc<Self>) -> io::Result<()> {
+    pub(crate) fn start(self: &Arc<Self>) -> io::Result<()> {
         self.spawn(&mut self.workers.crew.lock())
     }
 
@@ -130,8 +130,8 @@ impl DeviceContext {
             let _in_span = context.span.enter();
             context.defects.survive("a worker", || {
                 while let Some(queue) = context.sleep() {
-                    if let Some(lane) = context.lane(queue) {
-                        lane.serve();
+                    if let Some(queue) = context.queue(queue) {
+                        queue.serve();
                     }
                 }
             });
@@ -196,18 +196,18 @@ impl DeviceContext {
             return false;
         }
         let spawned = self.spawn(crew);
-        let Some(lane) = self.lane(queue) else {
+        let Some(queue) = self.queue(queue) else {
             return spawned.is_ok();
         };
         match spawned {
             Ok(()) => {
                 if self.workers.away.load(Ordering::SeqCst) > 0 {
-                    lane.tally.stand_in_started();
+                    queue.tally.stand_in_started();
                 }
                 true
             }
             Err(error) => {
-                lane.tally.short_of_threads();
+                queue.tally.short_of_threads();
                 if let Some(held_back) = self.complaints.pass() {
                     tracing::warn!(held_back, %error, "no thread to serve beside another");
                 }
@@ -217,19 +217,19 @@ impl DeviceContext {
     }
 
     /// Sees to it that a thread sleeps that can be woken.
-    pub(super) fn ensure_sleeper(self: &Arc<Self>, lane: &Lane) -> bool {
+    pub(super) fn ensure_sleeper(self: &Arc<Self>, queue: &DeviceQueue) -> bool {
         let mut crew = self.workers.crew.lock();
-        crew.asleep > 0 || self.add(&mut crew, lane.index)
+        crew.asleep > 0 || self.add(&mut crew, queue.index)
     }
 
     /// Lets the thread that leads a queue be away, if there is another to lead;
     /// until [`Workers::come_back`].
-    pub(super) fn stand_in(self: &Arc<Self>, lane: &Lane) -> bool {
+    pub(super) fn stand_in(self: &Arc<Self>, queue: &DeviceQueue) -> bool {
         if !self.workers.try_leave() {
-            lane.tally.short_of_threads();
+            queue.tally.short_of_threads();
             return false;
         }
-        let has_other = self.ensure_sleeper(lane);
+        let has_other = self.ensure_sleeper(queue);
         if !has_other {
             self.workers.come_back();
         }

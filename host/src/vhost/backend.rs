@@ -2,7 +2,7 @@
 //!
 //! All this happens in the thread of the client's messages, where nothing may
 //! wait for the front end, nor for guest memory, for longer than a stop may
-//! take. Requests are handled by threads of the queues' own, see `lane`.
+//! take. Requests are handled by threads of the queues' own, see `device_queue`.
 
 use std::io;
 use std::os::unix::net::UnixStream;
@@ -26,20 +26,20 @@ use zerocopy::IntoBytes;
 
 use crate::dax::whole::is_window;
 use crate::dax::{CalledOff, Dax, TestFaults};
+use crate::fuse::Server;
 use crate::logs::Throttle;
-use crate::server::Server;
 
-use super::bounded::within;
-use super::defect::Defects;
-use super::handler::RequestHandler;
-use super::kicks::Kicks;
-use super::lane::{DeviceContext, Lane};
 use super::messages::Negotiated;
-use super::multi_queue::MultiQueue;
-use super::parking::Parking;
-use super::ring::{Memory, Ring};
-use super::withdrawal::withdraw;
-use super::workers::Workers;
+use crate::queue::bounded::within;
+use crate::queue::defect::Defects;
+use crate::queue::device_queue::{DeviceContext, DeviceQueue};
+use crate::queue::handler::RequestHandler;
+use crate::queue::kicks::Kicks;
+use crate::queue::multi_queue::MultiQueue;
+use crate::queue::parking::Parking;
+use crate::queue::ring::{Memory, Ring};
+use crate::queue::withdrawal::withdraw;
+use crate::queue::workers::Workers;
 
 /// Longest ring a guest may set up.
 pub(super) const MAX_QUEUE_SIZE: u16 = 1024;
@@ -60,7 +60,7 @@ pub(super) struct Device {
     server: Arc<Server>,
     context: Arc<DeviceContext>,
     config: Config,
-    lanes: Vec<Arc<Lane>>,
+    queues: Vec<Arc<DeviceQueue>>,
     pub(super) negotiated: Mutex<Negotiated>,
     window_reset: Mutex<Option<JoinHandle<()>>>,
     /// The client has gone, and the next one may be there: a message of the
@@ -100,26 +100,26 @@ impl Device {
             handler,
             workers: Workers::new(Arc::clone(&kicks), queues, limits.stand_ins),
             multi_queue: MultiQueue::default(),
-            lanes: OnceLock::new(),
+            queues: OnceLock::new(),
             complaints: Throttle::new(Duration::from_secs(10)),
             span: Span::current(),
         });
         let tallies = server.queues().tallies(queues).into_iter().enumerate();
-        let lanes = tallies.map(|(index, tally)| {
+        let queues = tallies.map(|(index, tally)| {
             let ring = Ring::new(index, Arc::clone(&kicks), memory.clone(), MAX_QUEUE_SIZE)?;
-            Ok(Lane::new(index, ring, Arc::clone(&context), tally))
+            Ok(DeviceQueue::new(index, ring, Arc::clone(&context), tally))
         });
-        let lanes = lanes.collect::<Result<Vec<_>, virtio_queue::Error>>();
-        let lanes = lanes.map_err(io::Error::other)?;
+        let queues = queues.collect::<Result<Vec<_>, virtio_queue::Error>>();
+        let queues = queues.map_err(io::Error::other)?;
         // Set once.
         let _ = context
-            .lanes
-            .set(lanes.iter().map(Arc::downgrade).collect());
+            .queues
+            .set(queues.iter().map(Arc::downgrade).collect());
         Ok(Device {
             server,
             context,
             config,
-            lanes,
+            queues,
             negotiated: Mutex::default(),
             window_reset: Mutex::new(None),
             is_over: AtomicBool::new(false),
@@ -138,7 +138,7 @@ impl Device {
     /// Nothing more is taken, and threads end as they come back.
     fn close(&self) {
         self.context.workers.close();
-        self.lanes.iter().for_each(|lane| lane.ring().close());
+        self.queues.iter().for_each(|queue| queue.ring().close());
         self.context.parking.close(END_PATIENCE);
     }
 
@@ -152,8 +152,8 @@ impl Device {
         &self.context.handler.memory
     }
 
-    pub(super) fn lanes(&self) -> &[Arc<Lane>] {
-        &self.lanes
+    pub(super) fn queues(&self) -> &[Arc<DeviceQueue>] {
+        &self.queues
     }
 
     /// The client is gone: nobody waits for it any more, and no thread takes
@@ -175,15 +175,15 @@ impl Device {
         // A VMM that fills its call descriptor again and again keeps nobody
         // longer than that.
         let free = || {
-            self.lanes
+            self.queues
                 .iter()
-                .for_each(|lane| lane.ring().free_senders())
+                .for_each(|queue| queue.ring().free_senders())
         };
         let stuck = self.context.workers.join(deadline, free);
         if stuck > 0 {
             // In whatever request of whichever queue.
-            self.lanes.iter().for_each(|lane| {
-                lane.ring().give_up();
+            self.queues.iter().for_each(|queue| {
+                queue.ring().give_up();
             });
             self.server.queues().given_up(stuck as u64);
             tracing::warn!(stuck, "threads are stuck in requests and are given up");
@@ -201,13 +201,13 @@ impl Device {
         parking.refuse(queue);
         let called_off = self.cancel_waits(queue);
         let deadline = Instant::now() + STOP_PATIENCE;
-        let all = self.lanes().iter().enumerate();
+        let all = self.queues().iter().enumerate();
         let stopped = all.filter(|(index, _)| queue.is_none_or(|queue| queue == *index));
         let given_up: u32 = stopped
-            .map(|(index, lane)| drain(index, lane, deadline))
+            .map(|(index, queue)| drain(index, queue, deadline))
             .sum();
         if given_up > 0 {
-            withdraw(&self.context.handler, self.lanes(), given_up);
+            withdraw(&self.context.handler, self.queues(), given_up);
         }
         parking.admit(queue);
         called_off
@@ -240,10 +240,14 @@ impl Device {
     }
 }
 
-fn drain(queue: usize, lane: &Lane, deadline: Instant) -> u32 {
-    let given_up = lane.ring().drain(deadline);
+fn drain(index: usize, queue: &DeviceQueue, deadline: Instant) -> u32 {
+    let given_up = queue.ring().drain(deadline);
     if given_up > 0 {
-        tracing::warn!(queue, given_up, "requests outlived the stop of their queue");
+        tracing::warn!(
+            queue = index,
+            given_up,
+            "requests outlived the stop of their queue"
+        );
     }
     given_up
 }

@@ -34,34 +34,34 @@ use super::stall::{Watch, Watched};
 use super::workers::Workers;
 
 /// What the queues of one device have in common.
-pub(super) struct DeviceContext {
-    pub(super) handler: Arc<RequestHandler>,
-    pub(super) parking: Parking,
-    pub(super) workers: Workers,
-    pub(super) defects: Arc<Defects>,
-    pub(super) multi_queue: MultiQueue,
+pub(crate) struct DeviceContext {
+    pub(crate) handler: Arc<RequestHandler>,
+    pub(crate) parking: Parking,
+    pub(crate) workers: Workers,
+    pub(crate) defects: Arc<Defects>,
+    pub(crate) multi_queue: MultiQueue,
     /// The queues by number, once they are known.
-    pub(super) lanes: OnceLock<Vec<Weak<Lane>>>,
-    pub(super) complaints: Throttle,
+    pub(crate) queues: OnceLock<Vec<Weak<DeviceQueue>>>,
+    pub(crate) complaints: Throttle,
     /// Where the log of its threads belongs.
-    pub(super) span: Span,
+    pub(crate) span: Span,
 }
 
 impl DeviceContext {
     /// One of its queues.
-    pub(super) fn lane(&self, queue: usize) -> Option<Arc<Lane>> {
-        self.lanes.get()?.get(queue)?.upgrade()
+    pub(super) fn queue(&self, queue: usize) -> Option<Arc<DeviceQueue>> {
+        self.queues.get()?.get(queue)?.upgrade()
     }
 
     /// Wakes a thread of each of these queues.
     pub(super) fn wake(&self, queues: Queues) {
-        let lanes = queues.filter_map(|queue| self.lane(queue));
-        lanes.for_each(|lane| lane.ring.changed());
+        let queues = queues.filter_map(|queue| self.queue(queue));
+        queues.for_each(|queue| queue.ring.changed());
     }
 }
 
 /// One queue.
-pub(super) struct Lane {
+pub(crate) struct DeviceQueue {
     pub(super) index: usize,
     ring: Ring,
     pub(super) context: Arc<DeviceContext>,
@@ -73,18 +73,18 @@ pub(super) struct Lane {
     pub(super) busy_poll: BusyPoll,
     /// A defect, for tests.
     #[cfg(test)]
-    pub(super) struck: AtomicBool,
+    pub(crate) struck: AtomicBool,
 }
 
-impl Lane {
+impl DeviceQueue {
     /// A queue that nobody serves yet.
-    pub(super) fn new(
+    pub(crate) fn new(
         index: usize,
         ring: Ring,
         context: Arc<DeviceContext>,
         tally: Arc<QueueTally>,
-    ) -> Arc<Lane> {
-        Arc::new(Lane {
+    ) -> Arc<DeviceQueue> {
+        Arc::new(DeviceQueue {
             index,
             ring,
             context,
@@ -98,7 +98,7 @@ impl Lane {
         })
     }
 
-    pub(super) fn ring(&self) -> &Ring {
+    pub(crate) fn ring(&self) -> &Ring {
         &self.ring
     }
 
@@ -114,7 +114,7 @@ impl Lane {
 
     /// Leads the queue, if nobody does, until the guest has nothing more for
     /// it or somebody else has the lead.
-    pub(super) fn serve(self: &Arc<Lane>) {
+    pub(crate) fn serve(self: &Arc<DeviceQueue>) {
         #[cfg(test)]
         assert!(!self.struck.swap(false, Ordering::SeqCst), "struck");
         if self.context.handler.has_stale_rings(&self.ring) {
@@ -176,7 +176,7 @@ impl Lane {
     }
 }
 
-impl Watched for Lane {
+impl Watched for DeviceQueue {
     fn leadership(&self) -> &Leadership {
         &self.leadership
     }

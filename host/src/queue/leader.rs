@@ -5,7 +5,7 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::lane::Lane;
+use super::device_queue::DeviceQueue;
 use super::leadership::Term;
 use super::stall;
 
@@ -20,7 +20,7 @@ pub(super) enum Whose {
 
 /// The lead of a queue, in the hands of a thread.
 pub(super) struct Leader {
-    pub(super) lane: Arc<Lane>,
+    pub(super) queue: Arc<DeviceQueue>,
     whose: Whose,
     term: Cell<Option<Term>>,
     /// The request under way gave up the lead by itself.
@@ -29,9 +29,9 @@ pub(super) struct Leader {
 
 impl Leader {
     /// Takes the lead if nobody has it.
-    pub(super) fn of(lane: &Arc<Lane>, whose: Whose) -> Option<Leader> {
+    pub(super) fn of(queue: &Arc<DeviceQueue>, whose: Whose) -> Option<Leader> {
         let leader = Leader {
-            lane: Arc::clone(lane),
+            queue: Arc::clone(queue),
             whose,
             term: Cell::new(None),
             gave_up: Cell::new(false),
@@ -40,13 +40,13 @@ impl Leader {
     }
 
     fn take(&self) -> bool {
-        let Some(term) = self.lane.leadership.take() else {
+        let Some(term) = self.queue.leadership.take() else {
             return false;
         };
         if self.whose == Whose::Own {
-            self.lane.counted.begin();
+            self.queue.counted.begin();
         }
-        stall::report(&self.lane);
+        stall::report(&self.queue);
         self.term.set(Some(term));
         true
     }
@@ -63,48 +63,48 @@ impl Leader {
         let Some(term) = self.term.take() else {
             return false;
         };
-        let resigned = self.lane.leadership.resign(term);
+        let resigned = self.queue.leadership.resign(term);
         match resigned {
-            true => self.lane.counted.end(),
+            true => self.queue.counted.end(),
             // Between two requests, for want of a processor.
-            false => self.lane.came_back(Duration::ZERO),
+            false => self.queue.came_back(Duration::ZERO),
         }
         resigned
     }
 
     /// Gives the lead up, and wakes somebody else if there is something to do.
     pub(super) fn hand_over(&self) {
-        if self.resign() && self.lane.has_more() {
-            self.lane.ring().changed();
+        if self.resign() && self.queue.has_more() {
+            self.queue.ring().changed();
         }
     }
 
     /// The same, if there is somebody else.
     pub(super) fn hand_over_if_possible(&self) {
-        if self.is_leading() && self.lane.context.ensure_sleeper(&self.lane) {
+        if self.is_leading() && self.queue.context.ensure_sleeper(&self.queue) {
             self.hand_over();
         }
     }
 
     /// The request under way takes long.
     pub(super) fn give_way(&self) {
-        if !self.is_leading() || !self.lane.context.stand_in(&self.lane) {
+        if !self.is_leading() || !self.queue.context.stand_in(&self.queue) {
             return;
         }
         let resigned = self
             .term
             .take()
-            .is_some_and(|term| self.lane.leadership.resign(term));
+            .is_some_and(|term| self.queue.leadership.resign(term));
         self.gave_up.set(resigned);
         if !resigned {
             // The detector was first, and has counted it.
-            self.lane.context.workers.come_back();
+            self.queue.context.workers.come_back();
         } else {
-            self.lane.counted.end();
-            self.lane.tally.gave_way();
-            self.lane.ring().tell_rest();
-            if self.lane.has_more() {
-                self.lane.ring().changed();
+            self.queue.counted.end();
+            self.queue.tally.gave_way();
+            self.queue.ring().tell_rest();
+            if self.queue.has_more() {
+                self.queue.ring().changed();
             }
         }
     }
@@ -114,9 +114,9 @@ impl Leader {
         let Some(term) = self.term.take() else {
             return false;
         };
-        let kept = self.lane.leadership.step(term);
+        let kept = self.queue.leadership.step(term);
         if kept.is_none() {
-            self.lane.came_back(Duration::ZERO);
+            self.queue.came_back(Duration::ZERO);
         }
         let keeps = kept.is_some();
         self.term.set(kept);
@@ -128,17 +128,17 @@ impl Leader {
         let kept = self
             .term
             .take()
-            .and_then(|term| self.lane.leadership.step(term));
+            .and_then(|term| self.queue.leadership.step(term));
         if kept.is_some() {
             self.term.set(kept);
             return true;
         }
-        self.lane.came_back(began.elapsed());
+        self.queue.came_back(began.elapsed());
         // Who gave it up takes it again if it is free, and the guest, which was
         // to kick meanwhile, need not any more.
         let takes_again = self.gave_up.take() && self.take();
-        if takes_again && let Err(error) = self.lane.ring().hush() {
-            self.lane.complain(&error);
+        if takes_again && let Err(error) = self.queue.ring().hush() {
+            self.queue.complain(&error);
         }
         takes_again
     }

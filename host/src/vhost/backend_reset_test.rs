@@ -84,7 +84,7 @@ fn a_request_that_comes_during_a_reset_waits_for_no_lock() {
         let reset = scope.spawn(|| device.reset());
         std::thread::sleep(Duration::from_millis(100));
         let slot = driver.send(&lock(Opcode::Setlkw, 2), 200);
-        device.lanes()[REQUESTS].serve();
+        device.queues()[REQUESTS].serve();
         under_way.complete(16);
         reset.join().expect("no panic");
         slot

@@ -11,24 +11,24 @@ use vm_memory::{GuestAddressSpace, GuestMemoryLoadGuard, GuestMemoryMmap};
 
 use crate::dax::{TestFaults, WindowGpas};
 use crate::fs::Bell;
-use crate::server::chain::{self, Writer};
-use crate::server::{BlockedLock, Outcome, ReplyPort, RequestQueue, Server};
+use crate::fuse::chain::{self, Writer};
+use crate::fuse::{BlockedLock, Outcome, ReplyPort, RequestQueue, Server};
 use crate::sigbus;
 
 use super::ring::{Chain, Completion, Memory, Ring};
 use super::stale::Staleness;
 
 /// One client's server and memory.
-pub(super) struct RequestHandler {
-    pub(super) server: Arc<Server>,
-    pub(super) memory: Memory,
+pub(crate) struct RequestHandler {
+    pub(crate) server: Arc<Server>,
+    pub(crate) memory: Memory,
     staleness: ArcSwap<Staleness>,
     /// Whose memory it is.
     guest: sigbus::GuestId,
 }
 
 impl RequestHandler {
-    pub(super) fn new(server: Arc<Server>, memory: Memory) -> RequestHandler {
+    pub(crate) fn new(server: Arc<Server>, memory: Memory) -> RequestHandler {
         RequestHandler {
             server,
             memory,
@@ -38,13 +38,13 @@ impl RequestHandler {
     }
 
     /// Watches the guest's memory from now on.
-    pub(super) fn watch(&self, memory: &GuestMemoryMmap) -> std::io::Result<()> {
+    pub(crate) fn watch(&self, memory: &GuestMemoryMmap) -> std::io::Result<()> {
         self.guest.act();
         sigbus::watch(memory)
     }
 
     /// All requests to come use this memory.
-    pub(super) fn replace_memory(&self, memory: GuestMemoryMmap) {
+    pub(crate) fn replace_memory(&self, memory: GuestMemoryMmap) {
         match self.memory.lock() {
             Ok(current) => current.replace(memory),
             Err(poisoned) => poisoned.into_inner().replace(memory),
@@ -62,7 +62,7 @@ impl RequestHandler {
 
     /// The client has gone: nothing of its memory is kept, whatever threads
     /// there still are.
-    pub(super) fn forget_memory(&self) {
+    pub(crate) fn forget_memory(&self) {
         self.replace_memory(GuestMemoryMmap::new());
         self.take_back_memory();
         sigbus::close_withdrawn();
@@ -93,13 +93,13 @@ impl RequestHandler {
 
     /// The memory table has these regions from now on, and may go out of date
     /// without a word.
-    pub(super) fn note_regions(&self, regions: &[(u64, u64)]) {
+    pub(crate) fn note_regions(&self, regions: &[(u64, u64)]) {
         let staleness = self.staleness.load().after(regions);
         self.staleness.store(Arc::new(staleness));
     }
 
     /// The memory table shows windows here whose bytes are elsewhere.
-    pub(super) fn note_windows(&self, windows: impl Iterator<Item = (u64, u64)>) {
+    pub(crate) fn note_windows(&self, windows: impl Iterator<Item = (u64, u64)>) {
         let staleness = self.staleness.load().with_windows(windows.collect());
         self.staleness.store(Arc::new(staleness));
     }
@@ -153,7 +153,7 @@ impl RequestHandler {
     }
 
     /// After guest memory was touched: puts right what vanished meanwhile.
-    pub(super) fn settle(&self) {
+    pub(crate) fn settle(&self) {
         self.guest.act();
         sigbus::remap();
         match sigbus::take_faults() {

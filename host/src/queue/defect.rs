@@ -10,11 +10,11 @@ use std::sync::OnceLock;
 
 /// How one client is let go.
 #[derive(Default)]
-pub(super) struct Defects(OnceLock<Box<dyn Fn() + Send + Sync>>);
+pub(crate) struct Defects(OnceLock<Box<dyn Fn() + Send + Sync>>);
 
 impl Defects {
     /// Has `hang_up` called when there is one. Once.
-    pub(super) fn end_by(&self, hang_up: impl Fn() + Send + Sync + 'static) {
+    pub(crate) fn end_by(&self, hang_up: impl Fn() + Send + Sync + 'static) {
         let _ = self.0.set(Box::new(hang_up));
     }
 

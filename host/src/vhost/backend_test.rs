@@ -7,10 +7,10 @@ use tempfile::TempDir;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use super::super::driver::{Driver, SIZE, SPAN, init, request};
-use super::super::ring::Taken;
 use crate::dax::{Dax, DaxMode, DaxOptions};
 use crate::fs::{ShareOptions, SharedDir};
-use crate::server::ServerOptions;
+use crate::fuse::ServerOptions;
+use crate::queue::ring::Taken;
 
 #[path = "backend_reset_test.rs"]
 mod reset;
@@ -56,7 +56,7 @@ impl Machine {
             device.start().expect("threads");
         }
         let driver = Driver::new(mem, 0);
-        let vring = device.lanes()[REQUESTS].ring().clone();
+        let vring = device.queues()[REQUESTS].ring().clone();
         vring.set_size(SIZE);
         let [table, used, avail] = driver.rings();
         vring.set_addresses(table, avail, used).expect("aligned");
@@ -72,7 +72,7 @@ impl Machine {
     }
 
     fn kick(&self) {
-        self.device.lanes()[REQUESTS].serve();
+        self.device.queues()[REQUESTS].serve();
     }
 }
 
@@ -102,7 +102,7 @@ fn requests_come_back_in_order_with_their_lengths() {
 fn a_guest_kicks_only_while_nobody_looks_at_its_ring() {
     for event_idx in [false, true] {
         let mut machine = Machine::new(event_idx, DaxMode::Never);
-        let mut is_kick_wanted = |machine: &mut Machine| {
+        let is_kick_wanted = |machine: &mut Machine| {
             machine.driver.send(&init(), 200);
             machine.driver.is_kick_wanted(event_idx)
         };
@@ -239,7 +239,7 @@ fn a_closed_ring_hands_nothing_back() {
     assert!(completion.is_awaited());
     machine.vring.close();
     assert!(!completion.is_awaited());
-    let locked = machine.vring.0.queue.lock();
+    let locked = machine.vring.locked();
     completion.complete(16);
     drop(locked);
     assert_eq!((machine.driver.used(), machine.vring.in_flight()), (0, 0));
@@ -249,7 +249,7 @@ fn a_closed_ring_hands_nothing_back() {
 #[test]
 fn a_thread_that_is_stuck_with_the_ring_locked_is_given_up() {
     let machine = Machine::new(true, DaxMode::Never);
-    let locked = machine.vring.0.queue.lock();
+    let locked = machine.vring.locked();
     assert_eq!(machine.vring.drain(Instant::now()), 1);
     drop(locked);
     assert_eq!(machine.vring.drain(Instant::now()), 0);
@@ -427,9 +427,11 @@ fn a_thread_that_panics_ends_the_client_and_no_other_thread() {
     let machine = Machine::with_threads(true, DaxMode::Never, true);
     let (told, heard) = std::sync::mpsc::channel();
     machine.device.end_by(move || told.send(()).expect("heard"));
-    let lane = &machine.device.lanes()[REQUESTS];
-    lane.struck.store(true, std::sync::atomic::Ordering::SeqCst);
-    lane.ring().changed();
+    let queue = &machine.device.queues()[REQUESTS];
+    queue
+        .struck
+        .store(true, std::sync::atomic::Ordering::SeqCst);
+    queue.ring().changed();
     let patience = Duration::from_secs(20);
     heard.recv_timeout(patience).expect("the client is let go");
     machine.device.hang_up();

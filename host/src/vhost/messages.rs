@@ -18,7 +18,7 @@ use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
 use super::backend::{Device, MAX_QUEUE_SIZE};
 use super::regions::{self, Regions, failed};
-use super::ring::Ring;
+use crate::queue::ring::Ring;
 
 /// Memory regions that a front end may add one by one: as many as KVM has slots,
 /// less a few.
@@ -41,8 +41,8 @@ pub(super) struct Negotiated {
 
 impl Device {
     fn ring(&self, index: u32) -> Result<&Ring> {
-        let lane = self.lanes().get(index as usize);
-        lane.map(|lane| lane.ring()).ok_or(Error::InvalidParam)
+        let queue = self.queues().get(index as usize);
+        queue.map(|queue| queue.ring()).ok_or(Error::InvalidParam)
     }
 
     fn has_negotiated(&self, feature: VhostUserProtocolFeatures) -> bool {
@@ -66,9 +66,9 @@ impl VhostUserBackendReqHandler for Device {
     }
 
     fn reset_device(&self) -> Result<()> {
-        self.lanes()
+        self.queues()
             .iter()
-            .for_each(|lane| lane.ring().set_enabled(false));
+            .for_each(|queue| queue.ring().set_enabled(false));
         self.negotiated.lock().features = 0;
         self.reset();
         Ok(())
@@ -84,12 +84,12 @@ impl VhostUserBackendReqHandler for Device {
         }
         self.negotiated.lock().features = features;
         let is_enabled_at_once = features & VhostUserVirtioFeatures::PROTOCOL_FEATURES.bits() == 0;
-        for lane in self.lanes() {
+        for queue in self.queues() {
             if is_enabled_at_once {
-                lane.ring().set_enabled(true);
+                queue.ring().set_enabled(true);
             }
             let event_idx = features & (1 << VIRTIO_RING_F_EVENT_IDX) != 0;
-            lane.ring().set_event_idx(event_idx);
+            queue.ring().set_event_idx(event_idx);
         }
         Ok(())
     }
@@ -197,7 +197,7 @@ impl VhostUserBackendReqHandler for Device {
     }
 
     fn get_queue_num(&self) -> Result<u64> {
-        Ok(self.lanes().len() as u64)
+        Ok(self.queues().len() as u64)
     }
 
     fn set_vring_enable(&self, index: u32, enable: bool) -> Result<()> {

@@ -34,7 +34,7 @@ use super::call::Call;
 use super::flight::Flight;
 use super::kicks::Kicks;
 
-pub(super) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
+pub(crate) type Memory = GuestMemoryAtomic<GuestMemoryMmap>;
 pub(super) type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
 /// Requests handed back before the guest is told of the first, if it has more
@@ -46,7 +46,7 @@ const LAST_WAIT: Duration = Duration::from_millis(100);
 
 /// A queue's ring. Clones are the same ring.
 #[derive(Clone)]
-pub(super) struct Ring(pub(super) Arc<Inner>);
+pub(crate) struct Ring(pub(super) Arc<Inner>);
 
 pub(super) struct Inner {
     pub(super) queue: Mutex<Queue>,
@@ -71,7 +71,7 @@ pub(super) struct Inner {
 /// The right to hand a request back.
 #[derive(Debug)]
 #[must_use = "the guest waits for its request"]
-pub(super) struct Ticket {
+pub(crate) struct Ticket {
     epoch: u32,
     head: u16,
 }
@@ -79,20 +79,20 @@ pub(super) struct Ticket {
 /// A request that is done, and the bytes written to it.
 #[derive(Debug)]
 #[must_use = "the guest waits for its request"]
-pub(super) struct Done {
+pub(crate) struct Done {
     pub(super) ticket: Ticket,
     pub(super) used: u32,
 }
 
 /// A [`Ticket`] with its ring.
-pub(super) struct Completion {
+pub(crate) struct Completion {
     ring: Ring,
     done: Option<Done>,
 }
 
 impl Completion {
     /// Hands back with `used` bytes written.
-    pub(super) fn complete(mut self, used: u32) {
+    pub(crate) fn complete(mut self, used: u32) {
         if let Some(done) = &mut self.done {
             done.used = used;
         }
@@ -101,7 +101,7 @@ impl Completion {
 
 impl Completion {
     /// Whether the guest still waits for it.
-    pub(super) fn is_awaited(&self) -> bool {
+    pub(crate) fn is_awaited(&self) -> bool {
         let done = self.done.as_ref();
         done.is_some_and(|done| self.ring.awaits(&done.ticket))
     }
@@ -116,7 +116,7 @@ impl Drop for Completion {
 }
 
 /// What taking from a ring came to.
-pub(super) enum Taken<'m> {
+pub(crate) enum Taken<'m> {
     /// A request.
     Request(Chain<'m>, Ticket),
     /// Nothing more is available, or the ring was stopped.
@@ -149,7 +149,7 @@ impl Ring {
     /// # Errors
     ///
     /// When the size is no ring's.
-    pub(super) fn new(
+    pub(crate) fn new(
         index: usize,
         kicks: Arc<Kicks>,
         memory: Memory,
@@ -173,14 +173,14 @@ impl Ring {
         })))
     }
 
-    fn locked(&self) -> MutexGuard<'_, Queue> {
+    pub(crate) fn locked(&self) -> MutexGuard<'_, Queue> {
         self.0.queue.lock()
     }
 
     /// Hands back what is done, and takes the next request, if the ring is
     /// enabled and started.
     /// Unless `at_once`, the guest may be told a little later.
-    pub(super) fn turn<'m>(
+    pub(crate) fn turn<'m>(
         &self,
         memory: &'m GuestMemoryMmap,
         done: Option<Done>,
@@ -250,7 +250,7 @@ impl Ring {
     }
 
     /// For a request that is answered by another thread.
-    pub(super) fn completion(&self, ticket: Ticket) -> Completion {
+    pub(crate) fn completion(&self, ticket: Ticket) -> Completion {
         Completion {
             ring: self.clone(),
             done: Some(Done { ticket, used: 0 }),
@@ -305,7 +305,7 @@ impl Ring {
 
     /// Waits until nothing is in flight; at `deadline` gives up whatever still
     /// is and answers how many those were.
-    pub(super) fn drain(&self, deadline: Instant) -> u32 {
+    pub(crate) fn drain(&self, deadline: Instant) -> u32 {
         while self.0.flight.has_landed_by(deadline) {
             // Who found the ring running before it was stopped lets go of it
             // before us, and its request is counted.
@@ -320,7 +320,7 @@ impl Ring {
 
     /// What is in flight is not waited for any more; how many those are, the
     /// thread counted that has the ring locked and cannot let go of it.
-    pub(super) fn give_up(&self) -> u32 {
+    pub(crate) fn give_up(&self) -> u32 {
         // Without the lock as well: its owner may be stuck in guest memory.
         let locked = self.0.queue.try_lock_for(LAST_WAIT);
         self.0.flight.give_up() + u32::from(locked.is_none())
@@ -333,14 +333,14 @@ impl Ring {
     }
 
     /// Its client has gone.
-    pub(super) fn close(&self) {
+    pub(crate) fn close(&self) {
         self.0.closed.store(true, Ordering::SeqCst);
         self.free_senders();
         self.changed();
     }
 
     /// Wakes threads that the VMM keeps in a signal.
-    pub(super) fn free_senders(&self) {
+    pub(crate) fn free_senders(&self) {
         if let Some(call) = &*self.0.call.load() {
             call.free();
         }
@@ -348,7 +348,7 @@ impl Ring {
 
     /// Requests taken and not yet handed back.
     #[cfg(test)]
-    pub(super) fn in_flight(&self) -> u32 {
+    pub(crate) fn in_flight(&self) -> u32 {
         self.0.flight.count()
     }
 
@@ -385,7 +385,7 @@ impl Ring {
 
     /// Lets the guest kick again. True if it has added requests meanwhile,
     /// which no kick will announce.
-    pub(super) fn listen(&self) -> Result<bool, Error> {
+    pub(crate) fn listen(&self) -> Result<bool, Error> {
         let mut queue = self.locked();
         match self.is_running() {
             true => queue.enable_notification(&*self.0.memory.memory()),
@@ -394,7 +394,7 @@ impl Ring {
     }
 
     /// Asks the guest not to kick while its ring is being emptied.
-    pub(super) fn hush(&self) -> Result<(), Error> {
+    pub(crate) fn hush(&self) -> Result<(), Error> {
         let mut queue = self.locked();
         if !self.is_running() {
             return Ok(());
@@ -408,12 +408,12 @@ impl Ring {
     }
 
     /// Somebody should look whether there is something to do.
-    pub(super) fn changed(&self) {
+    pub(crate) fn changed(&self) {
         self.0.kicks.ring(self.0.index);
     }
 
     /// From now on this descriptor signals the guest, and no other.
-    pub(super) fn set_call(&self, call: Option<File>) {
+    pub(crate) fn set_call(&self, call: Option<File>) {
         let call = call.and_then(|call| match Call::new(call) {
             Ok(call) => Some(Arc::new(call)),
             Err(error) => {

@@ -14,10 +14,10 @@ use rustix::io::Errno;
 use virtio_queue::Error;
 use vm_memory::GuestAddressSpace;
 
-use crate::server::{BlockedLock, Outcome, ReplyPort, RequestQueue};
+use crate::fuse::{BlockedLock, Outcome, ReplyPort, RequestQueue};
 
+use super::device_queue::{DeviceContext, DeviceQueue};
 use super::handler::DeferredReply;
-use super::lane::{DeviceContext, Lane};
 use super::leader::{Leader, Whose};
 use super::multi_queue::Shift;
 use super::parking::Waiting;
@@ -37,10 +37,10 @@ pub(super) struct Round {
 
 impl Round {
     /// Takes the lead of a thread's own queue, if nobody has it.
-    pub(super) fn of(lane: &Arc<Lane>) -> Option<Round> {
-        let leader = Leader::of(lane, Whose::Own)?;
+    pub(super) fn of(queue: &Arc<DeviceQueue>) -> Option<Round> {
+        let leader = Leader::of(queue, Whose::Own)?;
         Some(Round {
-            context: Arc::clone(&lane.context),
+            context: Arc::clone(&queue.context),
             leaders: vec![leader],
             shift: Cell::new(None),
         })
@@ -49,7 +49,7 @@ impl Round {
     /// Serves until the guest has nothing more for a while or the lead of the
     /// thread's own queue is lost. Answers how many requests were taken.
     pub(super) fn serve(&mut self) -> Result<u64, Error> {
-        self.leaders[0].lane.ring().hush()?;
+        self.leaders[0].queue.ring().hush()?;
         let mut taken = self.visit_all()?;
         let mut total = taken;
         while taken > 0 && self.leads_its_own() && (self.is_wanted() || self.watch()) {
@@ -73,12 +73,12 @@ impl Round {
 
     /// Whether there is something to do.
     fn is_wanted(&self) -> bool {
-        let is_waiting = |leader: &Leader| leader.is_leading() && leader.lane.ring().is_waiting();
+        let is_waiting = |leader: &Leader| leader.is_leading() && leader.queue.ring().is_waiting();
         self.leaders.iter().any(is_waiting) || self.context.multi_queue.has_assigned()
     }
 
     fn watch(&self) -> bool {
-        let busy_poll = &self.leaders[0].lane.busy_poll;
+        let busy_poll = &self.leaders[0].queue.busy_poll;
         processors::suffice() && busy_poll.poll(|| self.is_wanted())
     }
 
@@ -90,13 +90,13 @@ impl Round {
                 break;
             }
             let assigned = &self.leaders[at];
-            if !assigned.show() || !assigned.lane.ring().is_waiting() {
+            if !assigned.show() || !assigned.queue.ring().is_waiting() {
                 continue;
             }
             match self.visit(at) {
                 Ok(more) => taken += more,
                 Err(error) => {
-                    assigned.lane.complain(&error);
+                    assigned.queue.complain(&error);
                     assigned.resign();
                 }
             }
@@ -119,17 +119,17 @@ impl Round {
         self.leaders
             .retain(|leader| std::mem::take(&mut own) || leader.is_leading());
         for queue in multi_queue.take() {
-            let Some(lane) = self.context.lane(queue) else {
+            let Some(queue) = self.context.queue(queue) else {
                 continue;
             };
             // Led: by ourselves, or by somebody who will find what there is.
-            let Some(leader) = Leader::of(&lane, Whose::Assigned) else {
+            let Some(leader) = Leader::of(&queue, Whose::Assigned) else {
                 continue;
             };
-            match lane.ring().hush() {
+            match queue.ring().hush() {
                 Ok(()) => self.leaders.push(leader),
                 Err(error) => {
-                    lane.complain(&error);
+                    queue.complain(&error);
                     leader.resign();
                 }
             }
@@ -145,7 +145,7 @@ impl Round {
     /// Serves what is in one ring.
     fn visit(&self, at: usize) -> Result<u64, Error> {
         let (context, leader) = (&self.context, &self.leaders[at]);
-        let (lane, handler) = (&leader.lane, &context.handler);
+        let (queue, handler) = (&leader.queue, &context.handler);
         let visit = Visit {
             round: self,
             at,
@@ -155,13 +155,13 @@ impl Round {
         let (mut taken, mut done, mut last) = (0, None, 0);
         let mut clock = Instant::now();
         let result = loop {
-            if lane.is_closing() || (taken >= VISIT && self.others_wait()) {
+            if queue.is_closing() || (taken >= VISIT && self.others_wait()) {
                 break Ok(());
             }
             let memory = handler.memory_after(&mut last);
             // To tell late, somebody else must be able to tell instead.
             let at_once = !context.workers.may_leave();
-            let (chain, ticket) = match lane.ring().turn(&memory, done.take(), at_once) {
+            let (chain, ticket) = match queue.ring().turn(&memory, done.take(), at_once) {
                 Taken::Request(chain, ticket) => (chain, ticket),
                 Taken::Nothing => break Ok(()),
                 Taken::Outdated => continue,
@@ -182,13 +182,13 @@ impl Round {
             }
         };
         if let Some(done) = done {
-            lane.ring().hand_back(done);
+            queue.ring().hand_back(done);
             handler.settle();
         }
         drop(handler.memory_after(&mut last));
-        lane.tally.served(taken);
+        queue.tally.served(taken);
         if at > 0 {
-            lane.tally.served_beside(taken);
+            queue.tally.served_beside(taken);
         }
         result.map(|()| taken)
     }
@@ -218,8 +218,8 @@ impl Visit<'_> {
         }
     }
 
-    fn lane(&self) -> &Arc<Lane> {
-        &self.round.leaders[self.at].lane
+    fn queue(&self) -> &Arc<DeviceQueue> {
+        &self.round.leaders[self.at].queue
     }
 }
 
@@ -243,21 +243,21 @@ impl RequestQueue for Visit<'_> {
         Ok(Box::new(DeferredReply {
             handler: Arc::clone(&self.round.context.handler),
             reply_at,
-            completion: self.lane().ring().completion(ticket),
+            completion: self.queue().ring().completion(ticket),
         }))
     }
 
     fn wait_for_lock(&self, lock: BlockedLock) {
-        let (lane, parking) = (self.lane(), &self.round.context.parking);
+        let (queue, parking) = (self.queue(), &self.round.context.parking);
         parking.park(Waiting {
-            queue: lane.index,
-            ring_size: lane.ring().size(),
+            queue: queue.index,
+            ring_size: queue.ring().size(),
             lock,
         });
         // Who stops a ring marks it and then cancels: it has found this request,
         // or here is its mark.
-        if !lane.ring().is_running() {
-            parking.cancel(Some(lane.index));
+        if !queue.ring().is_running() {
+            parking.cancel(Some(queue.index));
         }
     }
 

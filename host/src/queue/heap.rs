@@ -27,7 +27,7 @@ pub(super) fn rest() {
 
 /// Gives what the allocator holds free back to the system: a client's tables
 /// may have been large, and the next one to need as much may never come.
-pub(super) fn give_back() {
+pub(crate) fn give_back() {
     #[cfg(target_env = "gnu")]
     // SAFETY: no pointer is involved; the allocator takes its own locks.
     unsafe {

@@ -19,16 +19,16 @@ use daxwindow_shared::virtiofs::Config;
 use vhost::vhost_user::Error as VhostError;
 use vm_memory::{GuestMemoryAtomic, GuestMemoryMmap};
 
+use crate::fuse::Server;
 use crate::listen::socket::Socket;
 use crate::listen::stop::{event, is_rung_within, ring, wait};
 use crate::listen::{Stop, Wake};
-use crate::server::Server;
 
-use super::STACK_BYTES;
 use super::backend::{Device, END_PATIENCE, Limits};
 use super::client_slot::{ClientSlot, Next};
 use super::connection::Connection;
-use super::heap;
+use crate::queue::STACK_BYTES;
+use crate::queue::heap;
 
 /// What the device tells the guest, and how much it may have under way.
 #[derive(Clone, Copy, Debug)]

@@ -19,8 +19,8 @@ use vm_memory::{
     GuestAddressSpace, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap,
 };
 
+use super::device_queue::DeviceQueue;
 use super::handler::RequestHandler;
-use super::lane::Lane;
 
 /// How long requests of other queues may still use what is replaced.
 const PATIENCE: Duration = Duration::from_secs(1);
@@ -28,7 +28,7 @@ const LOOK: Duration = Duration::from_millis(1);
 
 /// Leaves `given_up` threads without the guest's memory, and others with
 /// another mapping of it.
-pub(super) fn withdraw(handler: &RequestHandler, lanes: &[Arc<Lane>], given_up: u32) {
+pub(crate) fn withdraw(handler: &RequestHandler, queues: &[Arc<DeviceQueue>], given_up: u32) {
     let old = handler.memory.memory().into_inner();
     let fresh = map_again(&old).unwrap_or_else(|error| {
         tracing::error!(%error, "guest memory cannot be mapped again: its queues stand still");
@@ -38,7 +38,7 @@ pub(super) fn withdraw(handler: &RequestHandler, lanes: &[Arc<Lane>], given_up: 
         tracing::error!(%error, "guest memory cannot be watched");
     }
     handler.replace_memory(fresh);
-    lanes.iter().for_each(|lane| lane.ring().pass());
+    queues.iter().for_each(|queue| queue.ring().pass());
     let deadline = Instant::now() + PATIENCE;
     // One of them is this function's.
     let others = |old: &Arc<_>| Arc::strong_count(old) - 1;
