@@ -145,7 +145,7 @@ impl Scene {
 
 #[test]
 fn a_guest_with_too_many_waits_is_refused_more_of_them() {
-    let scene = Scene::new(&["--max-parked", "2"]);
+    let scene = Scene::new(&["--max-lock-waits", "2"]);
     let waits: Vec<_> = (0..10).map(|owner| scene.greedy.wait(owner)).collect();
     eventually("eight are refused", || scene.queues()[0].refused_waits == 8);
     // All but waiting goes on, for both.
@@ -181,7 +181,7 @@ fn a_guest_with_too_many_waits_is_refused_more_of_them() {
 
 #[test]
 fn with_no_room_to_wait_a_lock_is_refused_at_once() {
-    let scene = Scene::new(&["--max-parked", "0"]);
+    let scene = Scene::new(&["--max-lock-waits", "0"]);
     let wait = scene.greedy.wait(1);
     assert_eq!(wait.join().expect("an answer"), libc::ENOLCK);
     assert_eq!(scene.neighbour.set(libc::F_UNLCK), 0);

@@ -50,7 +50,7 @@ pub struct InodeFlags {
         default_value_t = 64,
         value_parser = count(..=4096),
     )]
-    pub max_parked: usize,
+    pub max_lock_waits: usize,
 }
 
 impl InodeFlags {
@@ -85,7 +85,7 @@ mod tests {
             ["--max-open-files", "0"],
             ["--max-mappings", "0"],
             ["--max-in-flight", "0"],
-            ["--max-parked", "4097"],
+            ["--max-lock-waits", "4097"],
         ] {
             let error = parse(&bad).expect_err("refused").to_string();
             assert!(error.contains(bad[0]), "{error}");

@@ -266,7 +266,7 @@ impl Flags {
                     None => virtiofs::Config::without_tag(queues),
                 },
                 thread_pool_size: self.queues.thread_pool_size,
-                max_parked: self.inodes.max_parked,
+                max_lock_waits: self.inodes.max_lock_waits,
             },
             isolation: self.sandbox.options(),
             rlimit_nofile: self.sandbox.rlimit_nofile,

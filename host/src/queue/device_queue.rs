@@ -25,8 +25,8 @@ use super::busy_poll::BusyPoll;
 use super::defect::Defects;
 use super::handler::RequestHandler;
 use super::leadership::{Leadership, Observed};
+use super::lock_waits::LockWaits;
 use super::multi_queue::{MultiQueue, Queues};
-use super::parking::Parking;
 use super::processors::Counted;
 use super::ring::Ring;
 use super::round::Round;
@@ -36,7 +36,7 @@ use super::workers::Workers;
 /// What the queues of one device have in common.
 pub(crate) struct DeviceContext {
     pub(crate) handler: Arc<RequestHandler>,
-    pub(crate) parking: Parking,
+    pub(crate) lock_waits: LockWaits,
     pub(crate) workers: Workers,
     pub(crate) defects: Arc<Defects>,
     pub(crate) multi_queue: MultiQueue,

@@ -1,5 +1,5 @@
 //! Where requests are handled and answered, whichever thread comes: what a
-//! queue's threads and the thread of parked requests have in common.
+//! queue's threads and the thread of those that wait for locks have in common.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;

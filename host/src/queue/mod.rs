@@ -15,7 +15,7 @@
 //! - `ring_setup`: how the front end sets it up.
 //! - `call`: what signals the guest.
 //! - `handler`: one request's way from descriptors to an answer.
-//! - `parking`: requests that wait for a lock.
+//! - `lock_waits`: requests that wait for a lock.
 //! - `stale`: where the memory table may be out of date.
 //! - `bounded`: work that may be stuck in a guest's memory.
 //! - `withdrawal`: takes the guest's memory from threads that are given up.
@@ -38,8 +38,8 @@ pub(crate) mod heap;
 pub(crate) mod kicks;
 mod leader;
 mod leadership;
+pub(crate) mod lock_waits;
 pub(crate) mod multi_queue;
-pub(crate) mod parking;
 mod processors;
 pub(crate) mod ring;
 mod ring_setup;

@@ -19,8 +19,8 @@ use crate::fuse::{BlockedLock, Outcome, ReplyPort, RequestQueue};
 use super::device_queue::{DeviceContext, DeviceQueue};
 use super::handler::DeferredReply;
 use super::leader::{Leader, Whose};
+use super::lock_waits::LockWait;
 use super::multi_queue::Shift;
-use super::parking::Waiting;
 use super::processors;
 use super::ring::{Done, Taken, Ticket};
 
@@ -248,8 +248,8 @@ impl RequestQueue for Visit<'_> {
     }
 
     fn wait_for_lock(&self, lock: BlockedLock) {
-        let (queue, parking) = (self.queue(), &self.round.context.parking);
-        parking.park(Waiting {
+        let (queue, lock_waits) = (self.queue(), &self.round.context.lock_waits);
+        lock_waits.add(LockWait {
             queue: queue.index,
             ring_size: queue.ring().size(),
             lock,
@@ -257,7 +257,7 @@ impl RequestQueue for Visit<'_> {
         // Who stops a ring marks it and then cancels: it has found this request,
         // or here is its mark.
         if !queue.ring().is_running() {
-            parking.cancel(Some(queue.index));
+            lock_waits.cancel(Some(queue.index));
         }
     }
 

@@ -322,7 +322,7 @@ pub struct Queues {
     /// Requests refused with `EBUSY`: `--max-in-flight` were under way.
     #[serde(default)]
     pub refused_in_flight: u64,
-    /// Requests refused with `ENOLCK`: `--max-parked` waited for locks, or too
+    /// Requests refused with `ENOLCK`: `--max-lock-waits` waited for locks, or too
     /// many for one queue.
     #[serde(default)]
     pub refused_waits: u64,

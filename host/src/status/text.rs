@@ -291,7 +291,7 @@ fn queues(page: &mut Page, status: &ShareStatus) {
         let _ = writeln!(
             page.0,
             "  over budget: {requests} requests under way (--max-in-flight), {waits} waits for \
-             locks (--max-parked)"
+             locks (--max-lock-waits)"
         );
     }
 }

@@ -35,8 +35,8 @@ use crate::queue::defect::Defects;
 use crate::queue::device_queue::{DeviceContext, DeviceQueue};
 use crate::queue::handler::RequestHandler;
 use crate::queue::kicks::Kicks;
+use crate::queue::lock_waits::LockWaits;
 use crate::queue::multi_queue::MultiQueue;
-use crate::queue::parking::Parking;
 use crate::queue::ring::{Memory, Ring};
 use crate::queue::withdrawal::withdraw;
 use crate::queue::workers::Workers;
@@ -74,7 +74,7 @@ pub(super) struct Limits {
     /// Threads beside one for each queue.
     pub(super) stand_ins: usize,
     /// Requests that may wait for locks.
-    pub(super) parked: usize,
+    pub(super) lock_waits: usize,
 }
 
 impl Device {
@@ -95,7 +95,7 @@ impl Device {
         let kicks = Arc::new(Kicks::new()?);
         let queues = 1 + config.num_request_queues.get() as usize;
         let context = Arc::new(DeviceContext {
-            parking: Parking::new(handler.clone(), defects.clone(), limits.parked),
+            lock_waits: LockWaits::new(handler.clone(), defects.clone(), limits.lock_waits),
             defects,
             handler,
             workers: Workers::new(Arc::clone(&kicks), queues, limits.stand_ins),
@@ -139,7 +139,7 @@ impl Device {
     fn close(&self) {
         self.context.workers.close();
         self.queues.iter().for_each(|queue| queue.ring().close());
-        self.context.parking.close(END_PATIENCE);
+        self.context.lock_waits.close(END_PATIENCE);
     }
 
     /// Has `hang_up` end the client if a thread of its queues meets a defect.
@@ -196,9 +196,9 @@ impl Device {
     /// these queues have under way. What takes too long is given up, and reaches
     /// nothing of the guest's memory any more.
     pub(super) fn stop(&self, queue: Option<usize>) -> Option<CalledOff> {
-        let parking = &self.context.parking;
+        let lock_waits = &self.context.lock_waits;
         // A ring may run on while its device is reset.
-        parking.refuse(queue);
+        lock_waits.refuse(queue);
         let called_off = self.cancel_waits(queue);
         let deadline = Instant::now() + STOP_PATIENCE;
         let all = self.queues().iter().enumerate();
@@ -209,7 +209,7 @@ impl Device {
         if given_up > 0 {
             withdraw(&self.context.handler, self.queues(), given_up);
         }
-        parking.admit(queue);
+        lock_waits.admit(queue);
         called_off
     }
 
@@ -219,7 +219,7 @@ impl Device {
         let (server, context) = (self.server.clone(), self.context.clone());
         let cancelled = within(STOP_PATIENCE, "cancel", move || {
             let called_off = server.dax().cancel_waits_for_vmm();
-            context.parking.cancel(queue);
+            context.lock_waits.cancel(queue);
             called_off
         });
         if cancelled.is_none() {

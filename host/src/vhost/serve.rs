@@ -38,7 +38,7 @@ pub struct DeviceOptions {
     /// Threads beside one for each queue, for requests that take long.
     pub thread_pool_size: usize,
     /// Requests that may wait for locks at a time; beyond, `ENOLCK`.
-    pub max_parked: usize,
+    pub max_lock_waits: usize,
 }
 
 /// Why serving ended before it was told to.
@@ -108,7 +108,7 @@ fn serve_client(
     };
     let limits = Limits {
         stand_ins: options.thread_pool_size,
-        parked: options.max_parked,
+        lock_waits: options.max_lock_waits,
     };
     let memory = GuestMemoryAtomic::new(GuestMemoryMmap::new());
     let device = Device::new(server.clone(), options.config, memory, limits);

@@ -66,7 +66,7 @@ pub(in crate::fs) struct NodeLimits {
 pub(in crate::fs) struct InodeTable {
     pub(super) by_id: IdShards<Arc<Inode>>,
     /// Each entry's node is in `by_id`.
-    pub(super) by_spot: Box<[RwLock<Index>]>,
+    pub(super) by_key: Box<[RwLock<Index>]>,
     hasher: RandomState,
     next_id: AtomicU64,
     session: Arc<AtomicU64>,
@@ -103,7 +103,7 @@ impl InodeTable {
         mounts.set_root(*proc, Arc::clone(&fd));
         let table = InodeTable {
             by_id: IdShards::new(),
-            by_spot: (0..SHARDS).map(|n| RwLock::new(Index::new(n))).collect(),
+            by_key: (0..SHARDS).map(|n| RwLock::new(Index::new(n))).collect(),
             hasher: RandomState::default(),
             next_id: AtomicU64::new(first_id()),
             session,
@@ -261,7 +261,7 @@ impl InodeTable {
 
     /// Drops all nodes but the root. The caller has begun a new session.
     pub(in crate::fs) fn clear(&self) {
-        for shard in &self.by_spot {
+        for shard in &self.by_key {
             let taken = shard.write().take();
             drop(taken);
         }
@@ -311,7 +311,7 @@ impl InodeTable {
     fn shard(&self, hash: u64) -> &RwLock<Index> {
         // Bits that the index itself does not use; the remainder is below the
         // number of shards.
-        &self.by_spot[(hash % SHARDS as u64) as usize]
+        &self.by_key[(hash % SHARDS as u64) as usize]
     }
 
     /// Whether it is true of an entry's node.

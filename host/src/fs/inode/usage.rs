@@ -33,8 +33,8 @@ impl InodeTable {
         let live = self.live();
         // An Arc puts two counters before what it holds.
         let node = size_of::<Inode>() + 2 * size_of::<usize>() + CHUNK_BYTES;
-        let by_spot: usize = self
-            .by_spot
+        let by_key: usize = self
+            .by_key
             .iter()
             .map(|shard| shard.read().heap_bytes())
             .sum();
@@ -43,7 +43,7 @@ impl InodeTable {
             live,
             heap_bytes: live * node.next_multiple_of(CHUNK_ALIGN)
                 + self.by_id.heap_bytes()
-                + by_spot,
+                + by_key,
             held_descriptors: self.descriptors().held(),
             cached_descriptors: self.descriptors().cached(),
             mounts,

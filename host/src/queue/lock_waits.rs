@@ -5,7 +5,7 @@
 //! which nobody tells. It starts with the first request that waits and ends
 //! with the device.
 //!
-//! Laws: a parked request is answered exactly once; it holds nothing of guest
+//! Laws: a request that waits is answered exactly once; it holds nothing of guest
 //! memory but the address of its reply's header, which is looked up again
 //! when there is something to say; how many there may be is bounded for each
 //! queue, so that the one that ends the wait finds room in its ring.
@@ -33,7 +33,7 @@ const LONGEST_PAUSE: Duration = Duration::from_millis(20);
 const CANCELLED: Errno = Errno::AGAIN;
 
 /// One request that waits.
-pub(super) struct Waiting {
+pub(super) struct LockWait {
     /// Its queue's number.
     pub(super) queue: usize,
     /// Descriptors of that queue.
@@ -43,7 +43,7 @@ pub(super) struct Waiting {
 }
 
 /// The requests of one device that wait.
-pub(crate) struct Parking {
+pub(crate) struct LockWaits {
     state: Arc<Mutex<State>>,
     handler: Arc<RequestHandler>,
     defects: Arc<Defects>,
@@ -53,7 +53,7 @@ pub(crate) struct Parking {
 
 #[derive(Default)]
 struct State {
-    waiting: Vec<Waiting>,
+    waiting: Vec<LockWait>,
     /// Those that are being asked for just now, by queue.
     asking: Vec<usize>,
     /// Queues that stopped waiting meanwhile.
@@ -89,10 +89,14 @@ fn is_among(queues: &[Option<usize>], queue: usize) -> bool {
     queues.iter().any(|of| of.is_none_or(|of| of == queue))
 }
 
-impl Parking {
+impl LockWaits {
     /// Nobody waits yet, and never more than `most`.
-    pub(crate) fn new(handler: Arc<RequestHandler>, defects: Arc<Defects>, most: usize) -> Parking {
-        Parking {
+    pub(crate) fn new(
+        handler: Arc<RequestHandler>,
+        defects: Arc<Defects>,
+        most: usize,
+    ) -> LockWaits {
+        LockWaits {
             state: Arc::default(),
             handler,
             defects,
@@ -101,7 +105,7 @@ impl Parking {
     }
 
     /// Lets a request wait; one too many is answered with `ENOLCK`.
-    pub(super) fn park(&self, waiting: Waiting) {
+    pub(super) fn add(&self, waiting: LockWait) {
         let mut state = self.state.lock();
         if state.is_stopping(waiting.queue) {
             drop(state);
@@ -129,7 +133,7 @@ impl Parking {
         let span = tracing::Span::current();
         let (alive, thread) = channel();
         let spawned = std::thread::Builder::new()
-            .name("parked".into())
+            .name("lock-waits".into())
             .spawn(move || {
                 let _alive: Sender<()> = alive;
                 span.in_scope(|| defects.survive("locks", || attend(&shared, &handler)));
@@ -143,12 +147,12 @@ impl Parking {
     }
 
     /// One queue, or all, is being stopped: nothing of it waits until
-    /// [`Parking::admit`].
+    /// [`LockWaits::admit`].
     pub(crate) fn refuse(&self, queue: Option<usize>) {
         self.state.lock().stopping.push(queue);
     }
 
-    /// Takes back one [`Parking::refuse`].
+    /// Takes back one [`LockWaits::refuse`].
     pub(crate) fn admit(&self, queue: Option<usize>) {
         let mut state = self.state.lock();
         if let Some(at) = state.stopping.iter().position(|of| *of == queue) {
@@ -162,8 +166,8 @@ impl Parking {
         if !state.asking.is_empty() {
             state.cancelled.push(queue);
         }
-        let hit = |one: &mut Waiting| queue.is_none_or(|queue| one.queue == queue);
-        let ended: Vec<Waiting> = state.waiting.extract_if(.., hit).collect();
+        let hit = |one: &mut LockWait| queue.is_none_or(|queue| one.queue == queue);
+        let ended: Vec<LockWait> = state.waiting.extract_if(.., hit).collect();
         drop(state);
         for waiting in ended {
             waiting.lock.responder.send(Err(CANCELLED));
@@ -216,7 +220,7 @@ fn attend(state: &Mutex<State>, handler: &RequestHandler) {
 }
 
 /// Asks for each, the oldest first, and answers those that still wait.
-fn ask(asking: Vec<Waiting>, handler: &RequestHandler) -> Vec<Waiting> {
+fn ask(asking: Vec<LockWait>, handler: &RequestHandler) -> Vec<LockWait> {
     let mut left = Vec::with_capacity(asking.len());
     for waiting in asking {
         match handler.retry(&waiting.lock) {
@@ -229,7 +233,7 @@ fn ask(asking: Vec<Waiting>, handler: &RequestHandler) -> Vec<Waiting> {
 
 /// Puts back what still waits, before what came since. Answers what does not
 /// any more, whether nothing waits, and whether all this is over.
-fn put_back(state: &mut State, left: Vec<Waiting>) -> (Vec<Waiting>, bool, bool) {
+fn put_back(state: &mut State, left: Vec<LockWait>) -> (Vec<LockWait>, bool, bool) {
     let (ended, mut kept): (Vec<_>, Vec<_>) = left
         .into_iter()
         .partition(|one| state.closed || state.is_cancelled(one.queue));
