@@ -29,7 +29,7 @@ use super::lock_waits::LockWaits;
 use super::multi_queue::{MultiQueue, Queues};
 use super::processors::Counted;
 use super::ring::Ring;
-use super::round::Round;
+use super::round::{Ended, Round};
 use super::stall::{Watch, Watched};
 use super::workers::Workers;
 
@@ -64,9 +64,9 @@ impl DeviceContext {
 pub(crate) struct DeviceQueue {
     pub(super) index: usize,
     ring: Ring,
-    pub(super) context: Arc<DeviceContext>,
+    pub(crate) context: Arc<DeviceContext>,
     pub(super) tally: Arc<QueueTally>,
-    pub(super) leadership: Leadership,
+    pub(crate) leadership: Leadership,
     watch: Watch,
     /// Of the thread whose own queue it is, while it serves.
     pub(super) counted: Counted,
@@ -126,10 +126,7 @@ impl DeviceQueue {
             }
             return;
         }
-        let mut idle_rounds = 0;
-        // One idle round may be a request that came between the last look and
-        // `listen`. A ring that claims more and yields nothing again is broken.
-        while idle_rounds < 2 && !self.is_closing() {
+        while !self.is_closing() {
             // Who has the lead will find what we were called for, and so will
             // the thread to which the queue is assigned.
             if self.leadership.look().is_led() || self.context.multi_queue.assign(self.index) {
@@ -143,13 +140,13 @@ impl DeviceQueue {
             self.context.ensure_sleeper(self);
             let result = round.serve();
             let led_to_the_end = round.end();
-            match result {
-                Ok(0) => idle_rounds += 1,
-                Ok(_) => idle_rounds = 0,
-                Err(error) => return self.complain(&error),
-            }
+            let ended = result.unwrap_or_else(|error| {
+                self.complain(&error);
+                Ended::Broken
+            });
             // After the lead is free: a kick from now on finds it so.
-            if !led_to_the_end || !self.has_more() {
+            let more = led_to_the_end && self.has_more();
+            if !more || ended == Ended::Broken {
                 return;
             }
         }

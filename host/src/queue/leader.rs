@@ -5,13 +5,15 @@ use std::cell::Cell;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use virtio_queue::Error;
+
 use super::device_queue::DeviceQueue;
 use super::leadership::Term;
 use super::stall;
 
 /// Whose queue it is that a thread leads.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Whose {
+pub(crate) enum Whose {
     /// The thread's own.
     Own,
     /// Another's, whose thread sleeps.
@@ -19,7 +21,7 @@ pub(super) enum Whose {
 }
 
 /// The lead of a queue, in the hands of a thread.
-pub(super) struct Leader {
+pub(crate) struct Leader {
     pub(super) queue: Arc<DeviceQueue>,
     whose: Whose,
     term: Cell<Option<Term>>,
@@ -29,7 +31,7 @@ pub(super) struct Leader {
 
 impl Leader {
     /// Takes the lead if nobody has it.
-    pub(super) fn of(queue: &Arc<DeviceQueue>, whose: Whose) -> Option<Leader> {
+    pub(crate) fn of(queue: &Arc<DeviceQueue>, whose: Whose) -> Option<Leader> {
         let leader = Leader {
             queue: Arc::clone(queue),
             whose,
@@ -123,6 +125,18 @@ impl Leader {
         keeps
     }
 
+    /// Asks the guest not to kick while this thread leads; false if the lead was
+    /// lost. Then somebody else may have asked for kicks before: they are asked
+    /// for once more.
+    pub(crate) fn hush(&self) -> Result<bool, Error> {
+        self.queue.ring().hush()?;
+        let leads = self.show();
+        if !leads && self.queue.has_more() {
+            self.queue.ring().changed();
+        }
+        Ok(leads)
+    }
+
     /// Whether this thread goes on after a request, which began at `began`.
     pub(super) fn goes_on(&self, began: Instant) -> bool {
         let kept = self
@@ -136,11 +150,12 @@ impl Leader {
         self.queue.came_back(began.elapsed());
         // Who gave it up takes it again if it is free, and the guest, which was
         // to kick meanwhile, need not any more.
-        let takes_again = self.gave_up.take() && self.take();
-        if takes_again && let Err(error) = self.queue.ring().hush() {
-            self.queue.complain(&error);
-        }
-        takes_again
+        self.gave_up.take()
+            && self.take()
+            && self.hush().unwrap_or_else(|error| {
+                self.queue.complain(&error);
+                true
+            })
     }
 }
 

@@ -16,7 +16,7 @@ use std::sync::atomic::{AtomicU64, Ordering::SeqCst};
 /// with each request.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(super) struct Leadership(AtomicU64);
+pub(crate) struct Leadership(AtomicU64);
 
 /// What the leader holds: the value that the word has if it still leads.
 #[derive(Debug)]
@@ -24,7 +24,7 @@ pub(super) struct Term(u64);
 
 /// What somebody else saw.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Observed(u64);
+pub(crate) struct Observed(u64);
 
 impl Observed {
     /// Somebody is leading.
@@ -55,12 +55,12 @@ impl Leadership {
     }
 
     /// What the word says.
-    pub(super) fn look(&self) -> Observed {
+    pub(crate) fn look(&self) -> Observed {
         Observed(self.0.load(SeqCst))
     }
 
     /// Takes the lead from the leader if it is still at what was seen.
-    pub(super) fn depose(&self, seen: Observed) -> bool {
+    pub(crate) fn depose(&self, seen: Observed) -> bool {
         seen.is_led() && self.change(seen.0, seen.0 + 1)
     }
 

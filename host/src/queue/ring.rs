@@ -354,7 +354,7 @@ impl Ring {
 
     /// Whether a started ring holds requests. A broken one does: taking from
     /// it will tell.
-    pub(super) fn is_waiting(&self) -> bool {
+    pub(crate) fn is_waiting(&self) -> bool {
         let queue = self.locked();
         self.is_running()
             && queue
@@ -393,7 +393,8 @@ impl Ring {
         }
     }
 
-    /// Asks the guest not to kick while its ring is being emptied.
+    /// Asks the guest not to kick while its ring is being emptied. Who does not
+    /// lead the queue [`listen`](Self::listen)s afterwards.
     pub(crate) fn hush(&self) -> Result<(), Error> {
         let mut queue = self.locked();
         if !self.is_running() {

@@ -27,6 +27,15 @@ use super::ring::{Done, Taken, Ticket};
 /// Requests of one ring until another has its turn.
 const VISIT: u64 = 32;
 
+/// Why a round ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ended {
+    /// There was nothing more, or the lead was lost.
+    Idle,
+    /// A ring claims to have requests, and yields none to who leads it.
+    Broken,
+}
+
 /// One thread's round.
 pub(super) struct Round {
     context: Arc<DeviceContext>,
@@ -47,16 +56,27 @@ impl Round {
     }
 
     /// Serves until the guest has nothing more for a while or the lead of the
-    /// thread's own queue is lost. Answers how many requests were taken.
-    pub(super) fn serve(&mut self) -> Result<u64, Error> {
-        self.leaders[0].queue.ring().hush()?;
-        let mut taken = self.visit_all()?;
-        let mut total = taken;
-        while taken > 0 && self.leads_its_own() && (self.is_wanted() || self.watch()) {
-            taken = self.visit_all()?;
-            total += taken;
+    /// thread's own queue is lost.
+    pub(super) fn serve(&mut self) -> Result<Ended, Error> {
+        if !self.leaders[0].hush()? {
+            return Ok(Ended::Idle);
         }
-        Ok(total)
+        let mut in_vain = 0;
+        while in_vain < 2 {
+            let taken = self.visit_all()?;
+            if !self.leads_its_own() {
+                return Ok(Ended::Idle);
+            }
+            match (taken, self.is_wanted()) {
+                // Came between the two looks, and is taken now.
+                (0, true) => in_vain += 1,
+                (0, false) => return Ok(Ended::Idle),
+                (_, true) => in_vain = 0,
+                (_, false) if !self.watch() => return Ok(Ended::Idle),
+                (_, false) => in_vain = 0,
+            }
+        }
+        Ok(Ended::Broken)
     }
 
     /// Leaves everything to others; false if the lead of the thread's own
@@ -126,8 +146,9 @@ impl Round {
             let Some(leader) = Leader::of(&queue, Whose::Assigned) else {
                 continue;
             };
-            match queue.ring().hush() {
-                Ok(()) => self.leaders.push(leader),
+            match leader.hush() {
+                Ok(true) => self.leaders.push(leader),
+                Ok(false) => {}
                 Err(error) => {
                     queue.complain(&error);
                     leader.resign();

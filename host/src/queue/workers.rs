@@ -71,8 +71,14 @@ impl Workers {
         }
     }
 
+    /// Starts no thread of its own accord: the caller serves.
+    #[cfg(test)]
+    pub(crate) fn take_caller_for_sleeper(&self) {
+        self.crew.lock().asleep += 1;
+    }
+
     /// Lets one more thread be away, if the budget has it.
-    fn try_leave(&self) -> bool {
+    pub(crate) fn try_leave(&self) -> bool {
         let one_more = |away| (away < self.most_away).then_some(away + 1);
         let (success, failure) = (Ordering::SeqCst, Ordering::SeqCst);
         self.away.fetch_update(success, failure, one_more).is_ok()
@@ -84,7 +90,7 @@ impl Workers {
     }
 
     /// Whether one more may be away.
-    pub(super) fn may_leave(&self) -> bool {
+    pub(crate) fn may_leave(&self) -> bool {
         self.away.load(Ordering::SeqCst) < self.most_away
     }
 

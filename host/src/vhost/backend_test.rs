@@ -6,6 +6,8 @@ use daxwindow_shared::fuse::{Opcode, ROOT_ID};
 use tempfile::TempDir;
 use vm_memory::{GuestAddress, GuestAddressSpace, GuestMemoryMmap};
 
+use crate::queue::leader::{Leader, Whose};
+
 use super::super::driver::{Driver, SIZE, SPAN, init, request};
 use crate::dax::{Dax, DaxMode, DaxOptions};
 use crate::fs::{ShareOptions, SharedDir};
@@ -52,8 +54,9 @@ impl Machine {
             lock_waits: 64,
         };
         let device = Device::new(server, config, memory, limits).expect("descriptors");
-        if serve {
-            device.start().expect("threads");
+        match serve {
+            true => device.start().expect("threads"),
+            false => device.context.workers.take_caller_for_sleeper(),
         }
         let driver = Driver::new(mem, 0);
         let vring = device.queues()[REQUESTS].ring().clone();
@@ -72,7 +75,13 @@ impl Machine {
     }
 
     fn kick(&self) {
-        self.device.queues()[REQUESTS].serve();
+        // A thread that has no processor for a moment is deposed.
+        for _ in 0..100 {
+            self.device.queues()[REQUESTS].serve();
+            if !self.vring.is_waiting() {
+                break;
+            }
+        }
     }
 }
 
@@ -119,6 +128,29 @@ fn a_guest_kicks_only_while_nobody_looks_at_its_ring() {
             assert!(!ring.listen().expect("a ring"));
         }
         assert!(is_kick_wanted(), "nobody looks any more");
+    }
+}
+
+/// A thread that took the lead and had no processor was deposed before it asked
+/// the guest not to kick: nobody would have heard of the next request.
+#[test]
+fn who_was_deposed_silences_no_guest() {
+    for event_idx in [false, true] {
+        let mut machine = Machine::new(event_idx, DaxMode::Never);
+        let queue = machine.device.queues()[REQUESTS].clone();
+        let leader = Leader::of(&queue, Whose::Own).expect("nobody leads");
+        assert!(queue.context.workers.try_leave());
+        assert!(queue.leadership.depose(queue.leadership.look()));
+        assert!(!queue.ring().listen().expect("a ring"));
+        assert!(!leader.hush().expect("a ring"), "it was deposed");
+        machine.driver.send(&init(), 200);
+        assert!(machine.driver.is_kick_wanted(event_idx));
+        assert!(queue.context.workers.may_leave(), "it is back");
+        // One that leads does.
+        let leader = Leader::of(&queue, Whose::Own).expect("nobody leads");
+        assert!(leader.hush().expect("a ring"));
+        machine.driver.send(&init(), 200);
+        assert!(!machine.driver.is_kick_wanted(event_idx));
     }
 }
 
