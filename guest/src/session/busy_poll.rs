@@ -5,10 +5,11 @@
 //! take, above all in a virtual machine. So a thread that is the only one to
 //! wait on its queue polls for the completion, for twice the time that requests
 //! have lately taken, those slept for included. If they take longer than the
-//! limit, it does not poll at all. Where the daemon gets no processor as long as
-//! the poll has it, because the two share one and the kernel runs who yields
-//! again, requests take what the poll takes: so each poll in vain is followed by
-//! twice as many requests that sleep at once.
+//! limit, it does not poll at all. A poll may keep the
+//! daemon from the processor that the two share, since the kernel runs a thread
+//! that yields again: then each request takes as long as the poll. So twice as
+//! many requests as the last time sleep at once after each poll that found
+//! nothing.
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
@@ -45,9 +46,9 @@ pub(super) struct BusyPoll {
     spin_only: Duration,
     /// Moving average of what requests took.
     typical_ns: AtomicU32,
-    /// Polls in vain, one after the other.
+    /// Polls that found nothing since the last one that found a reply.
     in_vain: AtomicU32,
-    /// Requests that sleep at once before the next poll.
+    /// Requests that sleep at once until a thread polls again.
     asleep: AtomicU32,
 }
 
@@ -91,7 +92,7 @@ impl BusyPoll {
         }
     }
 
-    /// Whether the last polls were in vain, so that this request does not poll.
+    /// Whether this request sleeps at once, because the last polls found nothing.
     fn sleeps_at_once(&self) -> bool {
         let asleep = self.asleep.load(Ordering::Relaxed);
         // Losing the update of another thread does no harm.

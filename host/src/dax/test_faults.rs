@@ -1,8 +1,7 @@
 //! Handling that can be left out, so that tests can show what it prevents.
 //!
-//! Nothing is ever left out of a daemon that is built without the feature
-//! `test-faults`, and no command line of `daxwindowd` reaches this with it:
-//! `host/examples/naive.rs` is the daemon whose command line does.
+//! A daemon built without the feature `test-faults` leaves nothing out. With it,
+//! `host/examples/naive.rs` has a flag for this; `daxwindowd` has none.
 
 #[cfg(feature = "test-faults")]
 use std::str::FromStr;

@@ -7,9 +7,9 @@
 //! pays; where it does not, it is tried only now and then. After the first
 //! moments it lets other threads run between two looks: a guest on the same
 //! processors needs them to get to its next request. If these keep the
-//! processor for longer than a look, it does not pay either. With but one
-//! processor it is watched for a few yields at most: the guest cannot
-//! come while the worker has it.
+//! processor for longer than a look, it does not pay either. With one
+//! processor a worker yields a few times at most: the guest cannot run
+//! while the worker does.
 
 use std::sync::atomic::{AtomicU32, Ordering::Relaxed};
 use std::time::{Duration, Instant};
@@ -19,8 +19,9 @@ use std::time::{Duration, Instant};
 const POLL: Duration = Duration::from_micros(200);
 /// How long it takes the processor for itself.
 const SPIN: Duration = Duration::from_micros(5);
-/// Yields, with but one processor. It goes to a guest that comes at once with the
-/// first; the kernel lets some twenty of them pass before it goes to others.
+/// Most yields of a poll on a machine with one processor. A guest that sends its
+/// next request at once runs after the first yield; the kernel lets some twenty
+/// pass before it runs other threads.
 const YIELDS: u32 = 4;
 /// A success is worth this many failures.
 const REWARD: u32 = 3;

@@ -158,7 +158,7 @@ impl DeviceQueue {
         if self.is_closing() {
             return false;
         }
-        let more = self.ring.listen();
+        let more = self.ring.enable_kicks();
         self.context.handler.settle();
         more.unwrap_or_else(|error| {
             self.complain(&error);

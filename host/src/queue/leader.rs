@@ -104,7 +104,7 @@ impl Leader {
         } else {
             self.queue.counted.end();
             self.queue.tally.gave_way();
-            self.queue.ring().tell_rest();
+            self.queue.ring().signal_rest();
             if self.queue.has_more() {
                 self.queue.ring().changed();
             }
@@ -125,11 +125,11 @@ impl Leader {
         keeps
     }
 
-    /// Asks the guest not to kick while this thread leads; false if the lead was
-    /// lost. Then somebody else may have asked for kicks before: they are asked
-    /// for once more.
-    pub(crate) fn hush(&self) -> Result<bool, Error> {
-        self.queue.ring().hush()?;
+    /// Asks the guest not to kick while this thread leads. Returns false if this
+    /// thread has lost the lead: another one may have asked for kicks since then,
+    /// so this one asks for them again.
+    pub(crate) fn disable_kicks(&self) -> Result<bool, Error> {
+        self.queue.ring().disable_kicks()?;
         let leads = self.show();
         if !leads && self.queue.has_more() {
             self.queue.ring().changed();
@@ -148,11 +148,11 @@ impl Leader {
             return true;
         }
         self.queue.came_back(began.elapsed());
-        // Who gave it up takes it again if it is free, and the guest, which was
-        // to kick meanwhile, need not any more.
+        // A thread that gave the lead up takes it again if it is free. It had
+        // asked the guest for kicks and does not need them any more.
         self.gave_up.take()
             && self.take()
-            && self.hush().unwrap_or_else(|error| {
+            && self.disable_kicks().unwrap_or_else(|error| {
                 self.queue.complain(&error);
                 true
             })

@@ -2,16 +2,16 @@
 //!
 //! - `workers`: the threads.
 //! - `device_queue`: one queue, and how a thread serves it.
-//! - `leadership`: which of them does just now.
-//! - `leader`: how it takes and leaves the lead.
-//! - `round`: what it does meanwhile.
-//! - `multi_queue`: whether it serves other queues as well.
+//! - `leadership`: which thread serves a queue just now, its leader.
+//! - `leader`: how a thread takes and leaves the lead.
+//! - `round`: how a leader empties rings.
+//! - `multi_queue`: whether one thread serves several queues.
 //! - `processors`: how many threads serve, and on how many processors.
-//! - `busy_poll`: whether it looks once more before it sleeps.
-//! - `stall`: who notices that it is stuck.
-//! - `kicks`: what they sleep on.
-//! - `ring`: one queue's way from available to used.
-//! - `flight`: what it has in flight.
+//! - `busy_poll`: whether a thread polls its ring before it sleeps.
+//! - `stall`: the detector of leaders that are stuck.
+//! - `kicks`: what threads without work sleep on.
+//! - `ring`: the virtqueue: takes available chains and returns used ones.
+//! - `flight`: how many requests of a ring are in flight.
 //! - `ring_setup`: how the front end sets it up.
 //! - `call`: what signals the guest.
 //! - `handler`: one request's way from descriptors to an answer.
@@ -19,7 +19,7 @@
 //! - `stale`: where the memory table may be out of date.
 //! - `bounded`: work that may be stuck in a guest's memory.
 //! - `withdrawal`: takes the guest's memory from threads that are given up.
-//! - `defect`: what comes of one in a thread of a queue.
+//! - `defect`: disconnects the client when a thread of its queues panics.
 //! - `heap`: memory that the allocator keeps.
 //!
 //! Laws: whatever a guest puts in its rings fails one request, never a thread

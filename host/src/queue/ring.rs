@@ -39,7 +39,7 @@ pub(super) type Chain<'m> = DescriptorChain<&'m GuestMemoryMmap>;
 
 /// Requests handed back before the guest is told of the first, if it has more
 /// in its ring.
-const MAX_UNTOLD: u32 = 4;
+const MAX_UNSIGNALLED: u32 = 4;
 /// How long who has given up waits once more for the ring's lock: nobody has
 /// it for long but a thread that the VMM's memory keeps.
 const LAST_WAIT: Duration = Duration::from_millis(100);
@@ -63,7 +63,7 @@ pub(super) struct Inner {
     flight: Flight,
     /// Requests handed back of which the guest was not told. Changed with the
     /// ring locked.
-    untold: AtomicU32,
+    unsignalled: AtomicU32,
     /// Its client has gone: nothing is handed back any more.
     closed: AtomicBool,
 }
@@ -131,9 +131,9 @@ pub(crate) enum Taken<'m> {
 #[must_use = "the guest waits for it"]
 struct Signal(u32);
 
-/// Asks for a kick at an index that the guest has just passed and comes to
+/// Sets the event index to one that the guest has just passed, and comes to
 /// again after 65,535 requests (virtio 1.3, 2.7.10).
-fn put_off_kicks(queue: &Queue, memory: &GuestMemoryMmap) -> Result<(), Error> {
+fn pass_event_index(queue: &Queue, memory: &GuestMemoryMmap) -> Result<(), Error> {
     let passed = queue.next_avail().wrapping_sub(1);
     let avail_event = 4 + 8 * u64::from(queue.size());
     let address = GuestAddress(queue.used_ring()).checked_add(avail_event);
@@ -168,7 +168,7 @@ impl Ring {
             kick: Mutex::new(None),
             call: ArcSwapOption::empty(),
             flight: Flight::default(),
-            untold: AtomicU32::new(0),
+            unsignalled: AtomicU32::new(0),
             closed: AtomicBool::new(false),
         })))
     }
@@ -198,9 +198,10 @@ impl Ring {
                 false => Taken::Outdated,
             };
             let more = matches!(taken, Taken::Request(..));
-            let is_time = at_once || !more || self.0.untold.load(Ordering::Relaxed) >= MAX_UNTOLD;
-            let tell = || self.tell(&mut queue, &current);
-            (taken, is_time.then(tell).flatten())
+            let is_time =
+                at_once || !more || self.0.unsignalled.load(Ordering::Relaxed) >= MAX_UNSIGNALLED;
+            let signal = || self.signal_used(&mut queue, &current);
+            (taken, is_time.then(signal).flatten())
         };
         self.send(signal);
         taken
@@ -233,17 +234,17 @@ impl Ring {
             let mut queue = self.locked();
             let memory = self.0.memory.memory();
             self.put_back(&mut queue, &memory, done);
-            self.tell(&mut queue, &memory)
+            self.signal_used(&mut queue, &memory)
         };
         self.send(signal);
     }
 
     /// Tells the guest of what it was not told.
-    pub(super) fn tell_rest(&self) {
-        if self.0.untold.load(Ordering::Relaxed) > 0 {
+    pub(super) fn signal_rest(&self) {
+        if self.0.unsignalled.load(Ordering::Relaxed) > 0 {
             let signal = {
                 let mut queue = self.locked();
-                self.tell(&mut queue, &self.0.memory.memory())
+                self.signal_used(&mut queue, &self.0.memory.memory())
             };
             self.send(signal);
         }
@@ -268,11 +269,11 @@ impl Ring {
             return self.0.flight.leave(ticket.epoch);
         }
         // Errors: the ring lies in memory that the VMM took away, or the
-        // guest named a descriptor that does not exist. Nobody to tell.
+        // guest named a descriptor that does not exist. Nobody waits for it.
         match queue.add_used(memory, ticket.head, used) {
             Ok(()) => {
-                let untold = self.0.untold.load(Ordering::Relaxed);
-                self.0.untold.store(untold + 1, Ordering::Relaxed);
+                let unsignalled = self.0.unsignalled.load(Ordering::Relaxed);
+                self.0.unsignalled.store(unsignalled + 1, Ordering::Relaxed);
             }
             Err(error) => {
                 tracing::debug!(head = ticket.head, %error, "cannot hand back a request");
@@ -282,11 +283,11 @@ impl Ring {
     }
 
     /// With the ring locked; what it answers is sent with nothing locked.
-    fn tell(&self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Option<Signal> {
-        if self.0.untold.load(Ordering::Relaxed) == 0 {
+    fn signal_used(&self, queue: &mut Queue, memory: &GuestMemoryMmap) -> Option<Signal> {
+        if self.0.unsignalled.load(Ordering::Relaxed) == 0 {
             return None;
         }
-        self.0.untold.store(0, Ordering::Relaxed);
+        self.0.unsignalled.store(0, Ordering::Relaxed);
         let wanted = queue.needs_notification(memory).unwrap_or(true);
         wanted.then(|| Signal(self.0.flight.enter()))
     }
@@ -385,7 +386,7 @@ impl Ring {
 
     /// Lets the guest kick again. True if it has added requests meanwhile,
     /// which no kick will announce.
-    pub(crate) fn listen(&self) -> Result<bool, Error> {
+    pub(crate) fn enable_kicks(&self) -> Result<bool, Error> {
         let mut queue = self.locked();
         match self.is_running() {
             true => queue.enable_notification(&*self.0.memory.memory()),
@@ -393,17 +394,17 @@ impl Ring {
         }
     }
 
-    /// Asks the guest not to kick while its ring is being emptied. Who does not
-    /// lead the queue [`listen`](Self::listen)s afterwards.
-    pub(crate) fn hush(&self) -> Result<(), Error> {
+    /// Asks the guest not to kick while a thread empties its ring. A thread that
+    /// does not lead the queue calls [`enable_kicks`](Self::enable_kicks) afterwards.
+    pub(crate) fn disable_kicks(&self) -> Result<(), Error> {
         let mut queue = self.locked();
         if !self.is_running() {
             return Ok(());
         }
         let memory = self.0.memory.memory();
         match queue.state().event_idx_enabled {
-            // This one only stays away from the next kick that was asked for.
-            true => put_off_kicks(&queue, &memory),
+            // The library's call does nothing with event indexes.
+            true => pass_event_index(&queue, &memory),
             false => queue.disable_notification(&*memory),
         }
     }

@@ -32,7 +32,7 @@ const VISIT: u64 = 32;
 pub(super) enum Ended {
     /// There was nothing more, or the lead was lost.
     Idle,
-    /// A ring claims to have requests, and yields none to who leads it.
+    /// A ring claims to have requests, and yields none to its leader.
     Broken,
 }
 
@@ -58,7 +58,7 @@ impl Round {
     /// Serves until the guest has nothing more for a while or the lead of the
     /// thread's own queue is lost.
     pub(super) fn serve(&mut self) -> Result<Ended, Error> {
-        if !self.leaders[0].hush()? {
+        if !self.leaders[0].disable_kicks()? {
             return Ok(Ended::Idle);
         }
         let mut in_vain = 0;
@@ -68,7 +68,7 @@ impl Round {
                 return Ok(Ended::Idle);
             }
             match (taken, self.is_wanted()) {
-                // Came between the two looks, and is taken now.
+                // A request may have come between the two looks: the next takes it.
                 (0, true) => in_vain += 1,
                 (0, false) => return Ok(Ended::Idle),
                 (_, true) => in_vain = 0,
@@ -146,7 +146,7 @@ impl Round {
             let Some(leader) = Leader::of(&queue, Whose::Assigned) else {
                 continue;
             };
-            match leader.hush() {
+            match leader.disable_kicks() {
                 Ok(true) => self.leaders.push(leader),
                 Ok(false) => {}
                 Err(error) => {
@@ -180,7 +180,7 @@ impl Round {
                 break Ok(());
             }
             let memory = handler.memory_after(&mut last);
-            // To tell late, somebody else must be able to tell instead.
+            // A signal may be late only if another thread can send it instead.
             let at_once = !context.workers.may_leave();
             let (chain, ticket) = match queue.ring().turn(&memory, done.take(), at_once) {
                 Taken::Request(chain, ticket) => (chain, ticket),

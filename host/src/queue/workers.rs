@@ -71,7 +71,7 @@ impl Workers {
         }
     }
 
-    /// Starts no thread of its own accord: the caller serves.
+    /// Counts the caller as a thread that sleeps, so that no other is started.
     #[cfg(test)]
     pub(crate) fn take_caller_for_sleeper(&self) {
         self.crew.lock().asleep += 1;

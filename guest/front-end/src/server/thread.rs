@@ -121,8 +121,8 @@ impl fmt::Debug for WindowServer {
     }
 }
 
-/// Sleeps in `poll` and never in `recvmsg`, which the kernel wakes once more
-/// whenever the back end has read a reply.
+/// Serves until the channel ends. The thread sleeps in `poll`: the kernel wakes a
+/// thread in `recvmsg` once more whenever the back end has read a reply.
 fn run(channel: &mut Channel) -> Result<(), ChannelError> {
     loop {
         match channel.step() {
